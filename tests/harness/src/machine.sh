@@ -2,11 +2,15 @@
 # down again when standard input ends. `machine.rs` holds the other end of
 # that pipe, so the box cannot outlive the test process, however it dies.
 #
-# usage: machine.sh outside CGROUP | machine.sh inside
+# usage: machine.sh outside CGROUP SCRIPT | machine.sh inside
+#
+# It is run from an argument and not from a file (SCRIPT is this text again), so
+# that it is readable wherever the box hides the folder it came from.
 set -eu
 
 outside() {
     cgroup=$1
+    script=$2
 
     # This shell has a mount namespace of its own: what it mounts nobody else
     # sees. The box gets a cgroup below the root of the unified hierarchy, for
@@ -19,7 +23,8 @@ outside() {
         echo 0 > "$hierarchy/$cgroup/cgroup.procs"
         exec setpriv --pdeathsig KILL \
             unshare --fork --kill-child=KILL --pid --mount --net --cgroup \
-                --uts --ipc --mount-proc sh "$0" inside < /dev/null
+                --uts --ipc --mount-proc sh -c "$script" machine.sh inside \
+            < /dev/null > /dev/null
     ) &
     unshare=$!
     echo "$unshare"
@@ -29,7 +34,7 @@ outside() {
     # One write ends every process of the box at once; the folders of its
     # units can go as soon as the last of them has been reaped.
     echo 1 > "$hierarchy/$cgroup/cgroup.kill" 2> /dev/null || kill -KILL "$unshare" || true
-    wait "$unshare" || true
+    wait "$unshare" 2> /dev/null || true
     tries=0
     until find "$hierarchy/$cgroup" -depth -type d -exec rmdir {} + 2> /dev/null; do
         tries=$((tries + 1))
@@ -114,7 +119,7 @@ inside() {
         proc-sys-fs-binfmt_misc.automount dev-hugepages.mount \
         dev-mqueue.mount sys-kernel-config.mount sys-kernel-debug.mount \
         sys-kernel-tracing.mount sys-fs-fuse-connections.mount \
-        systemd-initctl.socket getty.target; do
+        systemd-initctl.socket systemd-journald-audit.socket getty.target; do
         ln -sf /dev/null "/etc/systemd/system/$unit"
     done
 

@@ -1,0 +1,24 @@
+//! What the tests and benchmarks of steadfast stand on.
+//!
+//! * [`Machine`] boots this machine's systemd as PID 1 of a box of its own, so
+//!   that the shipped unit is tested by `systemctl` and `journalctl` themselves.
+//! * [`Daemon`] runs the binary as a plain child with a stand-in for the
+//!   service manager that records everything the daemon tells it.
+//! * [`Client`] speaks strict HTTP/1.1 and never retries: what it loses was lost.
+//! * [`Upstream`] is a server that answers when the test says so.
+//!
+//! Nothing here sleeps and hopes: every wait is for an event, has a bound wide
+//! enough for a busy machine, and says what it waited for when the bound passes.
+
+mod client;
+mod machine;
+mod process;
+mod upstream;
+mod wait;
+
+pub use client::{Client, Failure, Head, Response};
+pub use machine::{Machine, Output, print_figure};
+pub use process::{Daemon, Listening, Notification, Stderr};
+pub use rustix::process::Signal;
+pub use upstream::{Exchange, Upstream};
+pub use wait::{PATIENCE, wait_until};

@@ -1,0 +1,440 @@
+//! The daemon as a plain child process, with a stand-in for the service manager.
+
+use std::io::{BufRead, BufReader, ErrorKind};
+use std::net::SocketAddr;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::wait::{PATIENCE, wait_until};
+
+/// How often the stand-in for the manager looks whether the daemon is gone.
+const GLANCE: Duration = Duration::from_millis(20);
+
+/// A running daemon. Dropping it kills it.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    folder: TempDir,
+    log: Arc<Log>,
+    done: Arc<AtomicBool>,
+    listeners: Vec<JoinHandle<()>>,
+}
+
+/// One datagram that the daemon sent to the service manager.
+#[derive(Debug, Clone)]
+pub struct Notification {
+    /// When it arrived.
+    pub at: Instant,
+    /// Its assignments, one per line.
+    pub text: String,
+}
+
+/// One address that the daemon said it listens on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listening {
+    /// The child that serves it: `http`, `admin`.
+    pub child: String,
+    /// `HOST:PORT`, or `unix:` and a path.
+    pub address: String,
+}
+
+/// The lines of the daemon's standard error.
+#[derive(Debug, Clone, Default)]
+pub struct Stderr(pub Vec<String>);
+
+impl std::fmt::Display for Stderr {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.0.join("\n"))
+    }
+}
+
+/// What has been heard of the daemon so far.
+#[derive(Debug, Default)]
+struct Log {
+    heard: Mutex<Heard>,
+    news: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Heard {
+    notifications: Vec<Notification>,
+    stderr: Stderr,
+    stderr_ended: bool,
+}
+
+impl Log {
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, change: impl FnOnce(&mut Heard)) {
+        change(&mut self.heard());
+        self.news.notify_all();
+    }
+
+    /// Waits until `look` finds something; `None` when it has not within
+    /// [`PATIENCE`], or the daemon has ended and nothing more can come.
+    fn wait_for<T>(&self, look: impl Fn(&Heard) -> Option<T>) -> Option<T> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut heard = self.heard();
+        loop {
+            if let Some(found) = look(&heard) {
+                return Some(found);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || heard.stderr_ended {
+                return None;
+            }
+            heard = self
+                .news
+                .wait_timeout(heard, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------
+// Starting
+// ---------------------------------------------------------------------------
+
+impl Daemon {
+    /// Runs `binary` with this config and returns when it is ready.
+    ///
+    /// # Panics
+    ///
+    /// When it does not get ready, with what it wrote to standard error.
+    #[must_use]
+    pub fn start(binary: impl AsRef<Path>, config: &str) -> Self {
+        let daemon = Self::spawn(binary, config);
+        daemon.wait_for_notification("READY=1", |text| {
+            text.lines().any(|line| line == "READY=1")
+        });
+        daemon
+    }
+
+    /// Runs `binary` with this config and returns at once.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be run.
+    #[must_use]
+    pub fn spawn(binary: impl AsRef<Path>, config: &str) -> Self {
+        Self::spawn_with(binary, config, |_| {})
+    }
+
+    /// Like [`Daemon::spawn`], with a last word on the command: an environment
+    /// variable, a working folder.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be run.
+    #[must_use]
+    pub fn spawn_with(
+        binary: impl AsRef<Path>,
+        config: &str,
+        adjust: impl FnOnce(&mut Command),
+    ) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let config_file = folder.path().join("config.toml");
+        std::fs::write(&config_file, config).expect("the config can be written");
+        let runtime = folder.path().join("run");
+        std::fs::create_dir(&runtime).expect("the runtime folder can be made");
+        let notify = folder.path().join("notify.sock");
+        let manager = UnixDatagram::bind(&notify).expect("the manager's socket can be bound");
+        manager
+            .set_read_timeout(Some(GLANCE))
+            .expect("a socket has a read timeout");
+
+        let mut command = Command::new(binary.as_ref());
+        command
+            .arg("run")
+            .arg("--config")
+            .arg(&config_file)
+            .env("NOTIFY_SOCKET", &notify)
+            .env("RUNTIME_DIRECTORY", &runtime)
+            .env_remove("JOURNAL_STREAM")
+            .env_remove("INVOCATION_ID")
+            .env_remove("WATCHDOG_USEC")
+            .env_remove("WATCHDOG_PID")
+            .env_remove("LISTEN_FDS")
+            .env_remove("LISTEN_PID")
+            .env_remove("LISTEN_FDNAMES")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        adjust(&mut command);
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{} does not start: {error}", binary.as_ref().display()));
+
+        let log = Arc::new(Log::default());
+        let done = Arc::new(AtomicBool::new(false));
+        let stderr = child.stderr.take().expect("stderr is piped");
+        let listeners = vec![
+            thread::spawn({
+                let log = Arc::clone(&log);
+                move || read_stderr(stderr, &log)
+            }),
+            thread::spawn({
+                let log = Arc::clone(&log);
+                let done = Arc::clone(&done);
+                move || receive_notifications(&manager, &log, &done)
+            }),
+        ];
+        Self {
+            child,
+            folder,
+            log,
+            done,
+            listeners,
+        }
+    }
+}
+
+fn read_stderr(stderr: std::process::ChildStderr, log: &Log) {
+    for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+        let line = without_colours(&String::from_utf8_lossy(&line));
+        log.add(|heard| heard.stderr.0.push(line));
+    }
+    log.add(|heard| heard.stderr_ended = true);
+}
+
+fn receive_notifications(manager: &UnixDatagram, log: &Log, done: &AtomicBool) {
+    let mut bytes = vec![0; 64 * 1024];
+    loop {
+        // Looked up first, so that what came before the daemon's end is read.
+        let last = done.load(Ordering::Acquire);
+        match manager.recv(&mut bytes) {
+            Ok(count) => {
+                let at = Instant::now();
+                let text = String::from_utf8_lossy(&bytes[..count]).into_owned();
+                log.add(|heard| heard.notifications.push(Notification { at, text }));
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) if last => return,
+            Err(_) => {}
+        }
+    }
+}
+
+/// The text without terminal escapes.
+fn without_colours(line: &str) -> String {
+    let mut plain = String::with_capacity(line.len());
+    let mut rest = line;
+    while let Some((before, escape)) = rest.split_once("\u{1b}[") {
+        plain.push_str(before);
+        rest = escape
+            .find(|end: char| end.is_ascii_alphabetic())
+            .map_or("", |end| &escape[end + 1..]);
+    }
+    plain.push_str(rest);
+    plain
+}
+
+// ---------------------------------------------------------------------------
+// What it says
+// ---------------------------------------------------------------------------
+
+impl Daemon {
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The folder of this daemon alone: its config, its runtime folder `run`,
+    /// and whatever the test puts there.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Its control socket.
+    #[must_use]
+    pub fn control_socket(&self) -> PathBuf {
+        self.folder.path().join("run/control.sock")
+    }
+
+    /// Everything it has told the service manager so far.
+    #[must_use]
+    pub fn notifications(&self) -> Vec<Notification> {
+        self.log.heard().notifications.clone()
+    }
+
+    /// Waits for a datagram to the service manager that satisfies `wanted`,
+    /// among those already received too.
+    ///
+    /// # Panics
+    ///
+    /// When none comes, naming `what` was waited for.
+    pub fn wait_for_notification(
+        &self,
+        what: &str,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Notification {
+        let found = self.log.wait_for(|heard| {
+            let mut all = heard.notifications.iter();
+            all.find(|notification| wanted(&notification.text)).cloned()
+        });
+        found.unwrap_or_else(|| {
+            panic!(
+                "no notification {what}; so far {:#?}\nstandard error:\n{}",
+                self.notifications(),
+                self.stderr()
+            )
+        })
+    }
+
+    /// Its standard error so far.
+    #[must_use]
+    pub fn stderr(&self) -> Stderr {
+        self.log.heard().stderr.clone()
+    }
+
+    /// Waits for a line of standard error that satisfies `wanted`, among those
+    /// already read too.
+    ///
+    /// # Panics
+    ///
+    /// When none comes, naming `what` was waited for.
+    pub fn wait_for_line(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+        let found = self.log.wait_for(|heard| {
+            let mut all = heard.stderr.0.iter();
+            all.find(|line| wanted(line)).cloned()
+        });
+        found.unwrap_or_else(|| panic!("no line {what} in:\n{}", self.stderr()))
+    }
+
+    /// Every address it said it listens on, in the order of its lines.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<Listening> {
+        let heard = self.log.heard();
+        heard.stderr.0.iter().filter_map(|line| parse_listening(line)).collect()
+    }
+
+    /// The first TCP address of a child.
+    ///
+    /// # Panics
+    ///
+    /// When it did not say one.
+    #[must_use]
+    pub fn address(&self, child: &str) -> SocketAddr {
+        let found = self.log.wait_for(|heard| {
+            let mut all = heard.stderr.0.iter().filter_map(|line| parse_listening(line));
+            all.find_map(|listening| {
+                let ours = listening.child == child;
+                ours.then(|| listening.address.parse().ok()).flatten()
+            })
+        });
+        found.unwrap_or_else(|| panic!("no address of {child} in:\n{}", self.stderr()))
+    }
+}
+
+/// `... listening child="http" address=127.0.0.1:41234`, in any order of fields.
+fn parse_listening(line: &str) -> Option<Listening> {
+    if !line.contains("listening") {
+        return None;
+    }
+    Some(Listening {
+        child: field(line, "child")?,
+        address: field(line, "address")?,
+    })
+}
+
+/// The value of `name=value` or `name="value"` in a line of the log.
+fn field(line: &str, name: &str) -> Option<String> {
+    let start = line
+        .match_indices(name)
+        .map(|(at, _)| (at, at + name.len()))
+        .find(|&(at, end)| {
+            let begins = at == 0 || line[..at].ends_with(|c: char| c.is_whitespace() || c == '{');
+            begins && line[end..].starts_with('=')
+        })?
+        .1;
+    let value = &line[start + 1..];
+    let value = match value.strip_prefix('"') {
+        Some(quoted) => quoted.split('"').next(),
+        None => value.split(|c: char| c.is_whitespace() || c == '}').next(),
+    };
+    value.map(str::to_owned)
+}
+
+// ---------------------------------------------------------------------------
+// Its end
+// ---------------------------------------------------------------------------
+
+impl Daemon {
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    ///
+    /// When it is gone already.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the daemon still runs");
+    }
+
+    /// Waits for its end and returns its exit code, or minus the signal that
+    /// killed it. What it said can still be read.
+    ///
+    /// # Panics
+    ///
+    /// When it runs on for [`PATIENCE`].
+    pub fn wait(&mut self) -> i32 {
+        use std::os::unix::process::ExitStatusExt;
+
+        let child = &mut self.child;
+        let status = wait_until("the daemon to exit", || {
+            child.try_wait().expect("the daemon is our child")
+        });
+        self.hear_the_rest();
+        status
+            .code()
+            .unwrap_or_else(|| -status.signal().unwrap_or_default())
+    }
+
+    fn hear_the_rest(&mut self) {
+        self.done.store(true, Ordering::Release);
+        for listener in self.listeners.drain(..) {
+            // Its panic would only hide the one that may be under way.
+            let _ = listener.join();
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.done.store(true, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listening_line_is_understood_in_any_order_quoted_or_not() {
+        let expected = Some(Listening {
+            child: "http".into(),
+            address: "127.0.0.1:41234".into(),
+        });
+        for line in [
+            r#"2026-01-01T00:00:00Z  INFO steadfast::daemon: listening child="http" address=127.0.0.1:41234"#,
+            "INFO listening address=127.0.0.1:41234 child=http",
+            "\u{1b}[32mINFO\u{1b}[0m listening \u{1b}[3maddress\u{1b}[0m\u{1b}[2m=\u{1b}[0m127.0.0.1:41234 child=http",
+        ] {
+            assert_eq!(parse_listening(&without_colours(line)), expected, "{line}");
+        }
+        assert_eq!(parse_listening("INFO serving child=http address=x"), None);
+    }
+}
