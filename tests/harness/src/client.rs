@@ -88,9 +88,7 @@ impl Client {
     pub fn connect(address: SocketAddr) -> Result<Self, Failure> {
         let stream = TcpStream::connect(address).map_err(not_connected)?;
         stream.set_nodelay(true).map_err(Failure::Io)?;
-        stream
-            .set_read_timeout(Some(PATIENCE))
-            .map_err(Failure::Io)?;
+        stream.set_read_timeout(Some(PATIENCE)).map_err(Failure::Io)?;
         Ok(Self::over(Stream::Tcp(stream)))
     }
 
@@ -101,9 +99,7 @@ impl Client {
     /// [`Failure::Refused`] when nobody listens there, or there is no such file.
     pub fn connect_unix(path: impl AsRef<Path>) -> Result<Self, Failure> {
         let stream = UnixStream::connect(path).map_err(not_connected)?;
-        stream
-            .set_read_timeout(Some(PATIENCE))
-            .map_err(Failure::Io)?;
+        stream.set_read_timeout(Some(PATIENCE)).map_err(Failure::Io)?;
         Ok(Self::over(Stream::Unix(stream)))
     }
 

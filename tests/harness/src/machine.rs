@@ -9,6 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -137,6 +138,7 @@ impl Machine {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            .process_group(0) // a Ctrl-C ends the test, and the test's end the box
             .spawn()
             .expect("unshare starts");
         let lifeline = keeper.stdin.take();
@@ -157,16 +159,11 @@ impl Machine {
                 "no box: {}",
                 last_words(&mut keeper)
             );
-            let init = fs::read_to_string(&children)
-                .ok()?
-                .trim()
-                .parse::<u32>()
-                .ok()?;
+            let init = fs::read_to_string(&children).ok()?.trim().parse::<u32>().ok()?;
             let command = fs::read_to_string(format!("/proc/{init}/comm")).ok()?;
             (command.trim() == "systemd").then_some(init)
         });
-        let network =
-            File::open(format!("/proc/{init}/ns/net")).expect("the box has a network namespace");
+        let network = File::open(format!("/proc/{init}/ns/net")).expect("the box has a network namespace");
 
         let machine = Self {
             keeper,
@@ -303,8 +300,8 @@ impl Machine {
     ///
     /// When there is none, or it cannot be written.
     pub fn copy(&self, source: &Path, destination: impl AsRef<Path>, mode: &str) {
-        let source = File::open(source)
-            .unwrap_or_else(|error| panic!("{} cannot be read: {error}", source.display()));
+        let source =
+            File::open(source).unwrap_or_else(|error| panic!("{} cannot be read: {error}", source.display()));
         self.place(source, destination.as_ref(), mode);
     }
 

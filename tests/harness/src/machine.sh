@@ -31,8 +31,9 @@ outside() {
 
     read -r _ || true
 
-    # One write ends every process of the box at once; the folders of its
-    # units can go as soon as the last of them has been reaped.
+    # One write ends every process of the box at once. `unshare` is taken out
+    # first: it reaps the box's PID 1, and with that the box is gone.
+    echo "$unshare" > "$hierarchy/cgroup.procs" 2> /dev/null || true
     echo 1 > "$hierarchy/$cgroup/cgroup.kill" 2> /dev/null || kill -KILL "$unshare" || true
     wait "$unshare" 2> /dev/null || true
     tries=0

@@ -115,9 +115,7 @@ impl Daemon {
     #[must_use]
     pub fn start(binary: impl AsRef<Path>, config: &str) -> Self {
         let daemon = Self::spawn(binary, config);
-        daemon.wait_for_notification("READY=1", |text| {
-            text.lines().any(|line| line == "READY=1")
-        });
+        daemon.wait_for_notification("READY=1", |text| text.lines().any(|line| line == "READY=1"));
         daemon
     }
 
@@ -138,11 +136,7 @@ impl Daemon {
     ///
     /// When it cannot be run.
     #[must_use]
-    pub fn spawn_with(
-        binary: impl AsRef<Path>,
-        config: &str,
-        adjust: impl FnOnce(&mut Command),
-    ) -> Self {
+    pub fn spawn_with(binary: impl AsRef<Path>, config: &str, adjust: impl FnOnce(&mut Command)) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let config_file = folder.path().join("config.toml");
         std::fs::write(&config_file, config).expect("the config can be written");
@@ -276,11 +270,7 @@ impl Daemon {
     /// # Panics
     ///
     /// When none comes, naming `what` was waited for.
-    pub fn wait_for_notification(
-        &self,
-        what: &str,
-        wanted: impl Fn(&str) -> bool,
-    ) -> Notification {
+    pub fn wait_for_notification(&self, what: &str, wanted: impl Fn(&str) -> bool) -> Notification {
         let found = self.log.wait_for(|heard| {
             let mut all = heard.notifications.iter();
             all.find(|notification| wanted(&notification.text)).cloned()
@@ -318,7 +308,12 @@ impl Daemon {
     #[must_use]
     pub fn addresses(&self) -> Vec<Listening> {
         let heard = self.log.heard();
-        heard.stderr.0.iter().filter_map(|line| parse_listening(line)).collect()
+        heard
+            .stderr
+            .0
+            .iter()
+            .filter_map(|line| parse_listening(line))
+            .collect()
     }
 
     /// The first TCP address of a child.

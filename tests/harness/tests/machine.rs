@@ -24,7 +24,11 @@ fn a_service_of_the_box_is_reached_by_the_test_and_seen_in_its_journal() {
         let journal = machine.journal("stand-in", &["-p", "info"]);
         (journal.contains("up and well") && journal.contains("oh dear")).then_some(())
     });
-    assert!(machine.journal_json("stand-in", &[]).contains("\"MESSAGE\":\"up and well\""));
+    assert!(
+        machine
+            .journal_json("stand-in", &[])
+            .contains("\"MESSAGE\":\"up and well\"")
+    );
 
     let failed = machine.run(["systemctl", "start", "nonesuch"]);
     assert_eq!(failed.status.code(), Some(5), "{failed:?}");
