@@ -1,0 +1,12 @@
+//! The promises that hold between steadfast and a real systemd.
+//!
+//! Each test boots a box in which systemd is PID 1, installs the binary with the
+//! shipped unit, and then does what an operator does: writes the config, calls
+//! `systemctl`, reads `journalctl`. Needs root and systemd; without them the
+//! tests say so and pass, unless `STEADFAST_REQUIRE_SYSTEMD=1`.
+
+mod service;
+mod start;
+mod stop;
+mod survive;
+mod unit;

@@ -1,0 +1,147 @@
+//! An installed steadfast, as its operator sees it.
+
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::path::Path;
+use std::thread::{Scope, ScopedJoinHandle};
+use std::time::{Duration, Instant};
+
+use steadfast_harness::{Client, Failure, Machine, Output, Response, Upstream, wait_until};
+
+/// The unit under test.
+pub(crate) const UNIT: &str = "steadfast.service";
+
+/// Where the daemon serves. The box's network is the test's alone.
+const HTTP: &str = "127.0.0.1:8080";
+
+/// Where it answers its operator.
+const ADMIN: &str = "127.0.0.1:9090";
+
+/// What is shipped with the binary.
+pub(crate) const PACKAGING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging");
+
+/// The binary under test.
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_steadfast");
+
+/// A box with steadfast installed, and perhaps running.
+pub(crate) struct Service {
+    machine: Machine,
+}
+
+impl Deref for Service {
+    type Target = Machine;
+
+    fn deref(&self) -> &Machine {
+        &self.machine
+    }
+}
+
+/// How a stop went.
+pub(crate) struct Stop {
+    /// From the call of `systemctl stop` to its return.
+    pub(crate) took: Duration,
+    /// What `systemctl stop` said.
+    pub(crate) output: Output,
+}
+
+impl Service {
+    /// Installs steadfast and writes its config: the two listeners, and then
+    /// `rest`, which may open further tables.
+    pub(crate) fn install(file: &str, rest: &str) -> Option<Self> {
+        let machine = Machine::boot_or_skip(file)?;
+        machine.install(Path::new(BINARY), Path::new(PACKAGING));
+        let service = Self { machine };
+        service.configure(rest);
+        Some(service)
+    }
+
+    /// Installs and starts it.
+    pub(crate) fn start(file: &str, rest: &str) -> Option<Self> {
+        let service = Self::install(file, rest)?;
+        service.ok(["systemctl", "start", UNIT]);
+        Some(service)
+    }
+
+    pub(crate) fn configure(&self, rest: &str) {
+        let config = format!("[http]\nlisten = [\"{HTTP}\"]\n\n[admin]\nlisten = [\"{ADMIN}\"]\n\n{rest}");
+        self.write("/etc/steadfast/config.toml", config);
+    }
+
+    /// Changes the unit as `systemctl edit` does.
+    pub(crate) fn edit_unit(&self, lines: &str) {
+        self.write(
+            format!("/etc/systemd/system/{UNIT}.d/test.conf"),
+            format!("[Service]\n{lines}\n"),
+        );
+        self.ok(["systemctl", "daemon-reload"]);
+    }
+
+    /// Begins `systemctl stop` and returns when the daemon says that it drains.
+    pub(crate) fn begin_stop<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+    ) -> ScopedJoinHandle<'scope, Stop> {
+        let stop = scope.spawn(|| self.stop());
+        self.wait_for_drain();
+        stop
+    }
+
+    /// `systemctl stop`, timed.
+    pub(crate) fn stop(&self) -> Stop {
+        let began = Instant::now();
+        let output = self.run(["systemctl", "stop", UNIT]);
+        Stop {
+            took: began.elapsed(),
+            output,
+        }
+    }
+
+    pub(crate) fn wait_for_drain(&self) {
+        wait_until("the status text to say that it drains", || {
+            self.show(UNIT, "StatusText")
+                .starts_with("draining")
+                .then_some(())
+        });
+    }
+
+    /// A connection to the daemon that has answered nothing yet.
+    pub(crate) fn connect(&self) -> Client {
+        self.try_connect().expect("steadfast accepts connections")
+    }
+
+    pub(crate) fn try_connect(&self) -> Result<Client, Failure> {
+        self.enter_network(|| Client::connect(address(HTTP)))
+    }
+
+    /// One answer of the admin listener.
+    pub(crate) fn admin(&self, path: &str) -> Response {
+        self.enter_network(|| Client::connect(address(ADMIN))?.get(path))
+            .expect("the admin listener answers")
+    }
+
+    /// An upstream in the box, where [`PROXY`] leads.
+    pub(crate) fn upstream(&self) -> Upstream {
+        self.enter_network(|| Upstream::on(std::net::TcpListener::bind(UPSTREAM).expect("the port is free")))
+    }
+
+    /// The stop left the unit as a success does, with this exit status.
+    pub(crate) fn assert_stopped_with(&self, status: u8) {
+        let state = ["ActiveState", "Result", "ExecMainStatus"].map(|name| self.show(UNIT, name));
+        assert_eq!(
+            state,
+            ["inactive", "success", &status.to_string()],
+            "\n{}",
+            self.journal(UNIT, &[])
+        );
+    }
+}
+
+/// Where the upstream of [`PROXY`] listens.
+const UPSTREAM: &str = "127.0.0.1:3000";
+
+/// A route to [`Service::upstream`].
+pub(crate) const PROXY: &str = "[[route]]\npath = \"/app/*\"\nproxy = \"http://127.0.0.1:3000\"\n";
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().expect("a constant address")
+}

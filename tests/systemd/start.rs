@@ -1,0 +1,124 @@
+//! Starting: when it is ready, what it says, and what it refuses.
+
+use std::thread;
+use std::time::Duration;
+
+use steadfast_harness::{print_figure, wait_until};
+
+use crate::service::{Service, UNIT};
+
+#[test]
+fn systemctl_start_returns_when_requests_are_answered() {
+    let Some(service) = Service::start(file!(), "") else {
+        return;
+    };
+    let hello = service.connect().get("/").unwrap();
+    assert_eq!(hello.status, 200);
+    assert!(hello.text().contains("Hello World"), "{}", hello.text());
+    assert_eq!(service.admin("/readyz").status, 200);
+
+    // The kernel's clock of the exec, and systemd's of READY=1, in microseconds.
+    let exec = service.show(UNIT, "ExecMainStartTimestampMonotonic");
+    let ready = service.show(UNIT, "ActiveEnterTimestampMonotonic");
+    let took = ready.parse::<u64>().unwrap() - exec.parse::<u64>().unwrap();
+    print_figure(
+        "exec to READY, with the unit's sandbox",
+        format_args!("{took} µs (aim: under 20,000)"),
+    );
+    assert!(took < 10_000_000, "{took} µs");
+}
+
+#[test]
+fn the_daemon_runs_as_its_own_user_without_roots_powers() {
+    let Some(service) = Service::start(file!(), "") else {
+        return;
+    };
+    let pid = service.show(UNIT, "MainPID");
+    let status = service.ok(["cat", &format!("/proc/{pid}/status")]);
+    let uid = service.ok(["id", "-u", "steadfast"]);
+    let uid = uid.trim();
+    assert_ne!(uid, "0");
+    assert!(
+        status.contains(&format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}\n")),
+        "{status}"
+    );
+    // Ports below 1024, and nothing else.
+    assert!(status.contains("CapEff:\t0000000000000400\n"), "{status}");
+    assert!(status.contains("NoNewPrivs:\t1\n"), "{status}");
+}
+
+#[test]
+fn a_port_below_1024_can_be_served() {
+    let Some(service) = Service::install(file!(), "") else {
+        return;
+    };
+    service.write(
+        "/etc/steadfast/config.toml",
+        "[http]\nlisten = [\"127.0.0.1:80\"]\n[admin]\nlisten = []\n",
+    );
+    service.ok(["systemctl", "start", UNIT]);
+}
+
+#[test]
+fn systemctl_status_and_the_journal_say_that_it_serves_and_where() {
+    let Some(service) = Service::start(file!(), "") else {
+        return;
+    };
+    wait_until("the status text to say that it serves", || {
+        service
+            .show(UNIT, "StatusText")
+            .starts_with("serving")
+            .then_some(())
+    });
+    let journal = service.journal(UNIT, &["-p", "info"]);
+    for address in ["127.0.0.1:8080", "127.0.0.1:9090"] {
+        let fields = service.journal_json(UNIT, &["-p", "info"]);
+        assert!(
+            journal.contains(address) || fields.contains(address),
+            "{address} in:\n{journal}\n{fields}"
+        );
+    }
+    assert_eq!(
+        service.journal(UNIT, &["-p", "notice", "_COMM=steadfast"]),
+        "",
+        "a start that goes well is worth no more than info"
+    );
+}
+
+#[test]
+fn a_wrong_config_is_exit_78_with_the_line_in_the_journal_and_no_restart() {
+    let Some(service) = Service::install(file!(), "[shutdown]\ndeadlin = \"4s\"\n") else {
+        return;
+    };
+    let start = service.run(["systemctl", "start", UNIT]);
+    assert!(!start.status.success(), "{start:?}");
+    assert_eq!(service.show(UNIT, "ExecMainStatus"), "78");
+    assert_eq!(service.show(UNIT, "ActiveState"), "failed");
+    assert_eq!(service.show(UNIT, "NRestarts"), "0");
+
+    let journal = service.journal(UNIT, &[]);
+    for expected in ["config.toml:8:1", "deadlin", "deadline"] {
+        assert!(journal.contains(expected), "{expected} in:\n{journal}");
+    }
+
+    service.configure("[shutdown]\ndeadline = \"4s\"\n");
+    service.ok(["systemctl", "start", UNIT]);
+}
+
+#[test]
+fn the_watchdog_of_the_unit_is_satisfied() {
+    let Some(service) = Service::install(file!(), "") else {
+        return;
+    };
+    assert_eq!(service.show(UNIT, "WatchdogUSec"), "30s");
+    service.edit_unit("WatchdogSec=1s");
+    service.ok(["systemctl", "start", UNIT]);
+    let pid = service.show(UNIT, "MainPID");
+    let first = service.show(UNIT, "WatchdogTimestampMonotonic");
+    // Several times what the watchdog allows: time itself is the test.
+    thread::sleep(Duration::from_millis(3500));
+    assert_eq!(service.show(UNIT, "ActiveState"), "active");
+    assert_eq!(service.show(UNIT, "MainPID"), pid);
+    assert_eq!(service.show(UNIT, "NRestarts"), "0");
+    assert_ne!(service.show(UNIT, "WatchdogTimestampMonotonic"), first);
+}

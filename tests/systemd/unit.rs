@@ -1,0 +1,41 @@
+//! What is shipped is accepted by systemd as it is.
+
+use std::fs;
+use std::path::Path;
+
+use steadfast_harness::Machine;
+
+use crate::service::{BINARY, PACKAGING};
+
+/// The most that `systemd-analyze security` may hold against a unit, in tenths.
+/// A server that dials upstreams over TCP cannot do without a network.
+const MOST_EXPOSED: &str = "20";
+
+#[test]
+fn every_shipped_unit_passes_systemd_analyze_verify_and_is_locked_down() {
+    let Some(machine) = Machine::boot_or_skip(file!()) else {
+        return;
+    };
+    machine.install(Path::new(BINARY), Path::new(PACKAGING));
+    let units: Vec<String> = fs::read_dir(Path::new(PACKAGING).join("systemd/system"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(units, ["steadfast.service"], "list every shipped unit here");
+
+    for unit in &units {
+        let verify = machine.run(["systemd-analyze", "verify", unit]);
+        assert!(
+            verify.status.success() && verify.stderr.is_empty(),
+            "{unit}: {verify:?}"
+        );
+        let security = machine.run([
+            "systemd-analyze",
+            "security",
+            "--offline=true",
+            &format!("--threshold={MOST_EXPOSED}"),
+            unit,
+        ]);
+        assert!(security.status.success(), "{unit}:\n{}", security.stdout);
+    }
+}
