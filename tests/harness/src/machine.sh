@@ -105,7 +105,8 @@ inside() {
         > /etc/systemd/journald.conf.d/box.conf
 
     # What manages hardware, terminals, the real disk or the kernel's settings
-    # has no place here.
+    # has no place here. Nor has D-Bus, which not every machine has: root's
+    # `systemctl` speaks with PID 1 directly.
     rm -rf /etc/systemd/system/*.target.wants /etc/systemd/system/*.target.requires
     rm -f /etc/fstab
     for unit in systemd-udevd.service systemd-udevd-control.socket \
@@ -120,7 +121,8 @@ inside() {
         proc-sys-fs-binfmt_misc.automount dev-hugepages.mount \
         dev-mqueue.mount sys-kernel-config.mount sys-kernel-debug.mount \
         sys-kernel-tracing.mount sys-fs-fuse-connections.mount \
-        systemd-initctl.socket systemd-journald-audit.socket getty.target; do
+        systemd-initctl.socket systemd-journald-audit.socket getty.target \
+        dbus.socket dbus.service; do
         ln -sf /dev/null "/etc/systemd/system/$unit"
     done
 
