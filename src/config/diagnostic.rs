@@ -1,1 +1,128 @@
+//! What is wrong with a config file, shown in the file itself.
 
+use std::fmt;
+use std::ops::Range;
+
+use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
+
+/// Where something stands in the file, in bytes.
+pub(super) type Span = Range<usize>;
+
+/// More mistakes than these are counted, not shown: whoever sees them gave the wrong file.
+const SHOWN: usize = 20;
+
+/// One mistake.
+#[derive(Debug)]
+pub(super) struct Mistake {
+    span: Span,
+    what: String,
+    expected: String,
+    also: Option<(Span, String)>,
+    help: Option<String>,
+}
+
+impl Mistake {
+    /// `what` is wrong at `span`, where `expected` should be.
+    pub(super) fn new(span: Span, what: impl Into<String>, expected: impl Into<String>) -> Self {
+        Self {
+            span,
+            what: what.into(),
+            expected: expected.into(),
+            also: None,
+            help: None,
+        }
+    }
+
+    /// Points at another place that has to do with it.
+    pub(super) fn also(mut self, span: Span, label: impl Into<String>) -> Self {
+        self.also = Some((span, label.into()));
+        self
+    }
+
+    /// What to do about it.
+    pub(super) fn help(mut self, help: impl Into<Option<String>>) -> Self {
+        self.help = help.into();
+        self
+    }
+}
+
+/// All that is wrong with one file, in the file's order.
+///
+/// [`Display`](fmt::Display) shows each as `origin:line:column`, the line with the place marked, what was expected,
+/// and what to do; without colour, with it as `{:#}`.
+#[derive(Debug)]
+pub struct Mistakes {
+    origin: String,
+    text: String,
+    all: Vec<Mistake>,
+}
+
+impl Mistakes {
+    pub(super) fn new(origin: &str, text: &str, mut all: Vec<Mistake>) -> Self {
+        all.sort_by_key(|mistake| (mistake.span.start, mistake.span.end));
+        Self {
+            origin: origin.to_owned(),
+            text: text.to_owned(),
+            all,
+        }
+    }
+
+    fn render(&self, mistake: &Mistake, renderer: &Renderer) -> String {
+        let mut snippet = Snippet::source(&self.text).path(&self.origin).annotation(
+            AnnotationKind::Primary
+                .span(mistake.span.clone())
+                .label(&mistake.expected),
+        );
+        if let Some((span, label)) = &mistake.also {
+            snippet = snippet.annotation(AnnotationKind::Context.span(span.clone()).label(label));
+        }
+        let mut report = Level::ERROR.primary_title(&mistake.what).element(snippet);
+        if let Some(help) = &mistake.help {
+            report = report.element(Level::HELP.message(help));
+        }
+        renderer.render(&[report])
+    }
+}
+
+impl std::error::Error for Mistakes {}
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let renderer = if f.alternate() {
+            Renderer::styled()
+        } else {
+            Renderer::plain()
+        };
+        for (index, mistake) in self.all.iter().take(SHOWN).enumerate() {
+            if index > 0 {
+                f.write_str("\n\n")?;
+            }
+            f.write_str(&self.render(mistake, &renderer))?;
+        }
+        match self.all.len().saturating_sub(SHOWN) {
+            0 => Ok(()),
+            1 => f.write_str("\n\nand 1 more mistake"),
+            more => write!(f, "\n\nand {more} more mistakes"),
+        }
+    }
+}
+
+/// Of the words that are known, the one that was probably meant.
+pub(super) fn nearest<'k>(written: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+    let written = written.to_lowercase();
+    known
+        .into_iter()
+        .map(|word| (strsim::jaro_winkler(&written, word), word))
+        .filter(|(likeness, _)| *likeness >= 0.8)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, word)| word)
+}
+
+/// `a`, `b`, `c`.
+pub(super) fn list<'w>(words: impl IntoIterator<Item = &'w str>) -> String {
+    words
+        .into_iter()
+        .map(|word| format!("`{word}`"))
+        .collect::<Vec<_>>()
+        .join(", ")
+}

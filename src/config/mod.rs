@@ -1,14 +1,29 @@
 //! The config as it is meant: parsed, checked, and complete.
 //!
-//! `written` is what serde reads from the file; `check` makes it this. One process has one config for its life:
-//! a changed file is the next process's.
+//! `written` is the file's tables and `value` what stands in them; `check` makes them this. One process has one
+//! config for its life: a changed file is the next process's.
 
 mod check;
 mod diagnostic;
+mod summary;
+mod value;
 mod written;
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Read};
+use std::path::{Path, PathBuf};
+
+use annotate_snippets::{Level, Renderer};
+
+pub use diagnostic::Mistakes;
+pub use summary::Summary;
 
 use crate::daemon::{admin, http, shutdown, supervisor};
 use crate::logging;
+use diagnostic::Mistake;
+
+/// A larger file is not read: it is not a config.
+const LARGEST: u64 = 1 << 20;
 
 /// A whole config. [`Config::default`] has every key's default and no route.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -23,4 +38,108 @@ pub struct Config {
     pub supervision: supervisor::Config,
     /// `[log]`.
     pub log: logging::Config,
+}
+
+/// Why there is no config. Whichever it is, the operator must act before a start can succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("{}", unreadable(path, source, &Renderer::plain()))]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What reading it said.
+        source: io::Error,
+    },
+    /// The file is wrong; all that is wrong with it.
+    #[error(transparent)]
+    Wrong(#[from] Mistakes),
+}
+
+impl Error {
+    /// All of it for stderr: in colour where that is a terminal and `NO_COLOR` is not set.
+    #[must_use]
+    pub fn for_stderr(&self) -> String {
+        let colour =
+            io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        match self {
+            _ if !colour => self.to_string(),
+            Self::Unreadable { path, source } => unreadable(path, source, &Renderer::styled()),
+            Self::Wrong(mistakes) => format!("{mistakes:#}"),
+        }
+    }
+}
+
+fn unreadable(path: &Path, source: &io::Error, renderer: &Renderer) -> String {
+    let help = match source.kind() {
+        io::ErrorKind::NotFound => "make the file, or name another with --config",
+        io::ErrorKind::PermissionDenied => {
+            "let the user that runs steadfast read the file and enter its directories"
+        }
+        io::ErrorKind::IsADirectory => "name the file in it",
+        io::ErrorKind::FileTooLarge => "a config has at most 1 MiB",
+        _ => "name another file with --config",
+    };
+    let title = Level::ERROR.primary_title(format!("cannot read {}: {source}", path.display()));
+    renderer.render(&[title.element(Level::HELP.message(help))])
+}
+
+impl Config {
+    /// Reads and checks a file: also that what it names is there, such as the directories that are served.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is wrong.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let mut bytes = Vec::new();
+        File::open(path)
+            .and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes))
+            .and_then(|read| {
+                if read as u64 > LARGEST {
+                    Err(io::ErrorKind::FileTooLarge.into())
+                } else {
+                    Ok(())
+                }
+            })
+            .map_err(|source| Error::Unreadable {
+                path: path.to_owned(),
+                source,
+            })?;
+        let origin = path.display().to_string();
+        match std::str::from_utf8(&bytes) {
+            Ok(text) => Self::parse(text, &origin),
+            Err(error) => {
+                let at = error.valid_up_to();
+                let text = String::from_utf8_lossy(&bytes);
+                let stranger = at..at + char::REPLACEMENT_CHARACTER.len_utf8();
+                let mistake = Mistake::new(stranger, "the file is not UTF-8", "expected text")
+                    .help("save the file as UTF-8".to_owned());
+                Err(Mistakes::new(&origin, &text, vec![mistake]).into())
+            }
+        }
+    }
+
+    /// Checks the text of a file, as [`load`](Self::load) does; `origin` is what its mistakes are said to be in.
+    ///
+    /// # Errors
+    /// The text is wrong: [`Error::Wrong`].
+    pub fn parse(text: &str, origin: &str) -> Result<Self, Error> {
+        let mut mistakes = Vec::new();
+        match written::File::parse(text, &mut mistakes).map(|file| check::config(file, &mut mistakes)) {
+            Some(config) if mistakes.is_empty() => Ok(config),
+            _ => Err(Mistakes::new(origin, text, mistakes).into()),
+        }
+    }
+
+    /// What the binary runs without a file: Hello World at `/`, the status everywhere else.
+    #[must_use]
+    pub fn embedded() -> Self {
+        Self::parse(include_str!("default.toml"), "the embedded default")
+            .unwrap_or_else(|error| unreachable!("the embedded default is tested\n{error}"))
+    }
+
+    /// The tree that this config makes, for people to read.
+    #[must_use]
+    pub fn summary(&self) -> Summary<'_> {
+        Summary(self)
+    }
 }

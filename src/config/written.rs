@@ -1,1 +1,327 @@
+//! The file as it is written: its tables, their keys, and how each key's value is written.
+//!
+//! A table that is declared below reads itself from TOML: it notes every key it does not know and every value that
+//! is not of its key's kind, and goes on, so that one look at the file finds all of them.
 
+use std::borrow::Cow;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::diagnostic::{Mistake, Span, list, nearest};
+use super::value::{
+    Access, BodyLimit, Connections, ContentType, Deadline, Delay, Directory, FieldValue, Flag, Format,
+    Headers, Index, Level, Listen, Restarts, RoutePath, Status, Target, Timeout, True, Upstream, Words,
+};
+
+/// How a value is written in the file.
+pub(super) trait Kind {
+    /// What it is once read.
+    type Value;
+
+    /// What is expected where it stands, to complete "expected ...".
+    fn expected() -> String;
+
+    /// Reads the value of the key `name`, or notes what is wrong with it.
+    fn read(value: Spanned<DeValue<'_>>, name: &str, mistakes: &mut Vec<Mistake>) -> Option<Self::Value>;
+}
+
+/// A key of a table.
+#[derive(Default)]
+pub(super) enum Key<T> {
+    /// It is not in the file.
+    #[default]
+    Absent,
+    /// What was wrong with its value has been noted.
+    Refused(Span),
+    /// It stands at `at`, its value at the value's own span.
+    Given { at: Span, value: Spanned<T> },
+}
+
+impl<T> Key<T> {
+    fn read<K: Kind<Value = T>>(
+        at: Span,
+        value: Spanned<DeValue<'_>>,
+        name: &str,
+        mistakes: &mut Vec<Mistake>,
+    ) -> Self {
+        let span = value.span();
+        match K::read(value, name, mistakes) {
+            Some(value) => Self::Given {
+                at,
+                value: Spanned::new(span, value),
+            },
+            None => Self::Refused(at),
+        }
+    }
+
+    /// Where the key stands, whether or not its value is right.
+    pub(super) fn at(&self) -> Option<&Span> {
+        match self {
+            Self::Absent => None,
+            Self::Refused(at) | Self::Given { at, .. } => Some(at),
+        }
+    }
+
+    /// Whether something was wrong with its value.
+    pub(super) fn refused(&self) -> bool {
+        matches!(self, Self::Refused(_))
+    }
+
+    /// The value and where it stands.
+    pub(super) fn given(self) -> Option<Spanned<T>> {
+        match self {
+            Self::Given { value, .. } => Some(value),
+            Self::Absent | Self::Refused(_) => None,
+        }
+    }
+
+    /// The value, or `default`.
+    pub(super) fn or(self, default: T) -> T {
+        self.given().map_or(default, Spanned::into_inner)
+    }
+}
+
+/// Declares tables: what is expected where one stands, and its keys. With `short`, a lone string is the value of
+/// that one key.
+macro_rules! tables {
+    ($(
+        $(#[$doc:meta])*
+        $name:ident $expected:literal $(short $short:ident)? { $($key:ident: $kind:ty,)* }
+    )*) => {$(
+        $(#[$doc])*
+        #[derive(Default)]
+        pub(super) struct $name {
+            $(pub(super) $key: Key<<$kind as Kind>::Value>,)*
+        }
+
+        impl $name {
+            const KEYS: &[&str] = &[$(stringify!($key)),*];
+
+            fn set(&mut self, key: &str, at: Span, value: Spanned<DeValue<'_>>, name: &str, mistakes: &mut Vec<Mistake>) {
+                match key {
+                    $(stringify!($key) => self.$key = Key::read::<$kind>(at, value, name, mistakes),)*
+                    unknown => mistakes.push(unknown_key(unknown, at, Self::KEYS)),
+                }
+            }
+        }
+
+        impl Kind for $name {
+            type Value = Self;
+
+            fn expected() -> String {
+                $expected.to_owned()
+            }
+
+            fn read(value: Spanned<DeValue<'_>>, name: &str, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+                let span = value.span();
+                match value.into_inner() {
+                    DeValue::Table(table) => {
+                        let mut read = Self::default();
+                        for (key, value) in table {
+                            read.set(key.get_ref(), key.span(), value, key.get_ref(), mistakes);
+                        }
+                        Some(read)
+                    }
+                    $(text @ DeValue::String(_) => {
+                        let mut read = Self::default();
+                        read.set(stringify!($short), span.clone(), Spanned::new(span, text), name, mistakes);
+                        Some(read)
+                    })?
+                    other => {
+                        mistakes.push(wrong_type::<Self>(name, span, &other));
+                        None
+                    }
+                }
+            }
+        }
+    )*};
+}
+
+tables! {
+    /// The whole file.
+    File "a table" {
+        http: Http,
+        route: List<Route>,
+        admin: Admin,
+        shutdown: Shutdown,
+        supervision: Supervision,
+        log: Log,
+    }
+
+    Http "the section `[http]`" {
+        listen: List<Listen>,
+        max_connections: Connections,
+        header_timeout: Timeout,
+        keepalive_timeout: Timeout,
+        body_limit: BodyLimit,
+    }
+
+    /// Of the last four, exactly one is given.
+    Route "a route, under `[[route]]`" {
+        path: RoutePath,
+        respond: Respond,
+        status: True,
+        files: Files,
+        proxy: Proxy,
+    }
+
+    Respond "the body, or a table of `status`, `content_type`, `body`, `headers`" short body {
+        status: Status,
+        content_type: ContentType,
+        body: Words,
+        headers: Headers,
+    }
+
+    Files "a directory, or a table of `root`, `index`, `precompressed`, `cache_control`" short root {
+        root: Directory,
+        index: Index,
+        precompressed: Flag,
+        cache_control: FieldValue,
+    }
+
+    Proxy "an upstream, or a table of `to`, `retry_for`, `connect_timeout`, `timeout`" short to {
+        to: Upstream,
+        retry_for: Delay,
+        connect_timeout: Timeout,
+        timeout: Timeout,
+    }
+
+    Admin "the section `[admin]`" {
+        listen: List<Listen>,
+    }
+
+    Shutdown "the section `[shutdown]`" {
+        delay: Delay,
+        linger: Delay,
+        deadline: Deadline,
+    }
+
+    Supervision "the section `[supervision]`" {
+        max_restarts: Restarts,
+        window: Timeout,
+        backoff: Delay,
+        backoff_max: Delay,
+    }
+
+    Log "the section `[log]`" {
+        level: Level,
+        target: Target,
+        format: Format,
+        access: Access,
+        slow: Delay,
+    }
+}
+
+/// Where each key belongs, for one that stands elsewhere.
+const HOMES: &[(&str, &[&str])] = &[
+    ("[http]", Http::KEYS),
+    ("[[route]]", Route::KEYS),
+    ("[admin]", Admin::KEYS),
+    ("[shutdown]", Shutdown::KEYS),
+    ("[supervision]", Supervision::KEYS),
+    ("[log]", Log::KEYS),
+    ("a route's `respond`", Respond::KEYS),
+    ("a route's `files`", Files::KEYS),
+    ("a route's `proxy`", Proxy::KEYS),
+    ("the whole file, outside all sections", File::KEYS),
+];
+
+impl File {
+    /// Reads a file. Without its syntax nothing of it can be read.
+    pub(super) fn parse(text: &str, mistakes: &mut Vec<Mistake>) -> Option<Self> {
+        let (table, errors) = DeTable::parse_recoverable(text);
+        // One thing that does not close makes everything after it look wrong: the first error is the true one.
+        let first = errors
+            .iter()
+            .min_by_key(|error| error.span().map_or(0, |span| span.start));
+        if let Some(error) = first {
+            let (what, expected) = error
+                .message()
+                .split_once(", expected ")
+                .unwrap_or((error.message(), "TOML"));
+            let span = error.span().unwrap_or_default();
+            mistakes.push(Mistake::new(span, what, format!("expected {expected}")));
+            return None;
+        }
+        Self::read(
+            Spanned::new(table.span(), DeValue::Table(table.into_inner())),
+            "",
+            mistakes,
+        )
+    }
+}
+
+/// `[...]` in the file, and each `[[...]]`.
+pub(super) struct List<K>(std::marker::PhantomData<K>);
+
+impl<K: Kind> Kind for List<K> {
+    /// Without the elements that were refused.
+    type Value = Vec<Spanned<K::Value>>;
+
+    fn expected() -> String {
+        format!("a list, each {}", K::expected())
+    }
+
+    fn read(value: Spanned<DeValue<'_>>, name: &str, mistakes: &mut Vec<Mistake>) -> Option<Self::Value> {
+        let span = value.span();
+        match value.into_inner() {
+            DeValue::Array(elements) => Some(
+                elements
+                    .into_iter()
+                    .filter_map(|element| {
+                        let span = element.span();
+                        K::read(element, name, mistakes).map(|value| Spanned::new(span, value))
+                    })
+                    .collect(),
+            ),
+            other => {
+                let help = match &other {
+                    DeValue::String(text) => Some(format!("write [{text:?}]")),
+                    DeValue::Table(_) => Some(format!("write [[{name}]]: there can be several")),
+                    _ => None,
+                };
+                mistakes.push(wrong_type::<Self>(name, span, &other).help(help));
+                None
+            }
+        }
+    }
+}
+
+/// `value` stands where a `K` should.
+pub(super) fn wrong_type<K: Kind>(name: &str, span: Span, value: &DeValue<'_>) -> Mistake {
+    let found: Cow<'_, str> = match value {
+        DeValue::String(_) => "a string".into(),
+        DeValue::Integer(integer) => format!("the integer {integer}").into(),
+        DeValue::Float(float) => format!("the float {float}").into(),
+        DeValue::Boolean(boolean) => format!("{boolean}").into(),
+        DeValue::Datetime(_) => "a date or time".into(),
+        DeValue::Array(_) => "a list".into(),
+        DeValue::Table(_) => "a table".into(),
+    };
+    Mistake::new(
+        span,
+        format!("`{name}` is {found}"),
+        format!("expected {}", K::expected()),
+    )
+}
+
+fn unknown_key(key: &str, at: Span, known: &[&str]) -> Mistake {
+    let homes: Vec<_> = HOMES
+        .iter()
+        .filter(|(_, keys)| keys.contains(&key))
+        .map(|(home, _)| *home)
+        .collect();
+    let help = match nearest(key, known.iter().copied()) {
+        Some(nearest) => Some(format!("the nearest known key is `{nearest}`")),
+        None if homes.is_empty() => None,
+        None => Some(format!("`{key}` belongs in {}", homes.join(", or in "))),
+    };
+    let what = format!("unknown key `{}`", key.escape_debug());
+    Mistake::new(
+        at,
+        what,
+        format!("expected one of {}", list(known.iter().copied())),
+    )
+    .help(help)
+}
