@@ -50,7 +50,7 @@ _binary:
 configs: _binary
     #!/usr/bin/env bash
     set -euo pipefail
-    mapfile -t configs < <(git ls-files '*.toml.example' 'examples/*.toml' 'docs/*.toml' 'packaging/*.toml')
+    mapfile -t configs < <(git ls-files 'src/config/*.toml' '*.toml.example' 'examples/*.toml' 'docs/*.toml' 'packaging/*.toml')
     (( ${#configs[@]} > 0 )) || { echo "no shipped config was found" >&2; exit 1; }
     for config in "${configs[@]}"; do
         echo "$config"
