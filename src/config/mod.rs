@@ -5,7 +5,7 @@
 
 mod check;
 mod diagnostic;
-mod summary;
+mod tree;
 mod value;
 mod written;
 
@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 use annotate_snippets::{Level, Renderer};
 
 pub use diagnostic::Mistakes;
-pub use summary::Summary;
+pub use tree::Tree;
+
 
 use crate::daemon::{admin, http, shutdown, supervisor};
 use crate::logging;
@@ -139,7 +140,7 @@ impl Config {
 
     /// The tree that this config makes, for people to read.
     #[must_use]
-    pub fn summary(&self) -> Summary<'_> {
-        Summary(self)
+    pub fn tree(&self) -> Tree<'_> {
+        Tree(self)
     }
 }

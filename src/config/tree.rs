@@ -1,4 +1,4 @@
-//! The tree that a config makes, in words.
+//! The tree that a config makes, for people to read.
 
 use std::fmt;
 
@@ -6,11 +6,11 @@ use super::Config;
 use crate::daemon::http::listener::Address;
 use crate::daemon::http::routes::Action;
 
-/// The tree, a line for each child and each route.
+/// The tree that a config makes: a line for each child and each route.
 #[derive(Debug)]
-pub struct Summary<'c>(pub(super) &'c Config);
+pub struct Tree<'c>(pub(super) &'c Config);
 
-impl fmt::Display for Summary<'_> {
+impl fmt::Display for Tree<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Config { http, admin, .. } = self.0;
         writeln!(f, "steadfast")?;
