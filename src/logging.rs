@@ -1,8 +1,14 @@
 //! Where events go.
 
+use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use tracing::Level;
+use tracing::level_filters::LevelFilter;
+use tracing_journald::{Priority, PriorityMappings};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
+use tracing_subscriber::{Layer, Registry};
 
 /// `[log]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,4 +66,68 @@ pub enum Access {
     Errors,
     /// None.
     Off,
+}
+
+/// Sends events where the config says, and panics with them. Call it once, first thing; if the process has a
+/// subscriber already, that one is kept.
+pub fn start(config: &Config) {
+    let levels = Targets::new()
+        .with_default(config.level.map_or(LevelFilter::OFF, LevelFilter::from_level))
+        // The tree's own account of a stop repeats ours.
+        .with_target("tokio_graceful_shutdown", LevelFilter::ERROR);
+    let events = match journal(config.target) {
+        Ok(Some(journal)) => journal.boxed(),
+        Ok(None) => stderr(config.format),
+        Err(error) => {
+            eprintln!("cannot reach journald, logging to stderr: {error}");
+            stderr(config.format)
+        }
+    };
+    let _ = tracing_subscriber::registry()
+        .with(events.with_filter(levels))
+        .try_init();
+    std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+}
+
+/// The journal, if events go there.
+fn journal(target: Target) -> io::Result<Option<tracing_journald::Layer>> {
+    let wanted = match target {
+        Target::Auto => stderr_is_the_journal(),
+        Target::Journald => true,
+        Target::Stderr => false,
+    };
+    if !wanted {
+        return Ok(None);
+    }
+    let journal = tracing_journald::layer()?
+        // Fields keep their names: METHOD, PATH, MESSAGE_ID.
+        .with_field_prefix(None)
+        .with_priority_mappings(PriorityMappings {
+            error: Priority::Error,
+            warn: Priority::Warning,
+            info: Priority::Informational,
+            debug: Priority::Debug,
+            trace: Priority::Debug,
+        });
+    Ok(Some(journal))
+}
+
+fn stderr(format: Format) -> Box<dyn Layer<Registry> + Send + Sync> {
+    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    match format {
+        Format::Text => layer.with_ansi(io::stderr().is_terminal()).boxed(),
+        Format::Json => layer.json().flatten_event(true).boxed(),
+    }
+}
+
+/// Whether systemd connected stderr to journald: `$JOURNAL_STREAM` names stderr's device and inode
+/// (systemd.exec(5)).
+fn stderr_is_the_journal() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else {
+        return false;
+    };
+    let Ok(stat) = rustix::fs::fstat(io::stderr()) else {
+        return false;
+    };
+    stream == format!("{}:{}", stat.st_dev, stat.st_ino)
 }

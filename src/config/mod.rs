@@ -18,7 +18,6 @@ use annotate_snippets::{Level, Renderer};
 pub use diagnostic::Mistakes;
 pub use tree::Tree;
 
-
 use crate::daemon::{admin, http, shutdown, supervisor};
 use crate::logging;
 use diagnostic::Mistake;

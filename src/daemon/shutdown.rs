@@ -1,6 +1,17 @@
-//! How the daemon stops.
+//! The stop, from the first request for it to the report.
+//!
+//! The order: readiness fails; `delay`; the http child stops accepting and its requests in flight finish; the
+//! caller's own children, which those requests may need, finish; at `deadline` or on demand what is left is cut by
+//! name. The daemon's root then stops the admin child and the rest. No step waits where there is nothing to wait for.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_graceful_shutdown::NestedSubsystem;
+
+use super::phase::{Lifecycle, Phase};
+use super::registry::Registry;
 
 /// `[shutdown]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,6 +26,194 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { delay: Duration::ZERO, linger: Duration::from_secs(1), deadline: Some(Duration::from_secs(30)) }
+        Self {
+            delay: Duration::ZERO,
+            linger: Duration::from_secs(1),
+            deadline: Some(Duration::from_secs(30)),
+        }
     }
+}
+
+/// The `MESSAGE_ID` of the report, for `journalctl MESSAGE_ID=...`.
+pub const REPORT_ID: &str = "7f1c8a0f1e1f4c6a9b6f6c3f5d2f4a10";
+/// The `MESSAGE_ID` of each request that was cut.
+pub const CUT_ID: &str = "3b9d1a52c80e4f6d8f0b7c1e9a64d2f3";
+
+/// How long what was cut may take to be gone.
+const AFTER_CUT: Duration = Duration::from_secs(1);
+
+/// A child to be stopped.
+pub(super) struct Stoppable {
+    pub(super) name: Arc<str>,
+    pub(super) subsystem: NestedSubsystem,
+}
+
+impl Stoppable {
+    /// Tells the child to stop, and returns when it has.
+    pub(super) async fn stop(&self) {
+        self.subsystem.initiate_shutdown();
+        self.subsystem.finished().await;
+    }
+
+    /// Tells the child to stop, and ends it by force if that takes longer than `limit`.
+    pub(super) async fn stop_within(&self, limit: Duration) {
+        if tokio::time::timeout(limit, self.stop()).await.is_err() {
+            tracing::warn!(
+                child = &*self.name,
+                "{} did not stop within {limit:?}: aborting it",
+                self.name
+            );
+            self.subsystem.abort();
+        }
+    }
+}
+
+/// What a stop takes part in.
+pub(super) struct Stop<'a> {
+    pub(super) config: &'a Config,
+    pub(super) lifecycle: &'a Lifecycle,
+    pub(super) registry: &'a Registry,
+    pub(super) http: &'a Stoppable,
+    pub(super) own: &'a [Stoppable],
+}
+
+/// What became of the work in flight.
+#[derive(Debug)]
+pub(super) struct Report {
+    /// Requests and children that were cut.
+    pub(super) cut: u64,
+}
+
+impl Stop<'_> {
+    /// Stops the http child and the caller's own. Returns when they are gone.
+    pub(super) async fn run(self) -> Report {
+        let Self {
+            config,
+            lifecycle,
+            registry,
+            http,
+            own,
+        } = self;
+        let asked = Instant::now();
+        let answered_before = registry.totals().requests();
+        let in_flight_before = registry.in_flight();
+        let idle_before = registry.len().saturating_sub(in_flight_before);
+        let until = config
+            .deadline
+            .and_then(|d| asked.checked_add(config.delay)?.checked_add(d));
+        lifecycle.enter(Phase::Draining { since: asked, until });
+        tracing::info!(
+            "draining: {in_flight_before} requests in flight, {idle_before} idle connections, {}",
+            until.map_or("no deadline".into(), |at| format!(
+                "{} s left",
+                at.duration_since(asked).as_secs()
+            )),
+        );
+
+        if !config.delay.is_zero() {
+            tokio::select! {
+                () = sleep(config.delay) => {}
+                () = lifecycle.cutting().cancelled() => {}
+            }
+        }
+        let delayed = asked.elapsed();
+
+        let work = async {
+            http.stop().await;
+            let drained = asked.elapsed();
+            // Told together, waited for together.
+            own.iter().for_each(|child| child.subsystem.initiate_shutdown());
+            for child in own {
+                child.stop().await;
+            }
+            drained
+        };
+        let mut cut = 0;
+        let drained = tokio::select! {
+            drained = work => drained,
+            () = overdue(until) => {
+                cut = cut_all("the deadline", registry, http, own).await;
+                asked.elapsed()
+            }
+            () = lifecycle.cutting().cancelled() => {
+                cut = cut_all("the second signal", registry, http, own).await;
+                asked.elapsed()
+            }
+        };
+
+        let took = asked.elapsed();
+        let finished = registry
+            .totals()
+            .requests()
+            .saturating_sub(answered_before)
+            .saturating_sub(cut);
+        let cause = lifecycle.cause().map(ToString::to_string).unwrap_or_default();
+        tracing::info!(
+            message_id = REPORT_ID,
+            cause,
+            finished,
+            cut,
+            delay_ms = millis(delayed),
+            drain_ms = millis(drained.saturating_sub(delayed)),
+            children_ms = millis(took.saturating_sub(drained)),
+            total_ms = millis(took),
+            "stopped by {cause} in {} ms: {finished} requests finished, {cut} cut",
+            millis(took),
+        );
+        Report { cut }
+    }
+}
+
+/// Ends all that is left, with a WARN event for each request and each child of the caller's. Returns their number.
+async fn cut_all(by: &str, registry: &Registry, http: &Stoppable, own: &[Stoppable]) -> u64 {
+    let requests = registry.requests();
+    for r in &requests {
+        tracing::warn!(
+            message_id = CUT_ID,
+            method = %r.method,
+            path = r.uri.path(),
+            peer = %r.peer,
+            age_ms = millis(r.age),
+            sent = r.sent,
+            waiting_for = r.waiting_for(),
+            "cut by {by}: {} {} from {} after {} ms, {} bytes sent, waiting for {}",
+            r.method,
+            r.uri.path(),
+            r.peer,
+            millis(r.age),
+            r.sent,
+            r.waiting_for(),
+        );
+    }
+    registry.cut();
+    http.stop_within(AFTER_CUT).await;
+
+    let late: Vec<_> = own
+        .iter()
+        .filter(|child| !child.subsystem.is_finished())
+        .collect();
+    for child in &late {
+        child.subsystem.initiate_shutdown();
+    }
+    for child in &late {
+        tracing::warn!(
+            message_id = CUT_ID,
+            child = &*child.name,
+            "cut by {by}: the child {}",
+            child.name
+        );
+        child.subsystem.abort();
+    }
+    (requests.len() + late.len()) as u64
+}
+
+async fn overdue(until: Option<Instant>) {
+    match until {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,6 +1,25 @@
-//! The layer that restarts a child.
+//! The layer between the tree and a child: it restarts one that fails, and hears its heart beat.
+//!
+//! A child that returns an error or panics is started again after a wait that doubles each time, with jitter so that
+//! children that failed together do not come back together. More than `max_restarts` within `window` are the tree's
+//! failure: it stops gracefully, exits 1, and systemd takes over.
 
+use std::any::Any;
+use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::time::Instant;
+use tokio_graceful_shutdown::{NestedSubsystem, SubsystemBuilder, SubsystemHandle};
+use tokio_util::sync::CancellationToken;
+
+use super::phase::{Cause, Lifecycle};
+
+/// Why a child failed.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// `[supervision]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,4 +43,233 @@ impl Default for Config {
             backoff_max: Duration::from_secs(5),
         }
     }
+}
+
+/// How often a child's heart beats.
+pub(super) const HEARTBEAT: Duration = Duration::from_millis(250);
+
+/// A child's place in the tree, as the child itself sees it.
+#[derive(Clone, Debug)]
+pub struct Child {
+    stopping: CancellationToken,
+    vitals: Arc<Vitals>,
+}
+
+impl Child {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.vitals.name
+    }
+
+    /// Returns when the child is to stop: it should then finish what it has begun and return.
+    pub async fn stopping(&self) {
+        self.stopping.cancelled().await;
+    }
+
+    /// Whether the child is to stop.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.is_cancelled()
+    }
+}
+
+/// What the supervisor knows of a child.
+#[derive(Debug)]
+pub struct Vitals {
+    name: Arc<str>,
+    restarts: AtomicU32,
+    /// Milliseconds of the supervisor's clock; `u64::MAX` while it does not run.
+    beat: AtomicU64,
+}
+
+impl Vitals {
+    const STILL: u64 = u64::MAX;
+
+    /// The child's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How often it was restarted.
+    #[must_use]
+    pub fn restarts(&self) -> u32 {
+        self.restarts.load(Relaxed)
+    }
+
+    /// Whether it runs: neither ended nor waiting to be restarted.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.beat.load(Relaxed) != Self::STILL
+    }
+}
+
+/// Starts children and keeps them running.
+#[derive(Clone, Debug)]
+pub struct Supervisor {
+    config: Config,
+    lifecycle: Lifecycle,
+    epoch: Instant,
+    children: Arc<Mutex<Vec<Arc<Vitals>>>>,
+}
+
+impl Supervisor {
+    pub(super) fn new(config: Config, lifecycle: Lifecycle) -> Self {
+        Self {
+            config,
+            lifecycle,
+            epoch: Instant::now(),
+            children: Arc::default(),
+        }
+    }
+
+    /// Every child, in the order of their start.
+    #[must_use]
+    pub fn children(&self) -> Vec<Arc<Vitals>> {
+        self.children
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// The running children whose heart has not beaten for longer than `limit`.
+    #[must_use]
+    pub fn stuck_for(&self, limit: Duration) -> Vec<Arc<Vitals>> {
+        let now = self.now();
+        let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let is_stuck = |c: &Arc<Vitals>| {
+            let beat = c.beat.load(Relaxed);
+            beat != Vitals::STILL && now.saturating_sub(beat) > limit
+        };
+        self.children().into_iter().filter(is_stuck).collect()
+    }
+
+    /// Starts a child below `parent`. It is told to stop on its own, in the order that `shutdown` keeps.
+    pub(super) fn start<F, R>(&self, parent: &SubsystemHandle, name: &str, run: F) -> NestedSubsystem
+    where
+        F: Fn(Child) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<(), BoxError>> + Send + 'static,
+    {
+        let vitals = Arc::new(Vitals {
+            name: name.into(),
+            restarts: AtomicU32::new(0),
+            beat: AtomicU64::new(Vitals::STILL),
+        });
+        self.children
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Arc::clone(&vitals));
+        let supervisor = self.clone();
+        let subsystem = async move |handle: &mut SubsystemHandle| {
+            let child = Child {
+                stopping: handle.create_cancellation_token(),
+                vitals,
+            };
+            supervisor.supervise(&child, run).await
+        };
+        parent.start(SubsystemBuilder::new(name.to_owned(), subsystem).detached())
+    }
+
+    async fn supervise<F, R>(&self, child: &Child, run: F) -> Result<(), BoxError>
+    where
+        F: Fn(Child) -> R,
+        R: Future<Output = Result<(), BoxError>>,
+    {
+        let name = child.name();
+        let mut restarts = VecDeque::new();
+        loop {
+            let fault = match self.run_once(child, run(child.clone())).await {
+                Ok(()) => return Ok(()),
+                Err(fault) => fault,
+            };
+            let now = Instant::now();
+            while restarts
+                .front()
+                .is_some_and(|&at| now.duration_since(at) > self.config.window)
+            {
+                restarts.pop_front();
+            }
+            if restarts.len() >= self.config.max_restarts as usize {
+                tracing::error!(
+                    child = name,
+                    "{name} {fault}; it was restarted {} times within {:?}: the daemon stops",
+                    restarts.len(),
+                    self.config.window
+                );
+                self.lifecycle.stop(Cause::ChildFailed(name.into()));
+                return Ok(());
+            }
+            let wait = self.backoff(restarts.len());
+            restarts.push_back(now);
+            child.vitals.restarts.fetch_add(1, Relaxed);
+            tracing::error!(
+                child = name,
+                restarts = child.vitals.restarts(),
+                "{name} {fault}; restarting it in {} ms",
+                wait.as_millis()
+            );
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Runs a child until it ends, with its heart beating from within its own task.
+    async fn run_once(
+        &self,
+        child: &Child,
+        run: impl Future<Output = Result<(), BoxError>>,
+    ) -> Result<(), String> {
+        let result = tokio::select! {
+            result = AssertUnwindSafe(run).catch_unwind() => result,
+            never = self.beat(&child.vitals) => match never {},
+        };
+        child.vitals.beat.store(Vitals::STILL, Relaxed);
+        match result {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(format!("failed: {}", chain(&*error))),
+            Err(payload) => Err(format!("panicked: {}", message(&*payload))),
+        }
+    }
+
+    async fn beat(&self, vitals: &Vitals) -> std::convert::Infallible {
+        loop {
+            vitals.beat.store(self.now(), Relaxed);
+            tokio::time::sleep(HEARTBEAT).await;
+        }
+    }
+
+    /// The wait before the restart that follows `earlier` others: doubled each time, of which the last half is chance.
+    fn backoff(&self, earlier: usize) -> Duration {
+        let doublings = u32::try_from(earlier).unwrap_or(u32::MAX).min(31);
+        let whole = self
+            .config
+            .backoff
+            .saturating_mul(1 << doublings)
+            .min(self.config.backoff_max);
+        whole.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
+    }
+}
+
+/// An error and its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+/// What a panic said.
+fn message(payload: &(dyn Any + Send)) -> &str {
+    payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
 }

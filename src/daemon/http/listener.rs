@@ -1,8 +1,22 @@
 //! Where to listen, and the sockets that do.
 
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+
+use socket2::{Domain, Protocol, SockAddr, Socket as RawSocket, Type};
+use tokio::net::{TcpListener, UnixListener};
+
+use super::stream::Socket;
+use crate::daemon::registry::Peer;
+use crate::daemon::systemd::activation::Inherited;
+
+/// How many connections may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
+const BACKLOG: i32 = 65_535;
 
 /// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -22,6 +36,188 @@ impl fmt::Display for Address {
             Self::Tcp(address) => write!(f, "{address}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Inherited(name) => write!(f, "fd:{name}"),
+        }
+    }
+}
+
+/// Why an address cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Something else listens there.
+    #[error(
+        "cannot listen on {0}: the address is in use; stop what listens there (`ss -ltnxp` names it) or choose another"
+    )]
+    InUse(Address),
+    /// The address needs a right that the daemon has not got.
+    #[error(
+        "cannot listen on {0}: permission denied; a port below 1024 needs CAP_NET_BIND_SERVICE, a socket's folder must be writable"
+    )]
+    Denied(Address),
+    /// At the socket's path is something that is not a socket.
+    #[error("cannot listen on {0}: there is a file that is not a socket; remove it or choose another path")]
+    NotASocket(Address),
+    /// systemd passed no descriptor of that name.
+    #[error(
+        "cannot listen on {0}: systemd passed {passed}; start the .socket unit whose FileDescriptorName= it is",
+        passed = if .1.is_empty() { "no socket".into() } else { format!("only {}", .1.join(", ")) }
+    )]
+    NotPassed(Address, Vec<String>),
+    /// The descriptor is not a listening stream socket.
+    #[error("cannot listen on {0}: the descriptor is not a listening TCP or unix stream socket")]
+    NotListening(Address),
+    /// Anything else.
+    #[error("cannot listen on {0}: {1}")]
+    Other(Address, #[source] io::Error),
+}
+
+impl BindError {
+    fn new(address: &Address, error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::AddrInUse => Self::InUse(address.clone()),
+            io::ErrorKind::PermissionDenied => Self::Denied(address.clone()),
+            _ => Self::Other(address.clone(), error),
+        }
+    }
+}
+
+/// A bound and listening socket.
+#[derive(Debug)]
+pub struct Listener {
+    address: Address,
+    socket: Accepting,
+}
+
+#[derive(Debug)]
+enum Accepting {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// Binds an address, or takes the inherited descriptors of that name. Must run inside the runtime.
+    ///
+    /// # Errors
+    /// [`BindError`]; what had been bound before is closed again by its drop.
+    pub fn bind(address: &Address, inherited: &mut Inherited) -> Result<Vec<Self>, BindError> {
+        match address {
+            Address::Tcp(tcp) => Self::bind_tcp(*tcp)
+                .map(|l| vec![l])
+                .map_err(|e| BindError::new(address, e)),
+            Address::Unix(path) => Ok(vec![Self::bind_unix(address, path)?]),
+            Address::Inherited(name) => {
+                let descriptors = inherited.take(name);
+                if descriptors.is_empty() {
+                    return Err(BindError::NotPassed(address.clone(), inherited.names()));
+                }
+                descriptors
+                    .into_iter()
+                    .map(|fd| Self::adopt(address, fd))
+                    .collect()
+            }
+        }
+    }
+
+    fn bind_tcp(address: SocketAddr) -> io::Result<Self> {
+        let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_nonblocking(true)?;
+        // Without it a port could not be bound again while old connections are in TIME_WAIT.
+        socket.set_reuse_address(true)?;
+        if address.is_ipv6() {
+            // "[::]:80" is IPv6 alone, so that "0.0.0.0:80" can stand beside it.
+            socket.set_only_v6(true)?;
+        }
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        let socket = TcpListener::from_std(socket.into())?;
+        // Port 0 has become a port.
+        let address = Address::Tcp(socket.local_addr()?);
+        Ok(Self {
+            address,
+            socket: Accepting::Tcp(socket),
+        })
+    }
+
+    fn bind_unix(address: &Address, path: &Path) -> Result<Self, BindError> {
+        let wrong = |e| BindError::new(address, e);
+        match path.symlink_metadata() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(wrong(e)),
+            Ok(file) if !file.file_type().is_socket() => return Err(BindError::NotASocket(address.clone())),
+            // A socket nobody listens on was left behind by a process that did not end well.
+            Ok(_) => match StdUnixStream::connect(path) {
+                Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+                    std::fs::remove_file(path).map_err(wrong)?;
+                }
+                Err(e) => return Err(wrong(e)),
+                Ok(_) => return Err(BindError::InUse(address.clone())),
+            },
+        }
+        let bind = || {
+            let socket = RawSocket::new(Domain::UNIX, Type::STREAM, None)?;
+            socket.set_nonblocking(true)?;
+            socket.bind(&SockAddr::unix(path)?)?;
+            // Whoever may enter the folder may connect, as with the port of a TCP listener.
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+            socket.listen(BACKLOG)?;
+            UnixListener::from_std(OwnedFd::from(socket).into())
+        };
+        let socket = bind().map_err(wrong)?;
+        Ok(Self {
+            address: address.clone(),
+            socket: Accepting::Unix(socket),
+        })
+    }
+
+    fn adopt(address: &Address, descriptor: OwnedFd) -> Result<Self, BindError> {
+        let wrong = |e| BindError::new(address, e);
+        let socket = RawSocket::from(descriptor);
+        if !socket.is_listener().unwrap_or(false) || socket.r#type().map_err(wrong)? != Type::STREAM {
+            return Err(BindError::NotListening(address.clone()));
+        }
+        socket.set_nonblocking(true).map_err(wrong)?;
+        let local = socket.local_addr().map_err(wrong)?;
+        let socket = if local.is_unix() {
+            Accepting::Unix(UnixListener::from_std(OwnedFd::from(socket).into()).map_err(wrong)?)
+        } else if local.as_socket().is_some() {
+            Accepting::Tcp(TcpListener::from_std(socket.into()).map_err(wrong)?)
+        } else {
+            return Err(BindError::NotListening(address.clone()));
+        };
+        Ok(Self {
+            address: address.clone(),
+            socket,
+        })
+    }
+
+    /// Where it listens, with the port that the kernel chose.
+    #[must_use]
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Waits for the next connection.
+    pub(super) async fn accept(&self) -> io::Result<(Socket, Peer)> {
+        match &self.socket {
+            Accepting::Tcp(listener) => {
+                let (socket, peer) = listener.accept().await?;
+                // An answer's last packet must not wait for the client's ACK. It fails only where the client is gone.
+                let _ = socket.set_nodelay(true);
+                Ok((Socket::Tcp(socket), Peer::Tcp(peer)))
+            }
+            Accepting::Unix(listener) => {
+                let (socket, _) = listener.accept().await?;
+                Ok((Socket::Unix(socket), Peer::Unix))
+            }
+        }
+    }
+}
+
+/// A socket's path goes with its listener.
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Address::Unix(path) = &self.address {
+            // It may be gone already; there is nobody left to tell.
+            let _ = std::fs::remove_file(path);
         }
     }
 }

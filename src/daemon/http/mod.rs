@@ -1,12 +1,29 @@
-//! The http child.
+//! The http child: the listeners of `[http]` with the config's routes and the caller's `Router`.
+//!
+//! Its loop waits on each listener, on the sweep over the connections, and on the word to stop; then it drains.
+//! Connections are tracked tasks, not subsystems: they outlive a restart of this child.
 
+mod body;
+mod connection;
 pub mod listener;
 pub mod routes;
+pub(crate) mod server;
+mod stream;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use listener::Address;
-use routes::Route;
+use axum::Router;
+
+use self::listener::{Address, BindError, Listener};
+use self::routes::Route;
+use self::server::{Limits, Server};
+use super::registry::Registry;
+use super::supervisor::{BoxError, Child};
+use super::systemd::activation::Inherited;
+
+/// Its name in the tree.
+pub const NAME: &str = "http";
 
 /// `[http]` and `[[route]]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,4 +53,59 @@ impl Default for Config {
             routes: Vec::new(),
         }
     }
+}
+
+/// The child, bound.
+#[derive(Clone, Debug)]
+pub(super) struct Http {
+    server: Server,
+    linger: Duration,
+}
+
+impl Http {
+    /// Binds every listener of the config.
+    pub(super) fn bind(
+        config: &Config,
+        linger: Duration,
+        router: Router,
+        registry: Arc<Registry>,
+        inherited: &mut Inherited,
+    ) -> Result<Self, BindError> {
+        let listeners = bind_all(&config.listen, inherited)?;
+        let limits = Limits {
+            max_connections: config.max_connections,
+            header_timeout: config.header_timeout,
+            keepalive_timeout: config.keepalive_timeout,
+            body_limit: config.body_limit,
+        };
+        Ok(Self {
+            server: Server::new(listeners, router, registry, limits),
+            linger,
+        })
+    }
+
+    /// Where it listens.
+    pub(super) fn addresses(&self) -> &[Address] {
+        self.server.addresses()
+    }
+
+    /// Serves until it is told to stop, then drains.
+    pub(super) async fn run(self, child: Child) -> Result<(), BoxError> {
+        tokio::select! {
+            () = self.server.serve() => {}
+            () = child.stopping() => {}
+        }
+        self.server.close().await;
+        self.server.drain(self.linger).await;
+        Ok(())
+    }
+}
+
+/// Binds addresses in their order; all of them or none.
+pub(super) fn bind_all(addresses: &[Address], inherited: &mut Inherited) -> Result<Vec<Listener>, BindError> {
+    let mut listeners = Vec::with_capacity(addresses.len());
+    for address in addresses {
+        listeners.extend(Listener::bind(address, inherited)?);
+    }
+    Ok(listeners)
 }

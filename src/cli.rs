@@ -1,0 +1,33 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+/// Where the config is looked for.
+pub(crate) const CONFIG: &str = "/etc/steadfast/config.toml";
+
+/// An HTTP server for systemd whose clients never notice a restart.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Exit codes: 0 stopped with nothing cut, 1 failed, 2 usage, 3 stopped but requests were cut, 78 the config is wrong."
+)]
+pub(crate) struct Cli {
+    /// What to do; `run` if not given
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+
+    /// The config; without it /etc/steadfast/config.toml if it is there, else the embedded default
+    #[arg(long, global = true, value_name = "PATH")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Subcommand)]
+pub(crate) enum Command {
+    /// Serve until SIGTERM or SIGINT
+    #[default]
+    Run,
+    /// Validate the config and print the tree it would run; nothing is bound
+    Check,
+}

@@ -1,0 +1,132 @@
+//! The metrics: durations as they happen, all else read off the registry when somebody asks.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use metrics::{
+    Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+    with_local_recorder,
+};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use metrics_process::Collector;
+
+use crate::daemon::phase::Phase;
+use crate::daemon::status::Observer;
+
+/// Upper bounds of the duration buckets, in seconds.
+const BUCKETS: [f64; 12] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0,
+];
+
+const DURATION: &str = "steadfast_http_request_duration_seconds";
+const REQUESTS: &str = "steadfast_http_requests_total";
+const CLIENT_GONE: &str = "steadfast_http_requests_client_gone_total";
+const CUT: &str = "steadfast_http_requests_cut_total";
+const IN_FLIGHT: &str = "steadfast_http_requests_in_flight";
+const ACCEPTED: &str = "steadfast_http_connections_accepted_total";
+const CONNECTIONS: &str = "steadfast_http_connections";
+const RESTARTS: &str = "steadfast_child_restarts_total";
+const READY: &str = "steadfast_ready";
+const LOST: &str = "steadfast_access_log_lost_total";
+const INFO: &str = "steadfast_build_info";
+
+/// The daemon's own recorder: nothing global, so that one process may run several daemons.
+#[derive(Clone)]
+pub(crate) struct Metrics(Arc<Inner>);
+
+struct Inner {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+    process: Collector,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let recorder = PrometheusBuilder::new()
+            .set_buckets(&BUCKETS)
+            .expect("there are buckets")
+            .build_recorder();
+        let handle = recorder.handle();
+        let process = Collector::default();
+        with_local_recorder(&recorder, || {
+            process.describe();
+            describe_histogram!(DURATION, "From a request's head to the last byte of its answer.");
+            describe_counter!(REQUESTS, "Requests ended, by the class of their status.");
+            describe_counter!(
+                CLIENT_GONE,
+                "Requests whose client closed before the answer was whole."
+            );
+            describe_counter!(CUT, "Requests that a stop cut.");
+            describe_gauge!(IN_FLIGHT, "Requests being answered.");
+            describe_counter!(ACCEPTED, "Connections accepted.");
+            describe_gauge!(CONNECTIONS, "Open connections, by what they are doing.");
+            describe_counter!(RESTARTS, "Restarts of a child of the tree.");
+            describe_gauge!(READY, "1 while new clients should come, as /readyz says.");
+            describe_counter!(LOST, "Access log records lost because their queue was full.");
+            describe_gauge!(INFO, "1, with the version as its label.");
+        });
+        Self(Arc::new(Inner {
+            recorder,
+            handle,
+            process,
+        }))
+    }
+
+    /// Where the registry puts each request's duration, in seconds.
+    pub(crate) fn durations(&self) -> Histogram {
+        with_local_recorder(&self.0.recorder, || histogram!(DURATION))
+    }
+
+    /// Folds what was recorded into its buckets.
+    pub(crate) fn upkeep(&self) {
+        self.0.handle.run_upkeep();
+    }
+
+    /// The text that Prometheus scrapes (exposition format 0.0.4).
+    pub(crate) fn render(&self, observer: &Observer) -> String {
+        with_local_recorder(&self.0.recorder, || {
+            self.0.process.collect();
+            let registry = &observer.registry;
+            let totals = registry.totals();
+            for (class, count) in ["none", "1xx", "2xx", "3xx", "4xx", "5xx"]
+                .iter()
+                .zip(&totals.by_class)
+            {
+                counter!(REQUESTS, "code" => *class).absolute(count.load(Relaxed));
+            }
+            counter!(CLIENT_GONE).absolute(totals.client_gone.load(Relaxed));
+            counter!(CUT).absolute(totals.cut.load(Relaxed));
+            counter!(ACCEPTED).absolute(totals.accepted.load(Relaxed));
+            counter!(LOST).absolute(registry.access().lost());
+            gauge!(IN_FLIGHT).set(as_f64(registry.in_flight()));
+            for (state, count) in observer.connections().by_state() {
+                gauge!(CONNECTIONS, "state" => state.name()).set(as_f64(count));
+            }
+            for child in observer.supervisor.children() {
+                counter!(RESTARTS, "child" => child.name().to_owned()).absolute(child.restarts().into());
+            }
+            gauge!(READY).set(if observer.lifecycle.phase() == Phase::Serving {
+                1.0
+            } else {
+                0.0
+            });
+            gauge!(INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        });
+        self.0.handle.render()
+    }
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "2^53 connections are not to be expected"
+)]
+fn as_f64(n: usize) -> f64 {
+    n as f64
+}

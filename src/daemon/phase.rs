@@ -1,0 +1,147 @@
+//! Where the daemon stands between its start and its end, and who moves it on.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Where the daemon stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Sockets are bound, children are being started.
+    Starting,
+    /// Everything is served.
+    Serving,
+    /// A stop was asked for: requests in flight are being finished, `until` then, or for as long as they take.
+    Draining {
+        /// When the stop was asked for.
+        since: Instant,
+        /// When what is left is cut.
+        until: Option<Instant>,
+    },
+    /// All work is done; the last children are stopping.
+    Stopped,
+}
+
+impl Phase {
+    /// Its name in `STATUS=`, in `/status` and in the log.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Serving => "serving",
+            Self::Draining { .. } => "draining",
+            Self::Stopped => "stopped",
+        }
+    }
+
+    /// Whether new clients should come.
+    #[must_use]
+    pub fn is_ready(self) -> bool {
+        self == Self::Serving
+    }
+}
+
+/// What asked for a stop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// A signal.
+    Signal(&'static str),
+    /// The future that the caller gave.
+    Caller,
+    /// A child failed more often than `[supervision]` allows.
+    ChildFailed(Arc<str>),
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Signal(name) => f.write_str(name),
+            Self::Caller => f.write_str("the caller"),
+            Self::ChildFailed(name) => write!(f, "the failure of {name}"),
+        }
+    }
+}
+
+/// The daemon's phase, shared by the whole tree. Anyone may ask for a stop; only the root moves the phase.
+#[derive(Clone, Debug)]
+pub struct Lifecycle(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    phase: watch::Sender<Phase>,
+    cause: OnceLock<Cause>,
+    stop: CancellationToken,
+    cut: CancellationToken,
+    abandon: CancellationToken,
+}
+
+impl Lifecycle {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Inner {
+            phase: watch::Sender::new(Phase::Starting),
+            cause: OnceLock::new(),
+            stop: CancellationToken::new(),
+            cut: CancellationToken::new(),
+            abandon: CancellationToken::new(),
+        }))
+    }
+
+    /// Where the daemon stands.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        *self.0.phase.borrow()
+    }
+
+    /// Follows the phase.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Phase> {
+        self.0.phase.subscribe()
+    }
+
+    pub(super) fn enter(&self, phase: Phase) {
+        self.0.phase.send_replace(phase);
+    }
+
+    /// Asks for a graceful stop. The first cause counts.
+    pub fn stop(&self, cause: Cause) {
+        let _ = self.0.cause.set(cause);
+        self.0.stop.cancel();
+    }
+
+    /// Asks for what is in flight to be cut.
+    pub fn cut(&self) {
+        self.0.cut.cancel();
+    }
+
+    /// Asks for the process to end without another look at anything.
+    pub fn abandon(&self) {
+        self.0.abandon.cancel();
+    }
+
+    /// Is cancelled when a stop is asked for.
+    #[must_use]
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.0.stop
+    }
+
+    /// Is cancelled when a cut is asked for.
+    #[must_use]
+    pub fn cutting(&self) -> &CancellationToken {
+        &self.0.cut
+    }
+
+    /// Is cancelled when the process is to end at once.
+    #[must_use]
+    pub fn abandoned(&self) -> &CancellationToken {
+        &self.0.abandon
+    }
+
+    /// What asked for the stop.
+    #[must_use]
+    pub fn cause(&self) -> Option<&Cause> {
+        self.0.cause.get()
+    }
+}

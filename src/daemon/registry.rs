@@ -1,0 +1,689 @@
+//! Every connection the daemon holds, and the request that each is answering.
+//!
+//! One registry feeds the drain, the cut events, the report, `STATUS=`, the metrics and `/status` alike. It is
+//! written from three places: the accept loop opens a connection, the connection's IO says what was read and
+//! flushed and closes it, and the request's guard says what is being answered. Whoever wants something of a
+//! connection leaves an [`Order`] and wakes its task.
+//!
+//! A request costs two uncontended locks and a handful of relaxed atomics; a connection costs one shared lock when
+//! it opens and one when it closes.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::Duration;
+
+use axum::http::{Method, StatusCode, Uri};
+use futures_util::task::AtomicWaker;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::access::{self, AccessLog};
+
+/// The other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// A TCP client.
+    Tcp(SocketAddr),
+    /// A client on a unix socket.
+    Unix,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Unix => f.write_str("unix"),
+        }
+    }
+}
+
+/// What a connection is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// Between requests, or reading the head of the next one.
+    Idle,
+    /// Idle for a while: taken apart, a socket waiting for its next byte.
+    Parked,
+    /// A request is being answered.
+    Busy,
+    /// It speaks another protocol now, by an upgrade.
+    Upgraded,
+    /// Answered for the last time; what the client still sends is thrown away.
+    Closing,
+}
+
+impl State {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 5] = [
+        Self::Idle,
+        Self::Parked,
+        Self::Busy,
+        Self::Upgraded,
+        Self::Closing,
+    ];
+
+    /// Its name in metrics and in `/status`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Parked => "parked",
+            Self::Busy => "busy",
+            Self::Upgraded => "upgraded",
+            Self::Closing => "closing",
+        }
+    }
+}
+
+/// What a request in flight is waiting for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Waiting {
+    /// The handler has yet to answer.
+    Handler,
+    /// The client has yet to send the rest of the request's body.
+    RequestBody,
+    /// The upstream has yet to accept a connection.
+    UpstreamConnect,
+    /// The upstream has yet to send the head of its answer.
+    UpstreamResponse,
+    /// The handler, or the upstream, has yet to produce the rest of the answer.
+    ResponseBody,
+    /// The client has yet to read the rest of the answer.
+    Client,
+}
+
+impl Waiting {
+    const ALL: [Self; 6] = [
+        Self::Handler,
+        Self::RequestBody,
+        Self::UpstreamConnect,
+        Self::UpstreamResponse,
+        Self::ResponseBody,
+        Self::Client,
+    ];
+}
+
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Handler => "the handler",
+            Self::RequestBody => "the client to send the body",
+            Self::UpstreamConnect => "the upstream to accept",
+            Self::UpstreamResponse => "the upstream to answer",
+            Self::ResponseBody => "the rest of the answer",
+            Self::Client => "the client to read the answer",
+        })
+    }
+}
+
+/// What a connection's task is to do next; a later one replaces an earlier one, but never a graver one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Order {
+    /// Nothing in particular.
+    None,
+    /// If idle: let go of the HTTP machinery and wait as a bare socket.
+    Park,
+    /// The head of a request took too long: say so and close.
+    TimeOut,
+    /// Close now if idle, after the current answer if busy.
+    Finish,
+    /// Close now, whatever is in flight.
+    Cut,
+}
+
+impl Order {
+    const ALL: [Self; 5] = [Self::None, Self::Park, Self::TimeOut, Self::Finish, Self::Cut];
+}
+
+/// A connection, from `accept` until its socket is closed.
+#[derive(Debug)]
+pub struct Connection {
+    id: u64,
+    peer: Peer,
+    registry: Arc<Registry>,
+    state: AtomicU8,
+    /// Milliseconds of the registry's clock at the last change of `state` that a timeout counts from.
+    since: AtomicU64,
+    /// Requests answered on it.
+    answered: AtomicU64,
+    /// Bytes were read since the last answer: the head of the next request has begun.
+    heard: AtomicBool,
+    /// The body of the last request was not read to its end: where the next head begins is hyper's secret.
+    unread_body: AtomicBool,
+    /// The answer was produced whole; only its last bytes may still wait to be written.
+    produced: AtomicBool,
+    /// Bytes sent of the current answer.
+    sent: AtomicU64,
+    waiting: AtomicU8,
+    order: AtomicU8,
+    /// The connection's task.
+    task: AtomicWaker,
+    /// After an upgrade: the tasks that read and write the socket.
+    reader: AtomicWaker,
+    writer: AtomicWaker,
+    request: Mutex<Option<Request>>,
+}
+
+#[derive(Debug)]
+struct Request {
+    method: Method,
+    uri: Uri,
+    started: Instant,
+    status: Option<StatusCode>,
+}
+
+/// A copy of what is known of a request in flight.
+#[derive(Clone, Debug)]
+pub struct RequestView {
+    /// Its method.
+    pub method: Method,
+    /// Its path and query.
+    pub uri: Uri,
+    /// The client.
+    pub peer: Peer,
+    /// How long ago its head was read.
+    pub age: Duration,
+    /// How many bytes of the answer were written to the socket.
+    pub sent: u64,
+    /// What it waits for.
+    pub waiting: Waiting,
+    /// Whether it became another protocol.
+    pub upgraded: bool,
+}
+
+impl RequestView {
+    /// What it waits for, in words.
+    #[must_use]
+    pub fn waiting_for(&self) -> String {
+        if self.upgraded {
+            "either side of the upgraded connection".into()
+        } else {
+            self.waiting.to_string()
+        }
+    }
+}
+
+/// In the words of `STATUS=`.
+impl fmt::Display for RequestView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {} s", self.method, self.uri.path(), self.age.as_secs())
+    }
+}
+
+impl Connection {
+    /// The other end.
+    #[must_use]
+    pub fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    /// What it is doing.
+    #[must_use]
+    pub fn state(&self) -> State {
+        State::ALL[usize::from(self.state.load(Relaxed))]
+    }
+
+    /// The gravest order that stands.
+    #[must_use]
+    pub fn order(&self) -> Order {
+        Order::ALL[usize::from(self.order.load(Relaxed))]
+    }
+
+    /// Leaves an order and wakes whoever drives the connection.
+    pub fn give(&self, order: Order) {
+        if self.order.fetch_max(order as u8, Relaxed) < order as u8 {
+            self.task.wake();
+            self.reader.wake();
+            self.writer.wake();
+        }
+    }
+
+    /// Whether it is between two requests, with no byte of the next one read.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.state() == State::Idle && !self.has_unread()
+    }
+
+    /// Whether the client has sent, or may be sending, what was not read as a request.
+    pub(super) fn has_unread(&self) -> bool {
+        self.heard.load(Relaxed) || self.unread_body.load(Relaxed)
+    }
+
+    /// The request's body was read to its end.
+    pub(super) fn body_read(&self) {
+        self.unread_body.store(false, Relaxed);
+        let (body, handler) = (Waiting::RequestBody as u8, Waiting::Handler as u8);
+        let _ = self.waiting.compare_exchange(body, handler, Relaxed, Relaxed);
+    }
+
+    /// It waits for the client to close.
+    pub(super) fn closing(&self) {
+        self.since.store(self.registry.now(), Relaxed);
+        self.state.store(State::Closing as u8, Relaxed);
+    }
+
+    /// How long the current state has lasted, as far as timeouts are concerned.
+    #[must_use]
+    pub fn idle_for(&self) -> Duration {
+        Duration::from_millis(self.registry.now().saturating_sub(self.since.load(Relaxed)))
+    }
+
+    /// Whether a request was answered on it before.
+    #[must_use]
+    pub fn has_answered(&self) -> bool {
+        self.answered.load(Relaxed) > 0
+    }
+
+    /// Says what the request in flight waits for.
+    pub fn waiting_for(&self, what: Waiting) {
+        self.waiting.store(what as u8, Relaxed);
+    }
+
+    /// The connection's task will be woken for an order.
+    pub(super) fn driven_by(&self, task: &Waker) {
+        self.task.register(task);
+    }
+
+    /// After an upgrade nobody drives the connection but those who read and write it.
+    pub(super) fn read_by(&self, reader: &Waker) {
+        self.reader.register(reader);
+    }
+
+    pub(super) fn written_by(&self, writer: &Waker) {
+        self.writer.register(writer);
+    }
+
+    /// It was taken apart; its idle time goes on counting.
+    pub(super) fn parked(&self) {
+        self.state.store(State::Parked as u8, Relaxed);
+        self.unpark();
+    }
+
+    /// An order to park is done with, or came too late; a graver one stands.
+    fn unpark(&self) {
+        if self.order() == Order::Park {
+            let _ = self
+                .order
+                .compare_exchange(Order::Park as u8, Order::None as u8, Relaxed, Relaxed);
+        }
+    }
+
+    /// Its first byte has come: a head is due.
+    pub(super) fn woken(&self) {
+        self.since.store(self.registry.now(), Relaxed);
+        self.state.store(State::Idle as u8, Relaxed);
+    }
+
+    /// Bytes were read from the socket.
+    pub(super) fn heard(&self) {
+        if !self.heard.load(Relaxed) {
+            self.heard.store(true, Relaxed);
+        }
+    }
+
+    /// Bytes were written to the socket.
+    pub(super) fn sent(&self, bytes: usize) {
+        // Only the connection's own task writes: no read-modify-write is needed.
+        self.sent.store(self.sent.load(Relaxed) + bytes as u64, Relaxed);
+    }
+
+    /// All that was written has left for the socket: an answer that was produced whole is finished.
+    pub(super) fn flushed(&self) {
+        if self.produced.load(Relaxed) {
+            self.produced.store(false, Relaxed);
+            let upgrading = self
+                .request()
+                .as_ref()
+                .is_some_and(|r| r.status == Some(StatusCode::SWITCHING_PROTOCOLS));
+            if upgrading {
+                self.state.store(State::Upgraded as u8, Relaxed);
+            } else {
+                self.finish(Outcome::Answered);
+            }
+        }
+    }
+
+    /// A request's head was read.
+    pub(super) fn begin(self: &Arc<Self>, method: &Method, uri: &Uri, has_body: bool) -> Answering {
+        let started = Instant::now();
+        *self.request() = Some(Request {
+            method: method.clone(),
+            uri: uri.clone(),
+            started,
+            status: None,
+        });
+        self.sent.store(0, Relaxed);
+        self.unread_body.store(has_body, Relaxed);
+        self.produced.store(false, Relaxed);
+        self.waiting_for(Waiting::Handler);
+        self.unpark();
+        self.state.store(State::Busy as u8, Relaxed);
+        self.registry.in_flight.fetch_add(1, Relaxed);
+        Answering {
+            connection: Arc::clone(self),
+        }
+    }
+
+    /// What is known of the request in flight.
+    #[must_use]
+    pub fn view(&self) -> Option<RequestView> {
+        let request = self.request();
+        let request = request.as_ref()?;
+        let produced = self.produced.load(Relaxed);
+        Some(RequestView {
+            method: request.method.clone(),
+            uri: request.uri.clone(),
+            peer: self.peer,
+            age: request.started.elapsed(),
+            sent: self.sent.load(Relaxed),
+            waiting: if produced {
+                Waiting::Client
+            } else {
+                Waiting::ALL[usize::from(self.waiting.load(Relaxed))]
+            },
+            upgraded: self.state() == State::Upgraded,
+        })
+    }
+
+    fn request(&self) -> MutexGuard<'_, Option<Request>> {
+        self.request.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn finish(&self, outcome: Outcome) {
+        let Some(request) = self.request().take() else {
+            return;
+        };
+        let registry = &*self.registry;
+        let took = request.started.elapsed();
+        self.answered.fetch_add(1, Relaxed);
+        self.heard.store(false, Relaxed);
+        self.since.store(registry.now(), Relaxed);
+        self.state.store(State::Idle as u8, Relaxed);
+        registry.in_flight.fetch_sub(1, Relaxed);
+        registry.totals.count(outcome, request.status);
+        registry.durations.record(took.as_secs_f64());
+        registry.access.log(access::Record {
+            method: request.method,
+            uri: request.uri,
+            peer: self.peer,
+            status: request.status,
+            outcome,
+            took,
+            sent: self.sent.load(Relaxed),
+        });
+    }
+
+    /// Its socket is closed, or is another process's now.
+    pub(super) fn closed(&self) {
+        let outcome = match (self.order(), self.state()) {
+            (Order::Cut, _) => Outcome::Cut,
+            (_, State::Upgraded) => Outcome::Answered,
+            _ => Outcome::ClientGone,
+        };
+        self.finish(outcome);
+        self.registry.remove(self.id);
+    }
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Its answer was written whole.
+    Answered,
+    /// The client closed before the answer was whole.
+    ClientGone,
+    /// The stop cut it.
+    Cut,
+}
+
+impl Outcome {
+    /// Its name in the access log and in metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::ClientGone => "client gone",
+            Self::Cut => "cut",
+        }
+    }
+}
+
+/// Held while a request is being answered: by its handler, then by the body of its answer.
+#[derive(Debug)]
+pub(super) struct Answering {
+    connection: Arc<Connection>,
+}
+
+impl Answering {
+    pub(super) fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    /// The head of the answer is known.
+    pub(super) fn answered_with(&self, status: StatusCode) {
+        if let Some(request) = &mut *self.connection.request() {
+            request.status = Some(status);
+        }
+        self.connection.waiting_for(Waiting::ResponseBody);
+    }
+
+    /// The answer was produced whole; the next flush ends the request.
+    pub(super) fn produced(self) {
+        self.connection.produced.store(true, Relaxed);
+    }
+}
+
+/// The request being answered, as its handler finds it in the request's extensions.
+#[derive(Clone, Debug)]
+pub struct InFlight(pub(super) Arc<Connection>);
+
+impl InFlight {
+    /// The client.
+    #[must_use]
+    pub fn peer(&self) -> Peer {
+        self.0.peer()
+    }
+
+    /// Says what the request waits for, for the log of a cut and for `/status`.
+    pub fn waiting_for(&self, what: Waiting) {
+        self.0.waiting_for(what);
+    }
+}
+
+/// What has been counted since the start.
+#[derive(Debug, Default)]
+pub struct Totals {
+    /// Connections accepted.
+    pub accepted: AtomicU64,
+    /// Requests ended, by the first digit of their status; 0 is those that never had one.
+    pub by_class: [AtomicU64; 6],
+    /// Requests whose client went away.
+    pub client_gone: AtomicU64,
+    /// Requests the stop cut.
+    pub cut: AtomicU64,
+}
+
+impl Totals {
+    fn count(&self, outcome: Outcome, status: Option<StatusCode>) {
+        let class = status.map_or(0, |s| usize::from(s.as_u16() / 100).min(5));
+        self.by_class[class].fetch_add(1, Relaxed);
+        match outcome {
+            Outcome::Answered => {}
+            Outcome::ClientGone => _ = self.client_gone.fetch_add(1, Relaxed),
+            Outcome::Cut => _ = self.cut.fetch_add(1, Relaxed),
+        }
+    }
+
+    /// Requests ended, in whatever way.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.by_class.iter().map(|n| n.load(Relaxed)).sum()
+    }
+}
+
+/// The connections of one listener child.
+pub struct Registry {
+    /// What `Connection::since` counts from.
+    epoch: Instant,
+    next_id: AtomicU64,
+    open: Mutex<HashMap<u64, Arc<Connection>>>,
+    in_flight: AtomicUsize,
+    totals: Totals,
+    durations: metrics::Histogram,
+    access: AccessLog,
+    /// Told when the last connection is gone, and when the first one comes.
+    changed: Notify,
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry")
+            .field("totals", &self.totals)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Registry {
+    /// An empty registry that records each request's duration in seconds, and tells `access` of it.
+    #[must_use]
+    pub fn new(durations: metrics::Histogram, access: AccessLog) -> Arc<Self> {
+        Arc::new(Self {
+            epoch: Instant::now(),
+            next_id: AtomicU64::new(0),
+            open: Mutex::default(),
+            in_flight: AtomicUsize::new(0),
+            totals: Totals::default(),
+            durations,
+            access,
+            changed: Notify::new(),
+        })
+    }
+
+    /// A connection was accepted.
+    #[must_use]
+    pub fn open(self: &Arc<Self>, peer: Peer) -> Arc<Connection> {
+        let id = self.next_id.fetch_add(1, Relaxed);
+        let connection = Arc::new(Connection {
+            id,
+            peer,
+            registry: Arc::clone(self),
+            state: AtomicU8::new(State::Idle as u8),
+            since: AtomicU64::new(self.now()),
+            answered: AtomicU64::new(0),
+            heard: AtomicBool::new(false),
+            unread_body: AtomicBool::new(false),
+            produced: AtomicBool::new(false),
+            sent: AtomicU64::new(0),
+            waiting: AtomicU8::new(Waiting::Handler as u8),
+            order: AtomicU8::new(Order::None as u8),
+            task: AtomicWaker::new(),
+            reader: AtomicWaker::new(),
+            writer: AtomicWaker::new(),
+            request: Mutex::default(),
+        });
+        self.totals.accepted.fetch_add(1, Relaxed);
+        let mut open = self.lock();
+        open.insert(id, Arc::clone(&connection));
+        if open.len() == 1 {
+            self.changed.notify_waiters();
+        }
+        connection
+    }
+
+    fn remove(&self, id: u64) {
+        let mut open = self.lock();
+        open.remove(&id);
+        if open.is_empty() {
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// Every open connection. A copy: none is held up while it is looked at.
+    #[must_use]
+    pub fn connections(&self) -> Vec<Arc<Connection>> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// How many connections are open.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Whether no connection is open.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// How many requests are being answered, upgraded connections among them.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// The requests in flight, oldest first.
+    #[must_use]
+    pub fn requests(&self) -> Vec<RequestView> {
+        let mut requests: Vec<_> = self.connections().iter().filter_map(|c| c.view()).collect();
+        requests.sort_by_key(|r| std::cmp::Reverse(r.age));
+        requests
+    }
+
+    /// What has been counted.
+    #[must_use]
+    pub fn totals(&self) -> &Totals {
+        &self.totals
+    }
+
+    /// Where requests that ended are logged.
+    pub(super) fn access(&self) -> &AccessLog {
+        &self.access
+    }
+
+    /// Closes every connection now, whatever is in flight.
+    pub fn cut(&self) {
+        for connection in self.connections() {
+            connection.give(Order::Cut);
+        }
+    }
+
+    /// Returns when no connection is open.
+    pub async fn emptied(&self) {
+        self.until(Self::is_empty).await;
+    }
+
+    /// Returns when a connection is open.
+    pub async fn occupied(&self) {
+        self.until(|r| !r.is_empty()).await;
+    }
+
+    async fn until(&self, condition: impl Fn(&Self) -> bool) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // Enlist before looking, or a change between the two would be missed.
+            changed.as_mut().enable();
+            if condition(self) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Milliseconds since the registry was made.
+    fn now(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

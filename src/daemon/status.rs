@@ -1,0 +1,238 @@
+//! One picture of the daemon, for `STATUS=`, `/status` and the metrics alike.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::phase::{Lifecycle, Phase};
+use super::registry::{Registry, RequestView, State};
+use super::supervisor::Supervisor;
+
+/// Whom to ask for the picture.
+#[derive(Clone, Debug)]
+pub(super) struct Observer {
+    pub(super) lifecycle: Lifecycle,
+    pub(super) supervisor: Supervisor,
+    pub(super) registry: Arc<Registry>,
+    pub(super) started: Instant,
+}
+
+/// The picture, as `/status` shows it. Durations are in seconds.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// `starting`, `serving`, `draining` or `stopped`.
+    pub phase: &'static str,
+    /// The daemon's version.
+    pub version: &'static str,
+    /// Its process.
+    pub pid: u32,
+    /// How long it has run.
+    pub uptime: f64,
+    /// Its drain, once a stop was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drain: Option<Drain>,
+    /// The tree.
+    pub children: Vec<ChildStatus>,
+    /// Its open connections.
+    pub connections: Connections,
+    /// What has been counted since the start.
+    pub totals: Totals,
+    /// The requests in flight, oldest first.
+    pub requests: Vec<InFlightRequest>,
+}
+
+/// A drain in progress.
+#[derive(Clone, Debug, Serialize)]
+pub struct Drain {
+    /// What asked for the stop.
+    pub cause: String,
+    /// How long it has lasted.
+    pub lasted: f64,
+    /// How long until what is left is cut; absent where there is no deadline.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left: Option<f64>,
+}
+
+/// A child of the tree.
+#[derive(Clone, Debug, Serialize)]
+pub struct ChildStatus {
+    /// Its name.
+    pub name: String,
+    /// Whether it runs: neither ended nor waiting to be restarted.
+    pub running: bool,
+    /// How often it was restarted.
+    pub restarts: u32,
+}
+
+/// Open connections, by what they are doing.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Connections {
+    /// Between requests, or reading a head.
+    pub idle: usize,
+    /// Idle for a while.
+    pub parked: usize,
+    /// Being answered.
+    pub busy: usize,
+    /// Speaking another protocol.
+    pub upgraded: usize,
+    /// Answered for the last time.
+    pub closing: usize,
+}
+
+impl Connections {
+    /// The counts by the states' names.
+    #[must_use]
+    pub fn by_state(&self) -> [(State, usize); 5] {
+        State::ALL.map(|state| (state, *self.clone().count(state)))
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn total(&self) -> usize {
+        self.by_state().iter().map(|(_, n)| n).sum()
+    }
+
+    fn count(&mut self, state: State) -> &mut usize {
+        match state {
+            State::Idle => &mut self.idle,
+            State::Parked => &mut self.parked,
+            State::Busy => &mut self.busy,
+            State::Upgraded => &mut self.upgraded,
+            State::Closing => &mut self.closing,
+        }
+    }
+}
+
+/// What has been counted since the start.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Totals {
+    /// Connections accepted.
+    pub connections: u64,
+    /// Requests ended, in whatever way.
+    pub requests: u64,
+    /// Requests whose client went away.
+    pub client_gone: u64,
+    /// Requests the stop cut.
+    pub cut: u64,
+}
+
+/// A request in flight.
+#[derive(Clone, Debug, Serialize)]
+pub struct InFlightRequest {
+    /// Its method.
+    pub method: String,
+    /// Its path.
+    pub path: String,
+    /// The client.
+    pub peer: String,
+    /// How long ago its head was read.
+    pub age: f64,
+    /// Bytes of the answer written.
+    pub sent: u64,
+    /// What it waits for.
+    pub waiting_for: String,
+}
+
+impl From<&RequestView> for InFlightRequest {
+    fn from(request: &RequestView) -> Self {
+        Self {
+            method: request.method.to_string(),
+            path: request.uri.path().to_owned(),
+            peer: request.peer.to_string(),
+            age: request.age.as_secs_f64(),
+            sent: request.sent,
+            waiting_for: request.waiting_for(),
+        }
+    }
+}
+
+impl Observer {
+    /// The picture of this moment.
+    pub(super) fn status(&self) -> Status {
+        let phase = self.lifecycle.phase();
+        let totals = self.registry.totals();
+        Status {
+            phase: phase.name(),
+            version: env!("CARGO_PKG_VERSION"),
+            pid: std::process::id(),
+            uptime: self.started.elapsed().as_secs_f64(),
+            drain: match phase {
+                Phase::Draining { since, until } => Some(Drain {
+                    cause: self
+                        .lifecycle
+                        .cause()
+                        .map(ToString::to_string)
+                        .unwrap_or_default(),
+                    lasted: since.elapsed().as_secs_f64(),
+                    left: until.map(|at| left(at).as_secs_f64()),
+                }),
+                Phase::Starting | Phase::Serving | Phase::Stopped => None,
+            },
+            children: self
+                .supervisor
+                .children()
+                .iter()
+                .map(|c| ChildStatus {
+                    name: c.name().to_owned(),
+                    running: c.is_running(),
+                    restarts: c.restarts(),
+                })
+                .collect(),
+            connections: self.connections(),
+            totals: Totals {
+                connections: totals.accepted.load(Relaxed),
+                requests: totals.requests(),
+                client_gone: totals.client_gone.load(Relaxed),
+                cut: totals.cut.load(Relaxed),
+            },
+            requests: self.registry.requests().iter().map(Into::into).collect(),
+        }
+    }
+
+    /// Counts the open connections.
+    pub(super) fn connections(&self) -> Connections {
+        let mut counts = Connections::default();
+        for connection in self.registry.connections() {
+            *counts.count(connection.state()) += 1;
+        }
+        counts
+    }
+
+    /// The picture in one line, for `systemctl status`.
+    pub(super) fn line(&self) -> String {
+        let in_flight = self.registry.in_flight();
+        match self.lifecycle.phase() {
+            Phase::Draining { until, .. } => {
+                let requests = self.registry.requests();
+                let mut line = format!("draining: {in_flight} {}", requests_of(in_flight));
+                if let Some(oldest) = requests.first() {
+                    line += &format!(", oldest {oldest}");
+                }
+                if let Some(at) = until {
+                    line += &format!(", {} s left", left(at).as_secs());
+                }
+                line
+            }
+            Phase::Serving => {
+                let connections = self.registry.len();
+                let answered = self.registry.totals().requests();
+                format!(
+                    "serving: {connections} connections, {in_flight} {} in flight, {answered} answered",
+                    requests_of(in_flight)
+                )
+            }
+            phase @ (Phase::Starting | Phase::Stopped) => phase.name().to_owned(),
+        }
+    }
+}
+
+fn left(at: Instant) -> Duration {
+    at.saturating_duration_since(Instant::now())
+}
+
+fn requests_of(n: usize) -> &'static str {
+    if n == 1 { "request" } else { "requests" }
+}

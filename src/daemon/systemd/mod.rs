@@ -1,0 +1,146 @@
+//! The systemd child: the only one that talks to the service manager.
+//!
+//! Its loop waits on the phase, the watchdog's clock and a tick. It tells READY once everything is served, STATUS
+//! while serving and each second of a drain, STOPPING and `EXTEND_TIMEOUT_USEC` while draining, and pings the
+//! watchdog while every child's heart beats. Without `NOTIFY_SOCKET` it waits for the end and says nothing.
+
+pub mod activation;
+
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use super::phase::Phase;
+use super::status::Observer;
+use super::supervisor::{BoxError, Child, HEARTBEAT};
+
+/// Its name in the tree.
+pub const NAME: &str = "systemd";
+
+/// It has nothing to configure: the unit does that.
+pub type Config = ();
+
+/// How often STATUS is looked at while serving; it is sent when it has changed.
+const SERVING_TICK: Duration = Duration::from_secs(5);
+/// How often a drain is reported and its timeout extended.
+const DRAINING_TICK: Duration = Duration::from_secs(1);
+/// How long each extension lasts: far beyond the next one, so that a busy machine may miss some.
+const EXTENSION: Duration = Duration::from_secs(15);
+
+/// What the manager asked for in the environment.
+#[derive(Clone, Debug)]
+pub(super) struct Systemd {
+    observer: Observer,
+    /// Whether anyone listens.
+    listens: bool,
+    /// How long the manager waits between two pings.
+    watchdog: Option<Duration>,
+}
+
+impl Systemd {
+    pub(super) fn bind((): Config, observer: Observer) -> Self {
+        Self {
+            observer,
+            listens: std::env::var_os("NOTIFY_SOCKET").is_some(),
+            watchdog: sd_notify::watchdog_enabled(),
+        }
+    }
+
+    /// Speaks for the daemon until it is told to stop.
+    pub(super) async fn run(self, child: Child) -> Result<(), BoxError> {
+        if !self.listens {
+            child.stopping().await;
+            return Ok(());
+        }
+        let lifecycle = &self.observer.lifecycle;
+        let mut phase = lifecycle.watch();
+        tokio::select! {
+            _ = phase.wait_for(|p| *p != Phase::Starting) => {}
+            () = child.stopping() => return Ok(()),
+        }
+        notify(&[NotifyState::Ready, NotifyState::Status(&self.line())]);
+        tokio::select! {
+            _ = phase.wait_for(|p| *p != Phase::Serving) => {}
+            never = self.report_serving() => match never {},
+            never = self.feed_watchdog() => match never {},
+        }
+        // The watchdog is not armed while a service stops.
+        notify(&[NotifyState::Stopping]);
+        tokio::select! {
+            () = child.stopping() => {}
+            never = self.report_draining() => match never {},
+        }
+        notify(&[NotifyState::Status(&self.line())]);
+        Ok(())
+    }
+
+    fn line(&self) -> String {
+        one_line(&self.observer.line())
+    }
+
+    async fn report_serving(&self) -> std::convert::Infallible {
+        let mut told = self.line();
+        loop {
+            tokio::time::sleep(SERVING_TICK).await;
+            let line = self.line();
+            if line != told {
+                notify(&[NotifyState::Status(&line)]);
+                told = line;
+            }
+        }
+    }
+
+    async fn report_draining(&self) -> std::convert::Infallible {
+        let mut tick = interval(DRAINING_TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let extension = u32::try_from(EXTENSION.as_micros()).unwrap_or(u32::MAX);
+        loop {
+            // The first tick is now: the first extension must come before the unit's own timeout can pass.
+            tick.tick().await;
+            notify(&[
+                NotifyState::ExtendTimeoutUsec(extension),
+                NotifyState::Status(&self.line()),
+            ]);
+        }
+    }
+
+    /// Pings twice in each period, as `sd_watchdog_enabled(3)` recommends, while every child's heart beats; names
+    /// those whose heart does not and lets the manager act at once.
+    async fn feed_watchdog(&self) -> std::convert::Infallible {
+        let Some(period) = self.watchdog else {
+            return std::future::pending().await;
+        };
+        let limit = (period / 2).max(HEARTBEAT * 4);
+        let mut next = Instant::now();
+        loop {
+            sleep_until(next).await;
+            next += period / 2;
+            let stuck = self.observer.supervisor.stuck_for(limit);
+            if stuck.is_empty() {
+                notify(&[NotifyState::Watchdog]);
+                continue;
+            }
+            let names: Vec<_> = stuck.iter().map(|c| c.name()).collect();
+            let names = names.join(", ");
+            tracing::error!(
+                children = names,
+                "no heartbeat from {names} for {limit:?}: triggering the watchdog"
+            );
+            let status = one_line(&format!("stuck: no heartbeat from {names}"));
+            notify(&[NotifyState::Status(&status), NotifyState::WatchdogTrigger]);
+        }
+    }
+}
+
+/// Sends one datagram.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "cannot reach systemd's notification socket");
+    }
+}
+
+/// A text fit for STATUS: a line break would begin another assignment.
+fn one_line(text: &str) -> String {
+    text.replace(['\n', '\r'], " ")
+}
