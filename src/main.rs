@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     match cli.command.unwrap_or_default() {
         Command::Run => run(config, &origin).into(),
         Command::Check => {
-            println!("{origin}: valid\n{}", config.summary());
+            println!("{origin}: valid\n{}", config.tree());
             Exit::Clean.into()
         }
     }
