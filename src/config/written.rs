@@ -158,7 +158,7 @@ tables! {
     }
 
     /// Of the last four, exactly one is given.
-    Route "a route, under `[[route]]`" {
+    Route "a route" {
         path: RoutePath,
         respond: Respond,
         status: True,
@@ -232,16 +232,11 @@ impl File {
     pub(super) fn parse(text: &str, mistakes: &mut Vec<Mistake>) -> Option<Self> {
         let (table, errors) = DeTable::parse_recoverable(text);
         // One thing that does not close makes everything after it look wrong: the first error is the true one.
-        let first = errors
+        if let Some(error) = errors
             .iter()
-            .min_by_key(|error| error.span().map_or(0, |span| span.start));
-        if let Some(error) = first {
-            let (what, expected) = error
-                .message()
-                .split_once(", expected ")
-                .unwrap_or((error.message(), "TOML"));
-            let span = error.span().unwrap_or_default();
-            mistakes.push(Mistake::new(span, what, format!("expected {expected}")));
+            .min_by_key(|error| error.span().map_or(0, |span| span.start))
+        {
+            mistakes.push(syntax(text, error));
             return None;
         }
         Self::read(
@@ -252,11 +247,34 @@ impl File {
     }
 }
 
+/// What the parser says, and more plainly where it can be misunderstood.
+fn syntax(text: &str, error: &toml::de::Error) -> Mistake {
+    let span = error.span().unwrap_or_default();
+    let (what, expected) = error
+        .message()
+        .split_once(", expected ")
+        .unwrap_or((error.message(), "TOML"));
+    let written = text.get(span.clone()).unwrap_or_default();
+    let is_word = !written.is_empty() && written.chars().all(char::is_alphanumeric);
+    let (what, expected) = match what {
+        "duplicate key" => ("this key is given twice", "each key once".to_owned()),
+        "missing comma between array elements" => {
+            ("this list goes on without a comma", "`,` or `]`".to_owned())
+        }
+        "string values must be quoted" if written.is_empty() => ("there is no value", "one".to_owned()),
+        "string values must be quoted" | "invalid float" if is_word => {
+            ("a string has no quotes", format!("{written:?}"))
+        }
+        what => (what, expected.to_owned()),
+    };
+    Mistake::new(span, what, format!("expected {expected}"))
+}
+
 /// `[...]` in the file, and each `[[...]]`.
 pub(super) struct List<K>(std::marker::PhantomData<K>);
 
 impl<K: Kind> Kind for List<K> {
-    /// Without the elements that were refused.
+    /// Without the elements that were refused; where all were, so is the list.
     type Value = Vec<Spanned<K::Value>>;
 
     fn expected() -> String {
@@ -266,15 +284,15 @@ impl<K: Kind> Kind for List<K> {
     fn read(value: Spanned<DeValue<'_>>, name: &str, mistakes: &mut Vec<Mistake>) -> Option<Self::Value> {
         let span = value.span();
         match value.into_inner() {
-            DeValue::Array(elements) => Some(
-                elements
-                    .into_iter()
-                    .filter_map(|element| {
-                        let span = element.span();
-                        K::read(element, name, mistakes).map(|value| Spanned::new(span, value))
-                    })
-                    .collect(),
-            ),
+            DeValue::Array(elements) => {
+                let written = elements.len();
+                let read = |element: Spanned<DeValue<'_>>| {
+                    let span = element.span();
+                    K::read(element, name, mistakes).map(|value| Spanned::new(span, value))
+                };
+                let list: Vec<_> = elements.into_iter().filter_map(read).collect();
+                (written == 0 || !list.is_empty()).then_some(list)
+            }
             other => {
                 let help = match &other {
                     DeValue::String(text) => Some(format!("write [{text:?}]")),

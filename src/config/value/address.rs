@@ -1,0 +1,165 @@
+//! Where to listen, and where to pass requests to.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+
+use axum::http::uri::Authority;
+
+use super::{Refusal, Text, is_number};
+use crate::daemon::http::listener::Address;
+use crate::daemon::http::routes::proxy;
+
+/// Where to listen.
+pub(in crate::config) struct Listen;
+
+impl Text for Listen {
+    type Value = Address;
+
+    fn expected() -> String {
+        "\"HOST:PORT\", \"unix:/path\" or \"fd:NAME\"".to_owned()
+    }
+
+    fn parse(text: &str) -> Result<Address, Refusal> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return socket_path(path).map(Address::Unix);
+        }
+        if let Some(name) = text.strip_prefix("fd:") {
+            return descriptor_name(name).map(Address::Inherited);
+        }
+        if text.starts_with('/') {
+            return Err(Refusal::new("is a path").help(format!("a unix socket is \"unix:{text}\"")));
+        }
+        if let Some((scheme, rest)) = text.split_once("://") {
+            let help = format!("leave out \"{scheme}://\": \"{}\"", rest.trim_end_matches('/'));
+            return Err(Refusal::new("is a URL").help(help));
+        }
+        if is_number(text) {
+            return Err(
+                Refusal::new("has no host").help(format!("for this machine alone: \"127.0.0.1:{text}\""))
+            );
+        }
+        match host_and_port(text)? {
+            (Host::Address(address), port) => Ok(Address::Tcp(SocketAddr::new(address, port))),
+            (Host::Name(name), port) => {
+                // A name may stand for several addresses; the first of the family every machine has is listened on.
+                let found: Vec<_> = (name, port).to_socket_addrs().into_iter().flatten().collect();
+                let chosen = found.iter().find(|address| address.is_ipv4()).or(found.first());
+                chosen.copied().map(Address::Tcp).ok_or_else(|| {
+                    Refusal::new("names a host that is not known here").help("give its address instead")
+                })
+            }
+        }
+    }
+}
+
+/// The server that a route's requests are passed to.
+pub(in crate::config) struct Upstream;
+
+impl Text for Upstream {
+    type Value = proxy::Upstream;
+
+    fn expected() -> String {
+        "\"http://HOST:PORT\" or \"unix:/path\"".to_owned()
+    }
+
+    fn parse(text: &str) -> Result<proxy::Upstream, Refusal> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return socket_path(path).map(proxy::Upstream::Unix);
+        }
+        let Some(rest) = text.strip_prefix("http://") else {
+            return Err(match text.split_once("://") {
+                Some(("https", _)) => Refusal::new("asks for https, which is not supported"),
+                Some((scheme, _)) => Refusal::new(format!("asks for {scheme:?}, which is not supported")),
+                None if text.starts_with('/') => {
+                    Refusal::new("is a path").help(format!("a unix socket is \"unix:{text}\""))
+                }
+                None => Refusal::new("has no scheme").help(format!("write \"http://{text}\"")),
+            });
+        };
+        if let Some(path) = rest.find(['/', '?', '#']) {
+            let (server, path) = rest.split_at(path);
+            return Err(Refusal::new("has a path").help(format!(
+                "leave out {path:?}: the request's own path is passed on as it came, to \"http://{server}\"",
+            )));
+        }
+        match host_and_port(rest)? {
+            (_, 0) => Err(Refusal::new("has port 0, where nobody can be reached")),
+            _ => match rest.parse::<Authority>() {
+                Ok(authority) => Ok(proxy::Upstream::Http(authority)),
+                Err(_) => Err(Refusal::new("has no valid host")),
+            },
+        }
+    }
+}
+
+enum Host<'t> {
+    Address(IpAddr),
+    Name(&'t str),
+}
+
+fn host_and_port(text: &str) -> Result<(Host<'_>, u16), Refusal> {
+    if text.parse::<Ipv6Addr>().is_ok() {
+        return Err(Refusal::new("is an IPv6 address without brackets")
+            .help("write the address in brackets and then the port: \"[::1]:8080\""));
+    }
+    let Some((host, port)) = text.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')) else {
+        return Err(Refusal::new("has no port"));
+    };
+    if !is_number(port) {
+        return Err(Refusal::new("has a port that is no number"));
+    }
+    let port = port.parse().map_err(|_| Refusal::new("has a port above 65535"))?;
+    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let host = match bracketed {
+        Some(address) => address
+            .parse()
+            .ok()
+            .map(|address| Host::Address(IpAddr::V6(address))),
+        None if matches!(host, "" | "*") => {
+            return Err(Refusal::new("has no host")
+                .help(format!("every address of this machine is \"0.0.0.0:{port}\"")));
+        }
+        None => match host.parse::<Ipv4Addr>() {
+            Ok(address) => Some(Host::Address(IpAddr::V4(address))),
+            // What ends in a number can only be an address, and this one is wrong.
+            Err(_) if host.rsplit('.').next().is_some_and(is_number) => None,
+            Err(_) => host
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
+                .then_some(Host::Name(host)),
+        },
+    };
+    host.map(|host| (host, port))
+        .ok_or_else(|| Refusal::new("has no valid host"))
+}
+
+fn socket_path(path: &str) -> Result<PathBuf, Refusal> {
+    if !path.starts_with('/') {
+        return Err(Refusal::new("is not an absolute path").help("write it from the root: \"unix:/run/...\""));
+    }
+    // `sun_path` has 108 bytes, the last of them zero.
+    if path.len() > 107 {
+        return Err(Refusal::new(format!(
+            "is {} bytes long, and a socket's path at most 107",
+            path.len()
+        )));
+    }
+    if path.contains('\0') || path.ends_with('/') {
+        return Err(Refusal::new("is not the path of a socket"));
+    }
+    Ok(PathBuf::from(path))
+}
+
+/// As systemd.socket(5) has it.
+fn descriptor_name(name: &str) -> Result<String, Refusal> {
+    let valid = (1..=255).contains(&name.len())
+        && name
+            .bytes()
+            .all(|byte| matches!(byte, b' '..=b'~') && byte != b':');
+    if valid {
+        Ok(name.to_owned())
+    } else {
+        Err(Refusal::new("is not the name of a descriptor")
+            .help("it is the FileDescriptorName= of the .socket unit, or the unit's own name"))
+    }
+}

@@ -1,0 +1,131 @@
+//! Durations, sizes and counts.
+
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use jiff::fmt::friendly::SpanParser;
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::{Refusal, Text, is_number, whole};
+use crate::config::diagnostic::Mistake;
+use crate::config::written::Kind;
+
+/// No duration is longer: the clock can always be added to it.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// A duration in which something must happen: more than nothing.
+pub(in crate::config) struct Timeout;
+
+impl Text for Timeout {
+    type Value = Duration;
+
+    fn expected() -> String {
+        "a duration of more than zero, such as \"10s\" or \"1m 30s\"".to_owned()
+    }
+
+    fn parse(text: &str) -> Result<Duration, Refusal> {
+        match duration(text)? {
+            Duration::ZERO => Err(Refusal::new("is zero")),
+            timeout => Ok(timeout),
+        }
+    }
+}
+
+/// A duration that may be nothing.
+pub(in crate::config) struct Delay;
+
+impl Text for Delay {
+    type Value = Duration;
+
+    fn expected() -> String {
+        "a duration, such as \"10s\" or \"250ms\"".to_owned()
+    }
+
+    fn parse(text: &str) -> Result<Duration, Refusal> {
+        duration(text)
+    }
+}
+
+/// A duration, or "never".
+pub(in crate::config) struct Deadline;
+
+impl Text for Deadline {
+    type Value = Option<Duration>;
+
+    fn expected() -> String {
+        "a duration, such as \"30s\" or \"5m\", or \"never\"".to_owned()
+    }
+
+    fn parse(text: &str) -> Result<Option<Duration>, Refusal> {
+        if text == "never" {
+            Ok(None)
+        } else {
+            duration(text).map(Some)
+        }
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, Refusal> {
+    match SpanParser::new().parse_unsigned_duration(text) {
+        Ok(duration) if duration > LONGEST => Err(Refusal::new("is longer than a year")),
+        Ok(duration) => Ok(duration),
+        Err(_) if is_number(text) => Err(Refusal::new("has no unit").help(format!(
+            "{text} seconds are \"{text}s\", {text} minutes \"{text}m\""
+        ))),
+        Err(_) if text.starts_with('-') => Err(Refusal::new("is negative")),
+        Err(_) => Err(Refusal::new("is no duration")),
+    }
+}
+
+/// A number of bytes.
+pub(in crate::config) struct BodyLimit;
+
+impl Text for BodyLimit {
+    type Value = u64;
+
+    fn expected() -> String {
+        "a size, such as \"10MiB\" or \"64KiB\"".to_owned()
+    }
+
+    fn parse(text: &str) -> Result<u64, Refusal> {
+        match text.parse::<ByteSize>() {
+            _ if text.starts_with('-') => Err(Refusal::new("is negative")),
+            // The parser answers what is too large with the largest number there is.
+            Ok(ByteSize(u64::MAX)) => Err(Refusal::new("is too large")),
+            Ok(ByteSize(bytes)) => Ok(bytes),
+            Err(_) => Err(Refusal::new("is no size")),
+        }
+    }
+}
+
+/// How many connections may be open. A descriptor is a C `int`, so there can never be more.
+pub(in crate::config) struct Connections;
+
+impl Kind for Connections {
+    type Value = usize;
+
+    fn expected() -> String {
+        format!("a whole number from 1 to {}", i32::MAX)
+    }
+
+    fn read(value: Spanned<DeValue<'_>>, name: &str, mistakes: &mut Vec<Mistake>) -> Option<usize> {
+        whole::<Self, i32>(&value, name, mistakes, |number| number >= 1)
+            .and_then(|number| number.try_into().ok())
+    }
+}
+
+/// How many restarts are too many.
+pub(in crate::config) struct Restarts;
+
+impl Kind for Restarts {
+    type Value = u32;
+
+    fn expected() -> String {
+        format!("a whole number from 0 to {}", u32::MAX)
+    }
+
+    fn read(value: Spanned<DeValue<'_>>, name: &str, mistakes: &mut Vec<Mistake>) -> Option<u32> {
+        whole::<Self, u32>(&value, name, mistakes, |_| true)
+    }
+}

@@ -1,0 +1,130 @@
+//! How single values are written.
+
+mod address;
+mod amount;
+mod choice;
+mod route;
+
+use toml::Spanned;
+use toml::de::DeValue;
+
+pub(super) use address::{Listen, Upstream};
+pub(super) use amount::{BodyLimit, Connections, Deadline, Delay, Restarts, Timeout};
+pub(super) use choice::{Access, Format, Level, Target};
+pub(super) use route::{ContentType, Directory, FieldValue, Headers, Index, RoutePath, Status, True};
+
+use super::diagnostic::Mistake;
+use super::written::{Kind, wrong_type};
+
+/// A value that is written as a string.
+pub(super) trait Text {
+    type Value;
+
+    fn expected() -> String;
+
+    fn parse(text: &str) -> Result<Self::Value, Refusal>;
+}
+
+/// Why a string is not what it should be.
+pub(super) struct Refusal {
+    /// Completes "`key` ...".
+    what: String,
+    help: Option<String>,
+}
+
+impl Refusal {
+    fn new(what: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            help: None,
+        }
+    }
+
+    fn help(self, help: impl Into<String>) -> Self {
+        Self {
+            help: Some(help.into()),
+            ..self
+        }
+    }
+}
+
+impl<T: Text> Kind for T {
+    type Value = T::Value;
+
+    fn expected() -> String {
+        <T as Text>::expected()
+    }
+
+    fn read(value: Spanned<DeValue<'_>>, name: &str, mistakes: &mut Vec<Mistake>) -> Option<T::Value> {
+        let span = value.span();
+        let DeValue::String(text) = value.get_ref() else {
+            mistakes.push(wrong_type::<T>(name, span, value.get_ref()));
+            return None;
+        };
+        match T::parse(text) {
+            Ok(value) => Some(value),
+            Err(Refusal { what, help }) => {
+                let expected = format!("expected {}", <T as Text>::expected());
+                mistakes.push(Mistake::new(span, format!("`{name}` {what}"), expected).help(help));
+                None
+            }
+        }
+    }
+}
+/// Any text.
+pub(in crate::config) struct Words;
+
+impl Text for Words {
+    type Value = String;
+
+    fn expected() -> String {
+        "a string".to_owned()
+    }
+
+    fn parse(text: &str) -> Result<String, Refusal> {
+        Ok(text.to_owned())
+    }
+}
+
+/// `true` or `false`.
+pub(in crate::config) struct Flag;
+
+impl Kind for Flag {
+    type Value = bool;
+
+    fn expected() -> String {
+        "true or false".to_owned()
+    }
+
+    fn read(value: Spanned<DeValue<'_>>, name: &str, mistakes: &mut Vec<Mistake>) -> Option<bool> {
+        if let DeValue::Boolean(flag) = value.get_ref() {
+            return Some(*flag);
+        }
+        mistakes.push(wrong_type::<Self>(name, value.span(), value.get_ref()));
+        None
+    }
+}
+
+/// A whole number that is `possible`.
+fn whole<K: Kind, N: TryFrom<i128> + Copy>(
+    value: &Spanned<DeValue<'_>>,
+    name: &str,
+    mistakes: &mut Vec<Mistake>,
+    possible: impl Fn(N) -> bool,
+) -> Option<N> {
+    let number = match value.get_ref() {
+        DeValue::Integer(integer) => i128::from_str_radix(integer.as_str(), integer.radix()).ok(),
+        _ => None,
+    };
+    let number = number
+        .and_then(|number| N::try_from(number).ok())
+        .filter(|number| possible(*number));
+    if number.is_none() {
+        mistakes.push(wrong_type::<K>(name, value.span(), value.get_ref()));
+    }
+    number
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}

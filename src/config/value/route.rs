@@ -1,0 +1,268 @@
+//! What a route is made of.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::{Refusal, Text, whole};
+use crate::config::diagnostic::Mistake;
+use crate::config::written::{Kind, wrong_type};
+
+/// `/exact/path`, or `/below/*`.
+pub(in crate::config) struct RoutePath;
+
+impl Text for RoutePath {
+    type Value = String;
+
+    fn expected() -> String {
+        "a path such as \"/health\", or \"/app/*\" for everything below".to_owned()
+    }
+
+    fn parse(text: &str) -> Result<String, Refusal> {
+        if !text.starts_with('/') {
+            return Err(Refusal::new("does not begin with \"/\""));
+        }
+        let fixed = text.strip_suffix("/*").unwrap_or(text);
+        if fixed.contains('*') {
+            return Err(Refusal::new("has a \"*\" that is not its whole last segment"));
+        }
+        // RFC 3986: what a path in a request can hold. Anything else would never be asked for.
+        let stranger = fixed
+            .chars()
+            .find(|char| !char.is_ascii_alphanumeric() && !"/-._~!$&'()+,;=:@%".contains(*char));
+        match stranger {
+            None => Ok(text.to_owned()),
+            Some('?') => Err(Refusal::new("has a query").help("a route is chosen by its path alone")),
+            Some(char) => Err(
+                Refusal::new(format!("has {char:?}, which no request's path can have"))
+                    .help("write it percent-encoded, as clients do"),
+            ),
+        }
+    }
+}
+
+/// The value of a header field.
+pub(in crate::config) struct FieldValue;
+
+impl Text for FieldValue {
+    type Value = HeaderValue;
+
+    fn expected() -> String {
+        "a header's value: visible ASCII on one line".to_owned()
+    }
+
+    fn parse(text: &str) -> Result<HeaderValue, Refusal> {
+        HeaderValue::from_str(text).map_err(|_| Refusal::new("has a character that a header cannot have"))
+    }
+}
+
+/// A media type.
+pub(in crate::config) struct ContentType;
+
+impl Text for ContentType {
+    type Value = HeaderValue;
+
+    fn expected() -> String {
+        "a media type, such as \"text/plain; charset=utf-8\"".to_owned()
+    }
+
+    fn parse(text: &str) -> Result<HeaderValue, Refusal> {
+        let (media, _) = text.split_once(';').unwrap_or((text, ""));
+        let valid = media
+            .trim_end()
+            .split_once('/')
+            .is_some_and(|(kind, subtype)| token(kind) && token(subtype));
+        match HeaderValue::from_str(text) {
+            Ok(value) if valid => Ok(value),
+            _ => Err(Refusal::new("is no media type")),
+        }
+    }
+}
+
+/// RFC 9110, 5.6.2.
+fn token(text: &str) -> bool {
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !text.is_empty() && text.bytes().all(is_part)
+}
+
+/// A table of headers.
+pub(in crate::config) struct Headers;
+
+impl Kind for Headers {
+    type Value = Vec<(Spanned<HeaderName>, HeaderValue)>;
+
+    fn expected() -> String {
+        "a table of headers, such as { Location = \"/new\" }".to_owned()
+    }
+
+    fn read(value: Spanned<DeValue<'_>>, name: &str, mistakes: &mut Vec<Mistake>) -> Option<Self::Value> {
+        let span = value.span();
+        let table = match value.into_inner() {
+            DeValue::Table(table) => table,
+            other => {
+                mistakes.push(wrong_type::<Self>(name, span, &other));
+                return None;
+            }
+        };
+        if table.len() > 100 {
+            mistakes.push(Mistake::new(
+                span,
+                format!("`{name}` has {} headers", table.len()),
+                "expected at most 100",
+            ));
+            return None;
+        }
+        let mut headers: Self::Value = Vec::new();
+        for (key, value) in table {
+            let at = key.span();
+            let shown = key.get_ref().escape_debug().to_string();
+            let Ok(header) = HeaderName::from_bytes(key.get_ref().as_bytes()) else {
+                mistakes.push(Mistake::new(
+                    at,
+                    format!("`{shown}` is no header's name"),
+                    "expected letters and \"-\"",
+                ));
+                continue;
+            };
+            if FRAMING.contains(&header) {
+                let help = "leave it out: it is different on each connection".to_owned();
+                mistakes.push(
+                    Mistake::new(
+                        at,
+                        format!("`{shown}` is set by the server"),
+                        "expected another header",
+                    )
+                    .help(help),
+                );
+                continue;
+            }
+            if let Some((first, _)) = headers.iter().find(|(other, _)| *other.get_ref() == header) {
+                mistakes.push(
+                    Mistake::new(
+                        at,
+                        format!("`{shown}` is given twice"),
+                        "expected each header once",
+                    )
+                    .also(first.span(), "upper and lower case are the same"),
+                );
+                continue;
+            }
+            if let Some(value) = FieldValue::read(value, &shown, mistakes) {
+                headers.push((Spanned::new(at, header), value));
+            }
+        }
+        Some(headers)
+    }
+}
+
+/// The headers that say where a message ends and what becomes of its connection: the server's own.
+static FRAMING: [HeaderName; 8] = [
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// A directory to serve files from, there and readable now.
+pub(in crate::config) struct Directory;
+
+impl Text for Directory {
+    type Value = PathBuf;
+
+    fn expected() -> String {
+        "the absolute path of a directory".to_owned()
+    }
+
+    fn parse(text: &str) -> Result<PathBuf, Refusal> {
+        let path = PathBuf::from(text);
+        if !path.is_absolute() {
+            return Err(Refusal::new("is not absolute").help("a service has no working directory of its own"));
+        }
+        // The dot asks for what serving needs: to enter it, not only to list it.
+        match fs::read_dir(path.join(".")) {
+            Ok(_) => Ok(path),
+            Err(error) => Err(match error.kind() {
+                io::ErrorKind::NotFound => {
+                    Refusal::new("is not there").help("make the directory, or correct the path")
+                }
+                io::ErrorKind::NotADirectory => Refusal::new("is not a directory"),
+                io::ErrorKind::PermissionDenied => Refusal::new("may not be read")
+                    .help("let the user that runs steadfast enter and read the directory"),
+                _ => Refusal::new(format!("cannot be read: {error}")),
+            }),
+        }
+    }
+}
+
+/// The file that answers for a directory, or `false` for none.
+pub(in crate::config) struct Index;
+
+impl Kind for Index {
+    type Value = Option<String>;
+
+    fn expected() -> String {
+        "a file's name, such as \"index.html\", or false for none".to_owned()
+    }
+
+    fn read(value: Spanned<DeValue<'_>>, name: &str, mistakes: &mut Vec<Mistake>) -> Option<Option<String>> {
+        match value.get_ref() {
+            DeValue::Boolean(false) => return Some(None),
+            DeValue::String(file) if !file.contains(['/', '\0']) && !matches!(&**file, "" | "." | "..") => {
+                return Some(Some(file.clone().into_owned()));
+            }
+            DeValue::String(_) => {
+                let expected = format!("expected {}", Self::expected());
+                mistakes.push(Mistake::new(
+                    value.span(),
+                    format!("`{name}` is not the name of a file"),
+                    expected,
+                ));
+            }
+            other => mistakes.push(wrong_type::<Self>(name, value.span(), other)),
+        }
+        None
+    }
+}
+
+/// The status of an answer. 1xx announce an answer and are none.
+pub(in crate::config) struct Status;
+
+impl Kind for Status {
+    type Value = StatusCode;
+
+    fn expected() -> String {
+        "a status from 200 to 599".to_owned()
+    }
+
+    fn read(value: Spanned<DeValue<'_>>, name: &str, mistakes: &mut Vec<Mistake>) -> Option<StatusCode> {
+        whole::<Self, u16>(&value, name, mistakes, |number| (200..=599).contains(&number))
+            .and_then(|number| StatusCode::from_u16(number).ok())
+    }
+}
+
+/// `true`: the key alone says it all.
+pub(in crate::config) struct True;
+
+impl Kind for True {
+    type Value = ();
+
+    fn expected() -> String {
+        "true".to_owned()
+    }
+
+    fn read(value: Spanned<DeValue<'_>>, name: &str, mistakes: &mut Vec<Mistake>) -> Option<()> {
+        if let DeValue::Boolean(true) = value.get_ref() {
+            return Some(());
+        }
+        mistakes.push(wrong_type::<Self>(name, value.span(), value.get_ref()));
+        None
+    }
+}
