@@ -27,11 +27,12 @@ impl Text for Listen {
             return descriptor_name(name).map(Address::Inherited);
         }
         if text.starts_with('/') {
-            return Err(Refusal::new("is a path").help(format!("a unix socket is \"unix:{text}\"")));
+            return Err(
+                Refusal::new("is a path").help(format!("a unix socket is {:?}", format!("unix:{text}")))
+            );
         }
-        if let Some((scheme, rest)) = text.split_once("://") {
-            let help = format!("leave out \"{scheme}://\": \"{}\"", rest.trim_end_matches('/'));
-            return Err(Refusal::new("is a URL").help(help));
+        if let Some((_, rest)) = text.split_once("://") {
+            return Err(Refusal::new("is a URL").help(format!("write {:?}", rest.trim_end_matches('/'))));
         }
         if is_number(text) {
             return Err(
@@ -71,15 +72,16 @@ impl Text for Upstream {
                 Some(("https", _)) => Refusal::new("asks for https, which is not supported"),
                 Some((scheme, _)) => Refusal::new(format!("asks for {scheme:?}, which is not supported")),
                 None if text.starts_with('/') => {
-                    Refusal::new("is a path").help(format!("a unix socket is \"unix:{text}\""))
+                    Refusal::new("is a path").help(format!("a unix socket is {:?}", format!("unix:{text}")))
                 }
-                None => Refusal::new("has no scheme").help(format!("write \"http://{text}\"")),
+                None => Refusal::new("has no scheme").help(format!("write {:?}", format!("http://{text}"))),
             });
         };
         if let Some(path) = rest.find(['/', '?', '#']) {
             let (server, path) = rest.split_at(path);
             return Err(Refusal::new("has a path").help(format!(
-                "leave out {path:?}: the request's own path is passed on as it came, to \"http://{server}\"",
+                "leave out {path:?}: the request's own path is passed on as it came, to {:?}",
+                format!("http://{server}"),
             )));
         }
         match host_and_port(rest)? {
@@ -144,7 +146,7 @@ fn socket_path(path: &str) -> Result<PathBuf, Refusal> {
             path.len()
         )));
     }
-    if path.contains('\0') || path.ends_with('/') {
+    if path.contains(char::is_control) || path.ends_with('/') {
         return Err(Refusal::new("is not the path of a socket"));
     }
     Ok(PathBuf::from(path))

@@ -71,6 +71,7 @@ impl<T: Text> Kind for T {
         }
     }
 }
+
 /// Any text.
 pub(in crate::config) struct Words;
 
