@@ -107,12 +107,12 @@ fn a_wrong_config_is_exit_78_with_the_line_in_the_journal_and_no_restart() {
 
 #[test]
 fn the_watchdog_of_the_unit_is_satisfied() {
-    let Some(service) = Service::install(file!(), "") else {
+    let Some(service) = Service::start(file!(), "") else {
         return;
     };
     assert_eq!(service.show(UNIT, "WatchdogUSec"), "30s");
     service.edit_unit("WatchdogSec=1s");
-    service.ok(["systemctl", "start", UNIT]);
+    service.ok(["systemctl", "restart", UNIT]);
     let pid = service.show(UNIT, "MainPID");
     let first = service.show(UNIT, "WatchdogTimestampMonotonic");
     // Several times what the watchdog allows: time itself is the test.
