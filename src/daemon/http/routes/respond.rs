@@ -1,8 +1,18 @@
 //! `respond`: a fixed answer.
 
-use axum::http::{HeaderMap, StatusCode};
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
-/// A fixed answer.
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::response::Response;
+use bytes::Bytes;
+use tower::Service;
+
+/// A fixed answer, to any method.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The status; 200 unless given.
@@ -11,4 +21,57 @@ pub struct Config {
     pub headers: HeaderMap,
     /// The body.
     pub body: String,
+}
+
+/// Answers every request alike, without a copy of the body.
+#[derive(Clone, Debug)]
+pub(super) struct Respond(Arc<Answer>);
+
+#[derive(Debug)]
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Respond {
+    pub(super) fn new(config: &Config) -> Self {
+        Self(Arc::new(Answer {
+            status: config.status,
+            headers: config.headers.clone(),
+            body: config.body.clone().into(),
+        }))
+    }
+}
+
+impl Service<Request> for Respond {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Ready<Result<Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let Answer {
+            status,
+            headers,
+            body,
+        } = &*self.0;
+        let mut response = if request.method() == Method::HEAD {
+            Response::new(Body::empty())
+        } else {
+            Response::new(Body::from(body.clone()))
+        };
+        *response.status_mut() = *status;
+        *response.headers_mut() = headers.clone();
+        if request.method() == Method::HEAD {
+            // What GET would have: with the body absent, only this can tell (RFC 9110, section 8.6).
+            response
+                .headers_mut()
+                .insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+        }
+        ready(Ok(response))
+    }
 }

@@ -1,0 +1,181 @@
+//! What a proxy takes out of a message's head, and what it puts in.
+
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use axum::http::header::{
+    CONNECTION, FORWARDED, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING,
+    UPGRADE,
+};
+use axum::http::{HeaderMap, HeaderValue, Uri, Version};
+
+use crate::daemon::registry::Peer;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// Of one hop only (RFC 9110, section 7.6.1), with what older software takes for such. `Trailer` is not among them:
+/// it announces the trailers, and those are passed on.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    HeaderName::from_static("proxy-authentication-info"),
+    TE,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// The protocol a client asks to change to. HTTP/1.0 has no upgrades (RFC 9110, section 7.8), and `h2c` is no longer
+/// one (RFC 9113, section 3.1): a tunnel of it would carry requests that no route has seen.
+pub(super) fn requested_upgrade(version: Version, headers: &HeaderMap) -> Option<HeaderValue> {
+    let asked = headers.get(UPGRADE)?;
+    let is_h2c = |protocol: &[u8]| protocol.trim_ascii().eq_ignore_ascii_case(b"h2c");
+    (version == Version::HTTP_11
+        && connection_options(headers).any(|option| option.eq_ignore_ascii_case("upgrade"))
+        && !asked.as_bytes().split(|b| *b == b',').any(is_h2c))
+    .then(|| asked.clone())
+}
+
+/// Whether a message's body is in no transfer coding but `chunked`: others are offered by nobody here, and cannot be
+/// undone (RFC 9112, section 6.1).
+pub(super) fn is_plain_or_chunked(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => true,
+        (Some(coding), None) => coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
+        (Some(_), Some(_)) => false,
+    }
+}
+
+/// Makes the headers of a client's request those of the request to the upstream. `Host` stays as the client sent it,
+/// or becomes that of an absolute URI (RFC 9112, section 3.2.2).
+pub(super) fn to_upstream(
+    headers: &mut HeaderMap,
+    uri: &Uri,
+    peer: Option<Peer>,
+    upgrade: Option<HeaderValue>,
+) {
+    let takes_trailers = headers.get_all(TE).iter().any(|te| {
+        let codings = te.as_bytes().split(|b| *b == b',');
+        codings
+            .into_iter()
+            .any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+    });
+    remove_hop_by_hop(headers);
+    remove_claims_of_origin(headers);
+
+    if let Some(upgrade) = upgrade {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, upgrade);
+    } else if takes_trailers {
+        headers.insert(CONNECTION, HeaderValue::from_static("te"));
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+
+    if let Some(host) = uri
+        .authority()
+        .and_then(|authority| host_and_port(authority.as_str()))
+    {
+        headers.insert(HOST, host);
+    }
+    add_origin(headers, peer);
+}
+
+/// Makes the headers of the upstream's answer those of the answer to the client.
+pub(super) fn to_client(headers: &mut HeaderMap, switching: bool) {
+    let upgrade = headers.get(UPGRADE).filter(|_| switching).cloned();
+    remove_hop_by_hop(headers);
+    if let Some(upgrade) = upgrade {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, upgrade);
+    }
+}
+
+fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let values = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim)
+}
+
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    // Where the message is for, and how long it is, is for every hop, whatever `Connection` says.
+    let listed: Vec<HeaderName> = connection_options(headers)
+        .filter_map(|option| option.parse().ok())
+        .filter(|name| *name != HOST && *name != axum::http::header::CONTENT_LENGTH)
+        .collect();
+    for name in listed.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+}
+
+/// Removes what a client says about where the request comes from: `Forwarded`, `X-Forwarded-*`, `X-Real-IP`; also
+/// written with underscores, which CGI and its heirs do not tell from hyphens; and `Proxy`, which those take for the
+/// variable `HTTP_PROXY`.
+fn remove_claims_of_origin(headers: &mut HeaderMap) {
+    let is_claim = |name: &&HeaderName| {
+        let name = name.as_str();
+        let is = |claim: &str| same_to_cgi(name, claim);
+        name.get(..12)
+            .is_some_and(|start| same_to_cgi(start, "x-forwarded-"))
+            || is("forwarded")
+            || is("x-real-ip")
+            || is("proxy")
+    };
+    let claims: Vec<HeaderName> = headers.keys().filter(is_claim).cloned().collect();
+    for name in &claims {
+        headers.remove(name);
+    }
+}
+
+fn same_to_cgi(name: &str, other: &str) -> bool {
+    name.len() == other.len()
+        && name
+            .bytes()
+            .zip(other.bytes())
+            .all(|(a, b)| a == b || (a == b'_' && b == b'-'))
+}
+
+/// Says where the request comes from: `X-Forwarded-*` as everyone does, `Forwarded` as RFC 7239 does.
+fn add_origin(headers: &mut HeaderMap, peer: Option<Peer>) {
+    let host = headers.get(HOST).cloned();
+    let mut forwarded = String::with_capacity(64);
+    match peer {
+        Some(Peer::Tcp(address)) => {
+            // A client of IPv4 on a socket of IPv6 is a client of IPv4.
+            let address = address.ip().to_canonical();
+            if let Ok(value) = HeaderValue::try_from(address.to_string()) {
+                headers.insert(X_FORWARDED_FOR, value);
+            }
+            let _ = match address {
+                IpAddr::V4(address) => write!(forwarded, "for={address}"),
+                // Colons and brackets need the quotes (section 6).
+                IpAddr::V6(address) => write!(forwarded, "for=\"[{address}]\""),
+            };
+        }
+        Some(Peer::Unix) | None => forwarded.push_str("for=unknown"),
+    }
+    if let Some(host) = host {
+        if let Ok(host) = host.to_str() {
+            let host = host.replace('\\', "\\\\").replace('"', "\\\"");
+            let _ = write!(forwarded, ";host=\"{host}\"");
+        }
+        headers.insert(X_FORWARDED_HOST, host);
+    }
+    forwarded.push_str(";proto=http");
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    if let Ok(value) = HeaderValue::try_from(forwarded) {
+        headers.insert(FORWARDED, value);
+    }
+}
+
+/// An authority without its user information, which is no part of `Host`.
+fn host_and_port(authority: &str) -> Option<HeaderValue> {
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    HeaderValue::try_from(host).ok()
+}

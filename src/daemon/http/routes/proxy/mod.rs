@@ -1,0 +1,380 @@
+//! `proxy`: another server's answer.
+//!
+//! A request is passed to the upstream as it came, but for what concerns one hop only ([`headers`]). Both bodies are
+//! streamed ([`body`]). An upstream that refuses connections is waited for ([`upstream`]): nothing has been sent to it
+//! yet. What was sent is sent again only where that cannot matter ([`RESENDS`]). A connection that changes protocol
+//! becomes a [`tunnel`].
+
+mod body;
+mod headers;
+mod tunnel;
+mod upstream;
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::fmt;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::uri::{Authority, PathAndQuery, Scheme};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, Version, header};
+use axum::response::Response;
+use http_body_util::LengthLimitError;
+use hyper::body::{Body as _, Incoming};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::client::legacy::{self, Client};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio_util::task::TaskTracker;
+use tower::Service;
+
+use self::body::{Download, Turn, Upload};
+use self::tunnel::Tunnel;
+use self::upstream::{ConnectError, Connector};
+use super::text;
+use crate::daemon::registry::InFlight;
+
+/// How long an idle connection to an upstream is kept: less than the 5 s after which many an application server
+/// closes it, for a request that crosses the close on its way is lost if it cannot be repeated.
+const POOL_IDLE: Duration = Duration::from_secs(4);
+
+/// How often a request is sent again, on a fresh connection, when one broke before any answer. Only a request without
+/// a body and with an idempotent method is (RFC 9110, section 9.2.2).
+const RESENDS: usize = 2;
+
+/// Where a route's requests go.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The server that answers.
+    pub to: Upstream,
+    /// How long a request waits for an upstream that refuses connections; 10 s unless given.
+    pub retry_for: Duration,
+    /// How long one attempt to connect may take; 5 s unless given.
+    pub connect_timeout: Duration,
+    /// How long the upstream may take until the head of its answer, once it has the request, and be silent within the
+    /// answer's body or while it is sent the request's; 60 s unless given.
+    pub timeout: Duration,
+}
+
+/// A server to pass requests to. Path, query and `Host` are passed on as they came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Upstream {
+    /// `http://HOST:PORT`.
+    Http(Authority),
+    /// `unix:/path`.
+    Unix(PathBuf),
+}
+
+/// As it is written in the config.
+impl fmt::Display for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http(authority) => write!(f, "http://{authority}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Passes requests to an upstream.
+#[derive(Clone, Debug)]
+pub(super) struct Proxy(Arc<Passing>);
+
+/// What all requests to an upstream share.
+#[derive(Debug)]
+struct Passing {
+    config: Config,
+    /// Stands in the URIs that the clients below are given; the connector knows better.
+    authority: Authority,
+    pooled: Client<Connector, Upload>,
+    /// Never takes a connection from the pool.
+    fresh: Client<Connector, Upload>,
+    tunnels: TaskTracker,
+}
+
+impl Proxy {
+    pub(super) fn new(config: &Config, tunnels: &TaskTracker) -> Self {
+        let authority = match &config.to {
+            Upstream::Http(authority) => authority.clone(),
+            Upstream::Unix(_) => Authority::from_static("localhost"),
+        };
+        let connector = Connector::new(config);
+        Self(Arc::new(Passing {
+            config: config.clone(),
+            authority,
+            pooled: Client::builder(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(POOL_IDLE)
+                .build(connector.clone()),
+            fresh: Client::builder(TokioExecutor::new())
+                .pool_max_idle_per_host(0)
+                .build(connector),
+            tunnels: tunnels.clone(),
+        }))
+    }
+}
+
+impl Service<Request> for Proxy {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let exchange = Exchange {
+            passing: Arc::clone(&self.0),
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            in_flight: request.extensions().get::<InFlight>().cloned(),
+        };
+        Box::pin(async move { Ok(exchange.answer(request).await) })
+    }
+}
+
+/// One request, on its way to the upstream and back.
+#[derive(Debug)]
+struct Exchange {
+    passing: Arc<Passing>,
+    method: Method,
+    uri: Uri,
+    in_flight: Option<InFlight>,
+}
+
+/// A request without its body.
+type Head = axum::http::Request<()>;
+
+impl Exchange {
+    async fn answer(self, mut request: Request) -> Response {
+        let upgrade = headers::requested_upgrade(request.version(), request.headers());
+        let client = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+        let passed = match self.to_upstream(request, upgrade) {
+            Ok((head, body)) => self.pass(head, body).await,
+            Err(failure) => Err(failure),
+        };
+        match passed.and_then(|response| self.to_client(response, client)) {
+            Ok(mut response) => {
+                let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+                headers::to_client(response.headers_mut(), switching);
+                // hyper answers in the version of the client, which an answer may only lower.
+                *response.version_mut() = Version::HTTP_11;
+                response.map(|body| Body::new(Download::new(body, self)))
+            }
+            Err(failure) => {
+                if failure.is_upstreams() {
+                    self.log_failure(&failure);
+                } else {
+                    tracing::debug!(method = %self.method, uri = %self.uri, error = chain(&failure), "not passed on");
+                }
+                text(failure.status(), &failure.reason())
+            }
+        }
+    }
+
+    /// The request as the upstream gets it.
+    fn to_upstream(&self, request: Request, upgrade: Option<HeaderValue>) -> Result<(Head, Body), Failure> {
+        let (parts, body) = request.into_parts();
+        if !headers::is_plain_or_chunked(&parts.headers) {
+            return Err(Failure::UnknownCoding);
+        }
+        if parts.method == Method::CONNECT {
+            return Err(Failure::Connect);
+        }
+        let mut head = Head::new(());
+        *head.method_mut() = parts.method;
+        *head.headers_mut() = parts.headers;
+        let mut uri = Uri::default().into_parts();
+        uri.scheme = Some(Scheme::HTTP);
+        uri.authority = Some(self.passing.authority.clone());
+        uri.path_and_query = Some(match parts.uri.path_and_query() {
+            Some(asked) => asked.clone(),
+            None => PathAndQuery::from_static("/"),
+        });
+        *head.uri_mut() = Uri::from_parts(uri).map_err(|_| Failure::Connect)?;
+
+        let chunked = head.headers().contains_key(header::TRANSFER_ENCODING) && !body.is_end_stream();
+        let peer = self.in_flight.as_ref().map(InFlight::peer);
+        headers::to_upstream(head.headers_mut(), &parts.uri, peer, upgrade);
+        if chunked {
+            // Said in so many words, or hyper would take a GET to have no body.
+            head.headers_mut()
+                .insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+        Ok((head, body))
+    }
+
+    /// Sends the request, again if need be and if it may be, and waits for the head of the answer.
+    async fn pass(&self, head: Head, body: Body) -> Result<Response<Incoming>, Failure> {
+        let again = (head.method().is_idempotent() && body.is_end_stream()).then(|| head.clone());
+        let mut outcome = self.send(&self.passing.pooled, head, body).await;
+        if let Some(head) = again {
+            for _ in 0..RESENDS {
+                match &outcome {
+                    Err(Failure::Upstream(error)) if broke_before_an_answer(error) => {
+                        tracing::debug!(upstream = %self.passing.config.to, error = chain(error), "sending again");
+                        outcome = self.send(&self.passing.fresh, head.clone(), Body::empty()).await;
+                    }
+                    _ => break,
+                }
+            }
+        }
+        outcome
+    }
+
+    async fn send(
+        &self,
+        client: &Client<Connector, Upload>,
+        head: Head,
+        body: Body,
+    ) -> Result<Response<Incoming>, Failure> {
+        let turn = Turn::new(self.in_flight.clone());
+        let request = head.map(|()| Upload::new(body, &turn));
+        let outcome = tokio::select! {
+            biased;
+            outcome = client.request(request) => outcome.map_err(Failure::of_request),
+            () = turn.overdue(self.timeout()) => Err(Failure::TimedOut(self.timeout())),
+        };
+        turn.over();
+        outcome
+    }
+
+    /// Checks the answer; where it changes the protocol, sets up the tunnel.
+    fn to_client(
+        &self,
+        mut response: Response<Incoming>,
+        client: Option<OnUpgrade>,
+    ) -> Result<Response<Incoming>, Failure> {
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let client = client.ok_or(Failure::UnaskedSwitch)?;
+            let upstream = hyper::upgrade::on(&mut response);
+            self.passing.tunnels.spawn(carry(client, upstream));
+        } else if !headers::is_plain_or_chunked(response.headers()) {
+            return Err(Failure::UnknownAnswerCoding);
+        }
+        Ok(response)
+    }
+
+    fn timeout(&self) -> Duration {
+        self.passing.config.timeout
+    }
+
+    fn log_failure(&self, error: &(dyn Error + 'static)) {
+        let upstream = &self.passing.config.to;
+        tracing::warn!(%upstream, method = %self.method, uri = %self.uri, error = chain(error), "proxied request failed");
+    }
+}
+
+/// Carries an upgraded connection to its end. It is not over before both ends are.
+async fn carry(client: OnUpgrade, upstream: OnUpgrade) {
+    let outcome = match tokio::try_join!(client, upstream) {
+        Ok((client, upstream)) => {
+            let mut tunnel = Tunnel::new(TokioIo::new(client), TokioIo::new(upstream));
+            tunnel.run().await.map_err(|error| error.to_string())
+        }
+        Err(error) => Err(chain(&error)),
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(error, "a tunnel broke");
+    }
+}
+
+/// Whether a connection broke, on a request that was sent, before any answer could be read.
+fn broke_before_an_answer(error: &legacy::Error) -> bool {
+    !error.is_connect() && find::<hyper::Error>(error).is_some_and(|e| !e.is_parse() && !e.is_user())
+}
+
+// ---------------------------------------------------------------- failures
+
+/// Why a request has no answer of the upstream's.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("CONNECT is not passed on")]
+    Connect,
+    #[error("the request body is in a transfer coding other than chunked")]
+    UnknownCoding,
+    #[error("the request body is too large")]
+    BodyTooLarge,
+    #[error("the request body broke off")]
+    BodyBroken(#[source] legacy::Error),
+    #[error("no answer from the upstream")]
+    Upstream(#[source] legacy::Error),
+    #[error("the upstream did not answer within {} s", .0.as_secs_f32())]
+    TimedOut(Duration),
+    #[error("the upstream switched protocols without being asked to")]
+    UnaskedSwitch,
+    #[error("the upstream's answer is in a transfer coding other than chunked")]
+    UnknownAnswerCoding,
+}
+
+impl Failure {
+    fn of_request(error: legacy::Error) -> Self {
+        if find::<LengthLimitError>(&error).is_some() {
+            Self::BodyTooLarge
+        } else if find::<hyper::Error>(&error).is_some_and(hyper::Error::is_user) {
+            Self::BodyBroken(error)
+        } else {
+            Self::Upstream(error)
+        }
+    }
+
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Connect | Self::UnknownCoding => StatusCode::NOT_IMPLEMENTED,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyBroken(_) => StatusCode::BAD_REQUEST,
+            Self::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
+            Self::Upstream(error) => match find(error) {
+                Some(ConnectError::TimedOut(_)) => StatusCode::GATEWAY_TIMEOUT,
+                _ => StatusCode::BAD_GATEWAY,
+            },
+            Self::UnaskedSwitch | Self::UnknownAnswerCoding => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    /// For the client: without the upstream's address.
+    fn reason(&self) -> String {
+        let Self::Upstream(error) = self else {
+            return self.to_string();
+        };
+        if let Some(error) = find::<ConnectError>(error) {
+            return error.to_string();
+        }
+        match find::<hyper::Error>(error) {
+            Some(error) if error.is_parse() => "the upstream's answer is not valid HTTP".into(),
+            _ => "the upstream closed the connection without an answer".into(),
+        }
+    }
+
+    /// Whether the operator has to look at the upstream, not at the client.
+    fn is_upstreams(&self) -> bool {
+        match self {
+            Self::Connect | Self::UnknownCoding | Self::BodyTooLarge | Self::BodyBroken(_) => false,
+            Self::Upstream(_) | Self::TimedOut(_) | Self::UnaskedSwitch | Self::UnknownAnswerCoding => true,
+        }
+    }
+}
+
+/// An error and what caused it, outermost first.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| (*error).source())
+}
+
+fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
+    causes(error).find_map(|cause| cause.downcast_ref())
+}
+
+/// In one line.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    causes(error)
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}
+
+#[cfg(test)]
+mod tests;

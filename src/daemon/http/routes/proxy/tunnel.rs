@@ -1,0 +1,131 @@
+//! A connection that has become another protocol: bytes, both ways, until both ends have said their last.
+
+use std::future::poll_fn;
+use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// How much is read at once, in bytes, and the most that a direction ever holds.
+const CHUNK: usize = 16 << 10;
+
+/// Two connected ends. All that a tunnel is stands here, and nothing in the future of [`Tunnel::run`]: dropped between
+/// two polls, that leaves a whole tunnel, which can go on with another `run`, or somewhere else.
+#[derive(Debug)]
+pub(super) struct Tunnel<C, U> {
+    client: C,
+    upstream: U,
+    up: Direction,
+    down: Direction,
+}
+
+/// One of the two directions.
+#[derive(Debug, Default)]
+struct Direction {
+    /// Read and not yet written. Empty, and without memory of its own, unless the reader is slow.
+    unsent: BytesMut,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+enum Stage {
+    #[default]
+    Open,
+    /// The source has ended; the sink has yet to be told.
+    Ending,
+    /// The sink was told. The other direction may go on.
+    Ended,
+}
+
+impl<C, U> Tunnel<C, U>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    pub(super) fn new(client: C, upstream: U) -> Self {
+        Self {
+            client,
+            upstream,
+            up: Direction::default(),
+            down: Direction::default(),
+        }
+    }
+
+    /// Carries bytes until both directions have ended. An end of one direction is passed on as such.
+    ///
+    /// # Errors
+    /// When either end fails: then nothing more can be passed on in either direction.
+    pub(super) async fn run(&mut self) -> io::Result<()> {
+        poll_fn(|cx| {
+            let up = self.up.poll(cx, &mut self.client, &mut self.upstream)?;
+            let down = self.down.poll(cx, &mut self.upstream, &mut self.client)?;
+            if up.is_ready() && down.is_ready() {
+                Poll::Ready(Ok(()))
+            } else {
+                Poll::Pending
+            }
+        })
+        .await
+    }
+}
+
+impl Direction {
+    /// Ready when it has ended.
+    fn poll<R, W>(&mut self, cx: &mut Context<'_>, source: &mut R, sink: &mut W) -> Poll<io::Result<()>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let mut source = Pin::new(source);
+        let mut sink = Pin::new(sink);
+        loop {
+            while !self.unsent.is_empty() {
+                let n = written(ready!(sink.as_mut().poll_write(cx, &self.unsent))?)?;
+                self.unsent.advance(n);
+            }
+            match self.stage {
+                Stage::Open => {}
+                Stage::Ending => {
+                    ready!(sink.as_mut().poll_shutdown(cx))?;
+                    self.stage = Stage::Ended;
+                    return Poll::Ready(Ok(()));
+                }
+                Stage::Ended => return Poll::Ready(Ok(())),
+            }
+            self.unsent = BytesMut::new();
+
+            // On the stack, so that a tunnel that waits holds no memory.
+            let mut chunk = [const { MaybeUninit::uninit() }; CHUNK];
+            let mut chunk = ReadBuf::uninit(&mut chunk);
+            if source.as_mut().poll_read(cx, &mut chunk)?.is_pending() {
+                ready!(sink.as_mut().poll_flush(cx))?;
+                return Poll::Pending;
+            }
+            let mut read = chunk.filled();
+            if read.is_empty() {
+                self.stage = Stage::Ending;
+            }
+            while !read.is_empty() {
+                match sink.as_mut().poll_write(cx, read)? {
+                    Poll::Ready(n) => read = &read[written(n)?..],
+                    Poll::Pending => {
+                        self.unsent.extend_from_slice(read);
+                        return Poll::Pending;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A sink that takes nothing would be asked for ever.
+fn written(n: usize) -> io::Result<usize> {
+    if n == 0 {
+        Err(io::ErrorKind::WriteZero.into())
+    } else {
+        Ok(n)
+    }
+}
