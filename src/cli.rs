@@ -30,4 +30,15 @@ pub(crate) enum Command {
     Run,
     /// Validate the config and print the tree it would run; nothing is bound
     Check,
+    /// Have the running daemon hand over to a new process; returns when that serves
+    Reload,
+    /// Show what the running daemon is doing
+    Status {
+        /// Once a second, until interrupted
+        #[arg(long)]
+        watch: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
 }

@@ -32,6 +32,7 @@
 pub mod config;
 pub mod daemon;
 mod exit;
+pub mod handover;
 pub mod logging;
 
 pub use config::{Config, Error as ConfigError};

@@ -10,6 +10,8 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::{Layer, Registry};
 
+use crate::daemon::systemd::activation::restore_stderr;
+
 /// `[log]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -71,6 +73,7 @@ pub enum Access {
 /// Sends events where the config says, and panics with them. Call it once, first thing; if the process has a
 /// subscriber already, that one is kept.
 pub fn start(config: &Config) {
+    restore_stderr();
     let levels = Targets::new()
         .with_default(config.level.map_or(LevelFilter::OFF, LevelFilter::from_level))
         // The tree's own account of a stop repeats ours.
@@ -83,9 +86,7 @@ pub fn start(config: &Config) {
             stderr(config.format)
         }
     };
-    let _ = tracing_subscriber::registry()
-        .with(events.with_filter(levels))
-        .try_init();
+    let _ = tracing_subscriber::registry().with(events.with_filter(levels)).try_init();
     std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
 }
 

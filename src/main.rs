@@ -1,43 +1,49 @@
 //! The steadfast binary: parse, load, log, run, exit code.
 
 mod cli;
+mod control;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use steadfast::{Config, Daemon, Exit, logging};
+use steadfast::{Config, ConfigError, Daemon, Exit, logging};
 
 use cli::{Cli, Command};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let (config, origin) = match load(cli.config) {
-        Ok(loaded) => loaded,
+    let exit = match cli.command.unwrap_or_default() {
+        Command::Run => with_config(cli.config, run),
+        Command::Check => with_config(cli.config, check),
+        Command::Reload => control::reload(),
+        Command::Status { watch, json } => control::status(watch, json),
+    };
+    exit.into()
+}
+
+fn with_config(asked: Option<PathBuf>, command: impl FnOnce(Config, &str) -> Exit) -> Exit {
+    match load(asked) {
+        Ok((config, origin)) => command(config, &origin),
         Err(error) => {
             eprintln!("{}", error.for_stderr());
-            return Exit::Config.into();
-        }
-    };
-    match cli.command.unwrap_or_default() {
-        Command::Run => run(config, &origin).into(),
-        Command::Check => {
-            println!("{origin}: valid\n{}", config.tree());
-            Exit::Clean.into()
+            Exit::Config
         }
     }
 }
 
 /// Reads the config that was asked for, and says where it came from.
-fn load(asked: Option<PathBuf>) -> Result<(Config, String), steadfast::ConfigError> {
+fn load(asked: Option<PathBuf>) -> Result<(Config, String), ConfigError> {
     let installed = || Some(PathBuf::from(cli::CONFIG)).filter(|path| path.exists());
     match asked.or_else(installed) {
         Some(path) => Ok((Config::load(&path)?, path.display().to_string())),
-        None => Ok((
-            Config::embedded(),
-            format!("the embedded default ({} is not there)", cli::CONFIG),
-        )),
+        None => Ok((Config::embedded(), format!("the embedded default ({} is not there)", cli::CONFIG))),
     }
+}
+
+fn check(config: Config, origin: &str) -> Exit {
+    println!("{origin}: valid\n{}", config.tree());
+    Exit::Clean
 }
 
 fn run(config: Config, origin: &str) -> Exit {

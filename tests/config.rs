@@ -56,10 +56,7 @@ fn every_invalid_file_is_refused_with_all_its_mistakes() {
         Ok(config) => format!("taken for valid:\n{config:#?}"),
         Err(error) => {
             let said = error.to_string();
-            assert!(
-                !said.contains(|char: char| char.is_control() && char != '\n'),
-                "{said:?}"
-            );
+            assert!(!said.contains(|char: char| char.is_control() && char != '\n'), "{said:?}");
             said
         }
     });
@@ -87,10 +84,7 @@ fn durations_are_what_they_say() {
     assert_eq!(config.shutdown.deadline, Some(Duration::from_secs(600)));
     assert_eq!(config.log.slow, Duration::from_micros(1500));
     assert_eq!(valid("a_drain_may_take_forever").shutdown.deadline, None);
-    assert_eq!(
-        valid("a_restart_may_wait_for_nothing").shutdown.deadline,
-        Some(Duration::ZERO)
-    );
+    assert_eq!(valid("a_restart_may_wait_for_nothing").shutdown.deadline, Some(Duration::ZERO));
 }
 
 #[test]
@@ -106,16 +100,7 @@ fn sizes_are_what_they_say() {
     assert_eq!(size("1.5 MiB"), Some(1_572_864));
     assert_eq!(size("4096"), Some(4096));
     assert_eq!(size("8EiB"), Some(1 << 63));
-    for wrong in [
-        "",
-        "B",
-        "MiB",
-        "1 fathom",
-        "1..5MiB",
-        "inf",
-        "-0",
-        "99999999999999999999EiB",
-    ] {
+    for wrong in ["", "B", "MiB", "1 fathom", "1..5MiB", "inf", "-0", "99999999999999999999EiB"] {
         assert_eq!(size(wrong), None, "{wrong:?}");
     }
 }
@@ -126,12 +111,7 @@ fn sections_may_stand_in_any_order() {
     assert_eq!(config.http.max_connections, 256);
     assert_eq!(config.supervision.max_restarts, 1000);
     assert_eq!(config.shutdown.delay, Duration::from_secs(5));
-    let paths: Vec<_> = config
-        .http
-        .routes
-        .iter()
-        .map(|route| route.path.as_str())
-        .collect();
+    let paths: Vec<_> = config.http.routes.iter().map(|route| route.path.as_str()).collect();
     assert_eq!(paths, ["/b", "/a"]);
 }
 
@@ -139,15 +119,7 @@ fn sections_may_stand_in_any_order() {
 fn a_key_may_be_written_with_its_section() {
     let config = valid("a_key_may_be_written_with_its_section");
     assert_eq!(config.http.max_connections, 500);
-    assert_eq!(
-        config
-            .http
-            .listen
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>(),
-        ["127.0.0.1:8081"]
-    );
+    assert_eq!(config.http.listen.iter().map(ToString::to_string).collect::<Vec<_>>(), ["127.0.0.1:8081"]);
     assert!(config.admin.listen.is_empty());
     assert!(config.http.routes.is_empty());
 }
@@ -226,31 +198,17 @@ fn every_default_in_the_example_is_the_default() {
 #[test]
 fn the_example_has_every_key() {
     let full = example_in_full();
-    let has = |key: &str| {
-        full.lines()
-            .any(|line| line.trim_start().starts_with(&format!("{key} = ")))
-    };
+    let has = |key: &str| full.lines().any(|line| line.trim_start().starts_with(&format!("{key} = ")));
     // The mistakes know all keys: an unknown one in a section is answered with those there are.
     let sections = "
         [http]\nx = 1\n[[route]]\npath = '/'\nstatus = true\nx = 1\n[admin]\nx = 1\n[shutdown]\nx = 1
         [supervision]\nx = 1\n[log]\nx = 1\n[[route]]\npath = '/f'\nfiles = { root = '/', x = 1 }
         [[route]]\npath = '/p'\nproxy = { to = 'unix:/x', x = 1 }\n";
-    let error = Config::parse(sections, "")
-        .expect_err("x is unknown everywhere")
-        .to_string();
-    let lists = error
-        .lines()
-        .filter_map(|line| line.split_once("expected one of "))
-        .map(|(_, keys)| keys);
-    let keys: Vec<_> = lists
-        .flat_map(|keys| keys.split(", "))
-        .map(|key| key.trim_matches('`'))
-        .collect();
+    let error = Config::parse(sections, "").expect_err("x is unknown everywhere").to_string();
+    let lists = error.lines().filter_map(|line| line.split_once("expected one of ")).map(|(_, keys)| keys);
+    let keys: Vec<_> = lists.flat_map(|keys| keys.split(", ")).map(|key| key.trim_matches('`')).collect();
     let short = ["files", "proxy"]; // written as `[route.files]` there
-    let missing: Vec<_> = keys
-        .iter()
-        .filter(|key| !has(key) && !short.contains(key))
-        .collect();
+    let missing: Vec<_> = keys.iter().filter(|key| !has(key) && !short.contains(key)).collect();
     assert!(missing.is_empty(), "{missing:?}");
     assert_eq!(keys.len(), 31);
 }
@@ -267,10 +225,7 @@ fn refusal(path: &Path) -> String {
 #[test]
 fn a_file_that_is_not_there_is_named_with_what_to_do() {
     let said = refusal(Path::new("/nonexistent/steadfast.toml"));
-    assert!(
-        said.contains("/nonexistent/steadfast.toml: No such file or directory"),
-        "{said}"
-    );
+    assert!(said.contains("/nonexistent/steadfast.toml: No such file or directory"), "{said}");
     assert!(said.contains("--config"), "{said}");
 }
 
@@ -288,19 +243,9 @@ fn an_endless_file_is_not_read_to_its_end() {
 fn a_file_that_may_not_be_read_says_who_must_be_let_in() {
     // Made here, because root may read everything.
     let source = io::ErrorKind::PermissionDenied.into();
-    let said = ConfigError::Unreadable {
-        path: "/etc/steadfast/config.toml".into(),
-        source,
-    }
-    .to_string();
-    assert!(
-        said.contains("/etc/steadfast/config.toml: permission denied"),
-        "{said}"
-    );
-    assert!(
-        said.contains("let the user that runs steadfast read the file"),
-        "{said}"
-    );
+    let said = ConfigError::Unreadable { path: "/etc/steadfast/config.toml".into(), source }.to_string();
+    assert!(said.contains("/etc/steadfast/config.toml: permission denied"), "{said}");
+    assert!(said.contains("let the user that runs steadfast read the file"), "{said}");
 }
 
 // ---- input from anywhere ---------------------------------------------------------------------------------------
@@ -329,19 +274,15 @@ fn changed() -> impl Strategy<Value = String> {
         "\\PC{1,8}",
     ];
     let change = (any::<prop::sample::Index>(), 0..12_usize, piece);
-    (
-        proptest::sample::select(texts),
-        prop::collection::vec(change, 1..6),
-    )
-        .prop_map(|(text, changes)| {
-            changes.into_iter().fold(text, |text, (at, length, piece)| {
-                let mut chars: Vec<_> = text.chars().collect();
-                let start = at.index(chars.len() + 1);
-                let end = (start + length).min(chars.len());
-                chars.splice(start..end, piece.chars());
-                chars.into_iter().collect()
-            })
+    (proptest::sample::select(texts), prop::collection::vec(change, 1..6)).prop_map(|(text, changes)| {
+        changes.into_iter().fold(text, |text, (at, length, piece)| {
+            let mut chars: Vec<_> = text.chars().collect();
+            let start = at.index(chars.len() + 1);
+            let end = (start + length).min(chars.len());
+            chars.splice(start..end, piece.chars());
+            chars.into_iter().collect()
         })
+    })
 }
 
 proptest! {
@@ -384,31 +325,17 @@ proptest! {
 fn a_huge_file_of_mistakes_is_answered_soon() {
     let started = std::time::Instant::now();
     let unknown: Vec<_> = (0..60_000).map(|number| format!("key_{number} = 1")).collect();
-    let said = Config::parse(&unknown.join("\n"), "huge.toml")
-        .expect_err("no key is known")
-        .to_string();
-    assert!(
-        said.ends_with("and 59980 more mistakes"),
-        "{}",
-        &said[said.len() - 80..]
-    );
+    let said = Config::parse(&unknown.join("\n"), "huge.toml").expect_err("no key is known").to_string();
+    assert!(said.ends_with("and 59980 more mistakes"), "{}", &said[said.len() - 80..]);
     read(&"[".repeat(1 << 20));
     read(&"a.".repeat(1 << 19));
-    assert!(
-        started.elapsed() < Duration::from_secs(60),
-        "{:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
 }
 
 #[test]
 fn the_error_is_one_that_a_program_can_pass_on() {
-    let error: Box<dyn Error + Send + Sync> = Config::load(Path::new("/nonexistent"))
-        .expect_err("not there")
-        .into();
-    let source = error
-        .source()
-        .and_then(|source| source.downcast_ref::<io::Error>())
-        .map(io::Error::kind);
+    let error: Box<dyn Error + Send + Sync> =
+        Config::load(Path::new("/nonexistent")).expect_err("not there").into();
+    let source = error.source().and_then(|source| source.downcast_ref::<io::Error>()).map(io::Error::kind);
     assert_eq!(source, Some(io::ErrorKind::NotFound));
 }

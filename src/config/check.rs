@@ -13,7 +13,7 @@ use super::written::{self, File, Key};
 use crate::daemon::http::listener::Address;
 use crate::daemon::http::routes::{Action, Route, files, proxy, respond};
 use crate::daemon::{admin, http, shutdown, supervisor};
-use crate::logging;
+use crate::{handover, logging};
 
 /// The config that a file means. It is worth something only while there is no mistake.
 pub(super) fn config(file: File, mistakes: &mut Vec<Mistake>) -> Config {
@@ -35,10 +35,9 @@ pub(super) fn config(file: File, mistakes: &mut Vec<Mistake>) -> Config {
             body_limit: http.body_limit.or(default.http.body_limit),
             routes: routes(file.route.or(Vec::new()), mistakes),
         },
-        admin: admin::Config {
-            listen: admin_listen.addresses(),
-        },
+        admin: admin::Config { listen: admin_listen.addresses() },
         shutdown: shutdown(file.shutdown.or(written::Shutdown::default()), &default.shutdown),
+        handover: handover(file.handover.or(written::Handover::default()), &default.handover),
         supervision: supervision(
             file.supervision.or(written::Supervision::default()),
             &default.supervision,
@@ -53,6 +52,14 @@ fn shutdown(written: written::Shutdown, default: &shutdown::Config) -> shutdown:
         delay: written.delay.or(default.delay),
         linger: written.linger.or(default.linger),
         deadline: written.deadline.or(default.deadline),
+    }
+}
+
+fn handover(written: written::Handover, default: &handover::Config) -> handover::Config {
+    handover::Config {
+        connections: written.connections.or(default.connections),
+        tunnels: written.tunnels.or(default.tunnels),
+        ready_timeout: written.ready_timeout.or(default.ready_timeout),
     }
 }
 
@@ -73,15 +80,9 @@ fn supervision(
         && !refused
         && let Some(place) = place
     {
-        let what = format!(
-            "`backoff`, {:?}, is longer than `backoff_max`, {:?}",
-            meant.backoff, meant.backoff_max
-        );
-        mistakes.push(Mistake::new(
-            place,
-            what,
-            "expected the first wait to be no longer than the longest",
-        ));
+        let what =
+            format!("`backoff`, {:?}, is longer than `backoff_max`, {:?}", meant.backoff, meant.backoff_max);
+        mistakes.push(Mistake::new(place, what, "expected the first wait to be no longer than the longest"));
     }
     meant
 }
@@ -122,34 +123,18 @@ impl Listen {
                     .collect(),
             ),
         };
-        Self {
-            section,
-            list,
-            addresses,
-        }
+        Self { section, list, addresses }
     }
 
     fn somewhere(&self, mistakes: &mut Vec<Mistake>) {
         if let Some(list) = self.list.clone().filter(|_| self.addresses.is_empty()) {
-            mistakes.push(Mistake::new(
-                list,
-                "`listen` is empty",
-                "expected at least one address",
-            ));
+            mistakes.push(Mistake::new(list, "`listen` is empty", "expected at least one address"));
         }
     }
 
     fn unless_given(&self) -> String {
-        let addresses: Vec<_> = self
-            .addresses
-            .iter()
-            .map(|(address, _)| address.to_string())
-            .collect();
-        format!(
-            "{} listens on {} unless its `listen` says otherwise",
-            self.section,
-            addresses.join(", ")
-        )
+        let addresses: Vec<_> = self.addresses.iter().map(|(address, _)| address.to_string()).collect();
+        format!("{} listens on {} unless its `listen` says otherwise", self.section, addresses.join(", "))
     }
 
     fn addresses(self) -> Vec<Address> {
@@ -160,9 +145,8 @@ impl Listen {
 /// Nothing can listen twice on one address, nor on every address of a port and on one of them.
 fn apart(sections: &[&Listen], mistakes: &mut Vec<Mistake>) {
     let all = || {
-        let entries = sections
-            .iter()
-            .flat_map(|section| section.addresses.iter().map(move |entry| (*section, entry)));
+        let entries =
+            sections.iter().flat_map(|section| section.addresses.iter().map(move |entry| (*section, entry)));
         entries.filter(|(_, (address, _))| !matches!(address, Address::Tcp(address) if address.port() == 0))
     };
     let mut taken: HashMap<&Address, (&Listen, &Option<Span>)> = HashMap::new();
@@ -192,11 +176,7 @@ fn twice(
     (first, there): (&Listen, &Option<Span>),
 ) -> Option<Mistake> {
     let mistake = |span: &Span| {
-        Mistake::new(
-            span.clone(),
-            format!("{address} is listened on twice"),
-            "expected another address",
-        )
+        Mistake::new(span.clone(), format!("{address} is listened on twice"), "expected another address")
     };
     match (here, there) {
         (Some(here), Some(there)) => Some(mistake(here).also(there.clone(), "it is listened on here")),
@@ -216,11 +196,7 @@ fn routes(written: Vec<Spanned<written::Route>>, mistakes: &mut Vec<Mistake>) ->
         let mut route = route.into_inner();
         let path = std::mem::take(&mut route.path);
         if path.at().is_none() {
-            mistakes.push(Mistake::new(
-                whole.clone(),
-                "this route has no path",
-                "expected a `path` in it",
-            ));
+            mistakes.push(Mistake::new(whole.clone(), "this route has no path", "expected a `path` in it"));
         }
         let action = action(route, whole, mistakes);
         let Some(path) = path.given() else { continue };
@@ -233,24 +209,16 @@ fn routes(written: Vec<Spanned<written::Route>>, mistakes: &mut Vec<Mistake>) ->
             continue;
         }
         paths.insert(path.get_ref().clone(), path.span());
-        routes.extend(action.map(|action| Route {
-            path: path.into_inner(),
-            action,
-        }));
+        routes.extend(action.map(|action| Route { path: path.into_inner(), action }));
     }
     routes
 }
 
 fn action(route: written::Route, whole: Span, mistakes: &mut Vec<Mistake>) -> Option<Action> {
-    let mut given: Vec<_> = [
-        route.respond.at(),
-        route.status.at(),
-        route.files.at(),
-        route.proxy.at(),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
+    let mut given: Vec<_> = [route.respond.at(), route.status.at(), route.files.at(), route.proxy.at()]
+        .into_iter()
+        .flatten()
+        .collect();
     given.sort_by_key(|span| span.start);
     match given[..] {
         [] => {
@@ -258,11 +226,8 @@ fn action(route: written::Route, whole: Span, mistakes: &mut Vec<Mistake>) -> Op
             mistakes.push(Mistake::new(whole, "this route has no answer", expected));
         }
         [first, ref more @ ..] => mistakes.extend(more.iter().map(|second| {
-            let second = Mistake::new(
-                (*second).clone(),
-                "this route has two answers",
-                "expected only one of them",
-            );
+            let second =
+                Mistake::new((*second).clone(), "this route has two answers", "expected only one of them");
             second.also(first.clone(), "the first is here")
         })),
     }
@@ -273,11 +238,7 @@ fn action(route: written::Route, whole: Span, mistakes: &mut Vec<Mistake>) -> Op
     } else if let Some(written) = route.files.given() {
         files(written, mistakes).map(Action::Files)
     } else {
-        route
-            .proxy
-            .given()
-            .and_then(|written| proxy(written, mistakes))
-            .map(Action::Proxy)
+        route.proxy.given().and_then(|written| proxy(written, mistakes)).map(Action::Proxy)
     }
 }
 
@@ -287,10 +248,7 @@ fn respond(written: written::Respond, mistakes: &mut Vec<Mistake>) -> respond::C
     let body = written.body.given();
     if let (Some(body), Some(status_at)) = (&body, status_at)
         && !body.get_ref().is_empty()
-        && matches!(
-            status,
-            StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED
-        )
+        && matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED)
     {
         let what = format!("an answer of status {} has no body", status.as_u16());
         mistakes.push(Mistake::new(body.span(), what, "expected none").also(status_at, "the status"));
@@ -300,11 +258,8 @@ fn respond(written: written::Respond, mistakes: &mut Vec<Mistake>) -> respond::C
     let mut headers = HeaderMap::new();
     for (name, value) in written.headers.or(Vec::new()) {
         if let (Some(content_type), &header::CONTENT_TYPE) = (written.content_type.at(), name.get_ref()) {
-            let mistake = Mistake::new(
-                name.span(),
-                "the content type is given twice",
-                "expected it only once",
-            );
+            let mistake =
+                Mistake::new(name.span(), "the content type is given twice", "expected it only once");
             mistakes.push(mistake.also(content_type.clone(), "it is given here"));
         }
         headers.insert(name.into_inner(), value);
@@ -314,11 +269,7 @@ fn respond(written: written::Respond, mistakes: &mut Vec<Mistake>) -> respond::C
     } else if let Some(likely) = likely_type(&body) {
         headers.entry(header::CONTENT_TYPE).or_insert(likely);
     }
-    respond::Config {
-        status,
-        headers,
-        body,
-    }
+    respond::Config { status, headers, body }
 }
 
 /// The type of a body whose type is not given: what begins with a tag is HTML, all else is plain text.
@@ -333,11 +284,7 @@ fn files(written: Spanned<written::Files>, mistakes: &mut Vec<Mistake>) -> Optio
     let whole = written.span();
     let written = written.into_inner();
     if written.root.at().is_none() {
-        mistakes.push(Mistake::new(
-            whole,
-            "`files` has no root",
-            "expected a `root` in it",
-        ));
+        mistakes.push(Mistake::new(whole, "`files` has no root", "expected a `root` in it"));
     }
     Some(files::Config {
         root: written.root.given()?.into_inner(),
@@ -351,11 +298,7 @@ fn proxy(written: Spanned<written::Proxy>, mistakes: &mut Vec<Mistake>) -> Optio
     let whole = written.span();
     let written = written.into_inner();
     if written.to.at().is_none() {
-        mistakes.push(Mistake::new(
-            whole,
-            "`proxy` has no upstream",
-            "expected a `to` in it",
-        ));
+        mistakes.push(Mistake::new(whole, "`proxy` has no upstream", "expected a `to` in it"));
     }
     Some(proxy::Config {
         to: written.to.given()?.into_inner(),

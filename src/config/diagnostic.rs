@@ -24,13 +24,7 @@ pub(super) struct Mistake {
 impl Mistake {
     /// `what` is wrong at `span`, where `expected` should be.
     pub(super) fn new(span: Span, what: impl Into<String>, expected: impl Into<String>) -> Self {
-        Self {
-            span,
-            what: what.into(),
-            expected: expected.into(),
-            also: None,
-            help: None,
-        }
+        Self { span, what: what.into(), expected: expected.into(), also: None, help: None }
     }
 
     /// Points at another place that has to do with it.
@@ -60,19 +54,13 @@ pub struct Mistakes {
 impl Mistakes {
     pub(super) fn new(origin: &str, text: &str, mut all: Vec<Mistake>) -> Self {
         all.sort_by_key(|mistake| (mistake.span.start, mistake.span.end));
-        Self {
-            origin: origin.to_owned(),
-            text: text.to_owned(),
-            all,
-        }
+        Self { origin: origin.to_owned(), text: text.to_owned(), all }
     }
 
     fn render(&self, mistake: &Mistake, renderer: &Renderer) -> String {
-        let mut snippet = Snippet::source(&self.text).path(&self.origin).annotation(
-            AnnotationKind::Primary
-                .span(mistake.span.clone())
-                .label(&mistake.expected),
-        );
+        let mut snippet = Snippet::source(&self.text)
+            .path(&self.origin)
+            .annotation(AnnotationKind::Primary.span(mistake.span.clone()).label(&mistake.expected));
         if let Some((span, label)) = &mistake.also {
             snippet = snippet.annotation(AnnotationKind::Context.span(span.clone()).label(label));
         }
@@ -88,11 +76,7 @@ impl std::error::Error for Mistakes {}
 
 impl fmt::Display for Mistakes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let renderer = if f.alternate() {
-            Renderer::styled()
-        } else {
-            Renderer::plain()
-        };
+        let renderer = if f.alternate() { Renderer::styled() } else { Renderer::plain() };
         for (index, mistake) in self.all.iter().take(SHOWN).enumerate() {
             if index > 0 {
                 f.write_str("\n\n")?;
@@ -120,9 +104,5 @@ pub(super) fn nearest<'k>(written: &str, known: impl IntoIterator<Item = &'k str
 
 /// `a`, `b`, `c`.
 pub(super) fn list<'w>(words: impl IntoIterator<Item = &'w str>) -> String {
-    words
-        .into_iter()
-        .map(|word| format!("`{word}`"))
-        .collect::<Vec<_>>()
-        .join(", ")
+    words.into_iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")
 }

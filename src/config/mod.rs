@@ -19,7 +19,7 @@ pub use diagnostic::Mistakes;
 pub use tree::Tree;
 
 use crate::daemon::{admin, http, shutdown, supervisor};
-use crate::logging;
+use crate::{handover, logging};
 use diagnostic::Mistake;
 
 /// A larger file is not read: it is not a config.
@@ -36,6 +36,8 @@ pub struct Config {
     pub shutdown: shutdown::Config,
     /// `[supervision]`.
     pub supervision: supervisor::Config,
+    /// `[handover]`.
+    pub handover: handover::Config,
     /// `[log]`.
     pub log: logging::Config,
 }
@@ -93,17 +95,12 @@ impl Config {
         let mut bytes = Vec::new();
         File::open(path)
             .and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes))
-            .and_then(|read| {
-                if read as u64 > LARGEST {
-                    Err(io::ErrorKind::FileTooLarge.into())
-                } else {
-                    Ok(())
-                }
-            })
-            .map_err(|source| Error::Unreadable {
-                path: path.to_owned(),
-                source,
-            })?;
+            .and_then(
+                |read| {
+                    if read as u64 > LARGEST { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(()) }
+                },
+            )
+            .map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
         let origin = path.display().to_string();
         match std::str::from_utf8(&bytes) {
             Ok(text) => Self::parse(text, &origin),

@@ -16,19 +16,9 @@ impl fmt::Display for Tree<'_> {
         writeln!(f, "steadfast")?;
         writeln!(f, "├── signals")?;
         writeln!(f, "├── http      {}", addresses(&http.listen))?;
-        let width = http
-            .routes
-            .iter()
-            .map(|route| route.path.len())
-            .max()
-            .unwrap_or(0)
-            + 4;
+        let width = http.routes.iter().map(|route| route.path.len()).max().unwrap_or(0) + 4;
         for (index, route) in http.routes.iter().enumerate() {
-            let branch = if index + 1 < http.routes.len() {
-                "├──"
-            } else {
-                "└──"
-            };
+            let branch = if index + 1 < http.routes.len() { "├──" } else { "└──" };
             writeln!(f, "│   {branch} {:<width$}{}", route.path, Answer(&route.action))?;
         }
         writeln!(f, "├── admin     {}", addresses(&admin.listen))?;
@@ -39,11 +29,7 @@ impl fmt::Display for Tree<'_> {
 fn addresses(listen: &[Address]) -> String {
     match listen {
         [] => "off".to_owned(),
-        listen => listen
-            .iter()
-            .map(Address::to_string)
-            .collect::<Vec<_>>()
-            .join(", "),
+        listen => listen.iter().map(Address::to_string).collect::<Vec<_>>().join(", "),
     }
 }
 
@@ -53,12 +39,7 @@ impl fmt::Display for Answer<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Action::Respond(respond) => {
-                write!(
-                    f,
-                    "respond {}, {} bytes",
-                    respond.status.as_u16(),
-                    respond.body.len()
-                )
+                write!(f, "respond {}, {} bytes", respond.status.as_u16(), respond.body.len())
             }
             Action::Status => f.write_str("status"),
             Action::Files(files) => write!(f, "files {}", files.root.display()),

@@ -47,10 +47,7 @@ impl<T> Key<T> {
     ) -> Self {
         let span = value.span();
         match K::read(value, name, mistakes) {
-            Some(value) => Self::Given {
-                at,
-                value: Spanned::new(span, value),
-            },
+            Some(value) => Self::Given { at, value: Spanned::new(span, value) },
             None => Self::Refused(at),
         }
     }
@@ -145,6 +142,7 @@ tables! {
         route: List<Route>,
         admin: Admin,
         shutdown: Shutdown,
+        handover: Handover,
         supervision: Supervision,
         log: Log,
     }
@@ -197,6 +195,12 @@ tables! {
         deadline: Deadline,
     }
 
+    Handover "the section `[handover]`" {
+        connections: Flag,
+        tunnels: Flag,
+        ready_timeout: Timeout,
+    }
+
     Supervision "the section `[supervision]`" {
         max_restarts: Restarts,
         window: Timeout,
@@ -219,6 +223,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("[[route]]", Route::KEYS),
     ("[admin]", Admin::KEYS),
     ("[shutdown]", Shutdown::KEYS),
+    ("[handover]", Handover::KEYS),
     ("[supervision]", Supervision::KEYS),
     ("[log]", Log::KEYS),
     ("a route's `respond`", Respond::KEYS),
@@ -232,28 +237,18 @@ impl File {
     pub(super) fn parse(text: &str, mistakes: &mut Vec<Mistake>) -> Option<Self> {
         let (table, errors) = DeTable::parse_recoverable(text);
         // One thing that does not close makes everything after it look wrong: the first error is the true one.
-        if let Some(error) = errors
-            .iter()
-            .min_by_key(|error| error.span().map_or(0, |span| span.start))
-        {
+        if let Some(error) = errors.iter().min_by_key(|error| error.span().map_or(0, |span| span.start)) {
             mistakes.push(syntax(text, error));
             return None;
         }
-        Self::read(
-            Spanned::new(table.span(), DeValue::Table(table.into_inner())),
-            "",
-            mistakes,
-        )
+        Self::read(Spanned::new(table.span(), DeValue::Table(table.into_inner())), "", mistakes)
     }
 }
 
 /// What the parser says, and more plainly where it can be misunderstood.
 fn syntax(text: &str, error: &toml::de::Error) -> Mistake {
     let span = error.span().unwrap_or_default();
-    let (what, expected) = error
-        .message()
-        .split_once(", expected ")
-        .unwrap_or((error.message(), "TOML"));
+    let (what, expected) = error.message().split_once(", expected ").unwrap_or((error.message(), "TOML"));
     let written = text.get(span.clone()).unwrap_or_default();
     let is_word = !written.is_empty() && written.chars().all(char::is_alphanumeric);
     let (what, expected) = match what {
@@ -317,29 +312,16 @@ pub(super) fn wrong_type<K: Kind>(name: &str, span: Span, value: &DeValue<'_>) -
         DeValue::Array(_) => "a list".into(),
         DeValue::Table(_) => "a table".into(),
     };
-    Mistake::new(
-        span,
-        format!("`{name}` is {found}"),
-        format!("expected {}", K::expected()),
-    )
+    Mistake::new(span, format!("`{name}` is {found}"), format!("expected {}", K::expected()))
 }
 
 fn unknown_key(key: &str, at: Span, known: &[&str]) -> Mistake {
-    let homes: Vec<_> = HOMES
-        .iter()
-        .filter(|(_, keys)| keys.contains(&key))
-        .map(|(home, _)| *home)
-        .collect();
+    let homes: Vec<_> = HOMES.iter().filter(|(_, keys)| keys.contains(&key)).map(|(home, _)| *home).collect();
     let help = match nearest(key, known.iter().copied()) {
         Some(nearest) => Some(format!("the nearest known key is `{nearest}`")),
         None if homes.is_empty() => None,
         None => Some(format!("`{key}` belongs in {}", homes.join(", or in "))),
     };
     let what = format!("unknown key `{}`", key.escape_debug());
-    Mistake::new(
-        at,
-        what,
-        format!("expected one of {}", list(known.iter().copied())),
-    )
-    .help(help)
+    Mistake::new(at, what, format!("expected one of {}", list(known.iter().copied()))).help(help)
 }

@@ -55,26 +55,14 @@ impl AccessLog {
     /// When the thread cannot be started.
     pub fn start(config: &logging::Config) -> std::io::Result<Self> {
         let (queue, entries) = sync_channel(QUEUE);
-        std::thread::Builder::new()
-            .name("access-log".into())
-            .spawn(move || write(&entries))?;
-        Ok(Self {
-            policy: config.access,
-            slow: config.slow,
-            queue: Some(queue),
-            lost: Arc::default(),
-        })
+        std::thread::Builder::new().name("access-log".into()).spawn(move || write(&entries))?;
+        Ok(Self { policy: config.access, slow: config.slow, queue: Some(queue), lost: Arc::default() })
     }
 
     /// A log that keeps nothing.
     #[must_use]
     pub fn off() -> Self {
-        Self {
-            policy: Access::Off,
-            slow: Duration::MAX,
-            queue: None,
-            lost: Arc::default(),
-        }
+        Self { policy: Access::Off, slow: Duration::MAX, queue: None, lost: Arc::default() }
     }
 
     /// How many records were lost because the queue was full.

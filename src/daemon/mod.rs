@@ -5,6 +5,7 @@ pub mod admin;
 pub mod http;
 pub mod phase;
 pub mod registry;
+mod reload;
 pub mod shutdown;
 pub mod signals;
 pub mod status;
@@ -18,6 +19,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::Router;
+use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant};
 use tokio_graceful_shutdown::{SubsystemHandle, Toplevel};
 use tokio_util::sync::CancellationToken;
@@ -26,16 +28,21 @@ use tokio_util::task::TaskTracker;
 use self::access::AccessLog;
 use self::admin::{Admin, Metrics};
 use self::http::Http;
-use self::http::listener::BindError;
+use self::http::listener::{Address, BindError};
 use self::http::routes;
 use self::phase::{Cause, Lifecycle, Phase};
 use self::registry::Registry;
+use self::reload::{Reload, ReloadDesk};
 use self::shutdown::{Stop, Stoppable};
 use self::signals::Signals;
 use self::status::Observer;
 use self::supervisor::{BoxError, Child, Supervisor};
 use self::systemd::Systemd;
-use self::systemd::activation::Inherited;
+use self::systemd::activation::{Inherited, restore_stderr};
+use self::systemd::manager::Manager;
+use crate::handover::Handover;
+use crate::handover::predecessor::Predecessor;
+use crate::handover::successor::Word;
 use crate::{Config, Exit};
 
 /// How long each of the last children may take to stop.
@@ -61,9 +68,7 @@ pub struct Daemon {
 
 impl fmt::Debug for Daemon {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Daemon")
-            .field("config", &self.config)
-            .finish_non_exhaustive()
+        f.debug_struct("Daemon").field("config", &self.config).finish_non_exhaustive()
     }
 }
 
@@ -73,6 +78,9 @@ pub enum StartError {
     /// A listener cannot be bound.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The process that this one was to relieve is not there.
+    #[error("cannot take over from the running daemon: {0}")]
+    Predecessor(#[source] io::Error),
     /// A signal handler or a thread is refused by the system.
     #[error("cannot set up the process: {0}")]
     Process(#[from] io::Error),
@@ -111,10 +119,7 @@ impl Daemon {
             let running = run(child);
             Box::pin(async move { running.await.map_err(Into::into) })
         };
-        self.own.push(Own {
-            name: name.into(),
-            run: Arc::new(run),
-        });
+        self.own.push(Own { name: name.into(), run: Arc::new(run) });
         self
     }
 
@@ -133,34 +138,44 @@ impl Daemon {
 
     /// Runs until it is stopped, or cannot go on. Why it cannot is logged.
     pub async fn run(self) -> Exit {
+        restore_stderr();
+        let mut inherited = Inherited::from_environment();
+        let predecessor = match Predecessor::find(&mut inherited) {
+            Ok(predecessor) => predecessor,
+            Err(error) => return failed(&StartError::Predecessor(error)),
+        };
         let lifecycle = self.lifecycle.clone();
-        let tree = match self.bind() {
-            Ok(tree) => tree,
+        let (tree, departed) = match self.bind(inherited, predecessor.is_none()) {
+            Ok(bound) => bound,
             Err(error) => {
-                tracing::error!("{error}");
-                return Exit::Failed;
+                if let Some(predecessor) = &predecessor {
+                    predecessor.decline(&error.to_string()).await;
+                }
+                return failed(&error);
             }
         };
+        if let Some(predecessor) = &predecessor
+            && let Err(error) = predecessor.relieve().await
+        {
+            return failed(&StartError::Predecessor(error));
+        }
+        tree.take_office(&departed);
         tokio::select! {
-            exit = tree.run() => exit,
+            exit = tree.run(predecessor) => exit,
             () = lifecycle.abandoned().cancelled() => Exit::Cut,
         }
     }
 
-    /// Binds every socket and installs the signal handlers; starts nothing.
-    fn bind(self) -> Result<Tree, StartError> {
-        let Self {
-            config,
-            router,
-            own,
-            lifecycle,
-            stop_when,
-        } = self;
+    /// Binds every socket and installs the signal handlers; starts nothing. Returns beside the tree the names of
+    /// inherited descriptors that this config has no use for.
+    fn bind(self, mut inherited: Inherited, is_main: bool) -> Result<(Tree, Vec<String>), StartError> {
+        let Self { config, router, own, lifecycle, stop_when } = self;
         raise_descriptor_limit();
-        let mut inherited = Inherited::from_environment();
+        let manager = Manager::from_environment(is_main);
+        let handover = Arc::new(Handover::bind(config.handover.clone(), &mut inherited, &manager)?);
+        let departed = depart(&config, &mut inherited);
         let metrics = Metrics::new();
-        let access = AccessLog::start(&config.log)?;
-        let registry = Registry::new(metrics.durations(), access);
+        let registry = Registry::new(metrics.durations(), AccessLog::start(&config.log)?);
         let supervisor = Supervisor::new(config.supervision, lifecycle.clone());
         let observer = Observer {
             lifecycle: lifecycle.clone(),
@@ -168,24 +183,38 @@ impl Daemon {
             registry: Arc::clone(&registry),
             started: Instant::now(),
         };
+        let (reloads, requests) = ReloadDesk::open();
+
         let tunnels = TaskTracker::new();
-        let router = router.unwrap_or_else(|| Router::new().route("/", axum::routing::any(async || "hello")));
+        let router = routes::router(&config.http.routes, router, &tunnels);
         let http = Http::bind(
             &config.http,
             config.shutdown.linger,
             router,
             Arc::clone(&registry),
+            Arc::clone(&handover),
             &mut inherited,
         )?;
-        let admin = Admin::bind(&config.admin, observer.clone(), metrics, &mut inherited)?;
-        let signals = Signals::bind((), lifecycle.clone())?;
-        let systemd = Systemd::bind((), observer);
-        for (child, addresses) in [(http::NAME, http.addresses()), (admin::NAME, admin.addresses())] {
-            for address in addresses {
-                tracing::info!(child, %address, "listening");
-            }
-        }
-        Ok(Tree {
+        let admin = Admin::bind(
+            &config.admin,
+            observer.clone(),
+            metrics,
+            Arc::clone(&handover),
+            reloads.clone(),
+            &mut inherited,
+        )?;
+        let signals = Signals::bind((), lifecycle.clone(), reloads)?;
+        let systemd = Systemd::bind((), observer.clone(), manager.clone());
+
+        let reload = Reload {
+            observer,
+            manager,
+            handover,
+            ready_timeout: config.handover.ready_timeout,
+            program: std::env::current_exe().map_err(|e| e.kind()),
+            servers: std::iter::once(http.server()).chain(admin.servers()).cloned().collect(),
+        };
+        let tree = Tree {
             shutdown: config.shutdown,
             lifecycle,
             supervisor,
@@ -195,9 +224,25 @@ impl Daemon {
             admin,
             systemd,
             own,
+            reload,
+            requests,
             stop_when,
-        })
+        };
+        Ok((tree, departed))
     }
+}
+
+fn failed(error: &StartError) -> Exit {
+    tracing::error!("{error}");
+    Exit::Failed
+}
+
+/// Closes inherited listeners that the config does not name any more, and returns their names.
+fn depart(config: &Config, inherited: &mut Inherited) -> Vec<String> {
+    let control = admin::control_socket();
+    let wanted = config.http.listen.iter().chain(&config.admin.listen).chain(&control);
+    let wanted: Vec<_> = wanted.map(Address::passed_as).collect();
+    inherited.retain(|name| wanted.iter().any(|w| w == name))
 }
 
 /// Every child, bound and not yet running.
@@ -211,15 +256,40 @@ struct Tree {
     admin: Admin,
     systemd: Systemd,
     own: Vec<Own>,
+    reload: Reload,
+    requests: mpsc::Receiver<reload::Request>,
     stop_when: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl Tree {
-    async fn run(self) -> Exit {
+    /// From now on this is the unit's main process: it leaves with the manager what the next one is to find.
+    fn take_office(&self, departed: &[String]) {
+        let manager = &self.reload.manager;
+        manager.speak();
+        departed.iter().for_each(|name| manager.unstore(name));
+        self.reload.handover.store(manager);
+        let [admin, control] = self.admin.servers();
+        for (child, server) in
+            [(http::NAME, self.http.server()), (admin::NAME, admin), (admin::NAME, control)]
+        {
+            for listener in server.listeners() {
+                let inherited = listener.is_inherited();
+                let address = listener.address();
+                tracing::info!(child, %address, inherited, "{child} listens on {address}");
+                if let Some(name) = listener.configured().stored_as()
+                    && !inherited
+                {
+                    manager.store(&name, &*listener);
+                }
+            }
+        }
+    }
+
+    async fn run(self, predecessor: Option<Predecessor>) -> Exit {
         let (tell, told) = tokio::sync::oneshot::channel();
         let toplevel = Toplevel::new(async move |root: &mut SubsystemHandle| {
             // Nobody waits for the exit if the tree was abandoned.
-            let _ = tell.send(self.grow(root).await);
+            let _ = tell.send(self.grow(root, predecessor).await);
         });
         // The stop keeps its own deadlines; the tree's only limit must lie beyond them all.
         if let Err(error) = toplevel.handle_shutdown_requests(Duration::MAX).await {
@@ -231,46 +301,27 @@ impl Tree {
 
     /// Starts the children, waits for a reason to stop, and stops them: those with work first, admin last but for the
     /// two that must see it end.
-    async fn grow(self, root: &SubsystemHandle) -> Exit {
-        let Self {
-            shutdown,
-            lifecycle,
-            supervisor,
-            registry,
-            ..
-        } = self;
+    async fn grow(self, root: &SubsystemHandle, predecessor: Option<Predecessor>) -> Exit {
+        let Self { shutdown, lifecycle, supervisor, registry, .. } = self;
         let start = |name: &str, run: Box<dyn Fn(Child) -> Running + Send + Sync>| Stoppable {
             name: name.into(),
             subsystem: supervisor.start(root, name, run),
         };
+        self.http.take_over();
         let (signals, http, admin, systemd) = (self.signals, self.http, self.admin, self.systemd);
-        let signals = start(
-            signals::NAME,
-            Box::new(move |child| Box::pin(signals.clone().run(child))),
-        );
-        let http = start(
-            http::NAME,
-            Box::new(move |child| Box::pin(http.clone().run(child))),
-        );
-        let admin = start(
-            admin::NAME,
-            Box::new(move |child| Box::pin(admin.clone().run(child))),
-        );
-        let systemd = start(
-            systemd::NAME,
-            Box::new(move |child| Box::pin(systemd.clone().run(child))),
-        );
-        let own: Vec<_> = self
-            .own
-            .into_iter()
-            .map(|own| start(&own.name, Box::new(move |child| (own.run)(child))))
-            .collect();
+        let signals = start(signals::NAME, Box::new(move |child| Box::pin(signals.clone().run(child))));
+        let http = start(http::NAME, Box::new(move |child| Box::pin(http.clone().run(child))));
+        let admin = start(admin::NAME, Box::new(move |child| Box::pin(admin.clone().run(child))));
+        let systemd = start(systemd::NAME, Box::new(move |child| Box::pin(systemd.clone().run(child))));
+        let start_own = |own: Own| start(&own.name, Box::new(move |child| (own.run)(child)));
+        let own: Vec<_> = self.own.into_iter().map(start_own).collect();
 
         lifecycle.enter(Phase::Serving);
-        tracing::info!("serving");
-        tokio::select! {
-            () = lifecycle.stopping().cancelled() => {}
-            () = self.stop_when => lifecycle.stop(Cause::Caller),
+        tracing::info!("serving; took over {}", registry.totals().taken_over);
+        let mut word = reason_to_stop(&lifecycle, &self.reload, self.requests, self.stop_when).await;
+        if word.is_some() {
+            // The successor's own admin child answers on these listeners now.
+            admin.subsystem.initiate_shutdown();
         }
         let stop = Stop {
             config: &shutdown,
@@ -278,8 +329,20 @@ impl Tree {
             registry: &registry,
             http: &http,
             own: &own,
+            predecessor: predecessor.as_ref(),
         };
-        let report = stop.run().await;
+        let cut_asked = async {
+            match &mut word {
+                Some(word) => word.cut_asked().await,
+                None => std::future::pending().await,
+            }
+            lifecycle.cut();
+            std::future::pending().await
+        };
+        let report = tokio::select! {
+            report = stop.run() => report,
+            never = cut_asked => match never {},
+        };
 
         lifecycle.enter(Phase::Stopped);
         for child in [&admin, &systemd, &signals] {
@@ -294,14 +357,43 @@ impl Tree {
     }
 }
 
+/// Serves until something asks for a stop. Reloads meanwhile, if asked to; one that succeeds is a reason to stop, and
+/// returns the word that the successor was given.
+async fn reason_to_stop(
+    lifecycle: &Lifecycle,
+    reload: &Reload,
+    mut requests: mpsc::Receiver<reload::Request>,
+    stop_when: Pin<Box<dyn Future<Output = ()> + Send>>,
+) -> Option<Word> {
+    let reload_on_request = async {
+        while let Some(request) = requests.recv().await {
+            let outcome = reload.run().await;
+            // Whoever asked may be gone.
+            let _ = request.send(outcome.as_ref().map(Word::pid).map_err(ToString::to_string));
+            if let Ok(word) = outcome {
+                return word;
+            }
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        () = lifecycle.stopping().cancelled() => None,
+        () = stop_when => {
+            lifecycle.stop(Cause::Caller);
+            None
+        }
+        word = reload_on_request => {
+            lifecycle.stop(Cause::Reload);
+            Some(word)
+        }
+    }
+}
+
 /// A connection is a descriptor: take as many as the service manager allows.
 fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, "cannot raise the limit of open files above {:?}", limit.current);
     }

@@ -51,6 +51,8 @@ pub enum Cause {
     Signal(&'static str),
     /// The future that the caller gave.
     Caller,
+    /// A successor has taken over.
+    Reload,
     /// A child failed more often than `[supervision]` allows.
     ChildFailed(Arc<str>),
 }
@@ -60,6 +62,7 @@ impl fmt::Display for Cause {
         match self {
             Self::Signal(name) => f.write_str(name),
             Self::Caller => f.write_str("the caller"),
+            Self::Reload => f.write_str("a reload"),
             Self::ChildFailed(name) => write!(f, "the failure of {name}"),
         }
     }

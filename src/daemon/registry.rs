@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,11 +18,13 @@ use std::task::Waker;
 use std::time::Duration;
 
 use axum::http::{Method, StatusCode, Uri};
+use bytes::Bytes;
 use futures_util::task::AtomicWaker;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use super::access::{self, AccessLog};
+use crate::handover::parcel::{ConnectionNote, Flow, Parcel, TunnelNote};
 
 /// The other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +33,23 @@ pub enum Peer {
     Tcp(SocketAddr),
     /// A client on a unix socket.
     Unix,
+}
+
+impl Peer {
+    /// Its address; none for a client on a unix socket.
+    #[must_use]
+    pub fn address(self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(address) => Some(address),
+            Self::Unix => None,
+        }
+    }
+}
+
+impl From<Option<SocketAddr>> for Peer {
+    fn from(address: Option<SocketAddr>) -> Self {
+        address.map_or(Self::Unix, Self::Tcp)
+    }
 }
 
 impl fmt::Display for Peer {
@@ -59,13 +79,7 @@ pub enum State {
 
 impl State {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 5] = [
-        Self::Idle,
-        Self::Parked,
-        Self::Busy,
-        Self::Upgraded,
-        Self::Closing,
-    ];
+    pub const ALL: [Self; 5] = [Self::Idle, Self::Parked, Self::Busy, Self::Upgraded, Self::Closing];
 
     /// Its name in metrics and in `/status`.
     #[must_use]
@@ -132,6 +146,8 @@ pub enum Order {
     Park,
     /// The head of a request took too long: say so and close.
     TimeOut,
+    /// Leave for the next process: now if idle or a tunnel, after the current answer if busy.
+    Carry,
     /// Close now if idle, after the current answer if busy.
     Finish,
     /// Close now, whatever is in flight.
@@ -139,7 +155,7 @@ pub enum Order {
 }
 
 impl Order {
-    const ALL: [Self; 5] = [Self::None, Self::Park, Self::TimeOut, Self::Finish, Self::Cut];
+    const ALL: [Self; 6] = [Self::None, Self::Park, Self::TimeOut, Self::Carry, Self::Finish, Self::Cut];
 }
 
 /// A connection, from `accept` until its socket is closed.
@@ -202,11 +218,7 @@ impl RequestView {
     /// What it waits for, in words.
     #[must_use]
     pub fn waiting_for(&self) -> String {
-        if self.upgraded {
-            "either side of the upgraded connection".into()
-        } else {
-            self.waiting.to_string()
-        }
+        if self.upgraded { "either side of the upgraded connection".into() } else { self.waiting.to_string() }
     }
 }
 
@@ -249,6 +261,16 @@ impl Connection {
     #[must_use]
     pub fn is_quiet(&self) -> bool {
         self.state() == State::Idle && !self.has_unread()
+    }
+
+    /// Whether it is between two requests, so that its socket and what was read ahead are all there is to it.
+    pub(super) fn can_be_taken_apart(&self) -> bool {
+        self.state() == State::Idle && !self.unread_body.load(Relaxed)
+    }
+
+    /// Whether it is between two requests, but only hyper knows where the next one begins.
+    pub(super) fn is_out_of_step(&self) -> bool {
+        self.state() == State::Idle && self.unread_body.load(Relaxed)
     }
 
     /// Whether the client has sent, or may be sending, what was not read as a request.
@@ -309,9 +331,7 @@ impl Connection {
     /// An order to park is done with, or came too late; a graver one stands.
     fn unpark(&self) {
         if self.order() == Order::Park {
-            let _ = self
-                .order
-                .compare_exchange(Order::Park as u8, Order::None as u8, Relaxed, Relaxed);
+            let _ = self.order.compare_exchange(Order::Park as u8, Order::None as u8, Relaxed, Relaxed);
         }
     }
 
@@ -338,10 +358,8 @@ impl Connection {
     pub(super) fn flushed(&self) {
         if self.produced.load(Relaxed) {
             self.produced.store(false, Relaxed);
-            let upgrading = self
-                .request()
-                .as_ref()
-                .is_some_and(|r| r.status == Some(StatusCode::SWITCHING_PROTOCOLS));
+            let upgrading =
+                self.request().as_ref().is_some_and(|r| r.status == Some(StatusCode::SWITCHING_PROTOCOLS));
             if upgrading {
                 self.state.store(State::Upgraded as u8, Relaxed);
             } else {
@@ -353,12 +371,7 @@ impl Connection {
     /// A request's head was read.
     pub(super) fn begin(self: &Arc<Self>, method: &Method, uri: &Uri, has_body: bool) -> Answering {
         let started = Instant::now();
-        *self.request() = Some(Request {
-            method: method.clone(),
-            uri: uri.clone(),
-            started,
-            status: None,
-        });
+        *self.request() = Some(Request { method: method.clone(), uri: uri.clone(), started, status: None });
         self.sent.store(0, Relaxed);
         self.unread_body.store(has_body, Relaxed);
         self.produced.store(false, Relaxed);
@@ -366,9 +379,7 @@ impl Connection {
         self.unpark();
         self.state.store(State::Busy as u8, Relaxed);
         self.registry.in_flight.fetch_add(1, Relaxed);
-        Answering {
-            connection: Arc::clone(self),
-        }
+        Answering { connection: Arc::clone(self) }
     }
 
     /// What is known of the request in flight.
@@ -429,6 +440,39 @@ impl Connection {
         };
         self.finish(outcome);
         self.registry.remove(self.id);
+    }
+
+    /// Leaves for the next process, in which a tunnel's request goes on.
+    pub(super) fn leave(&self, parcel: Parcel) {
+        if self.request().take().is_some() {
+            self.registry.in_flight.fetch_sub(1, Relaxed);
+        }
+        // The registry holds the other end.
+        let _ = self.registry.outbox.send(parcel);
+    }
+
+    /// What the next process must know of it between two requests.
+    pub(super) fn note(&self, read_ahead: Bytes) -> ConnectionNote {
+        ConnectionNote {
+            peer: self.peer.address(),
+            answered: self.answered.load(Relaxed),
+            idle_ms: millis(self.idle_for()),
+            read_ahead,
+        }
+    }
+
+    /// What the next process must know of it as a tunnel.
+    pub(super) fn tunnel_note(&self, up: Flow, down: Flow) -> Option<TunnelNote> {
+        let request = self.request();
+        let request = request.as_ref()?;
+        Some(TunnelNote {
+            peer: self.peer.address(),
+            method: request.method.to_string(),
+            uri: request.uri.to_string(),
+            age_ms: millis(request.started.elapsed()),
+            up,
+            down,
+        })
     }
 }
 
@@ -508,6 +552,44 @@ pub struct Totals {
     pub client_gone: AtomicU64,
     /// Requests the stop cut.
     pub cut: AtomicU64,
+    /// Connections given to the next process.
+    pub handed_over: Carried,
+    /// Connections taken from an earlier process.
+    pub taken_over: Carried,
+}
+
+/// Connections that went from one process to the next.
+#[derive(Debug, Default)]
+pub struct Carried {
+    /// Between two requests.
+    pub connections: AtomicU64,
+    /// Upgraded, and tied to an upstream.
+    pub tunnels: AtomicU64,
+    /// Those that could not be carried: closed, or left to linger.
+    pub refused: AtomicU64,
+}
+
+impl Carried {
+    /// Connections and tunnels.
+    #[must_use]
+    pub fn counts(&self) -> [u64; 2] {
+        [self.connections.load(Relaxed), self.tunnels.load(Relaxed)]
+    }
+
+    /// What counts a parcel.
+    pub(super) fn counter(&self, parcel: &Parcel) -> &AtomicU64 {
+        match parcel {
+            Parcel::Connection(..) => &self.connections,
+            Parcel::Tunnel { .. } => &self.tunnels,
+        }
+    }
+}
+
+impl fmt::Display for Carried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [connections, tunnels] = self.counts();
+        write!(f, "{connections} connections, {tunnels} tunnels")
+    }
 }
 
 impl Totals {
@@ -538,15 +620,16 @@ pub struct Registry {
     totals: Totals,
     durations: metrics::Histogram,
     access: AccessLog,
+    /// Connections that leave, on their way to the mailbox.
+    outbox: mpsc::UnboundedSender<Parcel>,
+    leaving: tokio::sync::Mutex<mpsc::UnboundedReceiver<Parcel>>,
     /// Told when the last connection is gone, and when the first one comes.
     changed: Notify,
 }
 
 impl fmt::Debug for Registry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Registry")
-            .field("totals", &self.totals)
-            .finish_non_exhaustive()
+        f.debug_struct("Registry").field("totals", &self.totals).finish_non_exhaustive()
     }
 }
 
@@ -554,6 +637,7 @@ impl Registry {
     /// An empty registry that records each request's duration in seconds, and tells `access` of it.
     #[must_use]
     pub fn new(durations: metrics::Histogram, access: AccessLog) -> Arc<Self> {
+        let (outbox, leaving) = mpsc::unbounded_channel();
         Arc::new(Self {
             epoch: Instant::now(),
             next_id: AtomicU64::new(0),
@@ -562,21 +646,46 @@ impl Registry {
             totals: Totals::default(),
             durations,
             access,
+            outbox,
+            leaving: tokio::sync::Mutex::new(leaving),
             changed: Notify::new(),
         })
     }
 
     /// A connection was accepted.
-    #[must_use]
-    pub fn open(self: &Arc<Self>, peer: Peer) -> Arc<Connection> {
+    pub(super) fn open(self: &Arc<Self>, peer: Peer) -> Arc<Connection> {
+        self.totals.accepted.fetch_add(1, Relaxed);
+        self.insert(peer, 0, Duration::ZERO)
+    }
+
+    /// A connection has come from an earlier process.
+    pub(super) fn reopen(self: &Arc<Self>, note: &ConnectionNote) -> Arc<Connection> {
+        self.insert(note.peer.into(), note.answered, Duration::from_millis(note.idle_ms))
+    }
+
+    /// A tunnel has come from an earlier process: a request that goes on.
+    pub(super) fn reopen_upgraded(self: &Arc<Self>, note: &TunnelNote) -> io::Result<Arc<Connection>> {
+        let method = note.method.parse().map_err(io::Error::other)?;
+        let uri = note.uri.parse().map_err(io::Error::other)?;
+        let now = Instant::now();
+        let started = now.checked_sub(Duration::from_millis(note.age_ms)).unwrap_or(now);
+        let connection = self.insert(note.peer.into(), 0, Duration::ZERO);
+        let status = Some(StatusCode::SWITCHING_PROTOCOLS);
+        *connection.request() = Some(Request { method, uri, started, status });
+        self.in_flight.fetch_add(1, Relaxed);
+        connection.state.store(State::Upgraded as u8, Relaxed);
+        Ok(connection)
+    }
+
+    fn insert(self: &Arc<Self>, peer: Peer, answered: u64, idle: Duration) -> Arc<Connection> {
         let id = self.next_id.fetch_add(1, Relaxed);
         let connection = Arc::new(Connection {
             id,
             peer,
             registry: Arc::clone(self),
             state: AtomicU8::new(State::Idle as u8),
-            since: AtomicU64::new(self.now()),
-            answered: AtomicU64::new(0),
+            since: AtomicU64::new(self.now().saturating_sub(millis(idle))),
+            answered: AtomicU64::new(answered),
             heard: AtomicBool::new(false),
             unread_body: AtomicBool::new(false),
             produced: AtomicBool::new(false),
@@ -588,7 +697,6 @@ impl Registry {
             writer: AtomicWaker::new(),
             request: Mutex::default(),
         });
-        self.totals.accepted.fetch_add(1, Relaxed);
         let mut open = self.lock();
         open.insert(id, Arc::clone(&connection));
         if open.len() == 1 {
@@ -643,6 +751,11 @@ impl Registry {
         &self.totals
     }
 
+    /// The connections that leave. Whoever holds the lock sees to it that they get there.
+    pub(super) async fn leaving(&self) -> tokio::sync::MutexGuard<'_, mpsc::UnboundedReceiver<Parcel>> {
+        self.leaving.lock().await
+    }
+
     /// Where requests that ended are logged.
     pub(super) fn access(&self) -> &AccessLog {
         &self.access
@@ -678,12 +791,18 @@ impl Registry {
         }
     }
 
-    /// Milliseconds since the registry was made.
+    /// Milliseconds of the registry's clock.
     fn now(&self) -> u64 {
-        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
+        // The offset leaves room for connections that have been idle since before the registry was made.
+        const OFFSET: u64 = 1 << 40;
+        OFFSET + millis(self.epoch.elapsed())
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

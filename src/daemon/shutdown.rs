@@ -5,13 +5,15 @@
 //! name. The daemon's root then stops the admin child and the rest. No step waits where there is nothing to wait for.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_graceful_shutdown::NestedSubsystem;
 
-use super::phase::{Lifecycle, Phase};
+use super::phase::{Cause, Lifecycle, Phase};
 use super::registry::Registry;
+use crate::handover::predecessor::Predecessor;
 
 /// `[shutdown]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,11 +60,7 @@ impl Stoppable {
     /// Tells the child to stop, and ends it by force if that takes longer than `limit`.
     pub(super) async fn stop_within(&self, limit: Duration) {
         if tokio::time::timeout(limit, self.stop()).await.is_err() {
-            tracing::warn!(
-                child = &*self.name,
-                "{} did not stop within {limit:?}: aborting it",
-                self.name
-            );
+            tracing::warn!(child = &*self.name, "{} did not stop within {limit:?}: aborting it", self.name);
             self.subsystem.abort();
         }
     }
@@ -75,6 +73,8 @@ pub(super) struct Stop<'a> {
     pub(super) registry: &'a Registry,
     pub(super) http: &'a Stoppable,
     pub(super) own: &'a [Stoppable],
+    /// A process that this one has relieved and that may still drain.
+    pub(super) predecessor: Option<&'a Predecessor>,
 }
 
 /// What became of the work in flight.
@@ -87,30 +87,20 @@ pub(super) struct Report {
 impl Stop<'_> {
     /// Stops the http child and the caller's own. Returns when they are gone.
     pub(super) async fn run(self) -> Report {
-        let Self {
-            config,
-            lifecycle,
-            registry,
-            http,
-            own,
-        } = self;
+        let Self { config, lifecycle, registry, http, own, predecessor } = self;
         let asked = Instant::now();
         let answered_before = registry.totals().requests();
         let in_flight_before = registry.in_flight();
         let idle_before = registry.len().saturating_sub(in_flight_before);
-        let until = config
-            .deadline
-            .and_then(|d| asked.checked_add(config.delay)?.checked_add(d));
+        let until = config.deadline.and_then(|d| asked.checked_add(config.delay)?.checked_add(d));
         lifecycle.enter(Phase::Draining { since: asked, until });
         tracing::info!(
             "draining: {in_flight_before} requests in flight, {idle_before} idle connections, {}",
-            until.map_or("no deadline".into(), |at| format!(
-                "{} s left",
-                at.duration_since(asked).as_secs()
-            )),
+            until.map_or("no deadline".into(), |at| format!("{} s left", at.duration_since(asked).as_secs())),
         );
 
-        if !config.delay.is_zero() {
+        // Where a successor serves already, no load balancer has to look away.
+        if !config.delay.is_zero() && lifecycle.cause() != Some(&Cause::Reload) {
             tokio::select! {
                 () = sleep(config.delay) => {}
                 () = lifecycle.cutting().cancelled() => {}
@@ -141,23 +131,36 @@ impl Stop<'_> {
             }
         };
 
+        if let Some(predecessor) = predecessor {
+            // Once this process, the main one, is gone, the manager ends all others of the unit. That one's requests
+            // are allowed their own deadline.
+            tokio::select! {
+                () = predecessor.gone() => {}
+                () = lifecycle.cutting().cancelled() => {
+                    predecessor.cut().await;
+                    let _ = tokio::time::timeout(AFTER_CUT, predecessor.gone()).await;
+                }
+            }
+        }
+
         let took = asked.elapsed();
-        let finished = registry
-            .totals()
-            .requests()
-            .saturating_sub(answered_before)
-            .saturating_sub(cut);
+        let handed_over = &registry.totals().handed_over;
+        let lingered = handed_over.refused.load(Relaxed);
+        let finished = registry.totals().requests().saturating_sub(answered_before).saturating_sub(cut);
         let cause = lifecycle.cause().map(ToString::to_string).unwrap_or_default();
         tracing::info!(
             message_id = REPORT_ID,
             cause,
             finished,
             cut,
+            handed_over_connections = handed_over.connections.load(Relaxed),
+            handed_over_tunnels = handed_over.tunnels.load(Relaxed),
+            not_carried = lingered,
             delay_ms = millis(delayed),
             drain_ms = millis(drained.saturating_sub(delayed)),
             children_ms = millis(took.saturating_sub(drained)),
             total_ms = millis(took),
-            "stopped by {cause} in {} ms: {finished} requests finished, {cut} cut",
+            "stopped by {cause} in {} ms: {finished} requests finished, {cut} cut, handed over {handed_over}, {lingered} could not be",
             millis(took),
         );
         Report { cut }
@@ -176,11 +179,11 @@ async fn cut_all(by: &str, registry: &Registry, http: &Stoppable, own: &[Stoppab
             age_ms = millis(r.age),
             sent = r.sent,
             waiting_for = r.waiting_for(),
-            "cut by {by}: {} {} from {} after {} ms, {} bytes sent, waiting for {}",
+            "cut by {by}: {} {} from {} after {:.1} s, {} bytes sent, waiting for {}",
             r.method,
             r.uri.path(),
             r.peer,
-            millis(r.age),
+            r.age.as_secs_f64(),
             r.sent,
             r.waiting_for(),
         );
@@ -188,20 +191,12 @@ async fn cut_all(by: &str, registry: &Registry, http: &Stoppable, own: &[Stoppab
     registry.cut();
     http.stop_within(AFTER_CUT).await;
 
-    let late: Vec<_> = own
-        .iter()
-        .filter(|child| !child.subsystem.is_finished())
-        .collect();
+    let late: Vec<_> = own.iter().filter(|child| !child.subsystem.is_finished()).collect();
     for child in &late {
         child.subsystem.initiate_shutdown();
     }
     for child in &late {
-        tracing::warn!(
-            message_id = CUT_ID,
-            child = &*child.name,
-            "cut by {by}: the child {}",
-            child.name
-        );
+        tracing::warn!(message_id = CUT_ID, child = &*child.name, "cut by {by}: the child {}", child.name);
         child.subsystem.abort();
     }
     (requests.len() + late.len()) as u64

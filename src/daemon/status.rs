@@ -1,10 +1,11 @@
 //! One picture of the daemon, for `STATUS=`, `/status` and the metrics alike.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::phase::{Lifecycle, Phase};
@@ -21,12 +22,12 @@ pub(super) struct Observer {
 }
 
 /// The picture, as `/status` shows it. Durations are in seconds.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
     /// `starting`, `serving`, `draining` or `stopped`.
-    pub phase: &'static str,
+    pub phase: String,
     /// The daemon's version.
-    pub version: &'static str,
+    pub version: String,
     /// Its process.
     pub pid: u32,
     /// How long it has run.
@@ -45,7 +46,7 @@ pub struct Status {
 }
 
 /// A drain in progress.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Drain {
     /// What asked for the stop.
     pub cause: String,
@@ -57,7 +58,7 @@ pub struct Drain {
 }
 
 /// A child of the tree.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ChildStatus {
     /// Its name.
     pub name: String,
@@ -68,7 +69,7 @@ pub struct ChildStatus {
 }
 
 /// Open connections, by what they are doing.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Connections {
     /// Between requests, or reading a head.
     pub idle: usize,
@@ -107,7 +108,7 @@ impl Connections {
 }
 
 /// What has been counted since the start.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Totals {
     /// Connections accepted.
     pub connections: u64,
@@ -117,10 +118,14 @@ pub struct Totals {
     pub client_gone: u64,
     /// Requests the stop cut.
     pub cut: u64,
+    /// Connections and tunnels given to the next process.
+    pub handed_over: [u64; 2],
+    /// Connections and tunnels taken from an earlier process.
+    pub taken_over: [u64; 2],
 }
 
 /// A request in flight.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct InFlightRequest {
     /// Its method.
     pub method: String,
@@ -149,23 +154,54 @@ impl From<&RequestView> for InFlightRequest {
     }
 }
 
+/// As `steadfast status` shows it.
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { phase, version, pid, uptime, drain, children, connections, totals, requests } = self;
+        writeln!(f, "steadfast {version}, process {pid}: {phase} for {uptime:.0} s")?;
+        if let Some(Drain { cause, lasted, left }) = drain {
+            let left = left.map_or("no deadline".into(), |s| format!("{s:.0} s left"));
+            writeln!(f, "draining for {lasted:.0} s because of {cause}, {left}")?;
+        }
+        for (n, child) in children.iter().enumerate() {
+            let branch = if n + 1 == children.len() { "└──" } else { "├──" };
+            let state = if child.running { "running" } else { "not running" };
+            writeln!(f, "{branch} {:<12}{state}, {} restarts", child.name, child.restarts)?;
+        }
+        let states: Vec<_> = connections.by_state().map(|(s, n)| format!("{n} {}", s.name())).into();
+        writeln!(f, "connections: {} ({})", connections.total(), states.join(", "))?;
+        let Totals { connections, requests: ended, client_gone, cut, handed_over, taken_over } = totals;
+        writeln!(
+            f,
+            "since the start: {connections} connections, {ended} requests, {client_gone} given up, {cut} cut"
+        )?;
+        writeln!(f, "handed over: {} connections, {} tunnels", handed_over[0], handed_over[1])?;
+        writeln!(f, "taken over: {} connections, {} tunnels", taken_over[0], taken_over[1])?;
+        writeln!(f, "in flight: {}", requests.len())?;
+        for r in requests {
+            let InFlightRequest { method, path, peer, age, sent, waiting_for } = r;
+            writeln!(
+                f,
+                "  {method} {path} from {peer}, {age:.1} s, {sent} bytes sent, waiting for {waiting_for}"
+            )?;
+        }
+        Ok(())
+    }
+}
+
 impl Observer {
     /// The picture of this moment.
     pub(super) fn status(&self) -> Status {
         let phase = self.lifecycle.phase();
         let totals = self.registry.totals();
         Status {
-            phase: phase.name(),
-            version: env!("CARGO_PKG_VERSION"),
+            phase: phase.name().to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime: self.started.elapsed().as_secs_f64(),
             drain: match phase {
                 Phase::Draining { since, until } => Some(Drain {
-                    cause: self
-                        .lifecycle
-                        .cause()
-                        .map(ToString::to_string)
-                        .unwrap_or_default(),
+                    cause: self.lifecycle.cause().map(ToString::to_string).unwrap_or_default(),
                     lasted: since.elapsed().as_secs_f64(),
                     left: until.map(|at| left(at).as_secs_f64()),
                 }),
@@ -187,6 +223,8 @@ impl Observer {
                 requests: totals.requests(),
                 client_gone: totals.client_gone.load(Relaxed),
                 cut: totals.cut.load(Relaxed),
+                handed_over: totals.handed_over.counts(),
+                taken_over: totals.taken_over.counts(),
             },
             requests: self.registry.requests().iter().map(Into::into).collect(),
         }

@@ -116,21 +116,13 @@ pub struct Supervisor {
 
 impl Supervisor {
     pub(super) fn new(config: Config, lifecycle: Lifecycle) -> Self {
-        Self {
-            config,
-            lifecycle,
-            epoch: Instant::now(),
-            children: Arc::default(),
-        }
+        Self { config, lifecycle, epoch: Instant::now(), children: Arc::default() }
     }
 
     /// Every child, in the order of their start.
     #[must_use]
     pub fn children(&self) -> Vec<Arc<Vitals>> {
-        self.children
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.children.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The running children whose heart has not beaten for longer than `limit`.
@@ -156,16 +148,10 @@ impl Supervisor {
             restarts: AtomicU32::new(0),
             beat: AtomicU64::new(Vitals::STILL),
         });
-        self.children
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(Arc::clone(&vitals));
+        self.children.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&vitals));
         let supervisor = self.clone();
         let subsystem = async move |handle: &mut SubsystemHandle| {
-            let child = Child {
-                stopping: handle.create_cancellation_token(),
-                vitals,
-            };
+            let child = Child { stopping: handle.create_cancellation_token(), vitals };
             supervisor.supervise(&child, run).await
         };
         parent.start(SubsystemBuilder::new(name.to_owned(), subsystem).detached())
@@ -183,11 +169,12 @@ impl Supervisor {
                 Ok(()) => return Ok(()),
                 Err(fault) => fault,
             };
+            if child.is_stopping() {
+                tracing::error!(child = name, "{name} {fault}, while it was stopping");
+                return Ok(());
+            }
             let now = Instant::now();
-            while restarts
-                .front()
-                .is_some_and(|&at| now.duration_since(at) > self.config.window)
-            {
+            while restarts.front().is_some_and(|&at| now.duration_since(at) > self.config.window) {
                 restarts.pop_front();
             }
             if restarts.len() >= self.config.max_restarts as usize {
@@ -209,7 +196,11 @@ impl Supervisor {
                 "{name} {fault}; restarting it in {} ms",
                 wait.as_millis()
             );
-            tokio::time::sleep(wait).await;
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                // It may have begun what it can still finish.
+                () = child.stopping() => {}
+            }
         }
     }
 
@@ -241,11 +232,7 @@ impl Supervisor {
     /// The wait before the restart that follows `earlier` others: doubled each time, of which the last half is chance.
     fn backoff(&self, earlier: usize) -> Duration {
         let doublings = u32::try_from(earlier).unwrap_or(u32::MAX).min(31);
-        let whole = self
-            .config
-            .backoff
-            .saturating_mul(1 << doublings)
-            .min(self.config.backoff_max);
+        let whole = self.config.backoff.saturating_mul(1 << doublings).min(self.config.backoff_max);
         whole.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 

@@ -69,10 +69,7 @@ impl Service {
 
     /// Changes the unit as `systemctl edit` does.
     pub(crate) fn edit_unit(&self, lines: &str) {
-        self.write(
-            format!("/etc/systemd/system/{UNIT}.d/test.conf"),
-            format!("[Service]\n{lines}\n"),
-        );
+        self.write(format!("/etc/systemd/system/{UNIT}.d/test.conf"), format!("[Service]\n{lines}\n"));
         self.ok(["systemctl", "daemon-reload"]);
     }
 
@@ -90,17 +87,12 @@ impl Service {
     pub(crate) fn stop(&self) -> Stop {
         let began = Instant::now();
         let output = self.run(["systemctl", "stop", UNIT]);
-        Stop {
-            took: began.elapsed(),
-            output,
-        }
+        Stop { took: began.elapsed(), output }
     }
 
     pub(crate) fn wait_for_drain(&self) {
         wait_until("the status text to say that it drains", || {
-            self.show(UNIT, "StatusText")
-                .starts_with("draining")
-                .then_some(())
+            self.show(UNIT, "StatusText").starts_with("draining").then_some(())
         });
     }
 
@@ -115,8 +107,7 @@ impl Service {
 
     /// One answer of the admin listener.
     pub(crate) fn admin(&self, path: &str) -> Response {
-        self.enter_network(|| Client::connect(address(ADMIN))?.get(path))
-            .expect("the admin listener answers")
+        self.enter_network(|| Client::connect(address(ADMIN))?.get(path)).expect("the admin listener answers")
     }
 
     /// An upstream in the box, where [`PROXY`] leads.
@@ -127,12 +118,7 @@ impl Service {
     /// The stop left the unit as a success does, with this exit status.
     pub(crate) fn assert_stopped_with(&self, status: u8) {
         let state = ["ActiveState", "Result", "ExecMainStatus"].map(|name| self.show(UNIT, name));
-        assert_eq!(
-            state,
-            ["inactive", "success", &status.to_string()],
-            "\n{}",
-            self.journal(UNIT, &[])
-        );
+        assert_eq!(state, ["inactive", "success", &status.to_string()], "\n{}", self.journal(UNIT, &[]));
     }
 }
 

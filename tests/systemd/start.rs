@@ -21,10 +21,7 @@ fn systemctl_start_returns_when_requests_are_answered() {
     let exec = service.show(UNIT, "ExecMainStartTimestampMonotonic");
     let ready = service.show(UNIT, "ActiveEnterTimestampMonotonic");
     let took = ready.parse::<u64>().unwrap() - exec.parse::<u64>().unwrap();
-    print_figure(
-        "exec to READY, with the unit's sandbox",
-        format_args!("{took} µs (aim: under 20,000)"),
-    );
+    print_figure("exec to READY, with the unit's sandbox", format_args!("{took} µs (aim: under 20,000)"));
     assert!(took < 10_000_000, "{took} µs");
 }
 
@@ -38,10 +35,7 @@ fn the_daemon_runs_as_its_own_user_without_roots_powers() {
     let uid = service.ok(["id", "-u", "steadfast"]);
     let uid = uid.trim();
     assert_ne!(uid, "0");
-    assert!(
-        status.contains(&format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}\n")),
-        "{status}"
-    );
+    assert!(status.contains(&format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}\n")), "{status}");
     // Ports below 1024, and nothing else.
     assert!(status.contains("CapEff:\t0000000000000400\n"), "{status}");
     assert!(status.contains("NoNewPrivs:\t1\n"), "{status}");
@@ -52,10 +46,8 @@ fn a_port_below_1024_can_be_served() {
     let Some(service) = Service::install(file!(), "") else {
         return;
     };
-    service.write(
-        "/etc/steadfast/config.toml",
-        "[http]\nlisten = [\"127.0.0.1:80\"]\n[admin]\nlisten = []\n",
-    );
+    service
+        .write("/etc/steadfast/config.toml", "[http]\nlisten = [\"127.0.0.1:80\"]\n[admin]\nlisten = []\n");
     service.ok(["systemctl", "start", UNIT]);
 }
 
@@ -65,18 +57,12 @@ fn systemctl_status_and_the_journal_say_that_it_serves_and_where() {
         return;
     };
     wait_until("the status text to say that it serves", || {
-        service
-            .show(UNIT, "StatusText")
-            .starts_with("serving")
-            .then_some(())
+        service.show(UNIT, "StatusText").starts_with("serving").then_some(())
     });
     let journal = service.journal(UNIT, &["-p", "info"]);
     for address in ["127.0.0.1:8080", "127.0.0.1:9090"] {
         let fields = service.journal_json(UNIT, &["-p", "info"]);
-        assert!(
-            journal.contains(address) || fields.contains(address),
-            "{address} in:\n{journal}\n{fields}"
-        );
+        assert!(journal.contains(address) || fields.contains(address), "{address} in:\n{journal}\n{fields}");
     }
     assert_eq!(
         service.journal(UNIT, &["-p", "notice", "_COMM=steadfast"]),

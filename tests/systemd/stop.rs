@@ -40,10 +40,7 @@ fn a_proxied_request_in_flight_at_systemctl_stop_finishes_with_200() {
         assert!(!stop.is_finished());
         exchange.answer(200, "worth the wait");
         let response = client.receive().unwrap();
-        assert_eq!(
-            (response.status, response.text().as_str()),
-            (200, "worth the wait")
-        );
+        assert_eq!((response.status, response.text().as_str()), (200, "worth the wait"));
         assert_eq!(response.header("connection"), Some("close"));
         assert!(stop.join().unwrap().output.status.success());
     });
@@ -104,9 +101,7 @@ fn a_request_body_still_being_sent_is_received_to_its_end() {
     };
     let upstream = service.upstream();
     let mut client = service.connect();
-    client
-        .send("POST /app/upload HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nfirst")
-        .unwrap();
+    client.send("POST /app/upload HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nfirst").unwrap();
     let exchange = upstream.next_request();
 
     thread::scope(|scope| {
@@ -178,10 +173,7 @@ fn a_request_longer_than_the_deadline_is_cut_then_and_the_journal_names_it() {
 
     let warnings = service.journal(UNIT, &["-p", "warning"]);
     let peer = client.local_address().unwrap().to_string();
-    let cut: Vec<&str> = warnings
-        .lines()
-        .filter(|line| line.contains("/app/export"))
-        .collect();
+    let cut: Vec<&str> = warnings.lines().filter(|line| line.contains("/app/export")).collect();
     assert_eq!(cut.len(), 1, "one warning per request cut:\n{warnings}");
     for expected in ["GET", "/app/export", &peer] {
         assert!(cut[0].contains(expected), "{expected} in: {}", cut[0]);
@@ -250,10 +242,7 @@ fn an_idle_stop_waits_for_nothing() {
         return;
     };
     let stop = service.stop();
-    print_figure(
-        "an idle stop",
-        format_args!("{} ms (aim: under 100)", stop.took.as_millis()),
-    );
+    print_figure("an idle stop", format_args!("{} ms (aim: under 100)", stop.took.as_millis()));
     assert!(stop.took < LENIENCE, "{:?}", stop.took);
     service.assert_stopped_with(0);
 }

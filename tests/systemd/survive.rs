@@ -18,11 +18,7 @@ fn ten_crashes_in_a_row_come_back() {
             let back = service.show(UNIT, "ActiveState") == "active" && service.show(UNIT, "MainPID") != pid;
             back.then_some(())
         });
-        assert_eq!(
-            service.connect().get("/").unwrap().status,
-            200,
-            "after crash {crash}"
-        );
+        assert_eq!(service.connect().get("/").unwrap().status, 200, "after crash {crash}");
     }
     assert_eq!(service.show(UNIT, "NRestarts"), "10");
 }
@@ -48,9 +44,7 @@ fn a_graceful_stop_is_no_failure_and_is_not_undone() {
         return;
     };
     service.ok(["systemctl", "kill", "--signal=TERM", "--kill-whom=main", UNIT]);
-    wait_until("the unit to be inactive", || {
-        (service.show(UNIT, "ActiveState") == "inactive").then_some(())
-    });
+    wait_until("the unit to be inactive", || (service.show(UNIT, "ActiveState") == "inactive").then_some(()));
     // Longer than RestartSec: a restart would have begun.
     std::thread::sleep(Duration::from_millis(500));
     service.assert_stopped_with(0);

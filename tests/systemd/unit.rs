@@ -25,10 +25,7 @@ fn every_shipped_unit_passes_systemd_analyze_verify_and_is_locked_down() {
 
     for unit in &units {
         let verify = machine.run(["systemd-analyze", "verify", unit]);
-        assert!(
-            verify.status.success() && verify.stderr.is_empty(),
-            "{unit}: {verify:?}"
-        );
+        assert!(verify.status.success() && verify.stderr.is_empty(), "{unit}: {verify:?}");
         let security = machine.run([
             "systemd-analyze",
             "security",

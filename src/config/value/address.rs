@@ -113,10 +113,7 @@ fn host_and_port(text: &str) -> Result<(Host<'_>, u16), Refusal> {
     let port = port.parse().map_err(|_| Refusal::new("has a port above 65535"))?;
     let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let host = match bracketed {
-        Some(address) => address
-            .parse()
-            .ok()
-            .map(|address| Host::Address(IpAddr::V6(address))),
+        Some(address) => address.parse().ok().map(|address| Host::Address(IpAddr::V6(address))),
         None if matches!(host, "" | "*") => {
             return Err(Refusal::new("has no host")
                 .help(format!("every address of this machine is \"0.0.0.0:{port}\"")));
@@ -131,8 +128,7 @@ fn host_and_port(text: &str) -> Result<(Host<'_>, u16), Refusal> {
                 .then_some(Host::Name(host)),
         },
     };
-    host.map(|host| (host, port))
-        .ok_or_else(|| Refusal::new("has no valid host"))
+    host.map(|host| (host, port)).ok_or_else(|| Refusal::new("has no valid host"))
 }
 
 fn socket_path(path: &str) -> Result<PathBuf, Refusal> {
@@ -141,10 +137,7 @@ fn socket_path(path: &str) -> Result<PathBuf, Refusal> {
     }
     // `sun_path` has 108 bytes, the last of them zero.
     if path.len() > 107 {
-        return Err(Refusal::new(format!(
-            "is {} bytes long, and a socket's path at most 107",
-            path.len()
-        )));
+        return Err(Refusal::new(format!("is {} bytes long, and a socket's path at most 107", path.len())));
     }
     if path.contains(char::is_control) || path.ends_with('/') {
         return Err(Refusal::new("is not the path of a socket"));
@@ -155,9 +148,7 @@ fn socket_path(path: &str) -> Result<PathBuf, Refusal> {
 /// As systemd.socket(5) has it.
 fn descriptor_name(name: &str) -> Result<String, Refusal> {
     let valid = (1..=255).contains(&name.len())
-        && name
-            .bytes()
-            .all(|byte| matches!(byte, b' '..=b'~') && byte != b':');
+        && name.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b':');
     if valid {
         Ok(name.to_owned())
     } else {

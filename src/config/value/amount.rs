@@ -58,11 +58,7 @@ impl Text for Deadline {
     }
 
     fn parse(text: &str) -> Result<Option<Duration>, Refusal> {
-        if text == "never" {
-            Ok(None)
-        } else {
-            duration(text).map(Some)
-        }
+        if text == "never" { Ok(None) } else { duration(text).map(Some) }
     }
 }
 
@@ -70,9 +66,8 @@ fn duration(text: &str) -> Result<Duration, Refusal> {
     match SpanParser::new().parse_unsigned_duration(text) {
         Ok(duration) if duration > LONGEST => Err(Refusal::new("is longer than a year")),
         Ok(duration) => Ok(duration),
-        Err(_) if is_number(text) => Err(Refusal::new("has no unit").help(format!(
-            "{text} seconds are \"{text}s\", {text} minutes \"{text}m\""
-        ))),
+        Err(_) if is_number(text) => Err(Refusal::new("has no unit")
+            .help(format!("{text} seconds are \"{text}s\", {text} minutes \"{text}m\""))),
         Err(_) if text.starts_with('-') => Err(Refusal::new("is negative")),
         Err(_) => Err(Refusal::new("is no duration")),
     }

@@ -15,24 +15,17 @@ impl<C: Choice> Text for C {
     type Value = C::Value;
 
     fn expected() -> String {
-        format!(
-            "one of {}",
-            list(C::WORDS.iter().map(|(word, _)| *word)).replace('`', "\"")
-        )
+        format!("one of {}", list(C::WORDS.iter().map(|(word, _)| *word)).replace('`', "\""))
     }
 
     fn parse(text: &str) -> Result<C::Value, Refusal> {
-        C::WORDS
-            .iter()
-            .find(|(word, _)| *word == text)
-            .map(|(_, value)| *value)
-            .ok_or_else(|| {
-                let refusal = Refusal::new(format!("is {text:?}"));
-                match nearest(text, C::WORDS.iter().map(|(word, _)| *word)) {
-                    Some(word) => refusal.help(format!("the nearest is {word:?}")),
-                    None => refusal,
-                }
-            })
+        C::WORDS.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
+            let refusal = Refusal::new(format!("is {text:?}"));
+            match nearest(text, C::WORDS.iter().map(|(word, _)| *word)) {
+                Some(word) => refusal.help(format!("the nearest is {word:?}")),
+                None => refusal,
+            }
+        })
     }
 }
 
@@ -80,9 +73,6 @@ pub(in crate::config) struct Access;
 impl Choice for Access {
     type Value = logging::Access;
 
-    const WORDS: &[(&str, Self::Value)] = &[
-        ("all", logging::Access::All),
-        ("errors", logging::Access::Errors),
-        ("off", logging::Access::Off),
-    ];
+    const WORDS: &[(&str, Self::Value)] =
+        &[("all", logging::Access::All), ("errors", logging::Access::Errors), ("off", logging::Access::Off)];
 }

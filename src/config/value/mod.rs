@@ -34,17 +34,11 @@ pub(super) struct Refusal {
 
 impl Refusal {
     fn new(what: impl Into<String>) -> Self {
-        Self {
-            what: what.into(),
-            help: None,
-        }
+        Self { what: what.into(), help: None }
     }
 
     fn help(self, help: impl Into<String>) -> Self {
-        Self {
-            help: Some(help.into()),
-            ..self
-        }
+        Self { help: Some(help.into()), ..self }
     }
 }
 
@@ -117,9 +111,7 @@ fn whole<K: Kind, N: TryFrom<i128> + Copy>(
         DeValue::Integer(integer) => i128::from_str_radix(integer.as_str(), integer.radix()).ok(),
         _ => None,
     };
-    let number = number
-        .and_then(|number| N::try_from(number).ok())
-        .filter(|number| possible(*number));
+    let number = number.and_then(|number| N::try_from(number).ok()).filter(|number| possible(*number));
     if number.is_none() {
         mistakes.push(wrong_type::<K>(name, value.span(), value.get_ref()));
     }

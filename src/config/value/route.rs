@@ -31,16 +31,13 @@ impl Text for RoutePath {
             return Err(Refusal::new("has a \"*\" that is not its whole last segment"));
         }
         // RFC 3986: what a path in a request can hold. Anything else would never be asked for.
-        let stranger = fixed
-            .chars()
-            .find(|char| !char.is_ascii_alphanumeric() && !"/-._~!$&'()+,;=:@%".contains(*char));
+        let stranger =
+            fixed.chars().find(|char| !char.is_ascii_alphanumeric() && !"/-._~!$&'()+,;=:@%".contains(*char));
         match stranger {
             None => Ok(text.to_owned()),
             Some('?') => Err(Refusal::new("has a query").help("a route is chosen by its path alone")),
-            Some(char) => Err(
-                Refusal::new(format!("has {char:?}, which no request's path can have"))
-                    .help("write it percent-encoded, as clients do"),
-            ),
+            Some(char) => Err(Refusal::new(format!("has {char:?}, which no request's path can have"))
+                .help("write it percent-encoded, as clients do")),
         }
     }
 }
@@ -72,10 +69,8 @@ impl Text for ContentType {
 
     fn parse(text: &str) -> Result<HeaderValue, Refusal> {
         let (media, _) = text.split_once(';').unwrap_or((text, ""));
-        let valid = media
-            .trim_end()
-            .split_once('/')
-            .is_some_and(|(kind, subtype)| token(kind) && token(subtype));
+        let valid =
+            media.trim_end().split_once('/').is_some_and(|(kind, subtype)| token(kind) && token(subtype));
         match HeaderValue::from_str(text) {
             Ok(value) if valid => Ok(value),
             _ => Err(Refusal::new("is no media type")),
@@ -131,23 +126,15 @@ impl Kind for Headers {
             if FRAMING.contains(&header) {
                 let help = "leave it out: it is different on each connection".to_owned();
                 mistakes.push(
-                    Mistake::new(
-                        at,
-                        format!("`{shown}` is set by the server"),
-                        "expected another header",
-                    )
-                    .help(help),
+                    Mistake::new(at, format!("`{shown}` is set by the server"), "expected another header")
+                        .help(help),
                 );
                 continue;
             }
             if let Some((first, _)) = headers.iter().find(|(other, _)| *other.get_ref() == header) {
                 mistakes.push(
-                    Mistake::new(
-                        at,
-                        format!("`{shown}` is given twice"),
-                        "expected each header once",
-                    )
-                    .also(first.span(), "upper and lower case are the same"),
+                    Mistake::new(at, format!("`{shown}` is given twice"), "expected each header once")
+                        .also(first.span(), "upper and lower case are the same"),
                 );
                 continue;
             }

@@ -15,9 +15,7 @@ use crate::daemon::phase::Phase;
 use crate::daemon::status::Observer;
 
 /// Upper bounds of the duration buckets, in seconds.
-const BUCKETS: [f64; 12] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0,
-];
+const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
 
 const DURATION: &str = "steadfast_http_request_duration_seconds";
 const REQUESTS: &str = "steadfast_http_requests_total";
@@ -28,6 +26,8 @@ const ACCEPTED: &str = "steadfast_http_connections_accepted_total";
 const CONNECTIONS: &str = "steadfast_http_connections";
 const RESTARTS: &str = "steadfast_child_restarts_total";
 const READY: &str = "steadfast_ready";
+const HANDED_OVER: &str = "steadfast_handover_handed_over_total";
+const TAKEN_OVER: &str = "steadfast_handover_taken_over_total";
 const LOST: &str = "steadfast_access_log_lost_total";
 const INFO: &str = "steadfast_build_info";
 
@@ -49,34 +49,33 @@ impl fmt::Debug for Metrics {
 
 impl Metrics {
     pub(crate) fn new() -> Self {
-        let recorder = PrometheusBuilder::new()
-            .set_buckets(&BUCKETS)
-            .expect("there are buckets")
-            .build_recorder();
+        let recorder =
+            PrometheusBuilder::new().set_buckets(&BUCKETS).expect("there are buckets").build_recorder();
         let handle = recorder.handle();
         let process = Collector::default();
         with_local_recorder(&recorder, || {
             process.describe();
             describe_histogram!(DURATION, "From a request's head to the last byte of its answer.");
             describe_counter!(REQUESTS, "Requests ended, by the class of their status.");
-            describe_counter!(
-                CLIENT_GONE,
-                "Requests whose client closed before the answer was whole."
-            );
+            describe_counter!(CLIENT_GONE, "Requests whose client closed before the answer was whole.");
             describe_counter!(CUT, "Requests that a stop cut.");
             describe_gauge!(IN_FLIGHT, "Requests being answered.");
             describe_counter!(ACCEPTED, "Connections accepted.");
             describe_gauge!(CONNECTIONS, "Open connections, by what they are doing.");
             describe_counter!(RESTARTS, "Restarts of a child of the tree.");
             describe_gauge!(READY, "1 while new clients should come, as /readyz says.");
+            describe_counter!(
+                HANDED_OVER,
+                "Connections given to the next process, and those that could not be."
+            );
+            describe_counter!(
+                TAKEN_OVER,
+                "Connections taken from an earlier process, and those not understood."
+            );
             describe_counter!(LOST, "Access log records lost because their queue was full.");
             describe_gauge!(INFO, "1, with the version as its label.");
         });
-        Self(Arc::new(Inner {
-            recorder,
-            handle,
-            process,
-        }))
+        Self(Arc::new(Inner { recorder, handle, process }))
     }
 
     /// Where the registry puts each request's duration, in seconds.
@@ -95,15 +94,18 @@ impl Metrics {
             self.0.process.collect();
             let registry = &observer.registry;
             let totals = registry.totals();
-            for (class, count) in ["none", "1xx", "2xx", "3xx", "4xx", "5xx"]
-                .iter()
-                .zip(&totals.by_class)
-            {
+            for (class, count) in ["none", "1xx", "2xx", "3xx", "4xx", "5xx"].iter().zip(&totals.by_class) {
                 counter!(REQUESTS, "code" => *class).absolute(count.load(Relaxed));
             }
             counter!(CLIENT_GONE).absolute(totals.client_gone.load(Relaxed));
             counter!(CUT).absolute(totals.cut.load(Relaxed));
             counter!(ACCEPTED).absolute(totals.accepted.load(Relaxed));
+            for (name, carried) in [(HANDED_OVER, &totals.handed_over), (TAKEN_OVER, &totals.taken_over)] {
+                let [connections, tunnels] = carried.counts();
+                counter!(name, "kind" => "connection").absolute(connections);
+                counter!(name, "kind" => "tunnel").absolute(tunnels);
+                counter!(name, "kind" => "refused").absolute(carried.refused.load(Relaxed));
+            }
             counter!(LOST).absolute(registry.access().lost());
             gauge!(IN_FLIGHT).set(as_f64(registry.in_flight()));
             for (state, count) in observer.connections().by_state() {
@@ -112,21 +114,14 @@ impl Metrics {
             for child in observer.supervisor.children() {
                 counter!(RESTARTS, "child" => child.name().to_owned()).absolute(child.restarts().into());
             }
-            gauge!(READY).set(if observer.lifecycle.phase() == Phase::Serving {
-                1.0
-            } else {
-                0.0
-            });
+            gauge!(READY).set(if observer.lifecycle.phase() == Phase::Serving { 1.0 } else { 0.0 });
             gauge!(INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         });
         self.0.handle.render()
     }
 }
 
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "2^53 connections are not to be expected"
-)]
+#[expect(clippy::cast_precision_loss, reason = "2^53 connections are not to be expected")]
 fn as_f64(n: usize) -> f64 {
     n as f64
 }

@@ -1,5 +1,6 @@
-//! The admin child: health, metrics and status on listeners of their own. It stops last, so that a drain can be
-//! watched to its end.
+//! The admin child: health, metrics and status on listeners of their own, and what changes anything on a socket that
+//! only the daemon's own user may open. It stops last, so that a drain can be watched to its end; in a reload it makes
+//! way at once, for its listeners are the successor's.
 //!
 //! Its loop waits on its listeners, on the upkeep of the metrics, and on the word to stop.
 
@@ -11,18 +12,20 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 
 pub(super) use self::metrics::Metrics;
 use super::access::AccessLog;
 use super::http::bind_all;
-use super::http::listener::{Address, BindError};
+use super::http::listener::{Address, BindError, Listener};
 use super::http::server::{Limits, Server};
 use super::registry::Registry;
+use super::reload::ReloadDesk;
 use super::status::{Observer, Status};
 use super::supervisor::{BoxError, Child};
 use super::systemd::activation::Inherited;
+use crate::handover::Handover;
 
 /// Its name in the tree.
 pub const NAME: &str = "admin";
@@ -36,11 +39,12 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            listen: vec![Address::Tcp(([127, 0, 0, 1], 9090).into())],
-        }
+        Self { listen: vec![Address::Tcp(([127, 0, 0, 1], 9090).into())] }
     }
 }
+
+/// The control socket's file name.
+pub const CONTROL: &str = "control.sock";
 
 /// How often the metrics are tidied up where nobody scrapes them.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -57,7 +61,9 @@ const LIMITS: Limits = Limits {
 #[derive(Clone, Debug)]
 pub(super) struct Admin {
     server: Server,
+    control: Server,
     metrics: Metrics,
+    handover: Arc<Handover>,
 }
 
 impl Admin {
@@ -66,35 +72,39 @@ impl Admin {
         config: &Config,
         observer: Observer,
         metrics: Metrics,
+        handover: Arc<Handover>,
+        reloads: ReloadDesk,
         inherited: &mut Inherited,
     ) -> Result<Self, BindError> {
         let listeners = bind_all(&config.listen, inherited)?;
-        // Its own connections do not count among those it reports.
-        let registry = Registry::new(::metrics::Histogram::noop(), AccessLog::off());
-        let router = router(Arc::new(Desk {
-            observer,
-            metrics: metrics.clone(),
-        }));
-        Ok(Self {
-            server: Server::new(listeners, router, registry, LIMITS),
-            metrics,
-        })
+        // Their own connections do not count among those they report.
+        let registry = || Registry::new(::metrics::Histogram::noop(), AccessLog::off());
+        let desk = Arc::new(Desk { observer, metrics: metrics.clone(), reloads });
+        let control = match control_socket() {
+            Some(address) => Listener::bind_private(&address, inherited)?,
+            None => Vec::new(),
+        };
+        let control = Server::new(control, control_router(Arc::clone(&desk)), registry(), LIMITS);
+        let server = Server::new(listeners, router(desk), registry(), LIMITS);
+        Ok(Self { server, control, metrics, handover })
     }
 
-    /// Where it listens.
-    pub(super) fn addresses(&self) -> &[Address] {
-        self.server.addresses()
+    /// Its accept loops and connections: the public ones and the control socket's.
+    pub(super) fn servers(&self) -> [&Server; 2] {
+        [&self.server, &self.control]
     }
 
     /// Serves until it is told to stop; what it is answering then is finished.
     pub(super) async fn run(self, child: Child) -> Result<(), BoxError> {
         tokio::select! {
             () = self.server.serve() => {}
+            () = self.control.serve() => {}
             () = self.upkeep() => {}
             () = child.stopping() => {}
         }
-        self.server.close().await;
-        self.server.drain(Duration::ZERO).await;
+        self.server.close(self.handover.keeps_listeners()).await;
+        self.control.close(self.handover.keeps_listeners()).await;
+        tokio::join!(self.server.drain(Duration::ZERO), self.control.drain(Duration::ZERO));
         Ok(())
     }
 
@@ -111,6 +121,27 @@ impl Admin {
 struct Desk {
     observer: Observer,
     metrics: Metrics,
+    reloads: ReloadDesk,
+}
+
+/// Where the control socket is: in the unit's `RuntimeDirectory=`, of which systemd tells; nowhere outside of it.
+pub(super) fn control_socket() -> Option<Address> {
+    let folders = std::env::var_os("RUNTIME_DIRECTORY")?;
+    let folder = std::env::split_paths(&folders).next()?;
+    Some(Address::Unix(folder.join(CONTROL)))
+}
+
+/// What changes anything is here alone.
+fn control_router(desk: Arc<Desk>) -> Router {
+    router(Arc::clone(&desk)).merge(Router::new().route("/reload", post(reload)).with_state(desk))
+}
+
+/// 200 when a successor serves, 500 with the reason why none does.
+async fn reload(State(desk): State<Arc<Desk>>) -> impl IntoResponse {
+    match desk.reloads.ask().await {
+        Ok(pid) => (StatusCode::OK, format!("process {pid} has taken over\n")),
+        Err(reason) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{reason}\n")),
+    }
 }
 
 fn router(desk: Arc<Desk>) -> Router {
@@ -125,11 +156,7 @@ fn router(desk: Arc<Desk>) -> Router {
 /// 200 while new clients should come, 503 from the first moment of a stop.
 async fn readyz(State(desk): State<Arc<Desk>>) -> impl IntoResponse {
     let phase = desk.observer.lifecycle.phase();
-    let status = if phase.is_ready() {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
+    let status = if phase.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, format!("{}\n", phase.name()))
 }
 

@@ -40,10 +40,7 @@ impl RequestBody {
         }
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         Ok(request.map(|incoming| {
-            Body::new(Self {
-                inner: Limited::new(incoming, limit),
-                connection: Arc::clone(connection),
-            })
+            Body::new(Self { inner: Limited::new(incoming, limit), connection: Arc::clone(connection) })
         }))
     }
 }
@@ -99,10 +96,9 @@ impl AnswerBody {
             || http_body::Body::is_end_stream(response.body());
         let announced = match http_body::Body::size_hint(response.body()).exact() {
             Some(_) => None,
-            None => response
-                .headers()
-                .get(header::CONTENT_LENGTH)
-                .and_then(|v| v.to_str().ok()?.parse().ok()),
+            None => {
+                response.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok())
+            }
         };
         let answering = if bodyless {
             answering.produced();
@@ -110,11 +106,7 @@ impl AnswerBody {
         } else {
             Some(answering)
         };
-        response.map(|inner| Self {
-            inner,
-            answering,
-            announced,
-        })
+        response.map(|inner| Self { inner, answering, announced })
     }
 }
 

@@ -21,7 +21,7 @@ use tower::Service;
 
 use super::body::{AnswerBody, RequestBody};
 use super::stream::ClientStream;
-use crate::daemon::registry::{Connection, InFlight, Order, Peer, State};
+use crate::daemon::registry::{Connection, InFlight, Order, Peer};
 
 /// What all connections of a listener child share.
 #[derive(Debug)]
@@ -33,95 +33,109 @@ pub(super) struct Serving {
     pub(super) last_answers: AtomicBool,
 }
 
-/// Serves a connection until it is closed.
-pub(super) async fn serve(mut stream: ClientStream, serving: Arc<Serving>) {
+/// Serves a connection until it is closed, or leaves for the next process.
+pub(super) async fn serve(mut stream: ClientStream, serving: Arc<Serving>, start: Start) {
+    let mut parked = start == Start::Parked;
     loop {
+        if parked && !wake(&stream).await {
+            return depart(stream).await;
+        }
         // Boxed, so that what hyper needs is given back while the connection is parked.
         match Box::pin(drive(stream, &serving)).await {
             Some(idle) => stream = idle,
             None => return,
         }
-        if !park(&stream).await {
-            return;
+        if stream.connection().order() > Order::Park {
+            return depart(stream).await;
         }
+        parked = true;
     }
 }
 
-/// Lets hyper answer requests. Returns the connection, taken apart, when it was asked to park; `None` when it is
+/// How a connection comes to be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    /// Just accepted: its client is about to speak.
+    Active,
+    /// Taken from an earlier process: it waits for its next byte.
+    Parked,
+}
+
+/// Lets hyper answer requests. Returns the connection, taken apart, when an order asks for that; `None` when it is
 /// closed, or upgraded and in other hands.
 async fn drive(stream: ClientStream, serving: &Arc<Serving>) -> Option<ClientStream> {
     let connection = Arc::clone(stream.connection());
-    let answer = Answer {
-        connection: Arc::clone(&connection),
-        serving: Arc::clone(serving),
-    };
-    let mut driven = serving
-        .http1
-        .serve_connection(TokioIo::new(stream), answer)
-        .with_upgrades();
+    let answer = Answer { connection: Arc::clone(&connection), serving: Arc::clone(serving) };
+    let mut driven = serving.http1.serve_connection(TokioIo::new(stream), answer).with_upgrades();
 
-    let order = poll_fn(|cx| {
+    poll_fn(|cx| {
         connection.driven_by(cx.waker());
         match connection.order() {
-            Order::Park if connection.is_quiet() => return Poll::Ready(Some(Order::Park)),
-            Order::TimeOut if connection.state() == State::Idle => return Poll::Ready(Some(Order::TimeOut)),
-            Order::Cut => return Poll::Ready(Some(Order::Cut)),
+            Order::Cut => return Poll::Ready(None),
             Order::Finish => Pin::new(&mut driven).graceful_shutdown(),
-            Order::None | Order::Park | Order::TimeOut => {}
+            Order::Carry if connection.is_out_of_step() => Pin::new(&mut driven).graceful_shutdown(),
+            Order::None | Order::Park | Order::TimeOut | Order::Carry => {}
         }
-        match Pin::new(&mut driven).poll(cx) {
-            Poll::Ready(Ok(())) => Poll::Ready(None),
-            Poll::Ready(Err(error)) => {
+        if let Poll::Ready(result) = Pin::new(&mut driven).poll(cx) {
+            if let Err(error) = result {
                 tracing::debug!(peer = %connection.peer(), %error, "the connection failed");
-                Poll::Ready(None)
             }
-            Poll::Pending => Poll::Pending,
+            return Poll::Ready(None);
+        }
+        // After the poll, so that what it has just finished counts, and what it has just read.
+        match connection.order() {
+            Order::Park if connection.is_quiet() => Poll::Ready(Some(())),
+            Order::TimeOut | Order::Carry if connection.can_be_taken_apart() => Poll::Ready(Some(())),
+            _ => Poll::Pending,
         }
     })
     .await?;
 
     let parts = driven.into_parts()?;
     let mut stream = parts.io.into_inner();
-    match order {
-        Order::TimeOut if connection.has_unread() => {
-            let _ = stream.write_all(TIMED_OUT).await;
-            let _ = stream.shutdown().await;
-            None
-        }
-        Order::Park => {
-            stream.unread(parts.read_buf);
-            Some(stream)
-        }
-        _ => None,
-    }
+    stream.unread(parts.read_buf);
+    Some(stream)
 }
 
-/// RFC 9110, section 15.5.9.
-const TIMED_OUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-
-/// Waits for the next byte. Returns whether there is something to drive.
-async fn park(stream: &ClientStream) -> bool {
+/// Waits for the next byte. Returns whether there is something to drive; if not, an order stands.
+async fn wake(stream: &ClientStream) -> bool {
     let connection = stream.connection();
     connection.parked();
     // What was read ahead belongs to a request: nothing to wait for.
     if !stream.has_read_ahead() {
         let readable = stream.readable();
         tokio::pin!(readable);
-        let go_on = poll_fn(|cx| {
+        let woken = poll_fn(|cx| {
             connection.driven_by(cx.waker());
             match connection.order() {
-                Order::None | Order::Park => readable.as_mut().poll(cx).map(|r| r.is_ok()),
-                Order::TimeOut | Order::Finish | Order::Cut => Poll::Ready(false),
+                Order::None | Order::Park => readable.as_mut().poll(cx).map(|_| true),
+                Order::TimeOut | Order::Carry | Order::Finish | Order::Cut => Poll::Ready(false),
             }
         })
         .await;
-        if !go_on {
+        if !woken {
             return false;
         }
     }
     connection.woken();
     true
 }
+
+/// Ends a connection that was taken apart, as its order says.
+async fn depart(mut stream: ClientStream) {
+    match stream.connection().order() {
+        Order::Carry => stream.leave(),
+        Order::TimeOut if stream.has_read_ahead() => {
+            // The client may be gone: there is nobody else to tell.
+            let _ = stream.write_all(TIMED_OUT).await;
+            let _ = stream.shutdown().await;
+        }
+        Order::None | Order::Park | Order::TimeOut | Order::Finish | Order::Cut => {}
+    }
+}
+
+/// RFC 9110, section 15.5.9.
+const TIMED_OUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
 /// Answers the requests of one connection.
 struct Answer {
@@ -157,9 +171,7 @@ impl hyper::service::Service<Request<Incoming>> for Answer {
                 Err(_panic) => (StatusCode::INTERNAL_SERVER_ERROR, "the handler failed\n").into_response(),
             };
             if serving.last_answers.load(Relaxed) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-                response
-                    .headers_mut()
-                    .insert(header::CONNECTION, HeaderValue::from_static("close"));
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             Ok(AnswerBody::wrap(response, answering, bodyless))
         })

@@ -3,10 +3,11 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use socket2::{Domain, Protocol, SockAddr, Socket as RawSocket, Type};
 use tokio::net::{TcpListener, UnixListener};
@@ -39,6 +40,28 @@ impl fmt::Display for Address {
         }
     }
 }
+
+impl Address {
+    /// Its listener's name in the service manager's descriptor store; none if the manager has it from a `.socket`
+    /// unit. There, `:` separates names (`sd_listen_fds(3)`).
+    pub(crate) fn stored_as(&self) -> Option<String> {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => Some(format!("{STORED}{}", self.to_string().replace(':', ";"))),
+            Self::Inherited(_) => None,
+        }
+    }
+
+    /// The name that its listener is passed under.
+    pub(crate) fn passed_as(&self) -> String {
+        match self {
+            Self::Inherited(name) => name.clone(),
+            Self::Tcp(_) | Self::Unix(_) => self.stored_as().unwrap_or_default(),
+        }
+    }
+}
+
+/// What the names of stored listeners begin with.
+pub(crate) const STORED: &str = "listen=";
 
 /// Why an address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -83,8 +106,13 @@ impl BindError {
 /// A bound and listening socket.
 #[derive(Debug)]
 pub struct Listener {
-    address: Address,
+    /// As it is in the config.
+    configured: Address,
     socket: Accepting,
+    /// The service manager, or an earlier process, passed it.
+    inherited: bool,
+    /// The next process listens on: its path stays.
+    left: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -94,30 +122,41 @@ enum Accepting {
 }
 
 impl Listener {
-    /// Binds an address, or takes the inherited descriptors of that name. Must run inside the runtime.
+    /// Takes an address's inherited descriptors, or binds it. Must run inside the runtime.
     ///
     /// # Errors
     /// [`BindError`]; what had been bound before is closed again by its drop.
     pub fn bind(address: &Address, inherited: &mut Inherited) -> Result<Vec<Self>, BindError> {
-        match address {
-            Address::Tcp(tcp) => Self::bind_tcp(*tcp)
-                .map(|l| vec![l])
-                .map_err(|e| BindError::new(address, e)),
-            Address::Unix(path) => Ok(vec![Self::bind_unix(address, path)?]),
-            Address::Inherited(name) => {
-                let descriptors = inherited.take(name);
-                if descriptors.is_empty() {
-                    return Err(BindError::NotPassed(address.clone(), inherited.names()));
-                }
-                descriptors
-                    .into_iter()
-                    .map(|fd| Self::adopt(address, fd))
-                    .collect()
-            }
-        }
+        // Whoever may enter the folder may connect, as with the port of a TCP listener.
+        Self::bind_with(address, inherited, 0o666)
     }
 
-    fn bind_tcp(address: SocketAddr) -> io::Result<Self> {
+    /// The same, for this process's user alone where the address is a path.
+    ///
+    /// # Errors
+    /// As [`Self::bind`].
+    pub(crate) fn bind_private(address: &Address, inherited: &mut Inherited) -> Result<Vec<Self>, BindError> {
+        Self::bind_with(address, inherited, 0o600)
+    }
+
+    fn bind_with(address: &Address, inherited: &mut Inherited, mode: u32) -> Result<Vec<Self>, BindError> {
+        let mut descriptors = inherited.take(&address.passed_as());
+        // A socket whose path is gone is out of everybody's reach.
+        if matches!(address, Address::Unix(path) if !path.exists()) {
+            descriptors.clear();
+        }
+        if !descriptors.is_empty() {
+            return descriptors.into_iter().map(|fd| Self::adopt(address, fd)).collect();
+        }
+        let socket = match address {
+            Address::Tcp(tcp) => Self::bind_tcp(*tcp).map_err(|e| BindError::new(address, e))?,
+            Address::Unix(path) => Self::bind_unix(address, path, mode)?,
+            Address::Inherited(_) => return Err(BindError::NotPassed(address.clone(), inherited.names())),
+        };
+        Ok(vec![Self { configured: address.clone(), socket, inherited: false, left: AtomicBool::new(false) }])
+    }
+
+    fn bind_tcp(address: SocketAddr) -> io::Result<Accepting> {
         let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
         // Without it a port could not be bound again while old connections are in TIME_WAIT.
@@ -128,16 +167,10 @@ impl Listener {
         }
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
-        let socket = TcpListener::from_std(socket.into())?;
-        // Port 0 has become a port.
-        let address = Address::Tcp(socket.local_addr()?);
-        Ok(Self {
-            address,
-            socket: Accepting::Tcp(socket),
-        })
+        TcpListener::from_std(socket.into()).map(Accepting::Tcp)
     }
 
-    fn bind_unix(address: &Address, path: &Path) -> Result<Self, BindError> {
+    fn bind_unix(address: &Address, path: &Path, mode: u32) -> Result<Accepting, BindError> {
         let wrong = |e| BindError::new(address, e);
         match path.symlink_metadata() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -156,16 +189,12 @@ impl Listener {
             let socket = RawSocket::new(Domain::UNIX, Type::STREAM, None)?;
             socket.set_nonblocking(true)?;
             socket.bind(&SockAddr::unix(path)?)?;
-            // Whoever may enter the folder may connect, as with the port of a TCP listener.
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+            // Nobody can connect before `listen`.
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
             socket.listen(BACKLOG)?;
             UnixListener::from_std(OwnedFd::from(socket).into())
         };
-        let socket = bind().map_err(wrong)?;
-        Ok(Self {
-            address: address.clone(),
-            socket: Accepting::Unix(socket),
-        })
+        bind().map(Accepting::Unix).map_err(wrong)
     }
 
     fn adopt(address: &Address, descriptor: OwnedFd) -> Result<Self, BindError> {
@@ -183,16 +212,33 @@ impl Listener {
         } else {
             return Err(BindError::NotListening(address.clone()));
         };
-        Ok(Self {
-            address: address.clone(),
-            socket,
-        })
+        Ok(Self { configured: address.clone(), socket, inherited: true, left: AtomicBool::new(false) })
     }
 
     /// Where it listens, with the port that the kernel chose.
     #[must_use]
-    pub fn address(&self) -> &Address {
-        &self.address
+    pub fn address(&self) -> Address {
+        match &self.socket {
+            Accepting::Tcp(socket) => {
+                socket.local_addr().map_or_else(|_| self.configured.clone(), Address::Tcp)
+            }
+            Accepting::Unix(_) => self.configured.clone(),
+        }
+    }
+
+    /// Where the config has it.
+    pub(crate) fn configured(&self) -> &Address {
+        &self.configured
+    }
+
+    /// Whether it was passed to this process rather than bound by it.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.inherited
+    }
+
+    /// The next process listens on.
+    pub(super) fn leave(&self) {
+        self.left.store(true, Relaxed);
     }
 
     /// Waits for the next connection.
@@ -212,10 +258,21 @@ impl Listener {
     }
 }
 
-/// A socket's path goes with its listener.
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            Accepting::Tcp(socket) => socket.as_fd(),
+            Accepting::Unix(socket) => socket.as_fd(),
+        }
+    }
+}
+
+/// A socket's path goes with its last listener.
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Address::Unix(path) = &self.address {
+        if let Address::Unix(path) = &self.configured
+            && !self.left.load(Relaxed)
+        {
             // It may be gone already; there is nobody left to tell.
             let _ = std::fs::remove_file(path);
         }

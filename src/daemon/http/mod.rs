@@ -21,6 +21,7 @@ use self::server::{Limits, Server};
 use super::registry::Registry;
 use super::supervisor::{BoxError, Child};
 use super::systemd::activation::Inherited;
+use crate::handover::Handover;
 
 /// Its name in the tree.
 pub const NAME: &str = "http";
@@ -59,6 +60,7 @@ impl Default for Config {
 #[derive(Clone, Debug)]
 pub(super) struct Http {
     server: Server,
+    handover: Arc<Handover>,
     linger: Duration,
 }
 
@@ -69,6 +71,7 @@ impl Http {
         linger: Duration,
         router: Router,
         registry: Arc<Registry>,
+        handover: Arc<Handover>,
         inherited: &mut Inherited,
     ) -> Result<Self, BindError> {
         let listeners = bind_all(&config.listen, inherited)?;
@@ -78,26 +81,47 @@ impl Http {
             keepalive_timeout: config.keepalive_timeout,
             body_limit: config.body_limit,
         };
-        Ok(Self {
-            server: Server::new(listeners, router, registry, limits),
-            linger,
-        })
+        Ok(Self { server: Server::new(listeners, router, registry, limits), handover, linger })
     }
 
-    /// Where it listens.
-    pub(super) fn addresses(&self) -> &[Address] {
-        self.server.addresses()
+    /// Its accept loops and connections.
+    pub(super) fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// Takes over what an earlier process has left in the mailbox.
+    pub(super) fn take_over(&self) {
+        if let Some(mailbox) = self.handover.mailbox() {
+            if let Err(error) = self.server.take_over(mailbox) {
+                tracing::error!(%error, "cannot read the mailbox: connections of an earlier process are lost");
+            }
+        }
     }
 
     /// Serves until it is told to stop, then drains.
     pub(super) async fn run(self, child: Child) -> Result<(), BoxError> {
         tokio::select! {
             () = self.server.serve() => {}
+            () = self.keep_taking_over() => {}
             () = child.stopping() => {}
         }
-        self.server.close().await;
-        self.server.drain(self.linger).await;
+        self.server.close(self.handover.keeps_listeners()).await;
+        if self.handover.is_open() {
+            self.server.carry(&self.handover, self.linger).await;
+        } else {
+            self.server.drain(self.linger).await;
+        }
         Ok(())
+    }
+
+    /// A process that this one relieves goes on handing connections over while it drains.
+    async fn keep_taking_over(&self) {
+        let Some(mailbox) = self.handover.mailbox() else { return std::future::pending().await };
+        while mailbox.filled().await.is_ok() {
+            self.take_over();
+        }
+        tracing::error!("the mailbox failed: connections of an earlier process are lost");
+        std::future::pending().await
     }
 }
 

@@ -3,21 +3,27 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
+use bytes::Bytes;
 use futures_util::future::join_all;
 use hyper::server::conn::http1;
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
-use super::connection::{self, Serving};
-use super::listener::{Address, Listener};
+use super::connection::{self, Serving, Start};
+use super::listener::Listener;
+use super::routes::proxy::tunnel;
 use super::stream::{ClientStream, Socket};
 use crate::daemon::registry::{Connection, Order, Peer, Registry, State};
+use crate::handover::Handover;
+use crate::handover::mailbox::Mailbox;
+use crate::handover::parcel::Parcel;
 
 /// How often connections are looked at for timeouts.
 const SWEEP: Duration = Duration::from_millis(250);
@@ -27,6 +33,8 @@ const PARK_AFTER: Duration = Duration::from_millis(500);
 const CLOSING: Duration = Duration::from_secs(2);
 /// How long to wait after `accept` failed for want of descriptors or memory.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+/// How many connections leave together, if so many are ready to.
+const BATCH: usize = 250;
 
 /// What a connection may take.
 #[derive(Clone, Debug)]
@@ -40,9 +48,8 @@ pub(crate) struct Limits {
 /// A set of listeners with what answers there.
 #[derive(Clone, Debug)]
 pub(crate) struct Server {
-    /// Behind a lock so that a restarted child gets them again; empty once closed.
-    listeners: Arc<Mutex<Vec<Listener>>>,
-    addresses: Arc<[Address]>,
+    /// A restarted child gets them again; none are left once they are closed.
+    listeners: Arc<Mutex<Vec<Arc<Listener>>>>,
     registry: Arc<Registry>,
     serving: Arc<Serving>,
     places: Arc<Semaphore>,
@@ -61,8 +68,7 @@ impl Server {
         // The sweep times heads: a timer of hyper's own would be one more object for each of them.
         http1.header_read_timeout(None);
         Self {
-            addresses: listeners.iter().map(|l| l.address().clone()).collect(),
-            listeners: Arc::new(Mutex::new(listeners)),
+            listeners: Arc::new(Mutex::new(listeners.into_iter().map(Arc::new).collect())),
             registry,
             serving: Arc::new(Serving {
                 http1,
@@ -76,9 +82,9 @@ impl Server {
         }
     }
 
-    /// Where it listens, with the ports that the kernel chose.
-    pub(crate) fn addresses(&self) -> &[Address] {
-        &self.addresses
+    /// Its listeners, until they are closed.
+    pub(crate) fn listeners(&self) -> Vec<Arc<Listener>> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// From now on every answer is its connection's last.
@@ -88,7 +94,7 @@ impl Server {
 
     /// Accepts and sweeps until it is dropped.
     pub(crate) async fn serve(&self) {
-        let listeners = self.listeners.lock().await;
+        let listeners = self.listeners();
         let accepting = join_all(listeners.iter().map(|l| self.accept_from(l)));
         tokio::join!(accepting, self.sweep());
     }
@@ -111,20 +117,63 @@ impl Server {
         }
     }
 
-    /// Stops listening. What the backlogs hold is taken first, whatever the limit: it would be reset.
-    pub(crate) async fn close(&self) {
-        for listener in self.listeners.lock().await.drain(..) {
+    /// Stops listening. Of a listener that another process holds too, the backlog waits for that process. Of any
+    /// other, what the backlog holds is taken first, whatever the limit: it would be reset.
+    pub(crate) async fn close(&self, held_elsewhere: bool) {
+        let listeners = std::mem::take(&mut *self.listeners.lock().unwrap_or_else(PoisonError::into_inner));
+        for listener in listeners {
+            if held_elsewhere {
+                listener.leave();
+                continue;
+            }
             while let Some(Ok((socket, peer))) = now_or_never(listener.accept()).await {
                 self.start(socket, peer, None);
             }
         }
     }
 
-    fn start(&self, socket: Socket, peer: Peer, place: Option<OwnedSemaphorePermit>) {
-        let connection = self.registry.open(peer);
-        let stream = ClientStream::new(socket, connection, place);
-        self.tasks
-            .spawn(connection::serve(stream, Arc::clone(&self.serving)));
+    fn start(&self, socket: Socket, peer: Peer, permit: Option<OwnedSemaphorePermit>) {
+        let stream = ClientStream::new(socket, Bytes::new(), self.registry.open(peer), permit);
+        self.tasks.spawn(connection::serve(stream, Arc::clone(&self.serving), Start::Active));
+    }
+
+    /// Takes a connection over from an earlier process, or back from the way to the next one.
+    pub(crate) fn adopt(&self, parcel: Parcel) -> io::Result<()> {
+        // At the limit it comes all the same: it was there before those that wait in the backlog.
+        let permit = Arc::clone(&self.places).try_acquire_owned().ok();
+        match parcel {
+            Parcel::Connection(descriptor, note) => {
+                let socket = Socket::adopt(descriptor)?;
+                let connection = self.registry.reopen(&note);
+                let stream = ClientStream::new(socket, note.read_ahead, connection, permit);
+                self.tasks.spawn(connection::serve(stream, Arc::clone(&self.serving), Start::Parked));
+            }
+            Parcel::Tunnel { client, upstream, note } => {
+                let (client, upstream) = (Socket::adopt(client)?, Socket::adopt(upstream)?);
+                let connection = self.registry.reopen_upgraded(&note)?;
+                let client = ClientStream::new(client, Bytes::new(), connection, permit);
+                self.tasks.spawn(tunnel::resume(client, upstream, note.up, note.down));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over what waits in the mailbox.
+    pub(crate) fn take_over(&self, mailbox: &Mailbox) -> io::Result<()> {
+        let taken_over = &self.registry.totals().taken_over;
+        while let Some(parcels) = mailbox.take()? {
+            for parcel in parcels {
+                let counter = parcel.as_ref().map_or(&taken_over.refused, |p| taken_over.counter(p));
+                match parcel.map_err(io::Error::other).and_then(|p| self.adopt(p)) {
+                    Ok(()) => _ = counter.fetch_add(1, Relaxed),
+                    Err(error) => {
+                        taken_over.refused.fetch_add(1, Relaxed);
+                        tracing::warn!("closed a connection that was handed over: {error}");
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Looks at every connection now and then: one clock for all of them, whatever their number.
@@ -157,18 +206,73 @@ impl Server {
     /// Lets every connection come to its end: an idle one may ask once more within `linger`, a busy one gets its
     /// answer. Returns when all are closed.
     pub(crate) async fn drain(&self, linger: Duration) {
+        tokio::select! {
+            () = self.linger(linger) => {}
+            () = self.sweep() => {}
+        }
+    }
+
+    async fn linger(&self, linger: Duration) {
         self.announce_close();
         tokio::select! {
             () = self.registry.emptied() => return,
-            () = self.sweep() => {}
             () = tokio::time::sleep(linger) => {}
         }
+        self.order(Order::Finish);
+        self.registry.emptied().await;
+    }
+
+    /// Hands every connection over that can be: an idle one and a tunnel now, a busy one after its answer. What the
+    /// mailbox refuses lingers. Returns when none is left.
+    pub(crate) async fn carry(&self, handover: &Handover, linger: Duration) {
         for connection in self.registry.connections() {
-            connection.give(Order::Finish);
+            if handover.carries(connection.state()) {
+                connection.give(Order::Carry);
+            }
         }
         tokio::select! {
-            () = self.registry.emptied() => {}
+            () = self.see_off(handover, linger) => {}
             () = self.sweep() => {}
+        }
+    }
+
+    async fn see_off(&self, handover: &Handover, linger: Duration) {
+        let handed_over = &self.registry.totals().handed_over;
+        let mut leaving = self.registry.leaving().await;
+        let mut finish = None;
+        loop {
+            let mut parcels = Vec::new();
+            tokio::select! {
+                biased;
+                _ = leaving.recv_many(&mut parcels, BATCH) => {}
+                () = self.registry.emptied() => return,
+                () = at(finish) => {
+                    finish = None;
+                    self.order(Order::Finish);
+                    continue;
+                }
+            }
+            let mut counters: Vec<_> = parcels.iter().map(|parcel| handed_over.counter(parcel)).collect();
+            if let Err((refused, error)) = handover.put(parcels).await {
+                tracing::warn!("{} connections cannot be handed over and linger: {error}", refused.len());
+                handed_over.refused.fetch_add(refused.len() as u64, Relaxed);
+                counters.truncate(counters.len() - refused.len());
+                for parcel in refused {
+                    // What cannot be taken back either is closed.
+                    let _ = self.adopt(parcel);
+                }
+                self.announce_close();
+                finish.get_or_insert(Instant::now() + linger);
+            }
+            for counter in counters {
+                counter.fetch_add(1, Relaxed);
+            }
+        }
+    }
+
+    fn order(&self, order: Order) {
+        for connection in self.registry.connections() {
+            connection.give(order);
         }
     }
 }
@@ -176,10 +280,7 @@ impl Server {
 /// Whether an error of `accept` is that of the connection it would have returned (accept(2), "Error handling").
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
-    matches!(
-        error.kind(),
-        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
-    )
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
 /// What a future has to say at once.
@@ -190,4 +291,11 @@ async fn now_or_never<T>(future: impl Future<Output = T>) -> Option<T> {
         Poll::Pending => Poll::Ready(None),
     })
     .await
+}
+
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
 }

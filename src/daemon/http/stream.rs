@@ -1,6 +1,7 @@
 //! A client's socket, as hyper and the registry see it.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -11,10 +12,11 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::daemon::registry::{Connection, Order, State};
+use crate::handover::parcel::{Flow, Parcel};
 
 /// An accepted socket.
 #[derive(Debug)]
-pub enum Socket {
+pub(crate) enum Socket {
     /// Of a TCP listener.
     Tcp(TcpStream),
     /// Of a unix listener.
@@ -22,6 +24,25 @@ pub enum Socket {
 }
 
 impl Socket {
+    /// A socket from an earlier process. Must run inside the runtime.
+    pub(super) fn adopt(descriptor: OwnedFd) -> io::Result<Self> {
+        let socket = socket2::Socket::from(descriptor);
+        socket.set_nonblocking(true)?;
+        if socket.local_addr()?.is_unix() {
+            UnixStream::from_std(OwnedFd::from(socket).into()).map(Self::Unix)
+        } else {
+            TcpStream::from_std(socket.into()).map(Self::Tcp)
+        }
+    }
+
+    /// The bare descriptor, of which this process's runtime knows nothing any more.
+    pub(super) fn into_descriptor(self) -> io::Result<OwnedFd> {
+        match self {
+            Self::Tcp(socket) => socket.into_std().map(Into::into),
+            Self::Unix(socket) => socket.into_std().map(Into::into),
+        }
+    }
+
     /// Returns when there is something to read: bytes, the end, or an error.
     pub(super) async fn readable(&self) -> io::Result<()> {
         match self {
@@ -83,31 +104,67 @@ pub(super) struct ClientStream {
     socket: Socket,
     /// Bytes already read, which come before the socket's.
     read_ahead: Bytes,
+    connection: Place,
+}
+
+/// A connection's place in the registry and among `max_connections`; it is given up when this is dropped.
+#[derive(Debug)]
+struct Place {
     connection: Arc<Connection>,
-    /// Its place among `max_connections`.
-    _place: Option<OwnedSemaphorePermit>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl std::ops::Deref for Place {
+    type Target = Arc<Connection>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.connection
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.connection.closed();
+    }
 }
 
 impl ClientStream {
     pub(super) fn new(
         socket: Socket,
+        read_ahead: Bytes,
         connection: Arc<Connection>,
-        place: Option<OwnedSemaphorePermit>,
+        permit: Option<OwnedSemaphorePermit>,
     ) -> Self {
-        Self {
-            socket,
-            read_ahead: Bytes::new(),
-            connection,
-            _place: place,
+        Self { socket, read_ahead, connection: Place { connection, _permit: permit } }
+    }
+
+    /// Leaves for the next process: an HTTP connection between two requests.
+    pub(super) fn leave(self) {
+        let Self { socket, read_ahead, connection } = self;
+        match socket.into_descriptor() {
+            Ok(socket) => connection.leave(Parcel::Connection(socket, connection.note(read_ahead))),
+            Err(error) => tracing::warn!(peer = %connection.peer(), %error, "cannot take a connection apart"),
+        }
+    }
+
+    /// Leaves for the next process: one end of a tunnel.
+    pub(super) fn leave_as_tunnel(self, upstream: OwnedFd, mut up: Flow, down: Flow) {
+        let Self { socket, read_ahead, connection } = self;
+        if !read_ahead.is_empty() {
+            up.unsent = [up.unsent, read_ahead].concat().into();
+        }
+        match (socket.into_descriptor(), connection.tunnel_note(up, down)) {
+            (Ok(client), Some(note)) => connection.leave(Parcel::Tunnel { client, upstream, note }),
+            (Ok(_), None) => tracing::warn!(peer = %connection.peer(), "a tunnel has no request"),
+            (Err(error), _) => {
+                tracing::warn!(peer = %connection.peer(), %error, "cannot take a tunnel apart")
+            }
         }
     }
 
     /// Puts back what was read and not used.
     pub(super) fn unread(&mut self, bytes: Bytes) {
-        debug_assert!(
-            self.read_ahead.is_empty(),
-            "a connection taken apart has read all of its read-ahead"
-        );
+        debug_assert!(self.read_ahead.is_empty(), "a connection taken apart has read all of its read-ahead");
         self.read_ahead = bytes;
     }
 
@@ -146,12 +203,6 @@ impl ClientStream {
             Poll::Pending => {}
         }
         result
-    }
-}
-
-impl Drop for ClientStream {
-    fn drop(&mut self) {
-        self.connection.closed();
     }
 }
 

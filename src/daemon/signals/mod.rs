@@ -1,7 +1,7 @@
 //! The signals child: the only one that reads signals.
 //!
 //! Its loop waits on SIGTERM, SIGINT and SIGHUP. The first SIGTERM or SIGINT asks for a drain, the second for a cut,
-//! the third ends the process at once.
+//! the third ends the process at once. SIGHUP asks for a reload.
 
 use std::io;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Mutex;
 
 use super::phase::{Cause, Lifecycle};
+use super::reload::ReloadDesk;
 use super::supervisor::{BoxError, Child};
 
 /// Its name in the tree.
@@ -22,6 +23,7 @@ pub type Config = ();
 #[derive(Clone, Debug)]
 pub(super) struct Signals {
     lifecycle: Lifecycle,
+    reloads: ReloadDesk,
     /// Behind a lock so that a restarted child takes them over, with the signals that came meanwhile.
     handlers: Arc<Mutex<Handlers>>,
 }
@@ -36,33 +38,25 @@ struct Handlers {
 
 impl Signals {
     /// Installs the handlers: from now on no signal ends the process by itself.
-    pub(super) fn bind((): Config, lifecycle: Lifecycle) -> io::Result<Self> {
+    pub(super) fn bind((): Config, lifecycle: Lifecycle, reloads: ReloadDesk) -> io::Result<Self> {
         let handlers = Handlers {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,
             hup: signal(SignalKind::hangup())?,
             stops: 0,
         };
-        Ok(Self {
-            lifecycle,
-            handlers: Arc::new(Mutex::new(handlers)),
-        })
+        Ok(Self { lifecycle, reloads, handlers: Arc::new(Mutex::new(handlers)) })
     }
 
     /// Reads signals until it is told to stop.
     pub(super) async fn run(self, child: Child) -> Result<(), BoxError> {
-        let Handlers {
-            term,
-            int,
-            hup,
-            stops,
-        } = &mut *self.handlers.lock().await;
+        let Handlers { term, int, hup, stops } = &mut *self.handlers.lock().await;
         loop {
             let name = tokio::select! {
                 _ = term.recv() => "SIGTERM",
                 _ = int.recv() => "SIGINT",
                 _ = hup.recv() => {
-                    tracing::warn!("SIGHUP changes nothing: restart the service to apply a changed config");
+                    self.reloads.ask_for_the_log();
                     continue;
                 }
                 () = child.stopping() => return Ok(()),

@@ -1,7 +1,12 @@
-//! The descriptors that systemd passes to a service (`sd_listen_fds(3)`).
+//! The descriptors that systemd, or a process to be relieved, passes to this one (`sd_listen_fds(3)`).
 
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+use crate::handover::predecessor::STDERR;
+
+/// What the environment announces. It can be owned only once, so the process has one place for it.
+static PASSED: LazyLock<Mutex<Inherited>> = LazyLock::new(|| Mutex::new(announced()));
 
 /// The descriptors this process was started with, by name.
 #[derive(Debug, Default)]
@@ -12,28 +17,25 @@ impl Inherited {
     /// process gets anything; without such an announcement there is nothing to get.
     #[must_use]
     pub fn from_environment() -> Self {
-        static TAKEN: AtomicBool = AtomicBool::new(false);
-        if TAKEN.swap(true, Relaxed) {
-            return Self::default();
-        }
-        match sd_notify::listen_fds_with_names() {
-            Ok(announced) => Self(announced.map(|(fd, name)| (name, adopt(fd))).collect()),
-            Err(error) => {
-                tracing::warn!(%error, "cannot read the sockets that systemd announces; going on without them");
-                Self::default()
-            }
-        }
+        std::mem::take(&mut *passed())
     }
 
     /// Takes the descriptors of a name out; systemd passes several under one name if a unit has several sockets.
     #[must_use]
     pub fn take(&mut self, name: &str) -> Vec<OwnedFd> {
-        let (taken, left) = std::mem::take(&mut self.0)
-            .into_iter()
-            .partition(|(n, _)| n == name);
+        let (taken, left): (Vec<_>, _) =
+            std::mem::take(&mut self.0).into_iter().partition(|(n, _)| n == name);
         self.0 = left;
-        let taken: Vec<(String, OwnedFd)> = taken;
         taken.into_iter().map(|(_, fd)| fd).collect()
+    }
+
+    /// Closes what `wanted` refuses, and returns its names.
+    #[must_use]
+    pub fn retain(&mut self, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+        let (kept, closed) = std::mem::take(&mut self.0).into_iter().partition(|(name, _)| wanted(name));
+        self.0 = kept;
+        let closed: Vec<(String, OwnedFd)> = closed;
+        closed.into_iter().map(|(name, _)| name).collect()
     }
 
     /// The names of what is left.
@@ -43,9 +45,34 @@ impl Inherited {
     }
 }
 
+/// Gives this process the standard error and output of the one it relieves. Until now they led to that process, which
+/// wants to know why a successor fails.
+pub(crate) fn restore_stderr() {
+    if let Some(stderr) = passed().take(STDERR).pop() {
+        // Nothing can be said about a failure, for want of a stderr.
+        let _ = rustix::stdio::dup2_stderr(&stderr);
+        let _ = rustix::stdio::dup2_stdout(&stderr);
+    }
+}
+
+fn passed() -> MutexGuard<'static, Inherited> {
+    PASSED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn announced() -> Inherited {
+    match sd_notify::listen_fds_with_names() {
+        Ok(announced) => Inherited(announced.map(|(fd, name)| (name, adopt(fd))).collect()),
+        Err(error) => {
+            // This may be before there is a log.
+            eprintln!("cannot read the sockets that systemd announces, going on without them: {error}");
+            Inherited::default()
+        }
+    }
+}
+
 /// Takes ownership of an announced descriptor.
 #[expect(unsafe_code, reason = "a descriptor's number is all that systemd passes")]
 fn adopt(fd: i32) -> OwnedFd {
-    // SAFETY: LISTEN_PID says that systemd opened it for this process, and `from_environment` hands out each once.
+    // SAFETY: LISTEN_PID says that it was opened for this process, and `PASSED` is made only once.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }

@@ -5,12 +5,14 @@
 //! watchdog while every child's heart beats. Without `NOTIFY_SOCKET` it waits for the end and says nothing.
 
 pub mod activation;
+pub(crate) mod manager;
 
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
+use self::manager::{Manager, one_line};
 use super::phase::Phase;
 use super::status::Observer;
 use super::supervisor::{BoxError, Child, HEARTBEAT};
@@ -28,28 +30,23 @@ const DRAINING_TICK: Duration = Duration::from_secs(1);
 /// How long each extension lasts: far beyond the next one, so that a busy machine may miss some.
 const EXTENSION: Duration = Duration::from_secs(15);
 
-/// What the manager asked for in the environment.
+/// The child: what it tells of, and to whom.
 #[derive(Clone, Debug)]
 pub(super) struct Systemd {
     observer: Observer,
-    /// Whether anyone listens.
-    listens: bool,
+    manager: Manager,
     /// How long the manager waits between two pings.
     watchdog: Option<Duration>,
 }
 
 impl Systemd {
-    pub(super) fn bind((): Config, observer: Observer) -> Self {
-        Self {
-            observer,
-            listens: std::env::var_os("NOTIFY_SOCKET").is_some(),
-            watchdog: sd_notify::watchdog_enabled(),
-        }
+    pub(super) fn bind((): Config, observer: Observer, manager: Manager) -> Self {
+        Self { observer, manager, watchdog: Manager::watchdog() }
     }
 
     /// Speaks for the daemon until it is told to stop.
     pub(super) async fn run(self, child: Child) -> Result<(), BoxError> {
-        if !self.listens {
+        if !self.manager.listens() {
             child.stopping().await;
             return Ok(());
         }
@@ -59,19 +56,19 @@ impl Systemd {
             _ = phase.wait_for(|p| *p != Phase::Starting) => {}
             () = child.stopping() => return Ok(()),
         }
-        notify(&[NotifyState::Ready, NotifyState::Status(&self.line())]);
+        self.manager.tell(&[NotifyState::Ready, NotifyState::Status(&self.line())]);
         tokio::select! {
             _ = phase.wait_for(|p| *p != Phase::Serving) => {}
             never = self.report_serving() => match never {},
             never = self.feed_watchdog() => match never {},
         }
         // The watchdog is not armed while a service stops.
-        notify(&[NotifyState::Stopping]);
+        self.manager.tell(&[NotifyState::Stopping]);
         tokio::select! {
             () = child.stopping() => {}
             never = self.report_draining() => match never {},
         }
-        notify(&[NotifyState::Status(&self.line())]);
+        self.manager.tell(&[NotifyState::Status(&self.line())]);
         Ok(())
     }
 
@@ -85,7 +82,7 @@ impl Systemd {
             tokio::time::sleep(SERVING_TICK).await;
             let line = self.line();
             if line != told {
-                notify(&[NotifyState::Status(&line)]);
+                self.manager.tell(&[NotifyState::Status(&line)]);
                 told = line;
             }
         }
@@ -98,10 +95,8 @@ impl Systemd {
         loop {
             // The first tick is now: the first extension must come before the unit's own timeout can pass.
             tick.tick().await;
-            notify(&[
-                NotifyState::ExtendTimeoutUsec(extension),
-                NotifyState::Status(&self.line()),
-            ]);
+            self.manager
+                .tell(&[NotifyState::ExtendTimeoutUsec(extension), NotifyState::Status(&self.line())]);
         }
     }
 
@@ -118,7 +113,7 @@ impl Systemd {
             next += period / 2;
             let stuck = self.observer.supervisor.stuck_for(limit);
             if stuck.is_empty() {
-                notify(&[NotifyState::Watchdog]);
+                self.manager.tell(&[NotifyState::Watchdog]);
                 continue;
             }
             let names: Vec<_> = stuck.iter().map(|c| c.name()).collect();
@@ -128,19 +123,7 @@ impl Systemd {
                 "no heartbeat from {names} for {limit:?}: triggering the watchdog"
             );
             let status = one_line(&format!("stuck: no heartbeat from {names}"));
-            notify(&[NotifyState::Status(&status), NotifyState::WatchdogTrigger]);
+            self.manager.tell(&[NotifyState::Status(&status), NotifyState::WatchdogTrigger]);
         }
     }
-}
-
-/// Sends one datagram.
-fn notify(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(%error, "cannot reach systemd's notification socket");
-    }
-}
-
-/// A text fit for STATUS: a line break would begin another assignment.
-fn one_line(text: &str) -> String {
-    text.replace(['\n', '\r'], " ")
 }

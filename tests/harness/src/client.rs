@@ -104,10 +104,7 @@ impl Client {
     }
 
     fn over(stream: Stream) -> Self {
-        Self {
-            stream,
-            received: Vec::new(),
-        }
+        Self { stream, received: Vec::new() }
     }
 
     /// The client's own end, as the server logs it; `None` on a unix socket.
@@ -209,11 +206,7 @@ impl Client {
     pub fn receive(&mut self) -> Result<Response, Failure> {
         let head = self.receive_head()?;
         let body = self.receive_body(&head)?;
-        Ok(Response {
-            status: head.status,
-            headers: head.headers,
-            body,
-        })
+        Ok(Response { status: head.status, headers: head.headers, body })
     }
 
     /// Receives the answer to a `HEAD` request.
@@ -260,9 +253,8 @@ impl Client {
             return Ok(body);
         }
         if let Some(length) = head.header("content-length") {
-            let length = length
-                .parse()
-                .map_err(|_| Failure::Malformed(format!("content-length: {length}")))?;
+            let length =
+                length.parse().map_err(|_| Failure::Malformed(format!("content-length: {length}")))?;
             return self.take(length);
         }
         while self.receive_more().map_err(|error| self.lost(error))? > 0 {}
@@ -306,9 +298,7 @@ impl Client {
     fn take_until(&mut self, end: &[u8]) -> Result<String, Failure> {
         let mut searched = 0;
         loop {
-            let from = self.received[searched..]
-                .windows(end.len())
-                .position(|window| window == end);
+            let from = self.received[searched..].windows(end.len()).position(|window| window == end);
             if let Some(position) = from {
                 let bytes = self.received.drain(..searched + position + end.len());
                 return String::from_utf8(bytes.collect())
@@ -371,11 +361,7 @@ impl Head {
                 Ok((name.to_ascii_lowercase(), value.trim().to_owned()))
             })
             .collect::<Result<_, Failure>>()?;
-        Ok(Self {
-            status,
-            headers,
-            bodiless: false,
-        })
+        Ok(Self { status, headers, bodiless: false })
     }
 
     /// The first field of this name, given in lower case.
@@ -385,8 +371,7 @@ impl Head {
     }
 
     fn is(&self, name: &str, value: &str) -> bool {
-        self.header(name)
-            .is_some_and(|found| found.eq_ignore_ascii_case(value))
+        self.header(name).is_some_and(|found| found.eq_ignore_ascii_case(value))
     }
 }
 
@@ -405,10 +390,7 @@ impl Response {
 }
 
 fn find<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
-    headers
-        .iter()
-        .find(|(key, _)| key == name)
-        .map(|(_, value)| value.as_str())
+    headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
 }
 
 impl Stream {

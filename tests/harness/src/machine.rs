@@ -127,11 +127,8 @@ impl Machine {
 
         // The script travels as an argument: standard input is the lifeline,
         // and a file might lie where the box puts its own folders.
-        let cgroup = format!(
-            "steadfast-box-{}-{}",
-            std::process::id(),
-            BOXES.fetch_add(1, Ordering::Relaxed)
-        );
+        let cgroup =
+            format!("steadfast-box-{}-{}", std::process::id(), BOXES.fetch_add(1, Ordering::Relaxed));
         let mut keeper = Command::new("unshare")
             .args(["--mount", "--propagation", "private", "sh", "-c", SCRIPT])
             .args(["machine.sh", "outside", &cgroup, SCRIPT])
@@ -145,9 +142,7 @@ impl Machine {
 
         let mut announced = String::new();
         let stdout = keeper.stdout.take().expect("stdout is piped");
-        BufReader::new(stdout)
-            .read_line(&mut announced)
-            .expect("the keeper's output is text");
+        BufReader::new(stdout).read_line(&mut announced).expect("the keeper's output is text");
         let Ok(unshare) = announced.trim().parse::<u32>() else {
             panic!("no box: {}", last_words(&mut keeper));
         };
@@ -165,13 +160,7 @@ impl Machine {
         });
         let network = File::open(format!("/proc/{init}/ns/net")).expect("the box has a network namespace");
 
-        let machine = Self {
-            keeper,
-            lifeline,
-            init,
-            network,
-            _turn: turn,
-        };
+        let machine = Self { keeper, lifeline, init, network, _turn: turn };
         let state = wait_until("systemd in the box to answer", || {
             let output = machine.run(["systemctl", "is-system-running", "--wait"]);
             let state = output.stdout.trim().to_owned();
@@ -335,9 +324,7 @@ impl Machine {
 
         let mut units = 0;
         for file in files_below(packaging) {
-            let relative = file
-                .strip_prefix(packaging)
-                .expect("the file is below the folder");
+            let relative = file.strip_prefix(packaging).expect("the file is below the folder");
             if relative.components().count() < 2 {
                 continue; // what explains the folder is not installed
             }
@@ -359,9 +346,7 @@ impl Machine {
     #[must_use]
     pub fn show(&self, unit: &str, property: &str) -> String {
         let property = format!("--property={property}");
-        self.ok(["systemctl", "show", "--value", &property, unit])
-            .trim_end()
-            .to_owned()
+        self.ok(["systemctl", "show", "--value", &property, unit]).trim_end().to_owned()
     }
 
     /// The journal of a unit, one message per line; `extra` goes to `journalctl`.

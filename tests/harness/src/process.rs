@@ -93,11 +93,7 @@ impl Log {
             if left.is_zero() || heard.stderr_ended {
                 return None;
             }
-            heard = self
-                .news
-                .wait_timeout(heard, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            heard = self.news.wait_timeout(heard, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
@@ -137,6 +133,22 @@ impl Daemon {
     /// When it cannot be run.
     #[must_use]
     pub fn spawn_with(binary: impl AsRef<Path>, config: &str, adjust: impl FnOnce(&mut Command)) -> Self {
+        Self::spawn_program(binary, &["run", "--config"], config, adjust)
+    }
+
+    /// Like [`Daemon::spawn_with`], for a program of another command line: these
+    /// arguments, and then the config's path.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be run.
+    #[must_use]
+    pub fn spawn_program(
+        binary: impl AsRef<Path>,
+        arguments: &[&str],
+        config: &str,
+        adjust: impl FnOnce(&mut Command),
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let config_file = folder.path().join("config.toml");
         std::fs::write(&config_file, config).expect("the config can be written");
@@ -144,14 +156,11 @@ impl Daemon {
         std::fs::create_dir(&runtime).expect("the runtime folder can be made");
         let notify = folder.path().join("notify.sock");
         let manager = UnixDatagram::bind(&notify).expect("the manager's socket can be bound");
-        manager
-            .set_read_timeout(Some(GLANCE))
-            .expect("a socket has a read timeout");
+        manager.set_read_timeout(Some(GLANCE)).expect("a socket has a read timeout");
 
         let mut command = Command::new(binary.as_ref());
         command
-            .arg("run")
-            .arg("--config")
+            .args(arguments)
             .arg(&config_file)
             .env("NOTIFY_SOCKET", &notify)
             .env("RUNTIME_DIRECTORY", &runtime)
@@ -184,13 +193,7 @@ impl Daemon {
                 move || receive_notifications(&manager, &log, &done)
             }),
         ];
-        Self {
-            child,
-            folder,
-            log,
-            done,
-            listeners,
-        }
+        Self { child, folder, log, done, listeners }
     }
 }
 
@@ -226,9 +229,7 @@ fn without_colours(line: &str) -> String {
     let mut rest = line;
     while let Some((before, escape)) = rest.split_once("\u{1b}[") {
         plain.push_str(before);
-        rest = escape
-            .find(|end: char| end.is_ascii_alphabetic())
-            .map_or("", |end| &escape[end + 1..]);
+        rest = escape.find(|end: char| end.is_ascii_alphabetic()).map_or("", |end| &escape[end + 1..]);
     }
     plain.push_str(rest);
     plain
@@ -308,12 +309,7 @@ impl Daemon {
     #[must_use]
     pub fn addresses(&self) -> Vec<Listening> {
         let heard = self.log.heard();
-        heard
-            .stderr
-            .0
-            .iter()
-            .filter_map(|line| parse_listening(line))
-            .collect()
+        heard.stderr.0.iter().filter_map(|line| parse_listening(line)).collect()
     }
 
     /// The first TCP address of a child.
@@ -339,10 +335,7 @@ fn parse_listening(line: &str) -> Option<Listening> {
     if !line.contains("listening") {
         return None;
     }
-    Some(Listening {
-        child: field(line, "child")?,
-        address: field(line, "address")?,
-    })
+    Some(Listening { child: field(line, "child")?, address: field(line, "address")? })
 }
 
 /// The value of `name=value` or `name="value"` in a line of the log.
@@ -387,13 +380,9 @@ impl Daemon {
         use std::os::unix::process::ExitStatusExt;
 
         let child = &mut self.child;
-        let status = wait_until("the daemon to exit", || {
-            child.try_wait().expect("the daemon is our child")
-        });
+        let status = wait_until("the daemon to exit", || child.try_wait().expect("the daemon is our child"));
         self.hear_the_rest();
-        status
-            .code()
-            .unwrap_or_else(|| -status.signal().unwrap_or_default())
+        status.code().unwrap_or_else(|| -status.signal().unwrap_or_default())
     }
 
     fn hear_the_rest(&mut self) {
@@ -419,10 +408,7 @@ mod tests {
 
     #[test]
     fn a_listening_line_is_understood_in_any_order_quoted_or_not() {
-        let expected = Some(Listening {
-            child: "http".into(),
-            address: "127.0.0.1:41234".into(),
-        });
+        let expected = Some(Listening { child: "http".into(), address: "127.0.0.1:41234".into() });
         for line in [
             r#"2026-01-01T00:00:00Z  INFO steadfast::daemon: listening child="http" address=127.0.0.1:41234"#,
             "INFO listening address=127.0.0.1:41234 child=http",

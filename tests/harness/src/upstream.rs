@@ -88,12 +88,7 @@ impl Upstream {
 fn read_requests(mut stream: TcpStream, arrived: &Sender<Exchange>) {
     while let Ok((head, body)) = read_head(&stream) {
         let (again, back) = mpsc::channel();
-        let exchange = Exchange {
-            head,
-            body,
-            stream,
-            again,
-        };
+        let exchange = Exchange { head, body, stream, again };
         if arrived.send(exchange).is_err() {
             return;
         }
@@ -171,9 +166,7 @@ impl Exchange {
     ///
     /// When the proxy does not take them.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        self.stream
-            .write_all(bytes.as_ref())
-            .expect("the proxy reads what the upstream answers");
+        self.stream.write_all(bytes.as_ref()).expect("the proxy reads what the upstream answers");
     }
 
     /// Whether the proxy has given up on this request: its end of the

@@ -21,10 +21,7 @@ pub fn wait_until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = look() {
             return found;
         }
-        assert!(
-            began.elapsed() < PATIENCE,
-            "waited {PATIENCE:?} for {what}, in vain"
-        );
+        assert!(began.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}, in vain");
         thread::sleep(GLANCE);
     }
 }

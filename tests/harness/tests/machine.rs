@@ -24,11 +24,7 @@ fn a_service_of_the_box_is_reached_by_the_test_and_seen_in_its_journal() {
         let journal = machine.journal("stand-in", &["-p", "info"]);
         (journal.contains("up and well") && journal.contains("oh dear")).then_some(())
     });
-    assert!(
-        machine
-            .journal_json("stand-in", &[])
-            .contains("\"MESSAGE\":\"up and well\"")
-    );
+    assert!(machine.journal_json("stand-in", &[]).contains("\"MESSAGE\":\"up and well\""));
 
     let failed = machine.run(["systemctl", "start", "nonesuch"]);
     assert_eq!(failed.status.code(), Some(5), "{failed:?}");
@@ -46,9 +42,7 @@ fn sockets_of_the_box_are_its_own_and_outlive_the_visit() {
         let (mut stream, _) = listener.accept().unwrap();
         let mut request = [0; 16];
         stream.read_exact(&mut request).unwrap();
-        stream
-            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-            .unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").unwrap();
     });
     let mut client = machine.enter_network(|| Client::connect(address).unwrap());
     let response = client.get("/").unwrap();

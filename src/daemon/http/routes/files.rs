@@ -97,9 +97,7 @@ impl Folder {
     async fn answer(&self, asked: &Parts) -> Response {
         if asked.method != Method::GET && asked.method != Method::HEAD {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "files answer GET and HEAD only");
-            response
-                .headers_mut()
-                .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
             return response;
         }
         let Some(uri) = self.uri_of_file(&asked.uri) else {
@@ -129,9 +127,7 @@ impl Folder {
         if let Some(cache_control) = &self.cache_control
             && (response.status().is_success() || response.status() == StatusCode::NOT_MODIFIED)
         {
-            response
-                .headers_mut()
-                .insert(header::CACHE_CONTROL, cache_control.clone());
+            response.headers_mut().insert(header::CACHE_CONTROL, cache_control.clone());
         }
         response
     }
@@ -146,9 +142,7 @@ impl Folder {
             _ => "",
         };
         let query = asked.query().map(|query| format!("?{query}")).unwrap_or_default();
-        PathAndQuery::try_from(format!("/{path}{index}{query}"))
-            .ok()
-            .map(Uri::from)
+        PathAndQuery::try_from(format!("/{path}{index}{query}")).ok().map(Uri::from)
     }
 
     async fn read(&self, request: Request) -> Response {
@@ -182,9 +176,7 @@ fn failed(path: &str, error: &io::Error) -> Response {
 
 /// A server ignores a range in a unit it does not know (RFC 9110, section 14.2).
 fn is_of_bytes(headers: &HeaderMap) -> bool {
-    headers
-        .get(header::RANGE)
-        .is_some_and(|range| range.as_bytes().starts_with(b"bytes="))
+    headers.get(header::RANGE).is_some_and(|range| range.as_bytes().starts_with(b"bytes="))
 }
 
 /// Whether the file is still the one the client has a part of: without `If-Range` it says that it does not mind
@@ -193,19 +185,13 @@ fn range_still_applies(asked: &HeaderMap, file: &HeaderMap) -> bool {
     let Some(condition) = asked.get(header::IF_RANGE) else {
         return true;
     };
-    [header::ETAG, header::LAST_MODIFIED]
-        .iter()
-        .any(|name| file.get(name) == Some(condition))
+    [header::ETAG, header::LAST_MODIFIED].iter().any(|name| file.get(name) == Some(condition))
 }
 
 /// Redirects `/folder` to `/folder/`, below which the links of its index are right.
 pub(super) async fn to_folder(request: Request) -> Result<Response, Infallible> {
     let path = request.uri().path();
-    let query = request
-        .uri()
-        .query()
-        .map(|query| format!("?{query}"))
-        .unwrap_or_default();
+    let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
     let mut response = StatusCode::TEMPORARY_REDIRECT.into_response();
     if let Ok(location) = HeaderValue::try_from(format!("{path}/{query}")) {
         response.headers_mut().insert(header::LOCATION, location);

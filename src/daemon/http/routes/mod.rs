@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::convert::Infallible;
 
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use tokio_util::task::TaskTracker;
@@ -75,7 +75,8 @@ pub(crate) fn router(routes: &[Route], fallback: Option<Router>, tunnels: &TaskT
         }
     }
     match fallback {
-        Some(fallback) => router.fallback_service(fallback),
+        // Of the two limits of a body `[http] body_limit` counts, not axum's own default.
+        Some(fallback) => router.fallback_service(fallback.layer(DefaultBodyLimit::disable())),
         None => router.fallback(async || text(StatusCode::NOT_FOUND, "nothing is served at this path")),
     }
 }

@@ -54,11 +54,7 @@ impl Service<Request> for Respond {
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        let Answer {
-            status,
-            headers,
-            body,
-        } = &*self.0;
+        let Answer { status, headers, body } = &*self.0;
         let mut response = if request.method() == Method::HEAD {
             Response::new(Body::empty())
         } else {
@@ -68,9 +64,7 @@ impl Service<Request> for Respond {
         *response.headers_mut() = headers.clone();
         if request.method() == Method::HEAD {
             // What GET would have: with the body absent, only this can tell (RFC 9110, section 8.6).
-            response
-                .headers_mut()
-                .insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+            response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
         }
         ready(Ok(response))
     }

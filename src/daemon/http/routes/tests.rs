@@ -1,1 +1,404 @@
+//! What the router and the actions that need no upstream promise.
 
+use std::path::{Path, PathBuf};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::response::Response;
+use http_body_util::BodyExt;
+use proptest::prelude::*;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+
+use super::{Action, Route, files, respond, router};
+
+fn route(path: &str, action: Action) -> Route {
+    Route { path: path.into(), action }
+}
+
+/// A route whose answer is its own path.
+fn named(path: &str) -> Route {
+    let config = respond::Config { status: StatusCode::OK, headers: HeaderMap::new(), body: path.into() };
+    route(path, Action::Respond(config))
+}
+
+fn routed(routes: &[Route]) -> Router {
+    router(routes, None, &TaskTracker::new())
+}
+
+fn get(path: &str) -> Request {
+    Request::get(path).body(Body::empty()).expect("a request")
+}
+
+async fn ask(router: &Router, request: Request) -> Response {
+    router.clone().oneshot(request).await.expect("a router never fails")
+}
+
+async fn text(response: Response) -> String {
+    let body = response.into_body().collect().await.expect("a whole body");
+    String::from_utf8(body.to_bytes().into()).expect("text")
+}
+
+async fn body_at(router: &Router, path: &str) -> String {
+    text(ask(router, get(path)).await).await
+}
+
+// ---------------------------------------------------------------- which route
+
+#[tokio::test]
+async fn everything_below_includes_the_folder_itself() {
+    let router = routed(&[named("/assets/*")]);
+    for path in ["/assets/", "/assets/x", "/assets/x/y", "/assets/x/", "/assets/?q"] {
+        assert_eq!(body_at(&router, path).await, "/assets/*", "{path}");
+    }
+    for path in ["/", "/assets", "/assetsx", "/Assets/x"] {
+        assert_eq!(ask(&router, get(path)).await.status(), StatusCode::NOT_FOUND, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn the_root_is_below_everything_unless_it_has_a_route() {
+    let router = routed(&[named("/*")]);
+    assert_eq!(body_at(&router, "/").await, "/*");
+    let router = routed(&[named("/*"), named("/")]);
+    assert_eq!(body_at(&router, "/").await, "/");
+    assert_eq!(body_at(&router, "/x").await, "/*");
+}
+
+#[tokio::test]
+async fn braces_colons_and_stars_in_a_path_are_themselves() {
+    let router = routed(&[named("/{id}"), named("/:id"), named("/*a"), named("/{*b}/*"), named("/a*b")]);
+    // The braces that a URI may hold; hyper reads them as they come.
+    for path in ["/{id}", "/:id", "/*a", "/a*b"] {
+        assert_eq!(body_at(&router, path).await, path);
+    }
+    assert_eq!(body_at(&router, "/{*b}/x").await, "/{*b}/*");
+    for path in ["/x", "/x/y", "/axb"] {
+        assert_eq!(ask(&router, get(path)).await.status(), StatusCode::NOT_FOUND, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn no_route_is_404_with_a_reason() {
+    let response = ask(&routed(&[]), get("/")).await;
+    assert_eq!(response.status(), StatusCode::NOT_FOUND);
+    assert_eq!(text(response).await, "nothing is served at this path\n");
+}
+
+#[tokio::test]
+async fn the_callers_router_gets_what_no_route_claims() {
+    let own = Router::new().route("/own/{id}", axum::routing::get(async || "own"));
+    let router = router(&[named("/a/*")], Some(own), &TaskTracker::new());
+    assert_eq!(body_at(&router, "/own/1").await, "own");
+    assert_eq!(body_at(&router, "/a/1").await, "/a/*");
+    assert_eq!(ask(&router, get("/elsewhere")).await.status(), StatusCode::NOT_FOUND);
+}
+
+/// Which of these routes is the most specific for a path: it itself, or the longest folder above it.
+fn most_specific<'a>(routes: &'a [String], path: &str) -> Option<&'a str> {
+    let exact = routes.iter().find(|route| *route == path);
+    let above = |route: &&String| route.strip_suffix('*').is_some_and(|folder| path.starts_with(folder));
+    let route = exact.or_else(|| routes.iter().filter(above).max_by_key(|route| route.len()));
+    route.map(String::as_str)
+}
+
+proptest! {
+    #[test]
+    fn the_most_specific_route_wins(
+        routes in prop::collection::btree_set("(/[ab{:]{1,2}){0,3}(/|/\\*)|(/[ab{:]{1,2}){1,3}", 1..8),
+        path in "(/[ab{:]{1,2}){0,4}/?",
+    ) {
+        let routes: Vec<String> = routes.into_iter().collect();
+        let path = if path.is_empty() { "/".to_owned() } else { path };
+        let router = routed(&routes.iter().map(|path| named(path)).collect::<Vec<_>>());
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let response = runtime.block_on(ask(&router, get(&path)));
+        match most_specific(&routes, &path) {
+            Some(route) => prop_assert_eq!(runtime.block_on(text(response)), route),
+            None => prop_assert_eq!(response.status(), StatusCode::NOT_FOUND),
+        }
+    }
+}
+
+// ---------------------------------------------------------------- respond
+
+#[tokio::test]
+async fn a_fixed_answer_is_given_to_any_method() {
+    let config = respond::Config {
+        status: StatusCode::IM_A_TEAPOT,
+        headers: HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("text/short"))]),
+        body: "stout".into(),
+    };
+    let router = routed(&[route("/", Action::Respond(config))]);
+    for method in ["GET", "POST", "DELETE", "OPTIONS", "BREW"] {
+        let mut request = get("/");
+        *request.method_mut() = method.parse().expect("a method");
+        let response = ask(&router, request).await;
+        assert_eq!(response.status(), StatusCode::IM_A_TEAPOT);
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "text/short");
+        assert_eq!(text(response).await, "stout");
+    }
+}
+
+#[tokio::test]
+async fn head_has_the_length_of_get_and_no_body() {
+    let router = routed(&[named("/five")]);
+    let mut request = get("/five");
+    *request.method_mut() = Method::HEAD;
+    let response = ask(&router, request).await;
+    assert_eq!(response.headers()[header::CONTENT_LENGTH], "5");
+    assert_eq!(text(response).await, "");
+}
+
+// ---------------------------------------------------------------- status
+
+#[tokio::test]
+async fn the_status_tells_path_and_query_as_json() {
+    let router = routed(&[route("/*", Action::Status)]);
+    let response = ask(&router, get("/the/\"path\"?and=%22query%22")).await;
+    assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json");
+    let expected = r#"{"status":"ok","uri":"/the/\"path\"?and=%22query%22"}"#;
+    assert_eq!(text(response).await, expected);
+    assert_eq!(body_at(&router, "http://host/absolute").await, r#"{"status":"ok","uri":"/absolute"}"#);
+}
+
+// ---------------------------------------------------------------- files
+
+/// A folder with a few files, one above it that nobody may have, and a router that serves it at `/assets/`.
+struct Site {
+    above: tempfile::TempDir,
+}
+
+impl Site {
+    fn new() -> Self {
+        let above = tempfile::tempdir().expect("a folder");
+        let site = Self { above };
+        std::fs::create_dir_all(site.root().join("sub")).expect("a folder");
+        std::fs::write(site.above.path().join("secret"), "secret").expect("a file");
+        site.write("index.html", "the index");
+        site.write("a b.txt", "0123456789");
+        site.write("sub/index.html", "the index below");
+        site.write("sub/home page.htm", "another index");
+        site
+    }
+
+    fn root(&self) -> PathBuf {
+        self.above.path().join("root")
+    }
+
+    fn write(&self, path: impl AsRef<Path>, content: &str) {
+        std::fs::write(self.root().join(path), content).expect("a file");
+    }
+
+    fn config(&self) -> files::Config {
+        files::Config {
+            root: self.root(),
+            index: Some("index.html".into()),
+            precompressed: false,
+            cache_control: None,
+        }
+    }
+
+    fn serve(&self, change: impl FnOnce(&mut files::Config)) -> Router {
+        let mut config = self.config();
+        change(&mut config);
+        routed(&[route("/assets/*", Action::Files(config))])
+    }
+}
+
+#[tokio::test]
+async fn a_file_is_served_with_its_type() {
+    let site = Site::new();
+    let router = site.serve(|_| {});
+    let response = ask(&router, get("/assets/a%20b.txt")).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.headers()[header::CONTENT_TYPE], "text/plain");
+    assert_eq!(response.headers()[header::CONTENT_LENGTH], "10");
+    assert_eq!(text(response).await, "0123456789");
+}
+
+#[tokio::test]
+async fn a_folder_is_answered_by_its_index() {
+    let site = Site::new();
+    let router = site.serve(|_| {});
+    assert_eq!(body_at(&router, "/assets/").await, "the index");
+    assert_eq!(body_at(&router, "/assets/sub/").await, "the index below");
+
+    let other = site.serve(|config| config.index = Some("home page.htm".into()));
+    assert_eq!(body_at(&other, "/assets/sub/").await, "another index");
+    assert_eq!(ask(&other, get("/assets/")).await.status(), StatusCode::NOT_FOUND);
+
+    let none = site.serve(|config| config.index = None);
+    assert_eq!(ask(&none, get("/assets/sub/")).await.status(), StatusCode::NOT_FOUND);
+    assert_eq!(body_at(&none, "/assets/sub/index.html").await, "the index below");
+}
+
+#[tokio::test]
+async fn a_folder_without_its_slash_redirects_to_itself_with_it() {
+    let site = Site::new();
+    let router = site.serve(|_| {});
+    for (asked, location) in [
+        ("/assets", "/assets/"),
+        ("/assets?q=1", "/assets/?q=1"),
+        ("/assets/sub?q=1", "/assets/sub/?q=1"),
+        ("/assets//sub", "/assets/sub/"),
+    ] {
+        let response = ask(&router, get(asked)).await;
+        assert_eq!(response.status(), StatusCode::TEMPORARY_REDIRECT, "{asked}");
+        assert_eq!(response.headers()[header::LOCATION], location, "{asked}");
+    }
+    let exact = routed(&[route("/assets/*", Action::Files(site.config())), named("/assets")]);
+    assert_eq!(body_at(&exact, "/assets").await, "/assets");
+}
+
+#[tokio::test]
+async fn a_redirect_stays_on_this_host() {
+    let site = Site::new();
+    let router = routed(&[route("/*", Action::Files(site.config()))]);
+    let response = ask(&router, get("//sub")).await;
+    assert_eq!(response.headers()[header::LOCATION], "/sub/");
+}
+
+#[tokio::test]
+async fn files_at_an_exact_path_are_that_file_alone() {
+    let site = Site::new();
+    site.write("robots.txt", "none");
+    let router = routed(&[route("/robots.txt", Action::Files(site.config()))]);
+    assert_eq!(body_at(&router, "/robots.txt").await, "none");
+    assert_eq!(ask(&router, get("/index.html")).await.status(), StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn no_path_leads_out_of_the_folder() {
+    let site = Site::new();
+    let router = site.serve(|_| {});
+    for path in [
+        "/assets/../secret",
+        "/assets/%2e%2e/secret",
+        "/assets/sub/..%2f..%2fsecret",
+        "/assets/%252e%252e/secret",
+        "/assets//../secret",
+        "/assets/..\\secret",
+        "/assets/%2e%2e%5csecret",
+        "/assets/secret%00.txt",
+        "/assets/%ff",
+    ] {
+        let response = ask(&router, get(path)).await;
+        assert_eq!(response.status(), StatusCode::NOT_FOUND, "{path}");
+        assert_eq!(text(response).await, "no such file\n", "{path}");
+    }
+    let long = format!("/assets/{}", "x".repeat(300));
+    assert_eq!(ask(&router, get(&long)).await.status(), StatusCode::NOT_FOUND);
+    assert_eq!(ask(&router, get("/assets/a%20b.txt/x")).await.status(), StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn files_answer_get_and_head_only() {
+    let site = Site::new();
+    let router = site.serve(|_| {});
+    let mut request = get("/assets/a%20b.txt");
+    *request.method_mut() = Method::POST;
+    let response = ask(&router, request).await;
+    assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(response.headers()[header::ALLOW], "GET, HEAD");
+
+    let mut request = get("/assets/a%20b.txt");
+    *request.method_mut() = Method::HEAD;
+    request.headers_mut().insert(header::RANGE, HeaderValue::from_static("bytes=0-1"));
+    let response = ask(&router, request).await;
+    assert_eq!(response.status(), StatusCode::OK, "a range is of GET alone");
+    assert_eq!(response.headers()[header::CONTENT_LENGTH], "10");
+    assert_eq!(text(response).await, "");
+}
+
+#[tokio::test]
+async fn a_range_is_a_part_of_the_file() {
+    let site = Site::new();
+    let router = site.serve(|_| {});
+    for (range, status, body) in [
+        ("bytes=2-4", StatusCode::PARTIAL_CONTENT, "234"),
+        ("bytes=-3", StatusCode::PARTIAL_CONTENT, "789"),
+        ("bytes=8-", StatusCode::PARTIAL_CONTENT, "89"),
+        ("bytes=20-", StatusCode::RANGE_NOT_SATISFIABLE, ""),
+        ("bytes=0-1,4-5", StatusCode::OK, "0123456789"),
+        ("lines=1-2", StatusCode::OK, "0123456789"),
+    ] {
+        let mut request = get("/assets/a%20b.txt");
+        request.headers_mut().insert(header::RANGE, HeaderValue::from_static(range));
+        let response = ask(&router, request).await;
+        assert_eq!(response.status(), status, "{range}");
+        assert_eq!(text(response).await, body, "{range}");
+    }
+}
+
+#[tokio::test]
+async fn a_part_of_a_file_that_has_changed_is_not_mixed_with_the_new_one() {
+    let site = Site::new();
+    let router = site.serve(|_| {});
+    let etag = ask(&router, get("/assets/a%20b.txt")).await.headers()[header::ETAG].clone();
+    for (condition, range, status, body) in [
+        (etag.clone(), "bytes=2-4", StatusCode::PARTIAL_CONTENT, "234"),
+        (HeaderValue::from_static("\"old\""), "bytes=2-4", StatusCode::OK, "0123456789"),
+        (HeaderValue::from_static("\"old\""), "bytes=20-", StatusCode::OK, "0123456789"),
+    ] {
+        let mut request = get("/assets/a%20b.txt");
+        request.headers_mut().insert(header::RANGE, HeaderValue::from_static(range));
+        request.headers_mut().insert(header::IF_RANGE, condition);
+        let response = ask(&router, request).await;
+        assert_eq!(response.status(), status);
+        assert_eq!(text(response).await, body);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_has_the_file_is_not_sent_it_again() {
+    let site = Site::new();
+    let router = site.serve(|config| config.cache_control = Some(HeaderValue::from_static("max-age=60")));
+    let response = ask(&router, get("/assets/a%20b.txt")).await;
+    assert_eq!(response.headers()[header::CACHE_CONTROL], "max-age=60");
+    let mut request = get("/assets/a%20b.txt");
+    let etag = response.headers()[header::ETAG].clone();
+    request.headers_mut().insert(header::IF_NONE_MATCH, etag);
+    let response = ask(&router, request).await;
+    assert_eq!(response.status(), StatusCode::NOT_MODIFIED);
+    assert_eq!(response.headers()[header::CACHE_CONTROL], "max-age=60");
+
+    let missing = ask(&router, get("/assets/missing")).await;
+    assert_eq!(missing.status(), StatusCode::NOT_FOUND);
+    assert!(!missing.headers().contains_key(header::CACHE_CONTROL));
+}
+
+#[tokio::test]
+async fn a_precompressed_file_answers_whoever_accepts_it() {
+    let site = Site::new();
+    site.write("a b.txt.gz", "gzipped");
+    site.write("a b.txt.zst", "zstandard");
+    let with = async |router: &Router, accepted: &'static str| {
+        let mut request = get("/assets/a%20b.txt");
+        request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static(accepted));
+        let response = ask(router, request).await;
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "text/plain");
+        text(response).await
+    };
+    let router = site.serve(|config| config.precompressed = true);
+    assert_eq!(with(&router, "gzip").await, "gzipped");
+    assert_eq!(with(&router, "zstd;q=1, gzip;q=0.5").await, "zstandard");
+    assert_eq!(with(&router, "br").await, "0123456789");
+    assert_eq!(with(&site.serve(|_| {}), "gzip").await, "0123456789");
+}
+
+#[tokio::test]
+async fn a_large_file_comes_whole_and_in_large_pieces() {
+    let site = Site::new();
+    site.write("large", &"x".repeat(1 << 20));
+    let mut body = ask(&site.serve(|_| {}), get("/assets/large")).await.into_body();
+    let (mut length, mut pieces) = (0, 0);
+    while let Some(frame) = body.frame().await {
+        length += frame.expect("a frame").into_data().expect("data").len();
+        pieces += 1;
+    }
+    assert_eq!(length, 1 << 20);
+    assert!(pieces <= 16, "{pieces} reads for a mebibyte");
+}

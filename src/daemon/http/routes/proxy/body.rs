@@ -48,11 +48,7 @@ enum State {
 
 impl Turn {
     pub(super) fn new(in_flight: Option<InFlight>) -> Arc<Self> {
-        let turn = Self {
-            state: Mutex::new(State::Connecting),
-            watcher: AtomicWaker::new(),
-            in_flight,
-        };
+        let turn = Self { state: Mutex::new(State::Connecting), watcher: AtomicWaker::new(), in_flight };
         turn.waiting_for(Waiting::UpstreamConnect);
         Arc::new(turn)
     }
@@ -110,10 +106,7 @@ impl Turn {
 
 impl Upload {
     pub(super) fn new(inner: Body, turn: &Arc<Turn>) -> Self {
-        Self {
-            inner,
-            turn: Arc::clone(turn),
-        }
+        Self { inner, turn: Arc::clone(turn) }
     }
 }
 
@@ -171,12 +164,7 @@ pub(super) enum BrokenOff {
 
 impl Download {
     pub(super) fn new(inner: Incoming, exchange: Exchange) -> Self {
-        Self {
-            inner,
-            exchange,
-            alarm: None,
-            silent: false,
-        }
+        Self { inner, exchange, alarm: None, silent: false }
     }
 
     /// Whether the upstream has been silent for too long.

@@ -7,7 +7,7 @@ use axum::http::header::{
     CONNECTION, FORWARDED, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING,
     UPGRADE,
 };
-use axum::http::{HeaderMap, HeaderValue, Uri, Version};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, Version};
 
 use crate::daemon::registry::Peer;
 
@@ -61,9 +61,7 @@ pub(super) fn to_upstream(
 ) {
     let takes_trailers = headers.get_all(TE).iter().any(|te| {
         let codings = te.as_bytes().split(|b| *b == b',');
-        codings
-            .into_iter()
-            .any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+        codings.into_iter().any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
     });
     remove_hop_by_hop(headers);
     remove_claims_of_origin(headers);
@@ -76,18 +74,18 @@ pub(super) fn to_upstream(
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
 
-    if let Some(host) = uri
-        .authority()
-        .and_then(|authority| host_and_port(authority.as_str()))
-    {
+    if let Some(host) = uri.authority().and_then(|authority| host_and_port(authority.as_str())) {
         headers.insert(HOST, host);
     }
     add_origin(headers, peer);
 }
 
-/// Makes the headers of the upstream's answer those of the answer to the client.
-pub(super) fn to_client(headers: &mut HeaderMap, switching: bool) {
-    let upgrade = headers.get(UPGRADE).filter(|_| switching).cloned();
+/// Makes the headers of the upstream's answer those of the answer to the client. As upgrades are passed through, so is
+/// the upstream's word on them (RFC 9110, section 7.8).
+pub(super) fn to_client(status: StatusCode, headers: &mut HeaderMap) {
+    let speaks_of_upgrades =
+        [StatusCode::SWITCHING_PROTOCOLS, StatusCode::UPGRADE_REQUIRED].contains(&status);
+    let upgrade = headers.get(UPGRADE).filter(|_| speaks_of_upgrades).cloned();
     remove_hop_by_hop(headers);
     if let Some(upgrade) = upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -96,10 +94,7 @@ pub(super) fn to_client(headers: &mut HeaderMap, switching: bool) {
 }
 
 fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
-    let values = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok());
+    let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).map(str::trim)
 }
 
@@ -121,8 +116,7 @@ fn remove_claims_of_origin(headers: &mut HeaderMap) {
     let is_claim = |name: &&HeaderName| {
         let name = name.as_str();
         let is = |claim: &str| same_to_cgi(name, claim);
-        name.get(..12)
-            .is_some_and(|start| same_to_cgi(start, "x-forwarded-"))
+        name.get(..12).is_some_and(|start| same_to_cgi(start, "x-forwarded-"))
             || is("forwarded")
             || is("x-real-ip")
             || is("proxy")
@@ -135,10 +129,7 @@ fn remove_claims_of_origin(headers: &mut HeaderMap) {
 
 fn same_to_cgi(name: &str, other: &str) -> bool {
     name.len() == other.len()
-        && name
-            .bytes()
-            .zip(other.bytes())
-            .all(|(a, b)| a == b || (a == b'_' && b == b'-'))
+        && name.bytes().zip(other.bytes()).all(|(a, b)| a == b || (a == b'_' && b == b'-'))
 }
 
 /// Says where the request comes from: `X-Forwarded-*` as everyone does, `Forwarded` as RFC 7239 does.

@@ -7,7 +7,7 @@
 
 mod body;
 mod headers;
-mod tunnel;
+pub(in crate::daemon::http) mod tunnel;
 mod upstream;
 
 use std::convert::Infallible;
@@ -28,12 +28,11 @@ use http_body_util::LengthLimitError;
 use hyper::body::{Body as _, Incoming};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::client::legacy::{self, Client};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
 use self::body::{Download, Turn, Upload};
-use self::tunnel::Tunnel;
 use self::upstream::{ConnectError, Connector};
 use super::text;
 use crate::daemon::registry::InFlight;
@@ -109,9 +108,7 @@ impl Proxy {
                 .pool_timer(TokioTimer::new())
                 .pool_idle_timeout(POOL_IDLE)
                 .build(connector.clone()),
-            fresh: Client::builder(TokioExecutor::new())
-                .pool_max_idle_per_host(0)
-                .build(connector),
+            fresh: Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector),
             tunnels: tunnels.clone(),
         }))
     }
@@ -159,8 +156,8 @@ impl Exchange {
         };
         match passed.and_then(|response| self.to_client(response, client)) {
             Ok(mut response) => {
-                let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-                headers::to_client(response.headers_mut(), switching);
+                let status = response.status();
+                headers::to_client(status, response.headers_mut());
                 // hyper answers in the version of the client, which an answer may only lower.
                 *response.version_mut() = Version::HTTP_11;
                 response.map(|body| Body::new(Download::new(body, self)))
@@ -202,8 +199,7 @@ impl Exchange {
         headers::to_upstream(head.headers_mut(), &parts.uri, peer, upgrade);
         if chunked {
             // Said in so many words, or hyper would take a GET to have no body.
-            head.headers_mut()
-                .insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            head.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         Ok((head, body))
     }
@@ -271,15 +267,9 @@ impl Exchange {
 
 /// Carries an upgraded connection to its end. It is not over before both ends are.
 async fn carry(client: OnUpgrade, upstream: OnUpgrade) {
-    let outcome = match tokio::try_join!(client, upstream) {
-        Ok((client, upstream)) => {
-            let mut tunnel = Tunnel::new(TokioIo::new(client), TokioIo::new(upstream));
-            tunnel.run().await.map_err(|error| error.to_string())
-        }
-        Err(error) => Err(chain(&error)),
-    };
-    if let Err(error) = outcome {
-        tracing::debug!(error, "a tunnel broke");
+    match tokio::try_join!(client, upstream) {
+        Ok((client, upstream)) => tunnel::begin(client, upstream).await,
+        Err(error) => tracing::debug!(error = chain(&error), "a tunnel broke"),
     }
 }
 
@@ -370,10 +360,7 @@ fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a 
 
 /// In one line.
 fn chain(error: &(dyn Error + 'static)) -> String {
-    causes(error)
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
+    causes(error).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]

@@ -4,16 +4,23 @@ use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::daemon::http::stream::{ClientStream, Socket};
+use crate::daemon::registry::Order;
+use crate::handover::parcel::Flow;
 
 /// How much is read at once, in bytes, and the most that a direction ever holds.
 const CHUNK: usize = 16 << 10;
 
 /// Two connected ends. All that a tunnel is stands here, and nothing in the future of [`Tunnel::run`]: dropped between
-/// two polls, that leaves a whole tunnel, which can go on with another `run`, or somewhere else.
+/// two polls, that leaves a whole tunnel, which can go on with another `run`, or in another process.
 #[derive(Debug)]
 pub(super) struct Tunnel<C, U> {
     client: C,
@@ -40,20 +47,75 @@ enum Stage {
     Ended,
 }
 
+/// Carries what two upgraded connections say, to its end or into the next process.
+pub(super) async fn begin(client: Upgraded, upstream: Upgraded) {
+    let client = match client.downcast::<TokioIo<ClientStream>>() {
+        Ok(parts) => {
+            let mut client = parts.io.into_inner();
+            client.unread(parts.read_buf);
+            client
+        }
+        Err(_) => unreachable!("an upgraded client is one that was accepted"),
+    };
+    let (upstream, said) = match upstream.downcast::<TokioIo<Socket>>() {
+        Ok(parts) => (parts.io.into_inner(), parts.read_buf),
+        Err(_) => unreachable!("an upgraded upstream is one that was connected to"),
+    };
+    let down = Flow { unsent: said, ended: false };
+    resume(client, upstream, Flow::default(), down).await;
+}
+
+/// Goes on with a tunnel that an earlier process has begun.
+pub(in crate::daemon::http) async fn resume(client: ClientStream, upstream: Socket, up: Flow, down: Flow) {
+    let mut tunnel = Tunnel { client, upstream, up: up.into(), down: down.into() };
+    let connection = Arc::clone(tunnel.client.connection());
+    let ended = {
+        let mut run = std::pin::pin!(tunnel.run());
+        poll_fn(|cx| {
+            connection.driven_by(cx.waker());
+            match connection.order() {
+                Order::Carry => Poll::Ready(None),
+                _ => run.as_mut().poll(cx).map(Some),
+            }
+        })
+        .await
+    };
+    match ended {
+        Some(Ok(())) => {}
+        Some(Err(error)) => tracing::debug!(%error, "a tunnel broke"),
+        None => tunnel.leave(),
+    }
+}
+
+impl Tunnel<ClientStream, Socket> {
+    /// Leaves for the next process, with what either side has yet to take.
+    fn leave(self) {
+        let Self { client, upstream, up, down } = self;
+        match upstream.into_descriptor() {
+            Ok(upstream) => client.leave_as_tunnel(upstream, up.into(), down.into()),
+            Err(error) => tracing::warn!(%error, "cannot take a tunnel apart"),
+        }
+    }
+}
+
+impl From<Flow> for Direction {
+    fn from(flow: Flow) -> Self {
+        Self { unsent: flow.unsent.into(), stage: if flow.ended { Stage::Ending } else { Stage::Open } }
+    }
+}
+
+impl From<Direction> for Flow {
+    fn from(direction: Direction) -> Self {
+        // A sink that was told of the end is told once more, which changes nothing (`shutdown(2)`).
+        Self { unsent: direction.unsent.freeze(), ended: direction.stage != Stage::Open }
+    }
+}
+
 impl<C, U> Tunnel<C, U>
 where
     C: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
-    pub(super) fn new(client: C, upstream: U) -> Self {
-        Self {
-            client,
-            upstream,
-            up: Direction::default(),
-            down: Direction::default(),
-        }
-    }
-
     /// Carries bytes until both directions have ended. An end of one direction is passed on as such.
     ///
     /// # Errors
@@ -62,11 +124,7 @@ where
         poll_fn(|cx| {
             let up = self.up.poll(cx, &mut self.client, &mut self.upstream)?;
             let down = self.down.poll(cx, &mut self.upstream, &mut self.client)?;
-            if up.is_ready() && down.is_ready() {
-                Poll::Ready(Ok(()))
-            } else {
-                Poll::Pending
-            }
+            if up.is_ready() && down.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
         })
         .await
     }
@@ -123,9 +181,5 @@ impl Direction {
 
 /// A sink that takes nothing would be asked for ever.
 fn written(n: usize) -> io::Result<usize> {
-    if n == 0 {
-        Err(io::ErrorKind::WriteZero.into())
-    } else {
-        Ok(n)
-    }
+    if n == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(n) }
 }

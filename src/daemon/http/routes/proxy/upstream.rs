@@ -49,11 +49,7 @@ pub(super) enum ConnectError {
 
 impl Connector {
     pub(super) fn new(config: &Config) -> Self {
-        Self {
-            to: config.to.clone(),
-            retry_for: config.retry_for,
-            connect_timeout: config.connect_timeout,
-        }
+        Self { to: config.to.clone(), retry_for: config.retry_for, connect_timeout: config.connect_timeout }
     }
 
     async fn connect(self) -> Result<TokioIo<Socket>, ConnectError> {
@@ -96,10 +92,7 @@ impl Connector {
 /// yet, the queue went down with the old listener, or it is full (`WouldBlock`, of unix sockets alone).
 fn is_refusal(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, NotFound, WouldBlock};
-    matches!(
-        error.kind(),
-        ConnectionRefused | ConnectionReset | ConnectionAborted | NotFound | WouldBlock
-    )
+    matches!(error.kind(), ConnectionRefused | ConnectionReset | ConnectionAborted | NotFound | WouldBlock)
 }
 
 impl Service<Uri> for Connector {

@@ -1,0 +1,95 @@
+//! The commands that talk to the running daemon, over its control socket.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode, header};
+use http_body_util::BodyExt;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use steadfast::Exit;
+use steadfast::daemon::admin::CONTROL;
+use steadfast::daemon::status::Status;
+use tokio::net::UnixStream;
+
+/// Where the shipped unit's `RuntimeDirectory=` is.
+const RUNTIME_DIRECTORY: &str = "/run/steadfast";
+
+/// How often `status --watch` looks.
+const WATCH: Duration = Duration::from_secs(1);
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// `steadfast reload`.
+pub(crate) fn reload() -> Exit {
+    finish(block_on(async {
+        let (status, text) = ask(Method::POST, "/reload").await?;
+        if status.is_success() { print!("{text}");
+        Ok(()) } else { Err(text.trim_end().into()) }
+    }))
+}
+
+/// `steadfast status`.
+pub(crate) fn status(watch: bool, json: bool) -> Exit {
+    finish(block_on(async {
+        loop {
+            let (_, text) = ask(Method::GET, "/status").await?;
+            if json {
+                println!("{text}");
+            } else {
+                print!("{}", serde_json::from_str::<Status>(&text)?);
+            }
+            if !watch {
+                return Ok(());
+            }
+            tokio::time::sleep(WATCH).await;
+        }
+    }))
+}
+
+fn finish(result: Result<(), Failure>) -> Exit {
+    match result {
+        Ok(()) => Exit::Clean,
+        Err(error) => {
+            eprintln!("{error}");
+            Exit::Failed
+        }
+    }
+}
+
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+/// One request to the daemon.
+async fn ask(method: Method, path: &str) -> Result<(StatusCode, String), Failure> {
+    let folder = std::env::var_os("RUNTIME_DIRECTORY").map_or(RUNTIME_DIRECTORY.into(), PathBuf::from);
+    let socket = folder.join(CONTROL);
+    let stream = UnixStream::connect(&socket).await.map_err(|error| {
+        let socket = socket.display();
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                format!("no daemon listens on {socket}: is the service running? `systemctl status steadfast` tells")
+            }
+            io::ErrorKind::PermissionDenied => format!("{socket} is the daemon's own: run this as root"),
+            _ => format!("cannot reach the daemon on {socket}: {error}"),
+        }
+    })?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, "localhost")
+        .header(header::CONNECTION, "close")
+        .body(Body::empty())?;
+    let answer = async {
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let text = response.into_body().collect().await?.to_bytes();
+        Ok::<_, Failure>((status, String::from_utf8_lossy(&text).into_owned()))
+    };
+    let (answer, _) = tokio::join!(answer, connection);
+    answer
+}

@@ -1,0 +1,123 @@
+//! The reload: a successor is started with the config and the program that are on disk now, and takes over.
+//!
+//! The signals child and the control socket ask for it; the root carries it out, one at a time.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::sync::{mpsc, oneshot};
+
+use super::http::server::Server;
+use super::status::Observer;
+use super::systemd::manager::{Manager, one_line};
+use crate::handover::successor::{Successor, SuccessorError, Word};
+use crate::handover::{Handover, named};
+
+/// Why a reload changed nothing.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReloadError {
+    /// There is no service manager that would adopt a successor.
+    #[error("a reload needs systemd: outside of it, stop the process and start it again")]
+    Alone,
+    /// The program's path is not known.
+    #[error("cannot find this program's file: {0}")]
+    Program(io::ErrorKind),
+    /// A descriptor cannot be passed on.
+    #[error("cannot pass the sockets on: {0}")]
+    Descriptors(#[source] io::Error),
+    /// There is no successor.
+    #[error(transparent)]
+    Successor(#[from] SuccessorError),
+}
+
+/// Where a reload is asked for.
+#[derive(Clone, Debug)]
+pub(super) struct ReloadDesk(mpsc::Sender<Request>);
+
+/// Who waits for the successor's process number, or for the reason why there is none.
+pub(super) type Request = oneshot::Sender<Result<u32, String>>;
+
+impl ReloadDesk {
+    /// The desk, and where the root finds the requests.
+    pub(super) fn open() -> (Self, mpsc::Receiver<Request>) {
+        let (sender, requests) = mpsc::channel(1);
+        (Self(sender), requests)
+    }
+
+    /// Asks for a reload and waits for its end; for the end of another one first, if one is under way.
+    pub(super) async fn ask(&self) -> Result<u32, String> {
+        let refused = || Err("the daemon is stopping, or another process has taken over already".to_owned());
+        let (reply, answer) = oneshot::channel();
+        if self.0.send(reply).await.is_err() {
+            return refused();
+        }
+        answer.await.unwrap_or_else(|_| refused())
+    }
+
+    /// Asks for a reload, which the log will tell of.
+    pub(super) fn ask_for_the_log(&self) {
+        let (reply, _) = oneshot::channel();
+        if self.0.try_send(reply).is_err() {
+            tracing::warn!("no reload: another one is under way, or the daemon is stopping");
+        }
+    }
+}
+
+/// What a reload needs of the daemon.
+#[derive(Debug)]
+pub(super) struct Reload {
+    pub(super) observer: Observer,
+    pub(super) manager: Manager,
+    pub(super) handover: Arc<Handover>,
+    pub(super) ready_timeout: Duration,
+    /// The program's file as it was named at the start: what is there now may be another version.
+    pub(super) program: Result<PathBuf, io::ErrorKind>,
+    /// Whose listeners the successor inherits.
+    pub(super) servers: Vec<Server>,
+}
+
+impl Reload {
+    /// Starts a successor and makes it the unit's main process. From its return on this process has to drain.
+    ///
+    /// Dropped before that, it ends the successor and changes nothing, like an error, which the log and STATUS tell.
+    pub(super) async fn run(&self) -> Result<Word, ReloadError> {
+        tracing::info!("reloading");
+        let mut states = vec![NotifyState::Reloading, NotifyState::Status("reloading")];
+        states.extend(NotifyState::monotonic_usec_now());
+        self.manager.tell(&states);
+        let outcome = self.succeed().await;
+        match &outcome {
+            Ok(word) => tracing::info!(successor = word.pid(), "process {} takes over", word.pid()),
+            Err(error) => {
+                tracing::error!("the reload failed, nothing has changed: {error}");
+                let line = one_line(&format!("{}; the last reload failed: {error}", self.observer.line()));
+                self.manager.tell(&[NotifyState::Ready, NotifyState::Status(&line)]);
+            }
+        }
+        outcome
+    }
+
+    async fn succeed(&self) -> Result<Word, ReloadError> {
+        if !self.manager.listens() {
+            return Err(ReloadError::Alone);
+        }
+        let program = self.program.as_ref().map_err(|kind| ReloadError::Program(*kind))?;
+        let descriptors = self.descriptors().map_err(ReloadError::Descriptors)?;
+        let successor = Successor::start(program, descriptors, self.ready_timeout).await?;
+        // From here on the listeners are left, not closed, and this process is not heard any more.
+        self.handover.succeeded();
+        self.manager.resign_to(successor.pid());
+        Ok(successor.go().await)
+    }
+
+    /// All that the successor inherits, by name.
+    fn descriptors(&self) -> io::Result<Vec<(String, OwnedFd)>> {
+        let listeners = self.servers.iter().flat_map(Server::listeners);
+        let listeners = listeners.map(|l| named(l.configured().passed_as(), &*l));
+        listeners.chain(self.handover.ends().map(|(name, end)| named(name, end))).collect()
+    }
+}

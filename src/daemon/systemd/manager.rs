@@ -1,0 +1,94 @@
+//! What can be said to the service manager (`sd_notify(3)`), and its store of descriptors.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+
+/// The line to the service manager. Without `NOTIFY_SOCKET` all of it is silent and free.
+#[derive(Clone, Debug)]
+pub(crate) struct Manager {
+    listens: bool,
+    stores: bool,
+    /// Whether this process is, or is about to be, the unit's main one: the only one that is heard.
+    speaks: Arc<Mutex<bool>>,
+}
+
+impl Manager {
+    /// Reads the environment. A process that takes another's place keeps silent until [`Self::speak`].
+    pub(crate) fn from_environment(speaks: bool) -> Self {
+        let listens = std::env::var_os("NOTIFY_SOCKET").is_some();
+        let says = |name| std::env::var(name).is_ok_and(|n| n.parse::<u32>().is_ok_and(|n| n > 0));
+        Self {
+            listens,
+            // systemd 254 and later tell of the store; for an older one the unit does.
+            stores: listens && (says("FDSTORE") || says("STEADFAST_FDSTORE")),
+            speaks: Arc::new(Mutex::new(speaks)),
+        }
+    }
+
+    /// Whether anyone listens.
+    pub(crate) fn listens(&self) -> bool {
+        self.listens
+    }
+
+    /// Whether descriptors can be left with it.
+    pub(crate) fn stores(&self) -> bool {
+        self.stores
+    }
+
+    /// How long it waits between two pings, if it has a watchdog on this process.
+    pub(crate) fn watchdog() -> Option<Duration> {
+        sd_notify::watchdog_enabled()
+    }
+
+    /// This process is the main one now.
+    pub(crate) fn speak(&self) {
+        *self.speaks.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
+    /// Makes another process the unit's main one. The last word of this one.
+    pub(crate) fn resign_to(&self, pid: u32) {
+        let mut speaks = self.speaks.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::replace(&mut *speaks, false) {
+            heard(sd_notify::notify(&[NotifyState::MainPid(pid)]));
+        }
+    }
+
+    /// Sends one datagram.
+    pub(crate) fn tell(&self, states: &[NotifyState<'_>]) {
+        let speaks = self.speaks.lock().unwrap_or_else(PoisonError::into_inner);
+        if *speaks {
+            heard(sd_notify::notify(states));
+        }
+    }
+
+    /// Leaves a descriptor with the manager, for the next process. It comes back under its name.
+    pub(crate) fn store(&self, name: &str, descriptor: impl AsFd) {
+        if self.stores {
+            // Only what was sent to be stored is polled: a listener and a mailbox never hang up.
+            let states = [NotifyState::FdStore, NotifyState::FdName(name)];
+            heard(sd_notify::notify_with_fds(&states, &[descriptor.as_fd()] as &[BorrowedFd<'_>]));
+        }
+    }
+
+    /// Has the manager close what it stores under a name.
+    pub(crate) fn unstore(&self, name: &str) {
+        if self.stores {
+            heard(sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]));
+        }
+    }
+}
+
+fn heard(result: io::Result<()>) {
+    if let Err(error) = result {
+        tracing::warn!(%error, "cannot reach systemd's notification socket");
+    }
+}
+
+/// A text fit for STATUS: a line break would begin another assignment.
+pub(crate) fn one_line(text: &str) -> String {
+    text.replace(['\n', '\r'], " ")
+}

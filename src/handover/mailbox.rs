@@ -1,0 +1,264 @@
+//! The mailbox: a socket pair whose queue holds connections while no process does.
+//!
+//! Both ends are kept in the service manager's descriptor store, so the queue outlives the process that filled it.
+//! A message carries many parcels: their descriptors as `SCM_RIGHTS`, the bytes that go with them in a sealed memfd
+//! that is the first of those descriptors, so that the queue's own limit in bytes is never what counts.
+
+use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+use tokio::io::Interest;
+use tokio::net::UnixDatagram;
+
+use super::parcel::{self, Parcel, Refusal};
+
+/// `SCM_MAX_FD` of Linux: how many descriptors a message may carry, the memfd among them.
+const DESCRIPTORS: usize = 253;
+/// How many bytes a message's memfd may hold.
+const BYTES: usize = 8 << 20;
+/// What a message itself says; all else is in its memfd.
+const MARK: &[u8] = b"parcels";
+
+/// The seals that make a memfd safe to read: nobody can change or shrink it any more (`memfd_create(2)`).
+const SEALS: SealFlags =
+    SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
+
+/// Both ends of the mailbox.
+///
+/// tokio knows no `SOCK_SEQPACKET`; as a datagram socket it watches one just as well.
+#[derive(Debug)]
+pub(crate) struct Mailbox {
+    /// Where this process puts parcels.
+    entrance: UnixDatagram,
+    /// Where it takes them out.
+    exit: UnixDatagram,
+}
+
+impl Mailbox {
+    /// A new pair.
+    pub(crate) fn new() -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (entrance, exit) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        // As much as `net.core.wmem_max` allows: each message counts with its bookkeeping.
+        let _ = rustix::net::sockopt::set_socket_send_buffer_size(&entrance, 8 << 20);
+        Self::adopt(entrance, exit)
+    }
+
+    /// The pair that an earlier process made.
+    pub(crate) fn adopt(entrance: OwnedFd, exit: OwnedFd) -> io::Result<Self> {
+        for end in [&entrance, &exit] {
+            if rustix::net::sockopt::socket_type(end)? != SocketType::SEQPACKET {
+                return Err(io::Error::other("the mailbox is not a SOCK_SEQPACKET socket"));
+            }
+            rustix::io::ioctl_fionbio(end, true)?;
+        }
+        Ok(Self {
+            entrance: UnixDatagram::from_std(entrance.into())?,
+            exit: UnixDatagram::from_std(exit.into())?,
+        })
+    }
+
+    /// The end that parcels are put into.
+    pub(crate) fn entrance(&self) -> BorrowedFd<'_> {
+        self.entrance.as_fd()
+    }
+
+    /// The end that parcels are taken out of.
+    pub(crate) fn exit(&self) -> BorrowedFd<'_> {
+        self.exit.as_fd()
+    }
+
+    /// Puts parcels in, as many as fit; returns the rest, with the reason.
+    pub(crate) fn put(&self, parcels: Vec<Parcel>) -> Result<(), (Vec<Parcel>, io::Error)> {
+        let mut parcels = parcels;
+        while !parcels.is_empty() {
+            let count = fitting(&parcels);
+            let rest = parcels.split_off(count);
+            if let Err(error) = self.put_one(&parcels) {
+                parcels.extend(rest);
+                return Err((parcels, error));
+            }
+            // Dropped here, their descriptors live on in the queue.
+            parcels = rest;
+        }
+        Ok(())
+    }
+
+    /// Returns when there may be room again.
+    pub(crate) async fn room(&self) -> io::Result<()> {
+        self.entrance.writable().await
+    }
+
+    fn put_one(&self, parcels: &[Parcel]) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        if !parcels.iter().all(|parcel| parcel.write_to(&mut bytes)) {
+            return Err(io::Error::other("it is too large to travel"));
+        }
+        let memfd = sealed(&bytes)?;
+        let descriptors: Vec<_> =
+            std::iter::once(memfd.as_fd()).chain(parcels.iter().flat_map(Parcel::descriptors)).collect();
+        let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+            return Err(io::Error::other("too many descriptors in a message"));
+        }
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match sendmsg(self.entrance(), &[IoSlice::new(MARK)], &mut control, flags) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(known_to(&self.entrance, Interest::WRITABLE, error)),
+        }
+    }
+
+    /// Takes one message out; `None` if there is none.
+    pub(crate) fn take(&self) -> io::Result<Option<Vec<Result<Parcel, Refusal>>>> {
+        let mut mark = [0; 64];
+        let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let received = match recvmsg(self.exit(), &mut [IoSliceMut::new(&mut mark)], &mut control, flags) {
+            Ok(received) => received,
+            Err(error) => {
+                let error = known_to(&self.exit, Interest::READABLE, error);
+                return if error.kind() == io::ErrorKind::WouldBlock { Ok(None) } else { Err(error) };
+            }
+        };
+        let mut descriptors = control.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+            _ => None,
+        });
+        let mut descriptors = descriptors.by_ref().flatten();
+        let memfd = descriptors.next();
+        let descriptors: Vec<_> = descriptors.collect();
+        let message = match memfd {
+            Some(memfd) if mark.get(..received.bytes) == Some(MARK) => unsealed(memfd),
+            _ => Err(io::Error::from(io::ErrorKind::InvalidData)),
+        };
+        // A message that makes no sense is taken out all the same, or it would block the queue for ever.
+        Ok(Some(message.map_or_else(|_| vec![Err(Refusal::Body)], |bytes| parcel::read(&bytes, descriptors))))
+    }
+
+    /// Returns when there may be something to take.
+    pub(crate) async fn filled(&self) -> io::Result<()> {
+        self.exit.readable().await
+    }
+}
+
+/// Tells tokio of an error, so that it waits for the next change when the socket was not ready.
+fn known_to(socket: &UnixDatagram, interest: Interest, error: rustix::io::Errno) -> io::Error {
+    let told: io::Result<()> = socket.try_io(interest, || Err(error.into()));
+    told.err().unwrap_or_else(|| error.into())
+}
+
+/// How many of the first parcels go into one message.
+fn fitting(parcels: &[Parcel]) -> usize {
+    let (mut descriptors, mut bytes) = (1, 0);
+    let fits = |parcel: &&Parcel| {
+        descriptors += parcel.descriptors().count();
+        bytes += parcel.weight();
+        descriptors <= DESCRIPTORS && bytes <= BYTES
+    };
+    // One parcel always may try: what is too large is refused by name.
+    parcels.iter().take_while(fits).count().max(1)
+}
+
+fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let memfd = memfd_create("steadfast-parcels", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut file = std::fs::File::from(memfd);
+    file.write_all(bytes)?;
+    fcntl_add_seals(&file, SEALS)?;
+    Ok(file.into())
+}
+
+fn unsealed(memfd: OwnedFd) -> io::Result<Vec<u8>> {
+    let wrong = |what| Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    if !fcntl_get_seals(&memfd)?.contains(SEALS) {
+        return wrong("its bytes are not sealed");
+    }
+    let file = std::fs::File::from(memfd);
+    match usize::try_from(file.metadata()?.len()) {
+        Ok(length) if length <= BYTES => {
+            let mut bytes = vec![0; length];
+            file.read_exact_at(&mut bytes, 0)?;
+            Ok(bytes)
+        }
+        _ => wrong("its bytes are too many"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! Parcels survive the queue, in order, in any number, and a stranger's message hurts nobody.
+
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use bytes::Bytes;
+
+    use super::super::parcel::ConnectionNote;
+    use super::*;
+
+    fn parcel(n: u64) -> (Parcel, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+        let note = ConnectionNote { peer: None, answered: n, idle_ms: 0, read_ahead: Bytes::new() };
+        (Parcel::Connection(ours.into(), note), theirs)
+    }
+
+    #[tokio::test]
+    async fn parcels_come_out_in_order_with_their_own_sockets() {
+        let mailbox = Mailbox::new().expect("a mailbox");
+        let (parcels, mut peers): (Vec<_>, Vec<_>) = (0..600).map(parcel).unzip();
+        mailbox.put(parcels).expect("there is room");
+        let mut taken = Vec::new();
+        while let Some(parcels) = mailbox.take().expect("the mailbox works") {
+            taken.extend(parcels);
+        }
+        assert_eq!(taken.len(), 600);
+        for (n, (taken, peer)) in taken.into_iter().zip(&mut peers).enumerate() {
+            let Ok(Parcel::Connection(socket, note)) = taken else { panic!("{taken:?}") };
+            assert_eq!(note.answered, n as u64);
+            let mut socket = UnixStream::from(socket);
+            socket.write_all(&[n as u8]).expect("its peer is there");
+            let mut byte = [0];
+            peer.read_exact(&mut byte).expect("its own peer hears it");
+            assert_eq!(byte, [n as u8]);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_comes_back() {
+        let mailbox = Mailbox::new().expect("a mailbox");
+        let mut put = 0_u64;
+        let refused = loop {
+            let (parcel, _) = parcel(put);
+            match mailbox.put(vec![parcel]) {
+                Ok(()) => put += 1,
+                Err((parcels, _)) => break parcels,
+            }
+            assert!(put < 100_000, "the queue has an end");
+        };
+        assert_eq!(refused.len(), 1);
+        let mut taken = 0;
+        while let Some(parcels) = mailbox.take().expect("the mailbox works") {
+            taken += parcels.len() as u64;
+        }
+        assert_eq!(taken, put);
+    }
+
+    #[tokio::test]
+    async fn a_message_without_sense_is_taken_out_and_refused() {
+        let mailbox = Mailbox::new().expect("a mailbox");
+        rustix::net::send(mailbox.entrance(), b"nonsense", SendFlags::empty()).expect("sent");
+        let (parcel, _peer) = parcel(7);
+        mailbox.put(vec![parcel]).expect("there is room");
+        assert!(matches!(&mailbox.take().expect("works").expect("a message")[..], [Err(Refusal::Body)]));
+        assert!(matches!(&mailbox.take().expect("works").expect("a message")[..], [Ok(_)]));
+        assert!(mailbox.take().expect("works").is_none());
+    }
+}

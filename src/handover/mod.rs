@@ -1,0 +1,138 @@
+//! How sockets reach the next process.
+//!
+//! Two ways lead there. Over a restart, the service manager keeps the listeners and the [`mailbox`] in its store while
+//! no process runs; the stopping process leaves its idle connections in the mailbox and the next one takes them out.
+//! On a reload both processes live: the old one starts its [`successor`], which inherits the same descriptors, and
+//! puts connections into the mailbox while the other takes them out. The rest of the program sees [`Handover`].
+
+pub(crate) mod mailbox;
+pub(crate) mod parcel;
+pub(crate) mod predecessor;
+pub(crate) mod successor;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use self::mailbox::Mailbox;
+use self::parcel::Parcel;
+use crate::daemon::registry::State;
+use crate::daemon::systemd::activation::Inherited;
+use crate::daemon::systemd::manager::Manager;
+
+/// `[handover]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Whether connections between two requests are carried to the next process; they are by default.
+    pub connections: bool,
+    /// Whether upgraded connections through `proxy` are; they are by default.
+    pub tunnels: bool,
+    /// How long a reload waits for the new process to be ready; 30 s by default.
+    pub ready_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { connections: true, tunnels: true, ready_timeout: Duration::from_secs(30) }
+    }
+}
+
+/// The names of the mailbox's ends, in the store and on the way to a successor.
+const ENTRANCE: &str = "mailbox-in";
+const EXIT: &str = "mailbox-out";
+
+/// How long a successor may leave the mailbox full.
+const ROOM: Duration = Duration::from_secs(5);
+
+/// The way to the next process.
+#[derive(Debug)]
+pub(crate) struct Handover {
+    config: Config,
+    mailbox: Option<Mailbox>,
+    /// The mailbox and the listeners outlive this process.
+    stored: bool,
+    /// A successor holds them too, and takes connections out as they are put in.
+    succeeded: AtomicBool,
+}
+
+impl Handover {
+    /// Takes the inherited mailbox, or makes one. Without a service manager there is no next process.
+    pub(crate) fn bind(config: Config, inherited: &mut Inherited, manager: &Manager) -> io::Result<Self> {
+        let mailbox = match (inherited.take(ENTRANCE).pop(), inherited.take(EXIT).pop()) {
+            _ if !manager.listens() => None,
+            (Some(entrance), Some(exit)) => Some(Mailbox::adopt(entrance, exit)?),
+            _ => Some(Mailbox::new()?),
+        };
+        Ok(Self { config, mailbox, stored: manager.stores(), succeeded: AtomicBool::new(false) })
+    }
+
+    /// Leaves the mailbox with the service manager. It knows the ends that it has already.
+    pub(crate) fn store(&self, manager: &Manager) {
+        for (name, end) in self.ends() {
+            manager.store(name, end);
+        }
+    }
+
+    /// The mailbox's ends by name, for the store and for a successor.
+    pub(crate) fn ends(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
+        self.mailbox.iter().flat_map(|m| [(ENTRANCE, m.entrance()), (EXIT, m.exit())])
+    }
+
+    /// A successor takes what is put in from now on.
+    pub(crate) fn succeeded(&self) {
+        self.succeeded.store(true, Relaxed);
+    }
+
+    /// Whether the listeners live on in the store or in a successor.
+    pub(crate) fn keeps_listeners(&self) -> bool {
+        self.stored || self.succeeded.load(Relaxed)
+    }
+
+    /// Whether any connection is carried.
+    pub(crate) fn is_open(&self) -> bool {
+        self.mailbox.is_some() && self.keeps_listeners() && (self.config.connections || self.config.tunnels)
+    }
+
+    /// Whether a connection in this state is carried, at once or after its answer.
+    pub(crate) fn carries(&self, state: State) -> bool {
+        match state {
+            State::Idle | State::Parked | State::Busy => self.config.connections,
+            State::Upgraded => self.config.tunnels,
+            State::Closing => false,
+        }
+    }
+
+    /// Puts parcels into the mailbox; waits for room if somebody is taking them out. Returns what is left, with the
+    /// reason.
+    pub(crate) async fn put(&self, mut parcels: Vec<Parcel>) -> Result<(), (Vec<Parcel>, io::Error)> {
+        let Some(mailbox) = &self.mailbox else {
+            return Err((parcels, io::ErrorKind::NotConnected.into()));
+        };
+        loop {
+            match mailbox.put(parcels) {
+                Err((left, error)) if is_full(&error) && self.succeeded.load(Relaxed) => {
+                    parcels = left;
+                    if tokio::time::timeout(ROOM, mailbox.room()).await.is_err() {
+                        return Err((parcels, error));
+                    }
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Where connections come from an earlier process.
+    pub(crate) fn mailbox(&self) -> Option<&Mailbox> {
+        self.mailbox.as_ref()
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock
+}
+
+/// The name of a descriptor with its owner's duplicate of it.
+pub(crate) fn named(name: impl Into<String>, fd: impl AsFd) -> io::Result<(String, std::os::fd::OwnedFd)> {
+    Ok((name.into(), fd.as_fd().try_clone_to_owned()?))
+}

@@ -1,0 +1,322 @@
+//! What travels from one process to the next, as bytes and descriptors.
+//!
+//! A message is a list of records beside a list of descriptors:
+//!
+//! ```text
+//! version: u8   descriptors: u8   length: u32, little-endian   body: `length` bytes
+//! ```
+//!
+//! A record takes its `descriptors` from the front of the list, so what a version cannot read is stepped over and
+//! costs that one record. The body of this version is a [`Content`] in postcard's encoding.
+//!
+//! The next process may be another version of the program, so the bytes are input from outside: nothing in here
+//! trusts them, and nothing panics on them.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// The version of the records that this program writes, and the only one that it reads.
+pub(crate) const VERSION: u8 = match option_env!("STEADFAST_PARCEL_VERSION") {
+    // A build with another number stands in for another version in the tests.
+    Some(number) => number.as_bytes()[0] - b'0',
+    None => 1,
+};
+
+/// The largest body that is written or read: more than any head, or any tunnel's two buffers, can be.
+pub(crate) const MAX_BODY: usize = 1 << 20;
+
+const HEADER: usize = 6;
+
+/// A connection on its way, with its descriptors.
+#[derive(Debug)]
+pub(crate) enum Parcel {
+    /// An HTTP connection between two requests.
+    Connection(OwnedFd, ConnectionNote),
+    /// An upgraded connection and the upstream it is tied to.
+    Tunnel {
+        /// The client's socket.
+        client: OwnedFd,
+        /// The upstream's.
+        upstream: OwnedFd,
+        /// What is known of it.
+        note: TunnelNote,
+    },
+}
+
+/// What the next process must know of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ConnectionNote {
+    /// The client's address; none for a unix socket.
+    pub peer: Option<SocketAddr>,
+    /// Requests answered on it.
+    pub answered: u64,
+    /// How long it has been idle, in milliseconds.
+    pub idle_ms: u64,
+    /// Bytes already read: the beginning of the next request.
+    pub read_ahead: Bytes,
+}
+
+/// What the next process must know of a tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TunnelNote {
+    /// The client's address; none for a unix socket.
+    pub peer: Option<SocketAddr>,
+    /// The method of the request that began it.
+    pub method: String,
+    /// Its path and query.
+    pub uri: String,
+    /// How long ago that was, in milliseconds.
+    pub age_ms: u64,
+    /// What flows to the upstream.
+    pub up: Flow,
+    /// What flows to the client.
+    pub down: Flow,
+}
+
+/// One direction of a tunnel.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Flow {
+    /// Bytes read from one side that the other has yet to take.
+    pub unsent: Bytes,
+    /// The side it comes from has closed: after `unsent` the other is told so.
+    pub ended: bool,
+}
+
+/// A record's body.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Content {
+    /// One descriptor.
+    Connection(ConnectionNote),
+    /// Two: the client's and the upstream's.
+    Tunnel(TunnelNote),
+}
+
+impl Content {
+    fn descriptors(&self) -> usize {
+        match self {
+            Self::Connection(_) => 1,
+            Self::Tunnel(_) => 2,
+        }
+    }
+}
+
+/// Why a record was not understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// It is another version's.
+    #[error("version {0} of the format is not version {VERSION}")]
+    Version(u8),
+    /// Its body cannot be read.
+    #[error("its body is malformed")]
+    Body,
+    /// It has not the descriptors that its body needs.
+    #[error("it has {0} descriptors where it needs {1}")]
+    Descriptors(usize, usize),
+    /// The message ends before the record does: nothing after it can be read either.
+    #[error("the message is cut short")]
+    Short,
+}
+
+impl Parcel {
+    /// Its descriptors, in their order.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let (first, second) = match self {
+            Self::Connection(socket, _) => (socket, None),
+            Self::Tunnel { client, upstream, .. } => (client, Some(upstream)),
+        };
+        std::iter::once(first).chain(second).map(AsFd::as_fd)
+    }
+
+    /// About how many bytes its record has.
+    #[must_use]
+    pub(crate) fn weight(&self) -> usize {
+        // The fixed fields of either kind, generously.
+        const FIELDS: usize = 128;
+        FIELDS
+            + match self {
+                Self::Connection(_, note) => note.read_ahead.len(),
+                Self::Tunnel { note, .. } => {
+                    note.method.len() + note.uri.len() + note.up.unsent.len() + note.down.unsent.len()
+                }
+            }
+    }
+
+    /// Adds its record to a message. `false`, with the message as it was, if it is too large to travel.
+    #[must_use]
+    pub(crate) fn write_to(&self, message: &mut Vec<u8>) -> bool {
+        let content = match self {
+            Self::Connection(_, note) => Content::Connection(note.clone()),
+            Self::Tunnel { note, .. } => Content::Tunnel(note.clone()),
+        };
+        let Ok(body) = postcard::to_allocvec(&content) else {
+            return false;
+        };
+        let Some(length) = u32::try_from(body.len()).ok().filter(|_| body.len() <= MAX_BODY) else {
+            return false;
+        };
+        message.push(VERSION);
+        message.push(u8::try_from(content.descriptors()).unwrap_or(u8::MAX));
+        message.extend(length.to_le_bytes());
+        message.extend(body);
+        true
+    }
+}
+
+/// Takes a message apart: a parcel, or the reason why not, for each of its records. Descriptors that no record takes
+/// are closed.
+#[must_use]
+pub(crate) fn read(message: &[u8], descriptors: Vec<OwnedFd>) -> Vec<Result<Parcel, Refusal>> {
+    let mut descriptors = descriptors.into_iter();
+    records(message)
+        .map(|record| {
+            let (announced, content) = record?;
+            let mut own = descriptors.by_ref().take(announced);
+            let (first, second) = (own.next(), own.next());
+            own.for_each(drop);
+            match (content?, first, second) {
+                (Content::Connection(note), Some(socket), None) => Ok(Parcel::Connection(socket, note)),
+                (Content::Tunnel(note), Some(client), Some(upstream)) if announced == 2 => {
+                    Ok(Parcel::Tunnel { client, upstream, note })
+                }
+                (content, ..) => Err(Refusal::Descriptors(announced, content.descriptors())),
+            }
+        })
+        .collect()
+}
+
+/// The records of a message: how many descriptors each announces, and what it holds.
+pub(crate) fn records(
+    message: &[u8],
+) -> impl Iterator<Item = Result<(usize, Result<Content, Refusal>), Refusal>> {
+    let mut rest = message;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let Some((header, after)) = rest.split_first_chunk::<HEADER>() else {
+            rest = &[];
+            return Some(Err(Refusal::Short));
+        };
+        let [version, descriptors, length @ ..] = *header;
+        let length = u32::from_le_bytes(length) as usize;
+        let Some((body, after)) = after.split_at_checked(length) else {
+            rest = &[];
+            return Some(Err(Refusal::Short));
+        };
+        rest = after;
+        let content = match version {
+            VERSION if length <= MAX_BODY => postcard::from_bytes(body).map_err(|_| Refusal::Body),
+            VERSION => Err(Refusal::Body),
+            other => Err(Refusal::Version(other)),
+        };
+        Some(Ok((usize::from(descriptors), content)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    //! What is written is read, and what is not understood costs itself alone.
+
+    use std::os::unix::net::UnixStream;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn socket() -> OwnedFd {
+        UnixStream::pair().expect("a pair of sockets").0.into()
+    }
+
+    fn connection(read_ahead: &[u8]) -> Parcel {
+        let note = ConnectionNote {
+            peer: Some(([127, 0, 0, 1], 4711).into()),
+            answered: 3,
+            idle_ms: 1500,
+            read_ahead: Bytes::copy_from_slice(read_ahead),
+        };
+        Parcel::Connection(socket(), note)
+    }
+
+    fn tunnel() -> Parcel {
+        let note = TunnelNote {
+            peer: None,
+            method: "GET".into(),
+            uri: "/chat?room=1".into(),
+            age_ms: 60_000,
+            up: Flow { unsent: Bytes::from_static(b"to the upstream"), ended: false },
+            down: Flow { unsent: Bytes::new(), ended: true },
+        };
+        Parcel::Tunnel { client: socket(), upstream: socket(), note }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let mut message = Vec::new();
+        assert!(connection(b"GET /half").write_to(&mut message));
+        assert!(tunnel().write_to(&mut message));
+        let read = read(&message, vec![socket(), socket(), socket()]);
+        let [Ok(Parcel::Connection(_, note)), Ok(Parcel::Tunnel { note: tunnel_note, .. })] = &read[..]
+        else {
+            panic!("{read:?}");
+        };
+        let (Parcel::Connection(_, written), Parcel::Tunnel { note: tunnel_written, .. }) =
+            (connection(b"GET /half"), tunnel())
+        else {
+            unreachable!()
+        };
+        assert_eq!(*note, written);
+        assert_eq!(*tunnel_note, tunnel_written);
+    }
+
+    #[test]
+    fn another_version_costs_its_own_record_and_descriptors() {
+        let mut message = Vec::new();
+        assert!(tunnel().write_to(&mut message));
+        message[0] = VERSION + 1;
+        assert!(connection(b"").write_to(&mut message));
+        let kept = socket();
+        let number = std::os::fd::AsRawFd::as_raw_fd(&kept);
+        let read = read(&message, vec![socket(), socket(), kept]);
+        let [Err(Refusal::Version(_)), Ok(Parcel::Connection(socket, _))] = &read[..] else {
+            panic!("{read:?}");
+        };
+        assert_eq!(std::os::fd::AsRawFd::as_raw_fd(socket), number, "the right descriptor");
+    }
+
+    #[test]
+    fn a_record_without_its_descriptors_is_refused() {
+        let mut message = Vec::new();
+        assert!(tunnel().write_to(&mut message));
+        let read = read(&message, vec![socket()]);
+        assert!(matches!(&read[..], [Err(Refusal::Descriptors(2, 2))]), "{read:?}");
+    }
+
+    #[test]
+    fn what_is_too_large_does_not_travel() {
+        let mut message = vec![1, 2, 3];
+        assert!(!connection(&vec![0; MAX_BODY + 1]).write_to(&mut message));
+        assert_eq!(message, [1, 2, 3]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(message: Vec<u8>, descriptors in 0..4usize) {
+            let _ = read(&message, (0..descriptors).map(|_| socket()).collect());
+        }
+
+        #[test]
+        fn a_damaged_message_yields_at_most_what_was_in_it(at in 0..200usize, byte: u8) {
+            let mut message = Vec::new();
+            for _ in 0..3 {
+                prop_assert!(connection(b"GET / HTTP/1.1\r\n").write_to(&mut message));
+            }
+            let at = at % message.len();
+            message[at] = byte;
+            let parcels = read(&message, (0..3).map(|_| socket()).collect());
+            prop_assert!(parcels.iter().filter(|p| p.is_ok()).count() <= 3);
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! A reload, seen from the new process: it takes the old one's place, and waits for it at the end.
+
+use std::io::{self, ErrorKind};
+use std::os::unix::net::UnixStream as StdUnixStream;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::Mutex;
+
+use crate::daemon::systemd::activation::Inherited;
+
+/// The names under which the old process passes the socket to itself, and what stderr was before it listened in.
+pub(super) const CHANNEL: &str = "predecessor";
+pub(crate) const STDERR: &str = "stderr";
+
+/// The process that started this one and drains while this one serves.
+#[derive(Debug)]
+pub(crate) struct Predecessor {
+    hears: Mutex<BufReader<OwnedReadHalf>>,
+    says: Mutex<OwnedWriteHalf>,
+}
+
+impl Predecessor {
+    /// The process that this one was started by, if it is to take its place.
+    pub(crate) fn find(inherited: &mut Inherited) -> io::Result<Option<Self>> {
+        let Some(channel) = inherited.take(CHANNEL).pop() else { return Ok(None) };
+        let channel = StdUnixStream::from(channel);
+        channel.set_nonblocking(true)?;
+        let (hears, says) = UnixStream::from_std(channel)?.into_split();
+        Ok(Some(Self { hears: Mutex::new(BufReader::new(hears)), says: Mutex::new(says) }))
+    }
+
+    /// Says that everything is bound, and returns when the old process has made this one the main one.
+    pub(crate) async fn relieve(&self) -> io::Result<()> {
+        self.says.lock().await.write_all(b"ready\n").await?;
+        let mut line = String::new();
+        self.hears.lock().await.read_line(&mut line).await?;
+        match line.as_str() {
+            "go\n" => Ok(()),
+            _ => Err(io::Error::new(ErrorKind::UnexpectedEof, "the process to be relieved gave up")),
+        }
+    }
+
+    /// Says why this process cannot take over.
+    pub(crate) async fn decline(&self, reason: &str) {
+        let line = format!("failed {}\n", reason.replace('\n', " "));
+        // If the old process is gone, there is nobody to tell.
+        let _ = self.says.lock().await.write_all(line.as_bytes()).await;
+    }
+
+    /// Returns when the old process has ended.
+    pub(crate) async fn gone(&self) {
+        // It says nothing any more: whatever ends the wait is its end.
+        let _ = self.hears.lock().await.read_u8().await;
+    }
+
+    /// Asks the old process to cut what it still has in flight.
+    pub(crate) async fn cut(&self) {
+        let _ = self.says.lock().await.write_all(b"cut\n").await;
+    }
+}

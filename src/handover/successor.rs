@@ -1,0 +1,186 @@
+//! A reload, seen from the old process: it starts the next one and learns whether that is ready.
+//!
+//! The two speak over a socket pair, a line at a time. The successor says `ready`, or `failed` with the reason; the
+//! old process answers `go` once it has resigned. From then on the socket says by its being open that the old process
+//! still drains, and the successor may send `cut`.
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use command_fds::{CommandFdExt, FdMapping};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+
+use super::named;
+use super::predecessor::{CHANNEL, STDERR};
+
+/// The first descriptor that is passed on (`SD_LISTEN_FDS_START`).
+const FIRST: usize = 3;
+
+/// Starts `"$@"` as a child of the service manager rather than of this process, so that the manager may supervise
+/// it: the shell that starts it ends at once, and its children become the manager's. The inner shell knows its own
+/// number, which is the successor's, and puts it where the old process's stands. Standard output is the outer shell's, for that number.
+const START: &str =
+    r#"sh -c 'export LISTEN_PID=$$ ${WATCHDOG_PID:+WATCHDOG_PID=$$}; exec "$@"' sh "$@" >&2 & echo $!"#;
+
+/// Why there is no successor. The old process goes on as if nothing had happened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SuccessorError {
+    /// The program is not where it was.
+    #[error("cannot start {}: {}", .0.display(), .1)]
+    Start(PathBuf, #[source] io::Error),
+    /// It ended, or said that it cannot serve.
+    #[error("the new process failed: {0}")]
+    Failed(String),
+    /// It was ended because it took too long.
+    #[error("the new process was not ready within {0:?} and was ended")]
+    TimedOut(Duration),
+}
+
+/// A process that is to take over. Dropped before it was given the word, it is ended: it must not serve what this
+/// process goes on serving.
+#[derive(Debug)]
+pub(crate) struct Successor {
+    pid: u32,
+    process: OwnedFd,
+    channel: Option<BufReader<UnixStream>>,
+}
+
+impl Successor {
+    /// Starts the program that is at `program` now, with the arguments of this process, and waits until it is ready.
+    pub(crate) async fn start(
+        program: &Path,
+        descriptors: Vec<(String, OwnedFd)>,
+        timeout: Duration,
+    ) -> Result<Self, SuccessorError> {
+        let wrong = |e| SuccessorError::Start(program.into(), e);
+        // The shell would say so in its own words, to nobody.
+        std::fs::metadata(program).map_err(wrong)?;
+        let (mut successor, mut words) = Self::spawn(program, descriptors).map_err(wrong)?;
+        let mut line = String::new();
+        match tokio::time::timeout(timeout, successor.hear(&mut line)).await {
+            Ok(Ok(_)) if line == "ready\n" => Ok(successor),
+            Ok(Ok(_)) => Err(SuccessorError::Failed(match line.strip_prefix("failed ") {
+                Some(reason) => reason.trim_end().to_owned(),
+                None => last_words(&mut words),
+            })),
+            Ok(Err(error)) => Err(wrong(error)),
+            Err(_) => Err(SuccessorError::TimedOut(timeout)),
+        }
+    }
+
+    async fn hear(&mut self, line: &mut String) -> io::Result<usize> {
+        match &mut self.channel {
+            Some(channel) => channel.read_line(line).await,
+            None => Ok(0),
+        }
+    }
+
+    fn spawn(program: &Path, descriptors: Vec<(String, OwnedFd)>) -> io::Result<(Self, StdUnixStream)> {
+        let (ours, theirs) = StdUnixStream::pair()?;
+        // What it writes to stderr before it is ready is the reason why it is not.
+        let (words, stderr) = StdUnixStream::pair()?;
+        let mut passed = descriptors;
+        passed.push((CHANNEL.to_owned(), theirs.into()));
+        passed.push(named(STDERR, io::stderr())?);
+        let names: Vec<_> = passed.iter().map(|(name, _)| name.as_str()).collect();
+
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", START, "sh"])
+            .arg(program)
+            .args(std::env::args_os().skip(1))
+            .env("LISTEN_FDS", passed.len().to_string())
+            .env("LISTEN_FDNAMES", names.join(":"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(OwnedFd::from(stderr));
+        let mappings = (FIRST..)
+            .zip(passed)
+            .map(|(number, (_, fd))| FdMapping {
+                parent_fd: fd,
+                child_fd: i32::try_from(number).unwrap_or(i32::MAX),
+            })
+            .collect();
+        command.fd_mappings(mappings).map_err(io::Error::other)?;
+        let output = command.spawn()?.wait_with_output()?;
+        // Held open here, the pairs would not tell of the other's end.
+        drop(command);
+        let pid: u32 = String::from_utf8_lossy(&output.stdout).trim().parse().map_err(io::Error::other)?;
+        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
+        let process = pidfd_open(raw, PidfdFlags::empty())?;
+        ours.set_nonblocking(true)?;
+        let channel = Some(BufReader::new(UnixStream::from_std(ours)?));
+        Ok((Self { pid, process, channel }, words))
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Gives the word. If the process has ended meanwhile, the service manager, whose main process it is by now,
+    /// starts another.
+    pub(crate) async fn go(mut self) -> Word {
+        let mut channel = self.channel.take();
+        if let Some(channel) = &mut channel
+            && let Err(error) = channel.write_all(b"go\n").await
+        {
+            tracing::error!(%error, "the new process ended before it could take over");
+        }
+        Word { pid: self.pid, channel }
+    }
+}
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        if self.channel.is_some() {
+            // It may have ended by itself.
+            let _ = pidfd_send_signal(self.process.as_fd(), Signal::KILL);
+        }
+    }
+}
+
+/// The word that was given. By its being kept the successor knows that this process still drains.
+#[derive(Debug)]
+pub(crate) struct Word {
+    pid: u32,
+    channel: Option<BufReader<UnixStream>>,
+}
+
+impl Word {
+    /// The successor's process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Returns when the successor asks for what is still in flight to be cut.
+    pub(crate) async fn cut_asked(&mut self) {
+        let mut line = String::new();
+        if let Some(channel) = &mut self.channel
+            && channel.read_line(&mut line).await.is_ok()
+            && line == "cut\n"
+        {
+            return;
+        }
+        // A successor that has ended asks for nothing.
+        std::future::pending().await
+    }
+}
+
+/// What the process wrote to stderr; it has ended, or is about to be.
+fn last_words(words: &mut StdUnixStream) -> String {
+    let mut text = Vec::new();
+    // As much as there is now: a process that hangs may hold the other end open.
+    let _ = words.set_nonblocking(true);
+    let _ = words.take(64 << 10).read_to_end(&mut text);
+    match String::from_utf8_lossy(&text).trim() {
+        "" => "it ended without a word".into(),
+        words => words.to_owned(),
+    }
+}
