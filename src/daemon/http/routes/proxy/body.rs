@@ -75,14 +75,16 @@ impl Turn {
     }
 
     fn is_upstreams(&self) {
-        let now = State::Upstream(Instant::now());
-        match std::mem::replace(&mut *self.state(), now) {
-            State::Over => self.over(),
-            State::Upstream(_) => {}
-            State::Connecting | State::Client => {
-                self.waiting_for(Waiting::UpstreamResponse);
-                self.watcher.wake();
-            }
+        let mut state = self.state();
+        let before = *state;
+        if matches!(before, State::Over) {
+            return;
+        }
+        *state = State::Upstream(Instant::now());
+        drop(state);
+        self.waiting_for(Waiting::UpstreamResponse);
+        if !matches!(before, State::Upstream(_)) {
+            self.watcher.wake();
         }
     }
 

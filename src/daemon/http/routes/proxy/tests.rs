@@ -16,8 +16,11 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::daemon::access::AccessLog;
+use crate::daemon::http::listener::{Address, Listener};
 use crate::daemon::http::routes::{Action, Route, router};
+use crate::daemon::http::server::{Limits, Server};
 use crate::daemon::registry::{Peer, Registry, Waiting};
+use crate::daemon::systemd::activation::Inherited;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -39,7 +42,24 @@ fn proxied(config: Config) -> Router {
     router(&[route], None, &TaskTracker::new())
 }
 
-/// Serves a router on loopback.
+/// Serves a proxy on loopback as the daemon does.
+fn serve_proxy(config: Config) -> SocketAddr {
+    let address = Address::Tcp("127.0.0.1:0".parse().expect("an address"));
+    let listeners = Listener::bind(&address, &mut Inherited::default()).expect("a listener");
+    let Address::Tcp(address) = *listeners[0].address() else { unreachable!("it was of TCP") };
+    let limits = Limits {
+        max_connections: 100,
+        header_timeout: 10 * SECOND,
+        keepalive_timeout: 10 * SECOND,
+        body_limit: 10 << 20,
+    };
+    let registry = Registry::new(metrics::Histogram::noop(), AccessLog::off());
+    let server = Server::new(listeners, proxied(config), registry, limits);
+    spawn(async move { server.serve().await });
+    address
+}
+
+/// Serves an upstream on loopback.
 async fn serve(router: Router) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
     let address = listener.local_addr().expect("its address");
@@ -50,7 +70,7 @@ async fn serve(router: Router) -> SocketAddr {
 /// Serves an upstream, and a proxy before it. Returns the proxy's address.
 async fn in_front_of(upstream: Router) -> SocketAddr {
     let upstream = serve(upstream).await;
-    serve(proxied(config(http(upstream)))).await
+    serve_proxy(config(http(upstream)))
 }
 
 /// An upstream on a unix socket that does as it is told with each connection: its number, from 0, and its stream.
@@ -259,7 +279,7 @@ async fn bodies_stream_both_ways_at_once() {
 #[tokio::test]
 async fn trailers_are_passed_on_both_ways() {
     let upstream = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
-    let proxy = serve(proxied(config(http(upstream.local_addr().expect("an address"))))).await;
+    let proxy = serve_proxy(config(http(upstream.local_addr().expect("an address"))));
     let asked = spawn(async move {
         let (mut stream, _) = upstream.accept().await.expect("a connection");
         let asked = head(&mut stream).await + &head(&mut stream).await;
@@ -286,7 +306,7 @@ async fn an_answer_without_a_body_stays_without_one() {
         ("GET", "304 Not Modified\r\netag: \"x\"", Some("etag: \"x\"")),
     ] {
         let upstream = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
-        let proxy = serve(proxied(config(http(upstream.local_addr().expect("an address"))))).await;
+        let proxy = serve_proxy(config(http(upstream.local_addr().expect("an address"))));
         spawn(async move {
             let (mut stream, _) = upstream.accept().await.expect("a connection");
             head(&mut stream).await;
@@ -318,7 +338,7 @@ async fn a_client_of_http_1_0_gets_the_body_up_to_the_close() {
 #[tokio::test]
 async fn an_upstream_of_http_1_0_answers_a_client_of_http_1_1() {
     let upstream = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
-    let proxy = serve(proxied(config(http(upstream.local_addr().expect("an address"))))).await;
+    let proxy = serve_proxy(config(http(upstream.local_addr().expect("an address"))));
     spawn(async move {
         let (mut stream, _) = upstream.accept().await.expect("a connection");
         head(&mut stream).await;
@@ -657,7 +677,7 @@ async fn a_request_is_sent_three_times_at_most() {
 async fn a_client_that_is_gone_takes_its_upstream_request_along() {
     for answer in ["", "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf"] {
         let upstream = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
-        let proxy = serve(proxied(config(http(upstream.local_addr().expect("an address"))))).await;
+        let proxy = serve_proxy(config(http(upstream.local_addr().expect("an address"))));
         let mut client = TcpStream::connect(proxy).await.expect("a connection");
         say(&mut client, "GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
         let (mut stream, _) = upstream.accept().await.expect("a connection");
@@ -719,7 +739,7 @@ const SWITCHING: &str = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade
 #[tokio::test]
 async fn a_websocket_passes_in_both_directions() {
     let upstream = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
-    let proxy = serve(proxied(config(http(upstream.local_addr().expect("an address"))))).await;
+    let proxy = serve_proxy(config(http(upstream.local_addr().expect("an address"))));
     spawn(async move {
         let (stream, _) = upstream.accept().await.expect("a connection");
         let mut socket = tokio_tungstenite::accept_async(stream).await.expect("a handshake");
@@ -742,7 +762,7 @@ async fn a_websocket_passes_in_both_directions() {
 #[tokio::test]
 async fn the_end_of_one_direction_leaves_the_other_open() {
     let upstream = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
-    let proxy = serve(proxied(config(http(upstream.local_addr().expect("an address"))))).await;
+    let proxy = serve_proxy(config(http(upstream.local_addr().expect("an address"))));
     let asked = spawn(async move {
         let (mut stream, _) = upstream.accept().await.expect("a connection");
         let asked = head(&mut stream).await;
