@@ -66,6 +66,9 @@ metrics: _binary
     cat > "$folder/config.toml" <<'TOML'
     [http]
     listen = ["127.0.0.1:0"]
+    [[route]]
+    path = "/*"
+    status = true
     [admin]
     listen = ["127.0.0.1:0"]
     [log]

@@ -32,6 +32,9 @@
 pub mod config;
 pub mod daemon;
 mod exit;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod handover;
 pub mod logging;
 

@@ -1,6 +1,6 @@
 //! The daemon: the tree on one screen, and what its children share.
 
-mod access;
+pub(crate) mod access;
 pub mod admin;
 pub mod http;
 pub mod phase;
@@ -275,7 +275,7 @@ impl Tree {
             for listener in server.listeners() {
                 let inherited = listener.is_inherited();
                 let address = listener.address();
-                tracing::info!(child, %address, inherited, "{child} listens on {address}");
+                tracing::info!(child, %address, inherited, "listening on {address} for {child}");
                 if let Some(name) = listener.configured().stored_as()
                     && !inherited
                 {

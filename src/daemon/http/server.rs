@@ -137,6 +137,12 @@ impl Server {
         self.tasks.spawn(connection::serve(stream, Arc::clone(&self.serving), Start::Active));
     }
 
+    /// Serves a connection that no listener accepted.
+    #[cfg(fuzzing)]
+    pub(crate) fn serve_one(&self, socket: tokio::net::UnixStream) {
+        self.start(Socket::Unix(socket), Peer::Unix, None);
+    }
+
     /// Takes a connection over from an earlier process, or back from the way to the next one.
     pub(crate) fn adopt(&self, parcel: Parcel) -> io::Result<()> {
         // At the limit it comes all the same: it was there before those that wait in the backlog.

@@ -1,0 +1,55 @@
+//! What the fuzz targets in `fuzz/` reach into; not built otherwise.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::routing::{any, get};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use crate::daemon::access::AccessLog;
+use crate::daemon::http::server::{Limits, Server};
+use crate::daemon::registry::Registry;
+use crate::handover::parcel::{Parcel, records};
+
+/// Reads a message of the mailbox.
+pub fn parcels(message: &[u8]) {
+    for record in records(message) {
+        if let Ok((_, Ok(content))) = record {
+            let note = format!("{content:?}");
+            assert!(!note.is_empty());
+        }
+    }
+    // With no descriptors at all nothing can be carried.
+    assert!(crate::handover::parcel::read(message, Vec::new()).iter().all(Result::<Parcel, _>::is_err));
+}
+
+/// Feeds a connection, and returns all that it answers until it is closed.
+pub async fn connection(bytes: &[u8]) -> Vec<u8> {
+    let router =
+        Router::new().route("/echo", any(async |body: Bytes| body)).route("/{*path}", get(async || "hello"));
+    let limits = Limits {
+        max_connections: 1,
+        header_timeout: Duration::from_secs(5),
+        keepalive_timeout: Duration::from_secs(5),
+        body_limit: 64 << 10,
+    };
+    let registry = Registry::new(metrics::Histogram::noop(), AccessLog::off());
+    let server = Server::new(Vec::new(), router, Arc::clone(&registry), limits);
+    let (mut client, theirs) = UnixStream::pair().expect("a pair of sockets");
+    server.serve_one(theirs);
+    let mut answer = Vec::new();
+    let exchange = async {
+        // The server may close before it has read all, or answered anything.
+        let _ = client.write_all(bytes).await;
+        let _ = client.shutdown().await;
+        let _ = client.read_to_end(&mut answer).await;
+        registry.emptied().await;
+    };
+    tokio::time::timeout(Duration::from_secs(10), exchange)
+        .await
+        .expect("the connection ends with its client");
+    answer
+}
