@@ -5,6 +5,7 @@
 //! ranges that a server is to ignore.
 
 use std::convert::Infallible;
+use std::fmt::Write;
 use std::future::Future;
 use std::io;
 use std::path::PathBuf;
@@ -205,9 +206,12 @@ fn percent_encoded(name: &str) -> String {
     for byte in name.bytes() {
         match byte {
             b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~' | b'/' => {
-                encoded.push(byte.into())
+                encoded.push(byte.into());
             }
-            _ => encoded.push_str(&format!("%{byte:02X}")),
+            _ => {
+                // A string takes whatever is written.
+                let _ = write!(encoded, "%{byte:02X}");
+            }
         }
     }
     encoded

@@ -46,14 +46,14 @@ pub enum Action {
 /// # Panics
 /// When a path does not begin with `/`, which the config's check refuses too.
 pub(crate) fn router(routes: &[Route], fallback: Option<Router>, tunnels: &TaskTracker) -> Router {
-    let mut router = Router::new().without_v07_checks();
+    let mut all = Router::new().without_v07_checks();
     let mut claimed = HashSet::new();
     // What is written in the config goes before what follows from it: "/a/*" stands for "/a/" as well, unless
     // another route is written for that.
     let (below, exact): (Vec<&Route>, Vec<&Route>) = routes.iter().partition(|r| r.path.ends_with("/*"));
     for route in exact {
         if claimed.insert(route.path.clone()) {
-            router = at(router, &[escape(&route.path)], route, tunnels);
+            all = at(all, &[escape(&route.path)], route, tunnels);
         }
     }
     for route in &below {
@@ -65,19 +65,19 @@ pub(crate) fn router(routes: &[Route], fallback: Option<Router>, tunnels: &TaskT
         if claimed.insert(folder.to_owned()) {
             patterns.push(escape(folder));
         }
-        router = at(router, &patterns, route, tunnels);
+        all = at(all, &patterns, route, tunnels);
     }
     for route in &below {
         let folder = route.path.strip_suffix("/*").unwrap_or_default();
         if matches!(route.action, Action::Files(_)) && !folder.is_empty() && claimed.insert(folder.to_owned())
         {
-            router = router.route_service(&escape(folder), tower::service_fn(files::to_folder));
+            all = all.route_service(&escape(folder), tower::service_fn(files::to_folder));
         }
     }
     match fallback {
         // Of the two limits of a body `[http] body_limit` counts, not axum's own default.
-        Some(fallback) => router.fallback_service(fallback.layer(DefaultBodyLimit::disable())),
-        None => router.fallback(async || text(StatusCode::NOT_FOUND, "nothing is served at this path")),
+        Some(fallback) => all.fallback_service(fallback.layer(DefaultBodyLimit::disable())),
+        None => all.fallback(async || text(StatusCode::NOT_FOUND, "nothing is served at this path")),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Mutex;
 
 use axum::Router;
 use futures_util::{SinkExt, StreamExt, stream};
@@ -46,7 +47,7 @@ fn proxied(config: Config) -> Router {
 fn serve_proxy(config: Config) -> SocketAddr {
     let address = Address::Tcp("127.0.0.1:0".parse().expect("an address"));
     let listeners = Listener::bind(&address, &mut Inherited::default()).expect("a listener");
-    let Address::Tcp(address) = *listeners[0].address() else { unreachable!("it was of TCP") };
+    let Address::Tcp(address) = listeners[0].address() else { unreachable!("it was of TCP") };
     let limits = Limits {
         max_connections: 100,
         header_timeout: 10 * SECOND,
@@ -168,11 +169,9 @@ const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 /// Answers with the request's head, as text.
 async fn told(request: Request) -> String {
-    let mut told = format!("{} {}\n", request.method(), request.uri());
-    for (name, value) in request.headers() {
-        told += &format!("{name}: {}\n", value.to_str().expect("text"));
-    }
-    told
+    let headers = request.headers().iter();
+    let headers = headers.map(|(name, value)| format!("{name}: {}\n", value.to_str().expect("text")));
+    format!("{} {}\n{}", request.method(), request.uri(), headers.collect::<String>())
 }
 
 #[tokio::test]
@@ -669,6 +668,42 @@ async fn a_request_is_sent_three_times_at_most() {
     }
     sleep(20 * SECOND).await;
     assert!(came.is_empty());
+}
+
+/// A log that can be read.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("a log").extend(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_failure_is_logged_once_with_its_upstream_and_its_causes() {
+    let log = Log::default();
+    let written = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_ansi(false)
+        .with_writer(move || written.clone())
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    // Fails three times, is resent twice, and is one failure.
+    let upstream = Scripted::new(async |_, mut stream| head(&mut stream).await);
+    ask(&upstream.proxied(), get("/path?q")).await;
+    let text = String::from_utf8(log.0.lock().expect("a log").clone()).expect("text");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.contains("WARN") && text.contains("proxied request failed"), "{text}");
+    assert!(text.contains(&format!("upstream=unix:{}", upstream.path().display())), "{text}");
+    assert!(text.contains("method=GET uri=/path?q"), "{text}");
+    assert!(text.contains("error=\"no answer from the upstream: "), "{text}");
 }
 
 // ---------------------------------------------------------------- a client that fails

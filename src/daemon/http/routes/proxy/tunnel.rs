@@ -183,3 +183,100 @@ impl Direction {
 fn written(n: usize) -> io::Result<usize> {
     if n == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(n) }
 }
+
+#[cfg(test)]
+mod tests {
+    //! What a tunnel promises whatever its ends do.
+
+    use proptest::prelude::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    fn between<C, U>(client: C, upstream: U) -> Tunnel<C, U> {
+        Tunnel { client, upstream, up: Direction::default(), down: Direction::default() }
+    }
+
+    proptest! {
+        /// A tunnel between two short pipes, stopped and gone on with after every so many polls.
+        #[test]
+        fn nothing_is_lost_doubled_or_reordered_wherever_it_is_stopped(
+            said in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40_000), 2),
+            pipe in 1..20_000_usize,
+            polls in 1..8_usize,
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+            let heard = runtime.block_on(async {
+                let (client, near) = tokio::io::duplex(pipe);
+                let (far, upstream) = tokio::io::duplex(pipe);
+                let mut tunnel = between(near, far);
+                let carry = async {
+                    loop {
+                        let mut run = std::pin::pin!(tunnel.run());
+                        let mut left = polls;
+                        let ended = poll_fn(|cx| match run.as_mut().poll(cx) {
+                            Poll::Ready(ended) => Poll::Ready(Some(ended)),
+                            Poll::Pending if left == 0 => Poll::Ready(None),
+                            Poll::Pending => {
+                                left -= 1;
+                                Poll::Pending
+                            }
+                        });
+                        if let Some(ended) = ended.await {
+                            return ended;
+                        }
+                    }
+                };
+                let converse = async |stream, said: &[u8]| {
+                    let (mut read, mut write) = tokio::io::split(stream);
+                    let say = async {
+                        write.write_all(said).await?;
+                        write.shutdown().await
+                    };
+                    let mut heard = Vec::new();
+                    let (said, read) = tokio::join!(say, read.read_to_end(&mut heard));
+                    said.and(read).map(|_| heard)
+                };
+                tokio::try_join!(carry, converse(client, &said[0]), converse(upstream, &said[1]))
+            });
+            let ((), by_client, by_upstream) = heard.expect("no end to fail");
+            prop_assert_eq!(by_client, &said[1][..]);
+            prop_assert_eq!(by_upstream, &said[0][..]);
+        }
+    }
+
+    /// Can be written to, and fails to be read.
+    struct Broken;
+
+    impl AsyncRead for Broken {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+        }
+    }
+
+    #[tokio::test]
+    async fn an_end_that_fails_ends_the_tunnel() {
+        let (far, _upstream) = tokio::io::duplex(1);
+        let mut tunnel = between(tokio::io::join(Broken, tokio::io::sink()), far);
+        let error = tunnel.run().await.expect_err("to fail");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn a_tunnel_that_waits_holds_no_memory() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(async {
+            let (mut client, near) = tokio::io::duplex(64);
+            let (far, mut upstream) = tokio::io::duplex(1);
+            let mut tunnel = between(near, far);
+            client.write_all(b"long").await.expect("room");
+            let said = async { upstream.read_exact(&mut [0; 4]).await };
+            tokio::select! {
+                _ = tunnel.run() => unreachable!("neither end has ended"),
+                said = said => assert_eq!(said.expect("four bytes"), 4),
+            }
+            assert!(futures_util::poll!(std::pin::pin!(tunnel.run())).is_pending());
+            assert_eq!(tunnel.up.unsent.capacity() + tunnel.down.unsent.capacity(), 0);
+        });
+    }
+}
