@@ -26,8 +26,12 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) fn reload() -> Exit {
     finish(block_on(async {
         let (status, text) = ask(Method::POST, "/reload").await?;
-        if status.is_success() { print!("{text}");
-        Ok(()) } else { Err(text.trim_end().into()) }
+        if status.is_success() {
+            print!("{text}");
+            Ok(())
+        } else {
+            Err(text.trim_end().into())
+        }
     }))
 }
 

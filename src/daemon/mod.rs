@@ -43,7 +43,7 @@ use self::systemd::manager::Manager;
 use crate::handover::Handover;
 use crate::handover::predecessor::Predecessor;
 use crate::handover::successor::Word;
-use crate::{Config, Exit};
+use crate::{Config, Exit, logging};
 
 /// How long each of the last children may take to stop.
 const LAST_CHILDREN: Duration = Duration::from_secs(2);
@@ -160,10 +160,12 @@ impl Daemon {
             return failed(&StartError::Predecessor(error));
         }
         tree.take_office(&departed);
-        tokio::select! {
+        let exit = tokio::select! {
             exit = tree.run(predecessor) => exit,
             () = lifecycle.abandoned().cancelled() => Exit::Cut,
-        }
+        };
+        logging::flush();
+        exit
     }
 
     /// Binds every socket and installs the signal handlers; starts nothing. Returns beside the tree the names of
@@ -175,7 +177,7 @@ impl Daemon {
         let handover = Arc::new(Handover::bind(config.handover.clone(), &mut inherited, &manager)?);
         let departed = depart(&config, &mut inherited);
         let metrics = Metrics::new();
-        let registry = Registry::new(metrics.durations(), AccessLog::start(&config.log)?);
+        let registry = Registry::new(metrics.durations(), AccessLog::new(&config.log));
         let supervisor = Supervisor::new(config.supervision, lifecycle.clone());
         let observer = Observer {
             lifecycle: lifecycle.clone(),
@@ -234,6 +236,7 @@ impl Daemon {
 
 fn failed(error: &StartError) -> Exit {
     tracing::error!("{error}");
+    logging::flush();
     Exit::Failed
 }
 
@@ -348,7 +351,6 @@ impl Tree {
         for child in [&admin, &systemd, &signals] {
             child.stop_within(LAST_CHILDREN).await;
         }
-        registry.access().flush().await;
         match (lifecycle.cause(), report.cut) {
             (Some(Cause::ChildFailed(_)), _) => Exit::Failed,
             (_, 0) => Exit::Clean,

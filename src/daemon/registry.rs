@@ -420,7 +420,7 @@ impl Connection {
         registry.in_flight.fetch_sub(1, Relaxed);
         registry.totals.count(outcome, request.status);
         registry.durations.record(took.as_secs_f64());
-        registry.access.log(access::Record {
+        registry.access.log(&access::Record {
             method: request.method,
             uri: request.uri,
             peer: self.peer,
@@ -754,11 +754,6 @@ impl Registry {
     /// The connections that leave. Whoever holds the lock sees to it that they get there.
     pub(super) async fn leaving(&self) -> tokio::sync::MutexGuard<'_, mpsc::UnboundedReceiver<Parcel>> {
         self.leaving.lock().await
-    }
-
-    /// Where requests that ended are logged.
-    pub(super) fn access(&self) -> &AccessLog {
-        &self.access
     }
 
     /// Closes every connection now, whatever is in flight.

@@ -13,6 +13,7 @@ use metrics_process::Collector;
 
 use crate::daemon::phase::Phase;
 use crate::daemon::status::Observer;
+use crate::logging;
 
 /// Upper bounds of the duration buckets, in seconds.
 const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
@@ -28,7 +29,7 @@ const RESTARTS: &str = "steadfast_child_restarts_total";
 const READY: &str = "steadfast_ready";
 const HANDED_OVER: &str = "steadfast_handover_handed_over_total";
 const TAKEN_OVER: &str = "steadfast_handover_taken_over_total";
-const LOST: &str = "steadfast_access_log_lost_total";
+const LOST: &str = "steadfast_log_lost_total";
 const INFO: &str = "steadfast_build_info";
 
 /// The daemon's own recorder: nothing global, so that one process may run several daemons.
@@ -72,7 +73,7 @@ impl Metrics {
                 TAKEN_OVER,
                 "Connections taken from an earlier process, and those not understood."
             );
-            describe_counter!(LOST, "Access log records lost because their queue was full.");
+            describe_counter!(LOST, "Log events lost because the journal was too slow.");
             describe_gauge!(INFO, "1, with the version as its label.");
         });
         Self(Arc::new(Inner { recorder, handle, process }))
@@ -106,7 +107,7 @@ impl Metrics {
                 counter!(name, "kind" => "tunnel").absolute(tunnels);
                 counter!(name, "kind" => "refused").absolute(carried.refused.load(Relaxed));
             }
-            counter!(LOST).absolute(registry.access().lost());
+            counter!(LOST).absolute(logging::lost());
             gauge!(IN_FLIGHT).set(as_f64(registry.in_flight()));
             for (state, count) in observer.connections().by_state() {
                 gauge!(CONNECTIONS, "state" => state.name()).set(as_f64(count));

@@ -165,7 +165,10 @@ impl ClientStream {
     /// Puts back what was read and not used.
     pub(super) fn unread(&mut self, bytes: Bytes) {
         debug_assert!(self.read_ahead.is_empty(), "a connection taken apart has read all of its read-ahead");
-        self.read_ahead = bytes;
+        // Even none would keep hyper's whole buffer.
+        if !bytes.is_empty() {
+            self.read_ahead = bytes;
+        }
     }
 
     pub(super) fn connection(&self) -> &Arc<Connection> {

@@ -1,5 +1,7 @@
 //! Where events go.
 
+mod queue;
+
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
@@ -10,6 +12,8 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::{Layer, Registry};
 
+use self::queue::Queue;
+pub(crate) use self::queue::lost;
 use crate::daemon::systemd::activation::restore_stderr;
 
 /// `[log]`.
@@ -70,15 +74,19 @@ pub enum Access {
     Off,
 }
 
+/// How long the end of the process waits for the last events to be written.
+const FLUSH: Duration = Duration::from_secs(1);
+
 /// Sends events where the config says, and panics with them. Call it once, first thing; if the process has a
-/// subscriber already, that one is kept.
+/// subscriber already, that one is kept. Nobody who logs waits for the log: events that a slow journal leaves no room
+/// for are lost, and counted.
 pub fn start(config: &Config) {
     restore_stderr();
     let levels = Targets::new()
         .with_default(config.level.map_or(LevelFilter::OFF, LevelFilter::from_level))
         // The tree's own account of a stop repeats ours.
         .with_target("tokio_graceful_shutdown", LevelFilter::ERROR);
-    let events = match journal(config.target) {
+    let writer = match journal(config.target) {
         Ok(Some(journal)) => journal.boxed(),
         Ok(None) => stderr(config.format),
         Err(error) => {
@@ -86,8 +94,17 @@ pub fn start(config: &Config) {
             stderr(config.format)
         }
     };
-    let _ = tracing_subscriber::registry().with(events.with_filter(levels)).try_init();
+    match Queue::start(tracing_subscriber::registry().with(writer).into()) {
+        Ok(Some(queue)) => _ = tracing_subscriber::registry().with(queue.with_filter(levels)).try_init(),
+        Ok(None) => {}
+        Err(error) => eprintln!("cannot start the thread that logs, there is no log: {error}"),
+    }
     std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+}
+
+/// Returns when what was logged so far is written, or cannot be for want of time.
+pub(crate) fn flush() {
+    queue::flush(FLUSH);
 }
 
 /// The journal, if events go there.

@@ -1,0 +1,215 @@
+//! Events on their way to where they are written.
+//!
+//! To write to the journal is to wait for it, and it may be slow, or stopped. So whoever logs only puts a copy of the
+//! event into a bounded queue; one thread takes events out and hands them to the layer that writes. What the full
+//! queue refuses is counted.
+
+use std::fmt;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::time::Duration;
+
+use tracing::field::{Field, Visit, display};
+use tracing::{Dispatch, Event, Metadata, Subscriber, Value};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::Context;
+
+/// How many events may wait to be written.
+const LENGTH: usize = 8192;
+
+static QUEUE: OnceLock<SyncSender<Entry>> = OnceLock::new();
+static LOST: AtomicU64 = AtomicU64::new(0);
+
+/// What waits to be written.
+enum Entry {
+    Event(&'static Metadata<'static>, Fields),
+    /// Tells when all before it is written.
+    Flush(Sender<()>),
+}
+
+/// The layer that copies events into the queue.
+#[derive(Debug)]
+pub(super) struct Queue(());
+
+impl Queue {
+    /// Starts the thread that gives the events to `writer`, which must let all of them pass. It lives as long as the
+    /// process. Once for a process; `None` ever after.
+    pub(super) fn start(writer: Dispatch) -> std::io::Result<Option<Self>> {
+        let (queue, entries) = sync_channel(LENGTH);
+        if QUEUE.set(queue).is_err() {
+            return Ok(None);
+        }
+        std::thread::Builder::new().name("log".into()).spawn(move || write(&entries, &writer))?;
+        Ok(Some(Self(())))
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Queue {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut fields = Fields(event.metadata().fields().iter().map(|_| None).collect());
+        event.record(&mut fields);
+        if let Some(queue) = QUEUE.get()
+            && queue.try_send(Entry::Event(event.metadata(), fields)).is_err()
+        {
+            LOST.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// How many events could not be logged.
+pub(crate) fn lost() -> u64 {
+    LOST.load(Relaxed)
+}
+
+/// Waits until what was logged so far is written, for `limit` at most.
+pub(crate) fn flush(limit: Duration) {
+    let (written, wait) = channel();
+    if let Some(queue) = QUEUE.get()
+        && queue.try_send(Entry::Flush(written)).is_ok()
+    {
+        // A journal that takes longer has lost the rest.
+        let _ = wait.recv_timeout(limit);
+    }
+}
+
+fn write(entries: &Receiver<Entry>, writer: &Dispatch) {
+    for entry in entries {
+        match entry {
+            Entry::Event(metadata, fields) => {
+                let values: Vec<_> = fields.0.iter().map(|f| f.as_ref().map(Owned::value)).collect();
+                let values: Vec<_> = values.iter().map(|v| v.as_deref()).collect();
+                let values = metadata.fields().value_set_all(&values);
+                writer.event(&Event::new(metadata, &values));
+            }
+            // Whoever waited may have given up.
+            Entry::Flush(written) => _ = written.send(()),
+        }
+    }
+}
+
+/// A copy of an event's values, by the index of their field.
+struct Fields(Vec<Option<Owned>>);
+
+enum Owned {
+    Bool(bool),
+    F64(f64),
+    I64(i64),
+    U64(u64),
+    Str(String),
+    /// What was recorded by its `Debug` or `Display`; a message is.
+    Formatted(String),
+}
+
+impl Owned {
+    fn value(&self) -> Box<dyn Value + '_> {
+        match self {
+            Self::Bool(v) => Box::new(v),
+            Self::F64(v) => Box::new(v),
+            Self::I64(v) => Box::new(v),
+            Self::U64(v) => Box::new(v),
+            Self::Str(v) => Box::new(v.as_str()),
+            Self::Formatted(v) => Box::new(display(v)),
+        }
+    }
+}
+
+impl Fields {
+    fn set(&mut self, field: &Field, value: Owned) {
+        if let Some(place) = self.0.get_mut(field.index()) {
+            *place = Some(value);
+        }
+    }
+}
+
+impl Visit for Fields {
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.set(field, Owned::Bool(value));
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.set(field, Owned::F64(value));
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.set(field, Owned::I64(value));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.set(field, Owned::U64(value));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.set(field, Owned::Str(value.to_owned()));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.set(field, Owned::Formatted(format!("{value:?}")));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! An event is the same after the queue as before it.
+
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use tracing_subscriber::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("no panic while writing").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn writer(written: &Written) -> Dispatch {
+        let written = written.clone();
+        let layer =
+            tracing_subscriber::fmt::layer().json().without_time().with_writer(move || written.clone());
+        tracing_subscriber::registry().with(layer).into()
+    }
+
+    fn log() {
+        let none: Option<u64> = None;
+        tracing::warn!(
+            target: "here",
+            count = 3_u64,
+            below = -1_i64,
+            share = 0.5,
+            yes = true,
+            text = "a \"quoted\" word",
+            shown = %format_args!("{}", 7),
+            absent = none,
+            "lost {} of {}",
+            1,
+            2,
+        );
+    }
+
+    #[test]
+    fn an_event_is_the_same_after_the_queue_as_before_it() {
+        let direct = Written::default();
+        tracing::dispatcher::with_default(&writer(&direct), log);
+
+        let queued = Written::default();
+        let queue = Queue::start(writer(&queued)).expect("a thread").expect("the first in this process");
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(queue), log);
+        flush(Duration::from_secs(60));
+
+        let text = |w: &Written| String::from_utf8(w.0.lock().expect("no panic").clone()).expect("text");
+        assert!(text(&direct).contains("lost 1 of 2"), "{}", text(&direct));
+        assert_eq!(text(&queued), text(&direct));
+        assert_eq!(lost(), 0);
+    }
+}
