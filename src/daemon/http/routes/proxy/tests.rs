@@ -670,6 +670,57 @@ async fn a_request_is_sent_three_times_at_most() {
     assert!(came.is_empty());
 }
 
+/// A backend in a runtime of its own, which takes everything with it when it is shut down, as a process does.
+fn backend(address: SocketAddr) -> tokio::runtime::Runtime {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let listener = runtime.block_on(TcpListener::bind(address)).expect("the address again");
+    let answer = async || {
+        sleep(Duration::from_millis(2)).await;
+        "ok"
+    };
+    runtime.spawn(async move { axum::serve(listener, Router::new().fallback(answer)).await });
+    runtime
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_that_is_killed_and_started_again_is_not_noticed_by_those_who_read() {
+    let reserved = TcpSocket::new_v4().expect("a socket");
+    reserved.set_reuseaddr(true).expect("an option");
+    reserved.bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+    let address = reserved.local_addr().expect("its address");
+    let router = proxied(config(http(address)));
+    let stop = tokio_util::sync::CancellationToken::new();
+    let clients: Vec<_> = (0..16)
+        .map(|_| {
+            let (router, stop) = (router.clone(), stop.clone());
+            spawn(async move {
+                let mut answered = 0;
+                while !stop.is_cancelled() {
+                    let response = ask(&router, get("/")).await;
+                    assert_eq!((response.status(), text_of(response).await.as_str()), (StatusCode::OK, "ok"));
+                    answered += 1;
+                }
+                answered
+            })
+        })
+        .collect();
+    for _ in 0..5 {
+        let backend = tokio::task::spawn_blocking(move || backend(address)).await.expect("a backend");
+        sleep(Duration::from_millis(100)).await;
+        let killed = tokio::task::spawn_blocking(move || backend.shutdown_timeout(10 * SECOND));
+        killed.await.expect("its sockets to be closed");
+        // Nobody listens for a while.
+        sleep(Duration::from_millis(50)).await;
+    }
+    let last = tokio::task::spawn_blocking(move || backend(address)).await.expect("a backend");
+    stop.cancel();
+    for client in clients {
+        assert!(client.await.expect("every answer to be 200") > 0);
+    }
+    last.shutdown_background();
+}
+
 /// A log that can be read.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
