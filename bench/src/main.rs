@@ -1,0 +1,128 @@
+//! What steadfast costs beside a bare `axum::serve` that gives the same answer: CPU time per request, memory at
+//! rest and per idle connection, the time to start. Prints one table; docs/benchmarks.md says how to read it.
+//!
+//! A wrong answer fails it. No time does: it measures, and judges nothing.
+
+mod load;
+mod server;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use load::{Answer, Load};
+use server::{Cpu, Memory, Server};
+
+/// Connections under load.
+const BUSY: u32 = 64;
+/// Requests on each of them in one round.
+const REQUESTS: u32 = 3_000;
+/// Rounds that are measured. One more comes before them.
+const ROUNDS: usize = 11;
+/// Connections that are idle.
+const IDLE: u32 = 4_000;
+/// Starts of each server.
+const STARTS: usize = 20;
+
+fn main() {
+    raise_descriptor_limit();
+    let steadfast = match std::env::args_os().nth(1) {
+        Some(path) => PathBuf::from(path),
+        None => server::build("steadfast", "steadfast"),
+    };
+    let bare = server::build("steadfast-bench", "bare-axum");
+
+    let starts = time_starts(&steadfast, &bare);
+    let ours = measure_memory(&steadfast, |server| server.wait_until_parked(IDLE));
+    let theirs = measure_memory(&bare, |_| {});
+    let rounds = measure_rounds(&steadfast, &bare);
+
+    println!("{:36} {:>9} {:>11}   ratio", "", "steadfast", "axum::serve");
+    let cost = |of: fn(&Cpu) -> f64| [0, 1].map(|i| median(rounds.iter().map(|round| of(&round[i]))));
+    row("CPU time per request, µs", cost(|c| c.total()), &ratios(&rounds));
+    row("  in user space", cost(|c| c.user), "");
+    row("  in the kernel", cost(|c| c.system), "");
+    row("resident at rest, KiB", [ours.at_rest.resident, theirs.at_rest.resident], "");
+    row("  heap and stacks", [ours.at_rest.anonymous, theirs.at_rest.anonymous], "");
+    row("resident per idle connection, KiB", [ours.per_connection, theirs.per_connection], "");
+    row("exec to READY, ms", starts, "");
+}
+
+/// One line of the table.
+fn row(what: &str, [ours, theirs]: [f64; 2], more: &str) {
+    println!("{what:36} {ours:>9.2} {theirs:>11.2}   {:>5.2}{more}", ours / theirs);
+}
+
+/// How the ratio differed between rounds.
+fn ratios(rounds: &[[Cpu; 2]]) -> String {
+    let ratios = rounds.iter().map(|[ours, theirs]| ours.total() / theirs.total());
+    let min = ratios.clone().fold(f64::MAX, f64::min);
+    let max = ratios.clone().fold(f64::MIN, f64::max);
+    format!("; round by round {:.2}, from {min:.2} to {max:.2}", median(ratios))
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// CPU time per request
+// ---------------------------------------------------------------------------------------------------------------
+
+/// The two servers in turn, so that what else the machine does in the meantime meets both.
+fn measure_rounds(steadfast: &Path, bare: &Path) -> Vec<[Cpu; 2]> {
+    let servers = [Server::start(steadfast), Server::start(bare)];
+    let answers = servers.each_ref().map(|s| Arc::new(Answer::of(s.address)));
+    let round = || [0, 1].map(|i| measure_round(&servers[i], &answers[i]));
+    // Heaps grow, caches fill.
+    round();
+    (0..ROUNDS).map(|_| round()).collect()
+}
+
+fn measure_round(server: &Server, answer: &Arc<Answer>) -> Cpu {
+    let mut load = Load::open(server.address, answer, BUSY);
+    let before = server.cpu();
+    load.run(REQUESTS);
+    let after = server.cpu();
+    let requests = f64::from(REQUESTS) * f64::from(BUSY);
+    Cpu { user: (after.user - before.user) / requests, system: (after.system - before.system) / requests }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Memory, and the start
+// ---------------------------------------------------------------------------------------------------------------
+
+struct Held {
+    at_rest: Memory,
+    /// In KiB.
+    per_connection: f64,
+}
+
+fn measure_memory(binary: &Path, wait_until_idle: fn(&Server)) -> Held {
+    let server = Server::start(binary);
+    let answer = Arc::new(Answer::of(server.address));
+    let at_rest = server.memory();
+    let mut load = Load::open(server.address, &answer, IDLE);
+    wait_until_idle(&server);
+    let loaded = server.memory();
+    // All of them are still open.
+    load.run(1);
+    Held { at_rest, per_connection: (loaded.resident - at_rest.resident) / f64::from(IDLE) }
+}
+
+/// The median time from exec to READY, in milliseconds.
+fn time_starts(steadfast: &Path, bare: &Path) -> [f64; 2] {
+    let starts: Vec<_> = (0..STARTS)
+        .map(|_| [steadfast, bare].map(|binary| Server::start(binary).start.as_secs_f64() * 1e3))
+        .collect();
+    [0, 1].map(|i| median(starts.iter().map(|start| start[i])))
+}
+
+fn median(of: impl Iterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<_> = of.collect();
+    sorted.sort_by(f64::total_cmp);
+    f64::midpoint(sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2])
+}
+
+/// A connection is a descriptor, here and in the servers, which inherit the limit.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    setrlimit(Resource::Nofile, raised).expect("a process may raise its own limit");
+}
