@@ -1,9 +1,9 @@
 //! `proxy`: another server's answer.
 //!
-//! A request is passed to the upstream as it came, but for what concerns one hop only ([`headers`]). Both bodies are
-//! streamed ([`body`]). An upstream that refuses connections is waited for ([`upstream`]): nothing has been sent to it
-//! yet. What was sent is sent again only where that cannot matter ([`RESENDS`]). A connection that changes protocol
-//! becomes a [`tunnel`].
+//! A request is passed to the upstream as it came, but for what concerns one hop only (`headers`). Both bodies are
+//! streamed (`body`). An upstream that refuses connections is waited for (`upstream`): nothing has been sent to it
+//! yet. What was sent is sent again only where that cannot matter (`RESENDS`). A connection that changes protocol
+//! becomes a `tunnel`.
 
 mod body;
 mod headers;
@@ -195,8 +195,7 @@ impl Exchange {
         *head.uri_mut() = Uri::from_parts(uri).map_err(|_| Failure::Connect)?;
 
         let chunked = head.headers().contains_key(header::TRANSFER_ENCODING) && !body.is_end_stream();
-        let peer = self.in_flight.as_ref().map(InFlight::peer);
-        headers::to_upstream(head.headers_mut(), &parts.uri, peer, upgrade);
+        headers::to_upstream(head.headers_mut(), &parts.uri, self.in_flight.as_ref(), upgrade);
         if chunked {
             // Said in so many words, or hyper would take a GET to have no body.
             head.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
