@@ -10,7 +10,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use crate::daemon::access::AccessLog;
-use crate::daemon::http::server::{Limits, Server};
+use crate::daemon::http::limits::Limits;
+use crate::daemon::http::server::Server;
 use crate::daemon::registry::Registry;
 use crate::handover::parcel::{Parcel, records};
 
@@ -30,12 +31,7 @@ pub fn parcels(message: &[u8]) {
 pub async fn connection(bytes: &[u8]) -> Vec<u8> {
     let router =
         Router::new().route("/echo", any(async |body: Bytes| body)).route("/{*path}", get(async || "hello"));
-    let limits = Limits {
-        max_connections: 1,
-        header_timeout: Duration::from_secs(5),
-        keepalive_timeout: Duration::from_secs(5),
-        body_limit: 64 << 10,
-    };
+    let limits = Limits { body_limit: 64 << 10, ..Limits::default() };
     let registry = Registry::new(metrics::Histogram::noop(), AccessLog::off());
     let server = Server::new(Vec::new(), router, Arc::clone(&registry), limits);
     let (mut client, theirs) = UnixStream::pair().expect("a pair of sockets");

@@ -46,7 +46,7 @@ fn every_valid_file_becomes_its_tree() {
         Err(error) => format!("refused:\n{error}"),
     });
     assert!(surprises.is_empty(), "{}", surprises.join("\n"));
-    assert_eq!(files.len(), 17);
+    assert_eq!(files.len(), 18);
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn every_invalid_file_is_refused_with_all_its_mistakes() {
         }
     });
     assert!(surprises.is_empty(), "{}", surprises.join("\n"));
-    assert_eq!(files.len(), 78);
+    assert_eq!(files.len(), 82);
 }
 
 fn valid(name: &str) -> Config {
@@ -77,8 +77,8 @@ fn an_empty_file_is_every_default() {
 #[test]
 fn durations_are_what_they_say() {
     let config = valid("durations_have_units");
-    assert_eq!(config.http.header_timeout, Duration::from_secs(90));
-    assert_eq!(config.http.keepalive_timeout, Duration::from_secs(90 * 60));
+    assert_eq!(config.http.limits.header_timeout, Duration::from_secs(90));
+    assert_eq!(config.http.limits.keepalive_timeout, Duration::from_secs(90 * 60));
     assert_eq!(config.shutdown.delay, Duration::from_millis(250));
     assert_eq!(config.shutdown.linger, Duration::from_secs(2));
     assert_eq!(config.shutdown.deadline, Some(Duration::from_secs(600)));
@@ -91,7 +91,7 @@ fn durations_are_what_they_say() {
 fn sizes_are_what_they_say() {
     let size = |written: &str| {
         Config::parse(&format!("[http]\nbody_limit = {written:?}"), "sizes")
-            .map(|config| config.http.body_limit)
+            .map(|config| config.http.limits.body_limit)
             .ok()
     };
     assert_eq!(size("0B"), Some(0));
@@ -108,7 +108,7 @@ fn sizes_are_what_they_say() {
 #[test]
 fn sections_may_stand_in_any_order() {
     let config = valid("sections_in_any_order");
-    assert_eq!(config.http.max_connections, 256);
+    assert_eq!(config.http.limits.max_connections, 256);
     assert_eq!(config.supervision.max_restarts, 1000);
     assert_eq!(config.shutdown.delay, Duration::from_secs(5));
     let paths: Vec<_> = config.http.routes.iter().map(|route| route.path.as_str()).collect();
@@ -118,7 +118,7 @@ fn sections_may_stand_in_any_order() {
 #[test]
 fn a_key_may_be_written_with_its_section() {
     let config = valid("a_key_may_be_written_with_its_section");
-    assert_eq!(config.http.max_connections, 500);
+    assert_eq!(config.http.limits.max_connections, 500);
     assert_eq!(config.http.listen.iter().map(ToString::to_string).collect::<Vec<_>>(), ["127.0.0.1:8081"]);
     assert!(config.admin.listen.is_empty());
     assert!(config.http.routes.is_empty());
@@ -202,7 +202,7 @@ fn the_example_has_every_key() {
     // The mistakes know all keys: an unknown one in a section is answered with those there are.
     let sections = "
         [http]\nx = 1\n[[route]]\npath = '/'\nstatus = true\nx = 1\n[admin]\nx = 1\n[shutdown]\nx = 1
-        [supervision]\nx = 1\n[log]\nx = 1\n[[route]]\npath = '/f'\nfiles = { root = '/', x = 1 }
+        [handover]\nx = 1\n[supervision]\nx = 1\n[log]\nx = 1\n[[route]]\npath = '/f'\nfiles = { root = '/', x = 1 }
         [[route]]\npath = '/p'\nproxy = { to = 'unix:/x', x = 1 }\n";
     let error = Config::parse(sections, "").expect_err("x is unknown everywhere").to_string();
     let lists = error.lines().filter_map(|line| line.split_once("expected one of ")).map(|(_, keys)| keys);
@@ -210,7 +210,7 @@ fn the_example_has_every_key() {
     let short = ["files", "proxy"]; // written as `[route.files]` there
     let missing: Vec<_> = keys.iter().filter(|key| !has(key) && !short.contains(key)).collect();
     assert!(missing.is_empty(), "{missing:?}");
-    assert_eq!(keys.len(), 31);
+    assert_eq!(keys.len(), 40);
 }
 
 // ---- files that cannot be read ---------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ use toml::Spanned;
 
 use super::Config;
 use super::diagnostic::{Mistake, Span};
+use super::value::Proxy;
 use super::written::{self, File, Key};
+use crate::daemon::http::limits::{Limits, Trusted};
 use crate::daemon::http::listener::Address;
 use crate::daemon::http::routes::{Action, Route, files, proxy, respond};
 use crate::daemon::{admin, http, shutdown, supervisor};
@@ -20,6 +22,7 @@ pub(super) fn config(file: File, mistakes: &mut Vec<Mistake>) -> Config {
     let http = file.http.or(written::Http::default());
     let admin = file.admin.or(written::Admin::default());
     let default = Config::default();
+    let limits = default.http.limits;
 
     let http_listen = Listen::new("[http]", http.listen, default.http.listen);
     let admin_listen = Listen::new("[admin]", admin.listen, default.admin.listen);
@@ -29,10 +32,21 @@ pub(super) fn config(file: File, mistakes: &mut Vec<Mistake>) -> Config {
     Config {
         http: http::Config {
             listen: http_listen.addresses(),
-            max_connections: http.max_connections.or(default.http.max_connections),
-            header_timeout: http.header_timeout.or(default.http.header_timeout),
-            keepalive_timeout: http.keepalive_timeout.or(default.http.keepalive_timeout),
-            body_limit: http.body_limit.or(default.http.body_limit),
+            limits: Limits {
+                max_connections: http.max_connections.or(limits.max_connections),
+                connections_per_client: http.connections_per_client.or(limits.connections_per_client),
+                requests_per_connection: http
+                    .requests_per_connection
+                    .given()
+                    .map_or(limits.requests_per_connection, |n| n.into_inner() as u64),
+                header_timeout: http.header_timeout.or(limits.header_timeout),
+                header_limit: http.header_limit.or(limits.header_limit),
+                keepalive_timeout: http.keepalive_timeout.or(limits.keepalive_timeout),
+                read_timeout: http.read_timeout.or(limits.read_timeout),
+                write_timeout: http.write_timeout.or(limits.write_timeout),
+                body_limit: http.body_limit.or(limits.body_limit),
+            },
+            trusted_proxies: trusted(http.trusted_proxies.or(Vec::new())),
             routes: routes(file.route.or(Vec::new()), mistakes),
         },
         admin: admin::Config { listen: admin_listen.addresses() },
@@ -45,6 +59,17 @@ pub(super) fn config(file: File, mistakes: &mut Vec<Mistake>) -> Config {
         ),
         log: log(file.log.or(written::Log::default()), &default.log),
     }
+}
+
+fn trusted(written: Vec<Spanned<Proxy>>) -> Trusted {
+    let mut trusted = Trusted::default();
+    for proxy in written {
+        match proxy.into_inner() {
+            Proxy::Network(network) => trusted.networks.push(network),
+            Proxy::Unix => trusted.unix = true,
+        }
+    }
+    trusted
 }
 
 fn shutdown(written: written::Shutdown, default: &shutdown::Config) -> shutdown::Config {

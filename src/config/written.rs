@@ -11,7 +11,8 @@ use toml::de::{DeTable, DeValue};
 use super::diagnostic::{Mistake, Span, list, nearest};
 use super::value::{
     Access, BodyLimit, Connections, ContentType, Deadline, Delay, Directory, FieldValue, Flag, Format,
-    Headers, Index, Level, Listen, Restarts, RoutePath, Status, Target, Timeout, True, Upstream, Words,
+    HeaderLimit, Headers, Index, Level, Listen, Proxies, Restarts, RoutePath, Status, Target, Timeout, True,
+    Upstream, Words,
 };
 
 /// How a value is written in the file.
@@ -150,9 +151,15 @@ tables! {
     Http "the section `[http]`" {
         listen: List<Listen>,
         max_connections: Connections,
+        connections_per_client: Connections,
+        requests_per_connection: Connections,
         header_timeout: Timeout,
+        header_limit: HeaderLimit,
         keepalive_timeout: Timeout,
+        read_timeout: Timeout,
+        write_timeout: Timeout,
         body_limit: BodyLimit,
+        trusted_proxies: List<Proxies>,
     }
 
     /// Of the last four, exactly one is given.

@@ -9,9 +9,10 @@
 //! it opens and one when it closes.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
@@ -24,6 +25,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use super::access::{self, AccessLog};
+use super::http::limits;
 use crate::handover::parcel::{ConnectionNote, Flow, Parcel, TunnelNote};
 
 /// The other end of a connection.
@@ -144,18 +146,21 @@ pub enum Order {
     None,
     /// If idle: let go of the HTTP machinery and wait as a bare socket.
     Park,
-    /// The head of a request took too long: say so and close.
+    /// A request's head or body took too long: say so and close.
     TimeOut,
     /// Leave for the next process: now if idle or a tunnel, after the current answer if busy.
     Carry,
     /// Close now if idle, after the current answer if busy.
     Finish,
-    /// Close now, whatever is in flight.
+    /// Close now: the client has stalled.
+    Drop,
+    /// Close now, whatever is in flight: the daemon stops.
     Cut,
 }
 
 impl Order {
-    const ALL: [Self; 6] = [Self::None, Self::Park, Self::TimeOut, Self::Carry, Self::Finish, Self::Cut];
+    const ALL: [Self; 7] =
+        [Self::None, Self::Park, Self::TimeOut, Self::Carry, Self::Finish, Self::Drop, Self::Cut];
 }
 
 /// A connection, from `accept` until its socket is closed.
@@ -163,6 +168,8 @@ impl Order {
 pub struct Connection {
     id: u64,
     peer: Peer,
+    /// The peer's word on where a request comes from is passed on.
+    trusted: bool,
     registry: Arc<Registry>,
     state: AtomicU8,
     /// Milliseconds of the registry's clock at the last change of `state` that a timeout counts from.
@@ -177,6 +184,11 @@ pub struct Connection {
     produced: AtomicBool,
     /// Bytes sent of the current answer.
     sent: AtomicU64,
+    /// Bytes received since the connection was opened.
+    received: AtomicU64,
+    /// What the sweep last saw move, and when that was; nobody else touches them.
+    moved: AtomicU64,
+    moved_at: AtomicU64,
     waiting: AtomicU8,
     order: AtomicU8,
     /// The connection's task.
@@ -341,8 +353,36 @@ impl Connection {
         self.state.store(State::Idle as u8, Relaxed);
     }
 
+    /// What the request in flight waits for.
+    pub(super) fn waits_for(&self) -> Waiting {
+        if self.produced.load(Relaxed) {
+            return Waiting::Client;
+        }
+        Waiting::ALL[usize::from(self.waiting.load(Relaxed))]
+    }
+
+    /// How long the sweep has seen no byte move in either direction.
+    pub(super) fn stalled_for(&self) -> Duration {
+        let now = self.registry.now();
+        let answered = self.answered.load(Relaxed);
+        // Not a sum of bytes alone: the bytes sent count from zero for each answer.
+        let moved =
+            self.received.load(Relaxed).wrapping_add(self.sent.load(Relaxed)).wrapping_add(answered << 32);
+        if self.moved.swap(moved, Relaxed) != moved {
+            self.moved_at.store(now, Relaxed);
+        }
+        Duration::from_millis(now.saturating_sub(self.moved_at.load(Relaxed)))
+    }
+
+    /// Requests answered on it.
+    pub(super) fn answered(&self) -> u64 {
+        self.answered.load(Relaxed)
+    }
+
     /// Bytes were read from the socket.
-    pub(super) fn heard(&self) {
+    pub(super) fn heard(&self, bytes: usize) {
+        // Only the connection's own task reads: no read-modify-write is needed.
+        self.received.store(self.received.load(Relaxed) + bytes as u64, Relaxed);
         if !self.heard.load(Relaxed) {
             self.heard.store(true, Relaxed);
         }
@@ -387,18 +427,13 @@ impl Connection {
     pub fn view(&self) -> Option<RequestView> {
         let request = self.request();
         let request = request.as_ref()?;
-        let produced = self.produced.load(Relaxed);
         Some(RequestView {
             method: request.method.clone(),
             uri: request.uri.clone(),
             peer: self.peer,
             age: request.started.elapsed(),
             sent: self.sent.load(Relaxed),
-            waiting: if produced {
-                Waiting::Client
-            } else {
-                Waiting::ALL[usize::from(self.waiting.load(Relaxed))]
-            },
+            waiting: self.waits_for(),
             upgraded: self.state() == State::Upgraded,
         })
     }
@@ -435,11 +470,12 @@ impl Connection {
     pub(super) fn closed(&self) {
         let outcome = match (self.order(), self.state()) {
             (Order::Cut, _) => Outcome::Cut,
+            (Order::Drop, _) => Outcome::Stalled,
             (_, State::Upgraded) => Outcome::Answered,
             _ => Outcome::ClientGone,
         };
         self.finish(outcome);
-        self.registry.remove(self.id);
+        self.registry.remove(self);
     }
 
     /// Leaves for the next process, in which a tunnel's request goes on.
@@ -483,6 +519,8 @@ pub enum Outcome {
     Answered,
     /// The client closed before the answer was whole.
     ClientGone,
+    /// The client read nothing of it for too long.
+    Stalled,
     /// The stop cut it.
     Cut,
 }
@@ -494,6 +532,7 @@ impl Outcome {
         match self {
             Self::Answered => "answered",
             Self::ClientGone => "client gone",
+            Self::Stalled => "stalled",
             Self::Cut => "cut",
         }
     }
@@ -535,6 +574,12 @@ impl InFlight {
         self.0.peer()
     }
 
+    /// Whether the client's word on where the request comes from is to be believed (`trusted_proxies`).
+    #[must_use]
+    pub fn is_trusted(&self) -> bool {
+        self.0.trusted
+    }
+
     /// Says what the request waits for, for the log of a cut and for `/status`.
     pub fn waiting_for(&self, what: Waiting) {
         self.0.waiting_for(what);
@@ -546,6 +591,8 @@ impl InFlight {
 pub struct Totals {
     /// Connections accepted.
     pub accepted: AtomicU64,
+    /// Connections closed at once, for their client had too many.
+    pub turned_away: AtomicU64,
     /// Requests ended, by the first digit of their status; 0 is those that never had one.
     pub by_class: [AtomicU64; 6],
     /// Requests whose client went away.
@@ -598,7 +645,7 @@ impl Totals {
         self.by_class[class].fetch_add(1, Relaxed);
         match outcome {
             Outcome::Answered => {}
-            Outcome::ClientGone => _ = self.client_gone.fetch_add(1, Relaxed),
+            Outcome::ClientGone | Outcome::Stalled => _ = self.client_gone.fetch_add(1, Relaxed),
             Outcome::Cut => _ = self.cut.fetch_add(1, Relaxed),
         }
     }
@@ -610,12 +657,19 @@ impl Totals {
     }
 }
 
+/// The open connections, and how many each client address has.
+#[derive(Debug, Default)]
+struct Open {
+    connections: HashMap<u64, Arc<Connection>>,
+    by_client: HashMap<IpAddr, usize>,
+}
+
 /// The connections of one listener child.
 pub struct Registry {
     /// What `Connection::since` counts from.
     epoch: Instant,
     next_id: AtomicU64,
-    open: Mutex<HashMap<u64, Arc<Connection>>>,
+    open: Mutex<Open>,
     in_flight: AtomicUsize,
     totals: Totals,
     durations: metrics::Histogram,
@@ -636,7 +690,7 @@ impl fmt::Debug for Registry {
 impl Registry {
     /// An empty registry that records each request's duration in seconds, and tells `access` of it.
     #[must_use]
-    pub fn new(durations: metrics::Histogram, access: AccessLog) -> Arc<Self> {
+    pub(crate) fn new(durations: metrics::Histogram, access: AccessLog) -> Arc<Self> {
         let (outbox, leaving) = mpsc::unbounded_channel();
         Arc::new(Self {
             epoch: Instant::now(),
@@ -653,14 +707,14 @@ impl Registry {
     }
 
     /// A connection was accepted.
-    pub(super) fn open(self: &Arc<Self>, peer: Peer) -> Arc<Connection> {
+    pub(super) fn open(self: &Arc<Self>, peer: Peer, trusted: bool) -> Arc<Connection> {
         self.totals.accepted.fetch_add(1, Relaxed);
-        self.insert(peer, 0, Duration::ZERO)
+        self.insert(peer, trusted, 0, Duration::ZERO)
     }
 
     /// A connection has come from an earlier process.
-    pub(super) fn reopen(self: &Arc<Self>, note: &ConnectionNote) -> Arc<Connection> {
-        self.insert(note.peer.into(), note.answered, Duration::from_millis(note.idle_ms))
+    pub(super) fn reopen(self: &Arc<Self>, note: &ConnectionNote, trusted: bool) -> Arc<Connection> {
+        self.insert(note.peer.into(), trusted, note.answered, Duration::from_millis(note.idle_ms))
     }
 
     /// A tunnel has come from an earlier process: a request that goes on.
@@ -669,7 +723,7 @@ impl Registry {
         let uri = note.uri.parse().map_err(io::Error::other)?;
         let now = Instant::now();
         let started = now.checked_sub(Duration::from_millis(note.age_ms)).unwrap_or(now);
-        let connection = self.insert(note.peer.into(), 0, Duration::ZERO);
+        let connection = self.insert(note.peer.into(), false, 0, Duration::ZERO);
         let status = Some(StatusCode::SWITCHING_PROTOCOLS);
         *connection.request() = Some(Request { method, uri, started, status });
         self.in_flight.fetch_add(1, Relaxed);
@@ -677,11 +731,12 @@ impl Registry {
         Ok(connection)
     }
 
-    fn insert(self: &Arc<Self>, peer: Peer, answered: u64, idle: Duration) -> Arc<Connection> {
+    fn insert(self: &Arc<Self>, peer: Peer, trusted: bool, answered: u64, idle: Duration) -> Arc<Connection> {
         let id = self.next_id.fetch_add(1, Relaxed);
         let connection = Arc::new(Connection {
             id,
             peer,
+            trusted,
             registry: Arc::clone(self),
             state: AtomicU8::new(State::Idle as u8),
             since: AtomicU64::new(self.now().saturating_sub(millis(idle))),
@@ -690,6 +745,9 @@ impl Registry {
             unread_body: AtomicBool::new(false),
             produced: AtomicBool::new(false),
             sent: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
+            moved_at: AtomicU64::new(0),
             waiting: AtomicU8::new(Waiting::Handler as u8),
             order: AtomicU8::new(Order::None as u8),
             task: AtomicWaker::new(),
@@ -698,37 +756,53 @@ impl Registry {
             request: Mutex::default(),
         });
         let mut open = self.lock();
-        open.insert(id, Arc::clone(&connection));
-        if open.len() == 1 {
+        open.connections.insert(id, Arc::clone(&connection));
+        if let Some(client) = limits::client(peer) {
+            *open.by_client.entry(client).or_default() += 1;
+        }
+        if open.connections.len() == 1 {
             self.changed.notify_waiters();
         }
         connection
     }
 
-    fn remove(&self, id: u64) {
+    fn remove(&self, connection: &Connection) {
         let mut open = self.lock();
-        open.remove(&id);
-        if open.is_empty() {
+        open.connections.remove(&connection.id);
+        if let Some(client) = limits::client(connection.peer)
+            && let Entry::Occupied(mut count) = open.by_client.entry(client)
+        {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+        if open.connections.is_empty() {
             self.changed.notify_waiters();
         }
+    }
+
+    /// How many connections a client address has open.
+    pub(super) fn connections_of(&self, client: IpAddr) -> usize {
+        self.lock().by_client.get(&client).copied().unwrap_or_default()
     }
 
     /// Every open connection. A copy: none is held up while it is looked at.
     #[must_use]
     pub fn connections(&self) -> Vec<Arc<Connection>> {
-        self.lock().values().cloned().collect()
+        self.lock().connections.values().cloned().collect()
     }
 
     /// How many connections are open.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.lock().len()
+        self.lock().connections.len()
     }
 
     /// Whether no connection is open.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.lock().is_empty()
+        self.lock().connections.is_empty()
     }
 
     /// How many requests are being answered, upgraded connections among them.
@@ -793,7 +867,7 @@ impl Registry {
         OFFSET + millis(self.epoch.elapsed())
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
+    fn lock(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 
 use axum::http::uri::Authority;
+use ipnet::IpNet;
 
 use super::{Refusal, Text, is_number};
 use crate::daemon::http::listener::Address;
@@ -50,6 +51,31 @@ impl Text for Listen {
                 })
             }
         }
+    }
+}
+
+/// Which proxies are believed.
+pub(in crate::config) struct Proxies;
+
+/// One of them, or a network of them.
+pub(in crate::config) enum Proxy {
+    Network(IpNet),
+    Unix,
+}
+
+impl Text for Proxies {
+    type Value = Proxy;
+
+    fn expected() -> String {
+        "an address, a network such as \"10.0.0.0/8\", or \"unix\"".to_owned()
+    }
+
+    fn parse(text: &str) -> Result<Proxy, Refusal> {
+        if text == "unix" {
+            return Ok(Proxy::Unix);
+        }
+        let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        network.map(Proxy::Network).map_err(|_| Refusal::new("is no address and no network"))
     }
 }
 

@@ -84,13 +84,36 @@ impl Text for BodyLimit {
     }
 
     fn parse(text: &str) -> Result<u64, Refusal> {
-        match text.parse::<ByteSize>() {
-            _ if text.starts_with('-') => Err(Refusal::new("is negative")),
-            // The parser answers what is too large with the largest number there is.
-            Ok(ByteSize(u64::MAX)) => Err(Refusal::new("is too large")),
-            Ok(ByteSize(bytes)) => Ok(bytes),
-            Err(_) => Err(Refusal::new("is no size")),
+        size(text)
+    }
+}
+
+/// How large a request's head may be. hyper's buffers have a least size, and a head of many megabytes is an attack.
+pub(in crate::config) struct HeaderLimit;
+
+impl Text for HeaderLimit {
+    type Value = usize;
+
+    fn expected() -> String {
+        "a size from \"8KiB\" to \"1MiB\"".to_owned()
+    }
+
+    fn parse(text: &str) -> Result<usize, Refusal> {
+        match usize::try_from(size(text)?) {
+            Ok(bytes) if bytes < 8 << 10 => Err(Refusal::new("is too small")),
+            Ok(bytes) if bytes <= 1 << 20 => Ok(bytes),
+            _ => Err(Refusal::new("is too large")),
         }
+    }
+}
+
+fn size(text: &str) -> Result<u64, Refusal> {
+    match text.parse::<ByteSize>() {
+        _ if text.starts_with('-') => Err(Refusal::new("is negative")),
+        // The parser answers what is too large with the largest number there is.
+        Ok(ByteSize(u64::MAX)) => Err(Refusal::new("is too large")),
+        Ok(ByteSize(bytes)) => Ok(bytes),
+        Err(_) => Err(Refusal::new("is no size")),
     }
 }
 

@@ -8,8 +8,8 @@ mod route;
 use toml::Spanned;
 use toml::de::DeValue;
 
-pub(super) use address::{Listen, Upstream};
-pub(super) use amount::{BodyLimit, Connections, Deadline, Delay, Restarts, Timeout};
+pub(super) use address::{Listen, Proxies, Proxy, Upstream};
+pub(super) use amount::{BodyLimit, Connections, Deadline, Delay, HeaderLimit, Restarts, Timeout};
 pub(super) use choice::{Access, Format, Level, Target};
 pub(super) use route::{ContentType, Directory, FieldValue, Headers, Index, RoutePath, Status, True};
 

@@ -18,8 +18,9 @@ use axum::{Json, Router};
 pub(super) use self::metrics::Metrics;
 use super::access::AccessLog;
 use super::http::bind_all;
+use super::http::limits::Limits;
 use super::http::listener::{Address, BindError, Listener};
-use super::http::server::{Limits, Server};
+use super::http::server::Server;
 use super::registry::Registry;
 use super::reload::ReloadDesk;
 use super::status::{Observer, Status};
@@ -50,12 +51,9 @@ pub const CONTROL: &str = "control.sock";
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Operators and their tools are few, and their requests small.
-const LIMITS: Limits = Limits {
-    max_connections: 256,
-    header_timeout: Duration::from_secs(10),
-    keepalive_timeout: Duration::from_secs(75),
-    body_limit: 64 << 10,
-};
+fn limits() -> Limits {
+    Limits { max_connections: 256, body_limit: 64 << 10, ..Limits::default() }
+}
 
 /// The child, bound.
 #[derive(Clone, Debug)]
@@ -84,8 +82,8 @@ impl Admin {
             Some(address) => Listener::bind_private(&address, inherited)?,
             None => Vec::new(),
         };
-        let control = Server::new(control, control_router(Arc::clone(&desk)), registry(), LIMITS);
-        let server = Server::new(listeners, router(desk), registry(), LIMITS);
+        let control = Server::new(control, control_router(Arc::clone(&desk)), registry(), limits());
+        let server = Server::new(listeners, router(desk), registry(), limits());
         Ok(Self { server, control, metrics, handover })
     }
 

@@ -13,7 +13,7 @@ use http_body_util::Limited;
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 
-use crate::daemon::registry::{Answering, Connection, Waiting};
+use crate::daemon::registry::{Answering, Connection, Order, Waiting};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -54,6 +54,9 @@ impl http_body::Body for RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
+        if this.connection.order() == Order::TimeOut {
+            return Poll::Ready(Some(Err("the client sent nothing for too long".into())));
+        }
         let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
             this.connection.waiting_for(Waiting::RequestBody);
             return Poll::Pending;

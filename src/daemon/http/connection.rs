@@ -29,6 +29,7 @@ pub(super) struct Serving {
     pub(super) http1: http1::Builder,
     pub(super) router: Router,
     pub(super) body_limit: u64,
+    pub(super) requests_per_connection: u64,
     /// Every answer from now on is its connection's last.
     pub(super) last_answers: AtomicBool,
 }
@@ -71,7 +72,7 @@ async fn drive(stream: ClientStream, serving: &Arc<Serving>) -> Option<ClientStr
     poll_fn(|cx| {
         connection.driven_by(cx.waker());
         match connection.order() {
-            Order::Cut => return Poll::Ready(None),
+            Order::Drop | Order::Cut => return Poll::Ready(None),
             Order::Finish => Pin::new(&mut driven).graceful_shutdown(),
             Order::Carry if connection.is_out_of_step() => Pin::new(&mut driven).graceful_shutdown(),
             Order::None | Order::Park | Order::TimeOut | Order::Carry => {}
@@ -109,7 +110,9 @@ async fn wake(stream: &ClientStream) -> bool {
             connection.driven_by(cx.waker());
             match connection.order() {
                 Order::None | Order::Park => readable.as_mut().poll(cx).map(|_| true),
-                Order::TimeOut | Order::Carry | Order::Finish | Order::Cut => Poll::Ready(false),
+                Order::TimeOut | Order::Carry | Order::Finish | Order::Drop | Order::Cut => {
+                    Poll::Ready(false)
+                }
             }
         })
         .await;
@@ -130,7 +133,7 @@ async fn depart(mut stream: ClientStream) {
             let _ = stream.write_all(TIMED_OUT).await;
             let _ = stream.shutdown().await;
         }
-        Order::None | Order::Park | Order::TimeOut | Order::Finish | Order::Cut => {}
+        Order::None | Order::Park | Order::TimeOut | Order::Finish | Order::Drop | Order::Cut => {}
     }
 }
 
@@ -170,7 +173,15 @@ impl hyper::service::Service<Request<Incoming>> for Answer {
                 // The panic hook has logged the message and its place.
                 Err(_panic) => (StatusCode::INTERNAL_SERVER_ERROR, "the handler failed\n").into_response(),
             };
-            if serving.last_answers.load(Relaxed) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let is_late = connection.order() == Order::TimeOut;
+            if is_late {
+                // Whatever the handler made of a body that did not come.
+                response = (StatusCode::REQUEST_TIMEOUT, "the body did not come in time\n").into_response();
+            }
+            let is_last = is_late
+                || serving.last_answers.load(Relaxed)
+                || connection.answered() + 1 >= serving.requests_per_connection;
+            if is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             Ok(AnswerBody::wrap(response, answering, bodyless))

@@ -5,6 +5,7 @@
 
 mod body;
 mod connection;
+pub mod limits;
 pub mod listener;
 pub mod routes;
 pub(crate) mod server;
@@ -15,9 +16,10 @@ use std::time::Duration;
 
 use axum::Router;
 
+use self::limits::{Limits, Trusted};
 use self::listener::{Address, BindError, Listener};
 use self::routes::Route;
-use self::server::{Limits, Server};
+use self::server::Server;
 use super::registry::Registry;
 use super::supervisor::{BoxError, Child};
 use super::systemd::activation::Inherited;
@@ -31,14 +33,10 @@ pub const NAME: &str = "http";
 pub struct Config {
     /// Where to listen; `127.0.0.1:8080` by default.
     pub listen: Vec<Address>,
-    /// How many connections may be open at once; more wait in the backlog. 10,000 by default.
-    pub max_connections: usize,
-    /// How long a client may take to send a request's head; 10 s by default.
-    pub header_timeout: Duration,
-    /// How long a connection may be idle between requests; 75 s by default.
-    pub keepalive_timeout: Duration,
-    /// The largest request body, in bytes; 10 MiB by default.
-    pub body_limit: u64,
+    /// What clients may take.
+    pub limits: Limits,
+    /// Whose `X-Forwarded-*` and `Forwarded` are passed on; nobody's by default.
+    pub trusted_proxies: Trusted,
     /// What answers; none by default.
     pub routes: Vec<Route>,
 }
@@ -47,10 +45,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: vec![Address::Tcp(([127, 0, 0, 1], 8080).into())],
-            max_connections: 10_000,
-            header_timeout: Duration::from_secs(10),
-            keepalive_timeout: Duration::from_secs(75),
-            body_limit: 10 << 20,
+            limits: Limits::default(),
+            trusted_proxies: Trusted::default(),
             routes: Vec::new(),
         }
     }
@@ -75,13 +71,9 @@ impl Http {
         inherited: &mut Inherited,
     ) -> Result<Self, BindError> {
         let listeners = bind_all(&config.listen, inherited)?;
-        let limits = Limits {
-            max_connections: config.max_connections,
-            header_timeout: config.header_timeout,
-            keepalive_timeout: config.keepalive_timeout,
-            body_limit: config.body_limit,
-        };
-        Ok(Self { server: Server::new(listeners, router, registry, limits), handover, linger })
+        let server = Server::new(listeners, router, registry, config.limits.clone());
+        let server = server.trusting(config.trusted_proxies.clone());
+        Ok(Self { server, handover, linger })
     }
 
     /// Its accept loops and connections.

@@ -17,10 +17,11 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
 use super::connection::{self, Serving, Start};
+use super::limits::{self, Limits, Trusted};
 use super::listener::Listener;
 use super::routes::proxy::tunnel;
 use super::stream::{ClientStream, Socket};
-use crate::daemon::registry::{Connection, Order, Peer, Registry, State};
+use crate::daemon::registry::{Connection, Order, Peer, Registry, State, Waiting};
 use crate::handover::Handover;
 use crate::handover::mailbox::Mailbox;
 use crate::handover::parcel::Parcel;
@@ -31,19 +32,12 @@ const SWEEP: Duration = Duration::from_millis(250);
 const PARK_AFTER: Duration = Duration::from_millis(500);
 /// How long a client that was answered for the last time may go on sending.
 const CLOSING: Duration = Duration::from_secs(2);
+/// The least that hyper buffers of one connection, in either direction.
+const BUFFER: usize = 64 << 10;
 /// How long to wait after `accept` failed for want of descriptors or memory.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 /// How many connections leave together, if so many are ready to.
 const BATCH: usize = 250;
-
-/// What a connection may take.
-#[derive(Clone, Debug)]
-pub(crate) struct Limits {
-    pub(crate) max_connections: usize,
-    pub(crate) header_timeout: Duration,
-    pub(crate) keepalive_timeout: Duration,
-    pub(crate) body_limit: u64,
-}
 
 /// A set of listeners with what answers there.
 #[derive(Clone, Debug)]
@@ -55,6 +49,7 @@ pub(crate) struct Server {
     places: Arc<Semaphore>,
     tasks: TaskTracker,
     limits: Limits,
+    trusted: Arc<Trusted>,
 }
 
 impl Server {
@@ -67,6 +62,8 @@ impl Server {
         let mut http1 = http1::Builder::new();
         // The sweep times heads: a timer of hyper's own would be one more object for each of them.
         http1.header_read_timeout(None);
+        // What is larger is answered with 431. The buffer holds a head and, beside it, a chunk of a body.
+        http1.max_header_size(limits.header_limit).max_buf_size(limits.header_limit.max(BUFFER));
         Self {
             listeners: Arc::new(Mutex::new(listeners.into_iter().map(Arc::new).collect())),
             registry,
@@ -74,12 +71,19 @@ impl Server {
                 http1,
                 router,
                 body_limit: limits.body_limit,
+                requests_per_connection: limits.requests_per_connection,
                 last_answers: AtomicBool::new(false),
             }),
             places: Arc::new(Semaphore::new(limits.max_connections.min(Semaphore::MAX_PERMITS))),
             tasks: TaskTracker::new(),
             limits,
+            trusted: Arc::default(),
         }
+    }
+
+    /// The same, believing these peers.
+    pub(crate) fn trusting(self, trusted: Trusted) -> Self {
+        Self { trusted: Arc::new(trusted), ..self }
     }
 
     /// Its listeners, until they are closed.
@@ -133,7 +137,15 @@ impl Server {
     }
 
     fn start(&self, socket: Socket, peer: Peer, permit: Option<OwnedSemaphorePermit>) {
-        let stream = ClientStream::new(socket, Bytes::new(), self.registry.open(peer), permit);
+        let trusted = self.trusted.contains(peer);
+        if let Some(client) = limits::client(peer)
+            && !trusted
+            && self.registry.connections_of(client) >= self.limits.connections_per_client
+        {
+            self.registry.totals().turned_away.fetch_add(1, Relaxed);
+            return;
+        }
+        let stream = ClientStream::new(socket, Bytes::new(), self.registry.open(peer, trusted), permit);
         self.tasks.spawn(connection::serve(stream, Arc::clone(&self.serving), Start::Active));
     }
 
@@ -150,7 +162,7 @@ impl Server {
         match parcel {
             Parcel::Connection(descriptor, note) => {
                 let socket = Socket::adopt(descriptor)?;
-                let connection = self.registry.reopen(&note);
+                let connection = self.registry.reopen(&note, self.trusted.contains(note.peer.into()));
                 let stream = ClientStream::new(socket, note.read_ahead, connection, permit);
                 self.tasks.spawn(connection::serve(stream, Arc::clone(&self.serving), Start::Parked));
             }
@@ -195,17 +207,21 @@ impl Server {
     }
 
     fn due(&self, connection: &Connection) -> Order {
+        let limits = &self.limits;
         let idle = connection.idle_for();
-        let until_head = match connection.has_answered() {
-            true => self.limits.keepalive_timeout,
-            false => self.limits.header_timeout,
-        };
+        let until_head =
+            if connection.has_answered() { limits.keepalive_timeout } else { limits.header_timeout };
         match connection.state() {
             State::Parked if idle >= until_head => Order::Finish,
             State::Idle if connection.is_quiet() && idle >= PARK_AFTER => Order::Park,
-            State::Idle if idle >= self.limits.header_timeout => Order::TimeOut,
-            State::Closing if idle >= CLOSING => Order::Cut,
-            State::Idle | State::Parked | State::Busy | State::Upgraded | State::Closing => Order::None,
+            State::Idle if idle >= limits.header_timeout => Order::TimeOut,
+            State::Busy => match (connection.waits_for(), connection.stalled_for()) {
+                (Waiting::RequestBody, stalled) if stalled >= limits.read_timeout => Order::TimeOut,
+                (Waiting::Client, stalled) if stalled >= limits.write_timeout => Order::Drop,
+                _ => Order::None,
+            },
+            State::Closing if idle >= CLOSING => Order::Drop,
+            State::Idle | State::Parked | State::Upgraded | State::Closing => Order::None,
         }
     }
 

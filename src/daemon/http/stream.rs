@@ -97,7 +97,7 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// A client's socket with its place in the registry: it tells what passes through, obeys [`Order::Cut`], also in
+/// A client's socket with its place in the registry: it tells what passes through, obeys an order to close at once, also in
 /// the hands of whoever upgraded the connection, and when it is dropped the connection is closed.
 #[derive(Debug)]
 pub(super) struct ClientStream {
@@ -185,7 +185,7 @@ impl ClientStream {
 
     fn alive(&self) -> io::Result<()> {
         match self.connection.order() {
-            Order::Cut => Err(io::ErrorKind::ConnectionAborted.into()),
+            Order::Drop | Order::Cut => Err(io::ErrorKind::ConnectionAborted.into()),
             _ => Ok(()),
         }
     }
@@ -216,7 +216,7 @@ impl AsyncRead for ClientStream {
             let n = buf.remaining().min(this.read_ahead.len());
             buf.put_slice(&this.read_ahead[..n]);
             this.read_ahead.advance(n);
-            this.connection.heard();
+            this.connection.heard(n);
             return Poll::Ready(Ok(()));
         }
         this.alive()?;
@@ -229,7 +229,7 @@ impl AsyncRead for ClientStream {
                 this.alive()?;
             }
         } else if buf.filled().len() > before {
-            this.connection.heard();
+            this.connection.heard(buf.filled().len() - before);
         }
         result
     }

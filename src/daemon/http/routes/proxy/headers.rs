@@ -9,7 +9,7 @@ use axum::http::header::{
 };
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, Version};
 
-use crate::daemon::registry::Peer;
+use crate::daemon::registry::{InFlight, Peer};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -56,7 +56,7 @@ pub(super) fn is_plain_or_chunked(headers: &HeaderMap) -> bool {
 pub(super) fn to_upstream(
     headers: &mut HeaderMap,
     uri: &Uri,
-    peer: Option<Peer>,
+    client: Option<&InFlight>,
     upgrade: Option<HeaderValue>,
 ) {
     let takes_trailers = headers.get_all(TE).iter().any(|te| {
@@ -64,7 +64,7 @@ pub(super) fn to_upstream(
         codings.into_iter().any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
     });
     remove_hop_by_hop(headers);
-    remove_claims_of_origin(headers);
+    remove_claims_of_origin(headers, client.is_some_and(InFlight::is_trusted));
 
     if let Some(upgrade) = upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -77,7 +77,7 @@ pub(super) fn to_upstream(
     if let Some(host) = uri.authority().and_then(|authority| host_and_port(authority.as_str())) {
         headers.insert(HOST, host);
     }
-    add_origin(headers, peer);
+    add_origin(headers, client.map(InFlight::peer));
 }
 
 /// Makes the headers of the upstream's answer those of the answer to the client. As upgrades are passed through, so is
@@ -109,11 +109,17 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// What a trusted proxy says of where the request comes from.
+const ORIGIN: [HeaderName; 4] = [FORWARDED, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO];
+
 /// Removes what a client says about where the request comes from: `Forwarded`, `X-Forwarded-*`, `X-Real-IP`; also
 /// written with underscores, which CGI and its heirs do not tell from hyphens; and `Proxy`, which those take for the
-/// variable `HTTP_PROXY`.
-fn remove_claims_of_origin(headers: &mut HeaderMap) {
+/// variable `HTTP_PROXY`. Of a trusted proxy, [`ORIGIN`] stays.
+fn remove_claims_of_origin(headers: &mut HeaderMap, trusted: bool) {
     let is_claim = |name: &&HeaderName| {
+        if trusted && ORIGIN.contains(name) {
+            return false;
+        }
         let name = name.as_str();
         let is = |claim: &str| same_to_cgi(name, claim);
         name.get(..12).is_some_and(|start| same_to_cgi(start, "x-forwarded-"))
@@ -132,7 +138,8 @@ fn same_to_cgi(name: &str, other: &str) -> bool {
         && name.bytes().zip(other.bytes()).all(|(a, b)| a == b || (a == b'_' && b == b'-'))
 }
 
-/// Says where the request comes from: `X-Forwarded-*` as everyone does, `Forwarded` as RFC 7239 does.
+/// Says where the request comes from: `X-Forwarded-*` as everyone does, `Forwarded` as RFC 7239 does. What a trusted
+/// proxy has said comes first.
 fn add_origin(headers: &mut HeaderMap, peer: Option<Peer>) {
     let host = headers.get(HOST).cloned();
     let mut forwarded = String::with_capacity(64);
@@ -140,9 +147,7 @@ fn add_origin(headers: &mut HeaderMap, peer: Option<Peer>) {
         Some(Peer::Tcp(address)) => {
             // A client of IPv4 on a socket of IPv6 is a client of IPv4.
             let address = address.ip().to_canonical();
-            if let Ok(value) = HeaderValue::try_from(address.to_string()) {
-                headers.insert(X_FORWARDED_FOR, value);
-            }
+            append(headers, X_FORWARDED_FOR, &address.to_string());
             let _ = match address {
                 IpAddr::V4(address) => write!(forwarded, "for={address}"),
                 // Colons and brackets need the quotes (section 6).
@@ -156,12 +161,19 @@ fn add_origin(headers: &mut HeaderMap, peer: Option<Peer>) {
             let host = host.replace('\\', "\\\\").replace('"', "\\\"");
             let _ = write!(forwarded, ";host=\"{host}\"");
         }
-        headers.insert(X_FORWARDED_HOST, host);
+        headers.entry(X_FORWARDED_HOST).or_insert(host);
     }
     forwarded.push_str(";proto=http");
-    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-    if let Ok(value) = HeaderValue::try_from(forwarded) {
-        headers.insert(FORWARDED, value);
+    headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
+    append(headers, FORWARDED, &forwarded);
+}
+
+/// Adds an element to a list, which is then on one line: not every reader joins several.
+fn append(headers: &mut HeaderMap, name: HeaderName, element: &str) {
+    let earlier = headers.get_all(&name).iter().filter_map(|value| value.to_str().ok());
+    let list = earlier.chain([element]).collect::<Vec<_>>().join(", ");
+    if let Ok(list) = HeaderValue::try_from(list) {
+        headers.insert(name, list);
     }
 }
 

@@ -19,7 +19,8 @@ use super::*;
 use crate::daemon::access::AccessLog;
 use crate::daemon::http::listener::{Address, Listener};
 use crate::daemon::http::routes::{Action, Route, router};
-use crate::daemon::http::server::{Limits, Server};
+use crate::daemon::http::limits::Limits;
+use crate::daemon::http::server::Server;
 use crate::daemon::registry::{Peer, Registry, Waiting};
 use crate::daemon::systemd::activation::Inherited;
 
@@ -48,12 +49,7 @@ fn serve_proxy(config: Config) -> SocketAddr {
     let address = Address::Tcp("127.0.0.1:0".parse().expect("an address"));
     let listeners = Listener::bind(&address, &mut Inherited::default()).expect("a listener");
     let Address::Tcp(address) = listeners[0].address() else { unreachable!("it was of TCP") };
-    let limits = Limits {
-        max_connections: 100,
-        header_timeout: 10 * SECOND,
-        keepalive_timeout: 10 * SECOND,
-        body_limit: 10 << 20,
-    };
+    let limits = Limits::default();
     let registry = Registry::new(metrics::Histogram::noop(), AccessLog::off());
     let server = Server::new(listeners, proxied(config), registry, limits);
     spawn(async move { server.serve().await });
@@ -248,7 +244,7 @@ async fn the_upstream_learns_who_asks_and_not_what_the_client_claims() {
         .header("forwarded", "for=6.6.6.6")
         .body(Body::empty())
         .expect("a request");
-    request.extensions_mut().insert(InFlight(registry.open(peer)));
+    request.extensions_mut().insert(InFlight(registry.open(peer, false)));
     let asked = text_of(ask(&router, request).await).await;
     assert!(!asked.contains("666") && !asked.contains("6.6.6.6"), "{asked}");
     assert!(asked.contains("\nx-forwarded-for: 2001:db8::1\n"), "{asked}");
@@ -803,7 +799,7 @@ async fn the_registry_knows_what_a_request_waits_for() {
     let upstream = Scripted::absent();
     let router = upstream.proxied();
     let registry = Registry::new(metrics::Histogram::noop(), AccessLog::off());
-    let connection = registry.open(Peer::Unix);
+    let connection = registry.open(Peer::Unix, false);
     let mut request = get("/");
     let answering = connection.begin(request.method(), request.uri(), false);
     request.extensions_mut().insert(InFlight(Arc::clone(&connection)));
