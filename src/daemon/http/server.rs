@@ -267,7 +267,13 @@ impl Server {
             tokio::select! {
                 biased;
                 _ = leaving.recv_many(&mut parcels, BATCH) => {}
-                () = self.registry.emptied() => return,
+                () = self.registry.emptied() => {
+                    // The last one may have left since the outbox was looked at.
+                    parcels.extend(std::iter::from_fn(|| leaving.try_recv().ok()));
+                    if parcels.is_empty() {
+                        return;
+                    }
+                }
                 () = at(finish) => {
                     finish = None;
                     self.order(Order::Finish);
