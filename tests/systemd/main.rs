@@ -5,9 +5,12 @@
 //! `systemctl`, reads `journalctl`. Needs root and systemd; without them the
 //! tests say so and pass, unless `STEADFAST_REQUIRE_SYSTEMD=1`.
 
-mod handover;
+mod idle;
+mod reload;
+mod restart;
 mod service;
 mod start;
 mod stop;
 mod survive;
+mod tunnels;
 mod unit;

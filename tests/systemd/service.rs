@@ -6,7 +6,7 @@ use std::path::Path;
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use steadfast_harness::{Client, Failure, Machine, Output, Response, Upstream, wait_until};
+use steadfast_harness::{Client, Failure, Load, Machine, Output, Response, Tunnel, Upstream, wait_until};
 
 /// The unit under test.
 pub(crate) const UNIT: &str = "steadfast.service";
@@ -16,6 +16,20 @@ const HTTP: &str = "127.0.0.1:8080";
 
 /// Where it answers its operator.
 const ADMIN: &str = "127.0.0.1:9090";
+
+/// What the shipped unit reads.
+pub(crate) const CONFIG: &str = "/etc/steadfast/config.toml";
+
+/// What the embedded default answers.
+pub(crate) const ROUTES: &str = r#"
+[[route]]
+path = "/"
+respond = "<h1>Hello World</h1>"
+
+[[route]]
+path = "/*"
+status = true
+"#;
 
 /// What is shipped with the binary.
 pub(crate) const PACKAGING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging");
@@ -45,11 +59,14 @@ pub(crate) struct Stop {
 }
 
 impl Service {
-    /// Installs steadfast and writes its config: the two listeners, and then
-    /// `rest`, which may open further tables.
+    /// Installs steadfast and writes its config: the two listeners, then `rest`,
+    /// which may open further tables, and then the routes of the embedded default.
     pub(crate) fn install(file: &str, rest: &str) -> Option<Self> {
         let machine = Machine::boot_or_skip(file)?;
+        // A unit that nothing refers to is forgotten as soon as it has stopped, and how it stopped with it.
+        machine.write("/etc/systemd/system/operator.target", format!("[Unit]\nAfter={UNIT}\n"));
         machine.install(Path::new(BINARY), Path::new(PACKAGING));
+        machine.ok(["systemctl", "start", "operator.target"]);
         let service = Self { machine };
         service.configure(rest);
         Some(service)
@@ -63,8 +80,9 @@ impl Service {
     }
 
     pub(crate) fn configure(&self, rest: &str) {
-        let config = format!("[http]\nlisten = [\"{HTTP}\"]\n\n[admin]\nlisten = [\"{ADMIN}\"]\n\n{rest}");
-        self.write("/etc/steadfast/config.toml", config);
+        let config =
+            format!("[http]\nlisten = [\"{HTTP}\"]\n\n[admin]\nlisten = [\"{ADMIN}\"]\n\n{rest}\n{ROUTES}");
+        self.write(CONFIG, config);
     }
 
     /// Changes the unit as `systemctl edit` does.
@@ -88,6 +106,62 @@ impl Service {
         let began = Instant::now();
         let output = self.run(["systemctl", "stop", UNIT]);
         Stop { took: began.elapsed(), output }
+    }
+
+    /// `systemctl restart`, which succeeds; timed.
+    pub(crate) fn restart(&self) -> Duration {
+        let began = Instant::now();
+        self.ok(["systemctl", "restart", UNIT]);
+        began.elapsed()
+    }
+
+    /// `systemctl reload`, which succeeds; timed.
+    pub(crate) fn reload(&self) -> Duration {
+        let began = Instant::now();
+        let output = self.run(["systemctl", "reload", UNIT]);
+        assert!(output.status.success(), "{output:?}\n{}", self.journal(UNIT, &[]));
+        began.elapsed()
+    }
+
+    /// Ends the main process as a crash does.
+    pub(crate) fn kill(&self) {
+        self.ok(["systemctl", "kill", "--signal=KILL", "--kill-whom=main", UNIT]);
+    }
+
+    /// The process that systemd supervises.
+    pub(crate) fn main_pid(&self) -> String {
+        self.show(UNIT, "MainPID")
+    }
+
+    /// Returns when systemd has replaced this main process by another that serves.
+    pub(crate) fn wait_for_another(&self, pid: &str) {
+        wait_until("systemd to start another process", || {
+            (self.show(UNIT, "ActiveState") == "active" && self.main_pid() != pid).then_some(())
+        });
+    }
+
+    /// Clients that keep the daemon busy.
+    pub(crate) fn load(&self, clients: usize) -> Load {
+        self.enter_network(|| Load::start(clients, address(HTTP), "/"))
+    }
+
+    /// A tunnel through [`PROXY`], to an upstream that gets no other request meanwhile.
+    pub(crate) fn tunnel(&self, upstream: &Upstream, number: usize) -> Tunnel {
+        let mut client = self.connect();
+        client.send(UPGRADE).expect("the daemon takes a request");
+        let mut exchange = upstream.next_request();
+        exchange.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: numbers\r\n\r\n");
+        let head = client.receive_head().expect("the upgrade is answered");
+        assert_eq!(head.status, 101);
+        let client = client.into_stream().expect("it is a TCP connection");
+        Tunnel::new(number, client, exchange.into_stream())
+    }
+
+    /// A value of the admin listener's metrics.
+    pub(crate) fn metric(&self, series: &str) -> u64 {
+        let metrics = self.admin("/metrics").text();
+        let line = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {series} in:\n{metrics}"))
     }
 
     pub(crate) fn wait_for_drain(&self) {
@@ -124,6 +198,10 @@ impl Service {
 
 /// Where the upstream of [`PROXY`] listens.
 const UPSTREAM: &str = "127.0.0.1:3000";
+
+/// Asks the upstream for another protocol.
+const UPGRADE: &str =
+    "GET /app/numbers HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: numbers\r\n\r\n";
 
 /// A route to [`Service::upstream`].
 pub(crate) const PROXY: &str = "[[route]]\npath = \"/app/*\"\nproxy = \"http://127.0.0.1:3000\"\n";

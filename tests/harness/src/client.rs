@@ -116,6 +116,20 @@ impl Client {
         }
     }
 
+    /// The connection itself, for what is no HTTP any more; `None` on a unix socket.
+    ///
+    /// # Panics
+    ///
+    /// When something of it was received and not handed out.
+    #[must_use]
+    pub fn into_stream(self) -> Option<TcpStream> {
+        assert!(self.received.is_empty(), "{} bytes would be lost", self.received.len());
+        match self.stream {
+            Stream::Tcp(stream) => Some(stream),
+            Stream::Unix(_) => None,
+        }
+    }
+
     /// Whether the server still holds the connection open, judged without a
     /// request: neither its end nor a reset has arrived.
     #[must_use]

@@ -5,20 +5,26 @@
 //! * [`Daemon`] runs the binary as a plain child with a stand-in for the
 //!   service manager that records everything the daemon tells it.
 //! * [`Client`] speaks strict HTTP/1.1 and never retries: what it loses was lost.
+//! * [`Load`] is many of them at once, with an account of what they lost.
 //! * [`Upstream`] is a server that answers when the test says so.
+//! * [`Tunnel`] is both ends of an upgraded connection, with numbered messages.
 //!
 //! Nothing here sleeps and hopes: every wait is for an event, has a bound wide
 //! enough for a busy machine, and says what it waited for when the bound passes.
 
 mod client;
+mod load;
 mod machine;
 mod process;
+mod tunnel;
 mod upstream;
 mod wait;
 
 pub use client::{Client, Failure, Head, Response};
-pub use machine::{Machine, Output, print_figure};
+pub use load::{Account, Load};
+pub use machine::{Machine, Output, print_figure, raise_descriptor_limit};
 pub use process::{Daemon, Listening, Notification, Stderr};
 pub use rustix::process::Signal;
+pub use tunnel::{Conversation, Tunnel};
 pub use upstream::{Exchange, Upstream};
 pub use wait::{PATIENCE, wait_until};

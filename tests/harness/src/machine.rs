@@ -17,7 +17,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::wait::wait_until;
@@ -441,4 +441,16 @@ pub fn print_figure(what: &str, figure: impl std::fmt::Display) {
 fn print_visibly(line: &str) {
     let mut stderr = io::stderr().lock();
     let _ = writeln!(stderr, "{line}");
+}
+
+/// Allows this process to hold at least this many descriptors, and as many more as it may.
+///
+/// # Panics
+///
+/// When that is forbidden.
+pub fn raise_descriptor_limit(descriptors: u64) {
+    let allowed = getrlimit(Resource::Nofile).maximum;
+    let maximum = allowed.map(|allowed| allowed.max(descriptors));
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+        .unwrap_or_else(|error| panic!("{descriptors} descriptors are too many for {allowed:?}: {error}"));
 }

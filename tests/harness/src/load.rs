@@ -1,0 +1,158 @@
+//! Load from clients that keep an account of everything they lose.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::client::{Client, Failure};
+use crate::wait::wait_until;
+
+/// Clients that each keep one connection busy: the next request goes out as soon as the answer is there. A client
+/// that lost its connection opens another; what it had asked stays lost.
+///
+/// Dropped, it stops.
+#[derive(Debug)]
+pub struct Load {
+    book: Arc<Book>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    stop: AtomicBool,
+    answered: AtomicU64,
+    refused: AtomicU64,
+    dropped: AtomicU64,
+    closed: AtomicU64,
+    /// In microseconds.
+    longest: AtomicU64,
+    reasons: Mutex<BTreeMap<String, u64>>,
+}
+
+/// What became of the requests.
+#[derive(Clone, Debug)]
+pub struct Account {
+    /// Answered with 200.
+    pub answered: u64,
+    /// Nobody listened.
+    pub refused: u64,
+    /// Not answered, not to the end, or with another status.
+    pub dropped: u64,
+    /// Answered with 200 and `Connection: close`.
+    pub closed: u64,
+    /// What the refused and the dropped ones met, and how often.
+    pub reasons: BTreeMap<String, u64>,
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { answered, refused, dropped, closed, reasons } = self;
+        write!(formatter, "{answered} answered, {refused} refused, {dropped} dropped, {closed} closed")?;
+        if !reasons.is_empty() {
+            write!(formatter, ": {reasons:?}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Load {
+    /// Starts this many clients in the calling thread's network.
+    #[must_use]
+    pub fn start(clients: usize, address: SocketAddr, path: &'static str) -> Self {
+        let book = Arc::new(Book::default());
+        let work = |book: Arc<Book>| move || book.keep_asking(address, path);
+        let clients = (0..clients).map(|_| thread::spawn(work(Arc::clone(&book)))).collect();
+        Self { book, clients }
+    }
+
+    /// Returns when this many more requests have been answered.
+    ///
+    /// # Panics
+    ///
+    /// When they are not.
+    pub fn advance(&self, requests: u64) {
+        let goal = self.book.answered.load(Relaxed) + requests;
+        wait_until("the load to be answered", || (self.book.answered.load(Relaxed) >= goal).then_some(()));
+    }
+
+    /// The longest that a client has waited for an answer, or for its failure, since this was asked before.
+    #[must_use]
+    pub fn longest_wait(&self) -> Duration {
+        Duration::from_micros(self.book.longest.swap(0, Relaxed))
+    }
+
+    /// What has become of the requests so far.
+    #[must_use]
+    pub fn account(&self) -> Account {
+        self.book.account()
+    }
+
+    /// Lets every client have its last answer, and returns what became of all requests.
+    ///
+    /// # Panics
+    ///
+    /// When a client did.
+    #[must_use]
+    pub fn finish(mut self) -> Account {
+        self.book.stop.store(true, Relaxed);
+        for client in self.clients.drain(..) {
+            client.join().expect("a client does not panic");
+        }
+        self.book.account()
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.book.stop.store(true, Relaxed);
+    }
+}
+
+impl Book {
+    fn keep_asking(&self, address: SocketAddr, path: &str) {
+        let mut kept: Option<Client> = None;
+        while !self.stop.load(Relaxed) {
+            let began = Instant::now();
+            let connected = kept.take().map_or_else(|| Client::connect(address), Ok);
+            let answered = connected.and_then(|mut client| client.get(path).map(|answer| (client, answer)));
+            let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.longest.fetch_max(took, Relaxed);
+            match answered {
+                Ok((client, answer)) if answer.status == 200 => {
+                    self.answered.fetch_add(1, Relaxed);
+                    if answer.header("connection") == Some("close") {
+                        self.closed.fetch_add(1, Relaxed);
+                    } else {
+                        kept = Some(client);
+                    }
+                }
+                Ok((_, answer)) => self.lost(&self.dropped, format!("the answer was {}", answer.status)),
+                Err(failure @ Failure::Refused(_)) => {
+                    self.lost(&self.refused, failure.to_string());
+                    // Nobody listens: the processor is needed elsewhere.
+                    thread::sleep(Duration::from_millis(1));
+                }
+                Err(failure) => self.lost(&self.dropped, failure.to_string()),
+            }
+        }
+    }
+
+    fn lost(&self, counter: &AtomicU64, reason: String) {
+        counter.fetch_add(1, Relaxed);
+        *self.reasons.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default() += 1;
+    }
+
+    fn account(&self) -> Account {
+        Account {
+            answered: self.answered.load(Relaxed),
+            refused: self.refused.load(Relaxed),
+            dropped: self.dropped.load(Relaxed),
+            closed: self.closed.load(Relaxed),
+            reasons: self.reasons.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+}

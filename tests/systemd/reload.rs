@@ -1,0 +1,56 @@
+//! A reload: another process takes over, and its clients do not even wait.
+
+use steadfast_harness::print_figure;
+
+use crate::service::{PROXY, Service, UNIT};
+
+#[test]
+fn ten_reloads_under_load_refuse_drop_and_close_nothing() {
+    let Some(service) = Service::start(file!(), "") else {
+        return;
+    };
+    let load = service.load(50);
+    load.advance(5000);
+    let usual = load.longest_wait();
+    let mut pid = service.main_pid();
+    for _ in 0..10 {
+        service.reload();
+        load.advance(500);
+        let next = service.main_pid();
+        assert_ne!(std::mem::replace(&mut pid, next), pid);
+    }
+    let longest = load.longest_wait();
+    let account = load.finish();
+    print_figure(
+        "longest wait of 50 busy clients over ten reloads",
+        format_args!("{} ms (aim: that without a reload, {} ms)", longest.as_millis(), usual.as_millis()),
+    );
+    print_figure("ten reloads under load", &account);
+    let lost = (account.refused, account.dropped, account.closed);
+    assert_eq!(lost, (0, 0, 0), "{account}\n{}", service.journal(UNIT, &[]));
+    assert_eq!(service.show(UNIT, "NRestarts"), "0");
+}
+
+#[test]
+fn a_request_in_flight_finishes_over_a_reload_while_others_are_answered_at_once() {
+    let Some(service) = Service::start(file!(), PROXY) else {
+        return;
+    };
+    let upstream = service.upstream();
+    let mut client = service.connect();
+    client.ask("/app/slow").unwrap();
+    let exchange = upstream.next_request();
+    let mut idle = service.connect();
+    assert_eq!(idle.get("/").unwrap().status, 200);
+
+    service.reload();
+    // Nobody has answered the first request yet: these are the new process's.
+    assert_eq!(idle.get("/").unwrap().status, 200);
+    assert_eq!(service.connect().get("/").unwrap().status, 200);
+    exchange.answer(200, "worth the wait");
+    let answer = client.receive().unwrap();
+    assert_eq!((answer.status, answer.text().as_str()), (200, "worth the wait"));
+    assert_eq!(answer.header("connection"), None);
+    // By now it has followed the others.
+    assert_eq!(client.get("/").unwrap().status, 200);
+}
