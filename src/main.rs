@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let exit = match cli.command.unwrap_or_default() {
         Command::Run => with_config(cli.config, run),
-        Command::Check => with_config(cli.config, check),
+        Command::Check => with_config(cli.config, |config, origin| check(&config, origin)),
         Command::Reload => control::reload(),
         Command::Status { watch, json } => control::status(watch, json),
     };
@@ -41,7 +41,7 @@ fn load(asked: Option<PathBuf>) -> Result<(Config, String), ConfigError> {
     }
 }
 
-fn check(config: Config, origin: &str) -> Exit {
+fn check(config: &Config, origin: &str) -> Exit {
     println!("{origin}: valid\n{}", config.tree());
     Exit::Clean
 }

@@ -2,6 +2,8 @@
 
 pub(crate) mod access;
 pub mod admin;
+#[cfg(feature = "faults")]
+mod faults;
 pub mod http;
 pub mod phase;
 pub mod registry;
@@ -40,6 +42,7 @@ use self::supervisor::{BoxError, Child, Supervisor};
 use self::systemd::Systemd;
 use self::systemd::activation::{Inherited, restore_stderr};
 use self::systemd::manager::Manager;
+use self::systemd::watchdog::Watchdog;
 use crate::handover::Handover;
 use crate::handover::predecessor::Predecessor;
 use crate::handover::successor::Word;
@@ -269,7 +272,9 @@ impl Tree {
     fn take_office(&self, departed: &[String]) {
         let manager = &self.reload.manager;
         manager.speak();
-        departed.iter().for_each(|name| manager.unstore(name));
+        for name in departed {
+            manager.unstore(name);
+        }
         self.reload.handover.store(manager);
         let [admin, control] = self.admin.servers();
         for (child, server) in
@@ -278,6 +283,11 @@ impl Tree {
             for listener in server.listeners() {
                 let inherited = listener.is_inherited();
                 let address = listener.address();
+                if child == admin::NAME && !address.is_local() {
+                    tracing::warn!(
+                        "admin listens on {address}: everybody who reaches it may read status and metrics"
+                    );
+                }
                 tracing::info!(child, %address, inherited, "listening on {address} for {child}");
                 if let Some(name) = listener.configured().stored_as()
                     && !inherited
@@ -319,6 +329,9 @@ impl Tree {
         let start_own = |own: Own| start(&own.name, Box::new(move |child| (own.run)(child)));
         let own: Vec<_> = self.own.into_iter().map(start_own).collect();
 
+        let Reload { observer, manager, .. } = &self.reload;
+        let _watchdog = Watchdog::start(observer.clone(), manager.clone())
+            .inspect_err(|error| tracing::error!(%error, "there is no watchdog"));
         lifecycle.enter(Phase::Serving);
         tracing::info!("serving; took over {}", registry.totals().taken_over);
         let mut word = reason_to_stop(&lifecycle, &self.reload, self.requests, self.stop_when).await;

@@ -186,6 +186,8 @@ pub struct Connection {
     sent: AtomicU64,
     /// Bytes received since the connection was opened.
     received: AtomicU64,
+    /// When its task began to be polled, on the watchdog's clock; 0 while it is not polled.
+    held: AtomicU64,
     /// What the sweep last saw move, and when that was; nobody else touches them.
     moved: AtomicU64,
     moved_at: AtomicU64,
@@ -318,6 +320,14 @@ impl Connection {
     /// Says what the request in flight waits for.
     pub fn waiting_for(&self, what: Waiting) {
         self.waiting.store(what as u8, Relaxed);
+    }
+
+    /// Runs a poll of the connection's task, which the watchdog times.
+    pub(super) fn hold<T>(&self, poll: impl FnOnce() -> T) -> T {
+        self.held.store(self.registry.ticks.load(Relaxed), Relaxed);
+        let polled = poll();
+        self.held.store(0, Relaxed);
+        polled
     }
 
     /// The connection's task will be woken for an order.
@@ -668,6 +678,8 @@ struct Open {
 pub struct Registry {
     /// What `Connection::since` counts from.
     epoch: Instant,
+    /// The watchdog's clock in milliseconds, which nobody else has to read the time for; 0 without a watchdog.
+    ticks: AtomicU64,
     next_id: AtomicU64,
     open: Mutex<Open>,
     in_flight: AtomicUsize,
@@ -694,6 +706,7 @@ impl Registry {
         let (outbox, leaving) = mpsc::unbounded_channel();
         Arc::new(Self {
             epoch: Instant::now(),
+            ticks: AtomicU64::new(0),
             next_id: AtomicU64::new(0),
             open: Mutex::default(),
             in_flight: AtomicUsize::new(0),
@@ -746,6 +759,7 @@ impl Registry {
             produced: AtomicBool::new(false),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
+            held: AtomicU64::new(0),
             moved: AtomicU64::new(0),
             moved_at: AtomicU64::new(0),
             waiting: AtomicU8::new(Waiting::Handler as u8),
@@ -858,6 +872,22 @@ impl Registry {
             }
             changed.await;
         }
+    }
+
+    /// Sets the watchdog's clock.
+    pub(super) fn tick(&self) {
+        self.ticks.store(self.now(), Relaxed);
+    }
+
+    /// The requests whose handler has held its thread for `limit` or longer, with a number for the occasion.
+    pub(super) fn held_for(&self, limit: Duration) -> Vec<((u64, u64), RequestView, Duration)> {
+        let now = self.ticks.load(Relaxed);
+        let held_for = |connection: &Arc<Connection>| {
+            let since = Some(connection.held.load(Relaxed)).filter(|since| *since > 0)?;
+            let held = Duration::from_millis(now.saturating_sub(since));
+            Some(((connection.id, since), connection.view()?, held)).filter(|_| held >= limit)
+        };
+        self.connections().iter().filter_map(held_for).collect()
     }
 
     /// Milliseconds of the registry's clock.

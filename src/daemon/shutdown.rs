@@ -112,7 +112,9 @@ impl Stop<'_> {
             http.stop().await;
             let drained = asked.elapsed();
             // Told together, waited for together.
-            own.iter().for_each(|child| child.subsystem.initiate_shutdown());
+            for child in own {
+                child.subsystem.initiate_shutdown();
+            }
             for child in own {
                 child.stop().await;
             }

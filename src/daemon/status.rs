@@ -1,6 +1,6 @@
 //! One picture of the daemon, for `STATUS=`, `/status` and the metrics alike.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -247,10 +247,10 @@ impl Observer {
                 let requests = self.registry.requests();
                 let mut line = format!("draining: {in_flight} {}", requests_of(in_flight));
                 if let Some(oldest) = requests.first() {
-                    line += &format!(", oldest {oldest}");
+                    _ = write!(line, ", oldest {oldest}");
                 }
                 if let Some(at) = until {
-                    line += &format!(", {} s left", left(at).as_secs());
+                    _ = write!(line, ", {} s left", left(at).as_secs());
                 }
                 line
             }

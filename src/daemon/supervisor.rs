@@ -67,6 +67,11 @@ impl Child {
         self.stopping.cancelled().await;
     }
 
+    /// Says what the child is doing, for the log and STATUS if it gets stuck there: "waiting for the queue".
+    pub fn doing(&self, what: &'static str) {
+        *self.vitals.doing.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    }
+
     /// Whether the child is to stop.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
@@ -81,6 +86,9 @@ pub struct Vitals {
     restarts: AtomicU32,
     /// Milliseconds of the supervisor's clock; `u64::MAX` while it does not run.
     beat: AtomicU64,
+    doing: Mutex<&'static str>,
+    #[cfg(feature = "faults")]
+    pub(super) faults: super::faults::Faults,
 }
 
 impl Vitals {
@@ -96,6 +104,12 @@ impl Vitals {
     #[must_use]
     pub fn restarts(&self) -> u32 {
         self.restarts.load(Relaxed)
+    }
+
+    /// What it last said that it was doing.
+    #[must_use]
+    pub fn last_doing(&self) -> &'static str {
+        *self.doing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it runs: neither ended nor waiting to be restarted.
@@ -147,6 +161,9 @@ impl Supervisor {
             name: name.into(),
             restarts: AtomicU32::new(0),
             beat: AtomicU64::new(Vitals::STILL),
+            doing: Mutex::new("starting"),
+            #[cfg(feature = "faults")]
+            faults: super::faults::Faults::default(),
         });
         self.children.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&vitals));
         let supervisor = self.clone();
@@ -210,10 +227,15 @@ impl Supervisor {
         child: &Child,
         run: impl Future<Output = Result<(), BoxError>>,
     ) -> Result<(), String> {
-        let result = tokio::select! {
-            result = AssertUnwindSafe(run).catch_unwind() => result,
-            never = self.beat(&child.vitals) => match never {},
+        let alive = async {
+            tokio::select! {
+                result = run => result,
+                never = self.beat(&child.vitals) => match never {},
+            }
         };
+        #[cfg(feature = "faults")]
+        let alive = child.vitals.faults.strike(alive);
+        let result = AssertUnwindSafe(alive).catch_unwind().await;
         child.vitals.beat.store(Vitals::STILL, Relaxed);
         match result {
             Ok(Ok(())) => Ok(()),

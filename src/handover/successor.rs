@@ -169,7 +169,7 @@ impl Word {
             return;
         }
         // A successor that has ended asks for nothing.
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

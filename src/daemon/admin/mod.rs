@@ -94,12 +94,14 @@ impl Admin {
 
     /// Serves until it is told to stop; what it is answering then is finished.
     pub(super) async fn run(self, child: Child) -> Result<(), BoxError> {
+        child.doing("accepting connections");
         tokio::select! {
             () = self.server.serve() => {}
             () = self.control.serve() => {}
             () = self.upkeep() => {}
             () = child.stopping() => {}
         }
+        child.doing("draining connections");
         self.server.close(self.handover.keeps_listeners()).await;
         self.control.close(self.handover.keeps_listeners()).await;
         tokio::join!(self.server.drain(Duration::ZERO), self.control.drain(Duration::ZERO));
@@ -131,7 +133,25 @@ pub(super) fn control_socket() -> Option<Address> {
 
 /// What changes anything is here alone.
 fn control_router(desk: Arc<Desk>) -> Router {
-    router(Arc::clone(&desk)).merge(Router::new().route("/reload", post(reload)).with_state(desk))
+    let changes = Router::new().route("/reload", post(reload));
+    #[cfg(feature = "faults")]
+    let changes = changes.route("/faults/{child}/{fault}", post(inject));
+    router(Arc::clone(&desk)).merge(changes.with_state(desk))
+}
+
+/// Makes a child have a fault; 404 if there is no such child.
+#[cfg(feature = "faults")]
+async fn inject(
+    State(desk): State<Arc<Desk>>,
+    axum::extract::Path((name, fault)): axum::extract::Path<(String, super::faults::Fault)>,
+) -> StatusCode {
+    match desk.observer.supervisor.children().iter().find(|child| child.name() == name) {
+        Some(child) => {
+            child.faults.inject(fault);
+            StatusCode::NO_CONTENT
+        }
+        None => StatusCode::NOT_FOUND,
+    }
 }
 
 /// 200 when a successor serves, 500 with the reason why none does.

@@ -29,11 +29,10 @@ impl RequestBody {
         request: Request<Incoming>,
         connection: &Arc<Connection>,
         limit: u64,
-    ) -> Result<Request<Body>, Response<Body>> {
+    ) -> Result<Request<Body>, TooLarge> {
         let hint = http_body::Body::size_hint(request.body());
         if hint.lower() > limit {
-            let text = format!("the body is larger than {limit} bytes\n");
-            return Err((StatusCode::PAYLOAD_TOO_LARGE, text).into_response());
+            return Err(TooLarge(limit));
         }
         if hint.exact() == Some(0) {
             return Ok(request.map(|_| Body::empty()));
@@ -42,6 +41,16 @@ impl RequestBody {
         Ok(request.map(|incoming| {
             Body::new(Self { inner: Limited::new(incoming, limit), connection: Arc::clone(connection) })
         }))
+    }
+}
+
+/// The announced body is larger than this, in bytes.
+pub(super) struct TooLarge(u64);
+
+impl IntoResponse for TooLarge {
+    fn into_response(self) -> Response<Body> {
+        let text = format!("the body is larger than {} bytes\n", self.0);
+        (StatusCode::PAYLOAD_TOO_LARGE, text).into_response()
     }
 }
 

@@ -10,7 +10,7 @@ use std::task::Poll;
 
 use axum::Router;
 use axum::extract::ConnectInfo;
-use axum::http::{HeaderValue, Request, Response, StatusCode, header};
+use axum::http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use axum::response::IntoResponse;
 use futures_util::FutureExt;
 use hyper::body::Incoming;
@@ -77,7 +77,7 @@ async fn drive(stream: ClientStream, serving: &Arc<Serving>) -> Option<ClientStr
             Order::Carry if connection.is_out_of_step() => Pin::new(&mut driven).graceful_shutdown(),
             Order::None | Order::Park | Order::TimeOut | Order::Carry => {}
         }
-        if let Poll::Ready(result) = Pin::new(&mut driven).poll(cx) {
+        if let Poll::Ready(result) = connection.hold(|| Pin::new(&mut driven).poll(cx)) {
             if let Err(error) = result {
                 tracing::debug!(peer = %connection.peer(), %error, "the connection failed");
             }
@@ -157,10 +157,17 @@ impl hyper::service::Service<Request<Incoming>> for Answer {
         let serving = Arc::clone(&self.serving);
         Box::pin(async move {
             let connection = answering.connection();
-            let bodyless = request.method() == axum::http::Method::HEAD;
+            let bodyless = request.method() == Method::HEAD;
+            if let Some(reason) = refuse(&request) {
+                let mut refusal = (StatusCode::BAD_REQUEST, reason).into_response();
+                refusal.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                return Ok(AnswerBody::wrap(refusal, answering, bodyless));
+            }
             let mut request = match RequestBody::wrap(request, connection, serving.body_limit) {
                 Ok(request) => request,
-                Err(too_large) => return Ok(AnswerBody::wrap(too_large, answering, bodyless)),
+                Err(too_large) => {
+                    return Ok(AnswerBody::wrap(too_large.into_response(), answering, bodyless));
+                }
             };
             request.extensions_mut().insert(InFlight(Arc::clone(connection)));
             if let Peer::Tcp(peer) = connection.peer() {
@@ -186,5 +193,15 @@ impl hyper::service::Service<Request<Incoming>> for Answer {
             }
             Ok(AnswerBody::wrap(response, answering, bodyless))
         })
+    }
+}
+
+/// Why a request is not for any handler: who reads it next might see another host in it (RFC 9112, section 3.2).
+fn refuse(request: &Request<Incoming>) -> Option<&'static str> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) if request.version() == Version::HTTP_11 => Some("the request has no Host\n"),
+        (Some(_), Some(_)) => Some("the request has more than one Host\n"),
+        _ => None,
     }
 }

@@ -74,10 +74,11 @@ impl Trusted {
 /// this machine.
 pub(crate) fn client(peer: Peer) -> Option<IpAddr> {
     let Peer::Tcp(address) = peer else { return None };
-    match address.ip().to_canonical() {
-        address if address.is_loopback() => None,
+    let address = address.ip().to_canonical();
+    match address {
+        _ if address.is_loopback() => None,
         IpAddr::V6(address) => Some(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into()),
-        v4 @ IpAddr::V4(_) => Some(v4),
+        IpAddr::V4(_) => Some(address),
     }
 }
 

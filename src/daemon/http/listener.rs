@@ -51,6 +51,14 @@ impl Address {
         }
     }
 
+    /// Whether only this machine reaches it. Of a `.socket` unit's socket that is the unit's matter.
+    pub(crate) fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().is_loopback(),
+            Self::Unix(_) | Self::Inherited(_) => true,
+        }
+    }
+
     /// The name that its listener is passed under.
     pub(crate) fn passed_as(&self) -> String {
         match self {

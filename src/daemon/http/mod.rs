@@ -83,20 +83,22 @@ impl Http {
 
     /// Takes over what an earlier process has left in the mailbox.
     pub(super) fn take_over(&self) {
-        if let Some(mailbox) = self.handover.mailbox() {
-            if let Err(error) = self.server.take_over(mailbox) {
-                tracing::error!(%error, "cannot read the mailbox: connections of an earlier process are lost");
-            }
+        if let Some(mailbox) = self.handover.mailbox()
+            && let Err(error) = self.server.take_over(mailbox)
+        {
+            tracing::error!(%error, "cannot read the mailbox: connections of an earlier process are lost");
         }
     }
 
     /// Serves until it is told to stop, then drains.
     pub(super) async fn run(self, child: Child) -> Result<(), BoxError> {
+        child.doing("accepting connections");
         tokio::select! {
             () = self.server.serve() => {}
             () = self.keep_taking_over() => {}
             () = child.stopping() => {}
         }
+        child.doing("draining connections");
         self.server.close(self.handover.keeps_listeners()).await;
         if self.handover.is_open() {
             self.server.carry(&self.handover, self.linger).await;
@@ -113,7 +115,7 @@ impl Http {
             self.take_over();
         }
         tracing::error!("the mailbox failed: connections of an earlier process are lost");
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -157,7 +157,7 @@ impl ClientStream {
             (Ok(client), Some(note)) => connection.leave(Parcel::Tunnel { client, upstream, note }),
             (Ok(_), None) => tracing::warn!(peer = %connection.peer(), "a tunnel has no request"),
             (Err(error), _) => {
-                tracing::warn!(peer = %connection.peer(), %error, "cannot take a tunnel apart")
+                tracing::warn!(peer = %connection.peer(), %error, "cannot take a tunnel apart");
             }
         }
     }
@@ -198,12 +198,11 @@ impl ClientStream {
     fn wrote(&self, cx: &Context<'_>, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match result {
             Poll::Ready(Ok(n)) => self.connection.sent(n),
-            Poll::Ready(Err(_)) => {}
             Poll::Pending if self.is_upgraded() => {
                 self.connection.written_by(cx.waker());
                 self.alive()?;
             }
-            Poll::Pending => {}
+            Poll::Ready(Err(_)) | Poll::Pending => {}
         }
         result
     }

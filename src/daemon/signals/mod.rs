@@ -50,6 +50,7 @@ impl Signals {
 
     /// Reads signals until it is told to stop.
     pub(super) async fn run(self, child: Child) -> Result<(), BoxError> {
+        child.doing("waiting for a signal");
         let Handlers { term, int, hup, stops } = &mut *self.handlers.lock().await;
         loop {
             let name = tokio::select! {

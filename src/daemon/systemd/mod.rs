@@ -1,21 +1,22 @@
 //! The systemd child: the only one that talks to the service manager.
 //!
-//! Its loop waits on the phase, the watchdog's clock and a tick. It tells READY once everything is served, STATUS
-//! while serving and each second of a drain, STOPPING and `EXTEND_TIMEOUT_USEC` while draining, and pings the
-//! watchdog while every child's heart beats. Without `NOTIFY_SOCKET` it waits for the end and says nothing.
+//! Its loop waits on the phase and a tick. It tells READY once everything is served, STATUS while serving and each
+//! second of a drain, STOPPING and `EXTEND_TIMEOUT_USEC` while draining. Its [`watchdog`] pings from a thread of its
+//! own. Without `NOTIFY_SOCKET` it waits for the end and says nothing.
 
 pub mod activation;
 pub(crate) mod manager;
+pub(super) mod watchdog;
 
 use std::time::Duration;
 
 use sd_notify::NotifyState;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{MissedTickBehavior, interval};
 
 use self::manager::{Manager, one_line};
 use super::phase::Phase;
 use super::status::Observer;
-use super::supervisor::{BoxError, Child, HEARTBEAT};
+use super::supervisor::{BoxError, Child};
 
 /// Its name in the tree.
 pub const NAME: &str = "systemd";
@@ -35,13 +36,11 @@ const EXTENSION: Duration = Duration::from_secs(15);
 pub(super) struct Systemd {
     observer: Observer,
     manager: Manager,
-    /// How long the manager waits between two pings.
-    watchdog: Option<Duration>,
 }
 
 impl Systemd {
     pub(super) fn bind((): Config, observer: Observer, manager: Manager) -> Self {
-        Self { observer, manager, watchdog: Manager::watchdog() }
+        Self { observer, manager }
     }
 
     /// Speaks for the daemon until it is told to stop.
@@ -56,13 +55,13 @@ impl Systemd {
             _ = phase.wait_for(|p| *p != Phase::Starting) => {}
             () = child.stopping() => return Ok(()),
         }
+        child.doing("reporting what is served");
         self.manager.tell(&[NotifyState::Ready, NotifyState::Status(&self.line())]);
         tokio::select! {
             _ = phase.wait_for(|p| *p != Phase::Serving) => {}
             never = self.report_serving() => match never {},
-            never = self.feed_watchdog() => match never {},
         }
-        // The watchdog is not armed while a service stops.
+        child.doing("reporting the drain");
         self.manager.tell(&[NotifyState::Stopping]);
         tokio::select! {
             () = child.stopping() => {}
@@ -97,33 +96,6 @@ impl Systemd {
             tick.tick().await;
             self.manager
                 .tell(&[NotifyState::ExtendTimeoutUsec(extension), NotifyState::Status(&self.line())]);
-        }
-    }
-
-    /// Pings twice in each period, as `sd_watchdog_enabled(3)` recommends, while every child's heart beats; names
-    /// those whose heart does not and lets the manager act at once.
-    async fn feed_watchdog(&self) -> std::convert::Infallible {
-        let Some(period) = self.watchdog else {
-            return std::future::pending().await;
-        };
-        let limit = (period / 2).max(HEARTBEAT * 4);
-        let mut next = Instant::now();
-        loop {
-            sleep_until(next).await;
-            next += period / 2;
-            let stuck = self.observer.supervisor.stuck_for(limit);
-            if stuck.is_empty() {
-                self.manager.tell(&[NotifyState::Watchdog]);
-                continue;
-            }
-            let names: Vec<_> = stuck.iter().map(|c| c.name()).collect();
-            let names = names.join(", ");
-            tracing::error!(
-                children = names,
-                "no heartbeat from {names} for {limit:?}: triggering the watchdog"
-            );
-            let status = one_line(&format!("stuck: no heartbeat from {names}"));
-            self.manager.tell(&[NotifyState::Status(&status), NotifyState::WatchdogTrigger]);
         }
     }
 }

@@ -296,6 +296,49 @@ async fn no_path_leads_out_of_the_folder() {
 }
 
 #[tokio::test]
+async fn no_symlink_leads_out_of_the_folder_and_those_within_are_followed() {
+    use std::os::unix::fs::symlink;
+    let site = Site::new();
+    let router = site.serve(|_| {});
+    for (link, to) in [
+        ("out", "../secret"),
+        ("absolute", site.above.path().join("secret").to_str().expect("a path in UTF-8")),
+        ("above", ".."),
+        ("proc", "/proc/self/exe"),
+        ("circle", "circle"),
+        ("within", "sub/index.html"),
+    ] {
+        symlink(to, site.root().join(link)).expect("a symlink");
+    }
+    for path in ["/out", "/absolute", "/above/secret", "/above/", "/proc", "/circle"] {
+        assert_eq!(
+            ask(&router, get(&format!("/assets{path}"))).await.status(),
+            StatusCode::NOT_FOUND,
+            "{path}"
+        );
+    }
+    assert_eq!(body_at(&router, "/assets/within").await, "the index below");
+
+    // The folder itself may be one, and lead elsewhere from one request to the next.
+    let current = site.above.path().join("current");
+    symlink(site.root(), &current).expect("a symlink");
+    let served = site.serve(|config| config.root.clone_from(&current));
+    assert_eq!(body_at(&served, "/assets/sub/").await, "the index below");
+    std::fs::remove_file(&current).expect("removed");
+    symlink(site.root().join("sub"), &current).expect("a symlink");
+    assert_eq!(body_at(&served, "/assets/").await, "the index below");
+}
+
+#[tokio::test]
+async fn what_is_no_file_is_not_waited_for() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let site = Site::new();
+    mknodat(CWD, site.root().join("fifo"), FileType::Fifo, Mode::from_raw_mode(0o666), 0).expect("a FIFO");
+    let router = site.serve(|_| {});
+    assert_eq!(ask(&router, get("/assets/fifo")).await.status(), StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
 async fn files_answer_get_and_head_only() {
     let site = Site::new();
     let router = site.serve(|_| {});

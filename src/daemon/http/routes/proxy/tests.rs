@@ -17,9 +17,9 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::daemon::access::AccessLog;
+use crate::daemon::http::limits::Limits;
 use crate::daemon::http::listener::{Address, Listener};
 use crate::daemon::http::routes::{Action, Route, router};
-use crate::daemon::http::limits::Limits;
 use crate::daemon::http::server::Server;
 use crate::daemon::registry::{Peer, Registry, Waiting};
 use crate::daemon::systemd::activation::Inherited;

@@ -2,7 +2,9 @@
 //!
 //! tower-http's `ServeDir` does the work: it refuses paths that lead out of the folder by `..`, streams, and knows
 //! content types, entity tags and conditions. Here is what it leaves open: the name of the index, `If-Range`, and
-//! ranges that a server is to ignore.
+//! ranges that a server is to ignore. That no path leads out of the folder is the kernel's word ([`beneath`]).
+
+mod beneath;
 
 use std::convert::Infallible;
 use std::fmt::Write;
@@ -21,7 +23,9 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use tower::Service;
 use tower_http::services::ServeDir;
+use tower_http::services::fs::DefaultServeDirFallback;
 
+use self::beneath::Beneath;
 use super::text;
 
 /// How much of a file is read at once, in bytes: each read is a trip to the pool of blocking threads.
@@ -51,7 +55,7 @@ pub(super) struct Files(Arc<Folder>);
 struct Folder {
     /// The part of the request's path that is the route's, without the last slash.
     prefix: String,
-    files: ServeDir,
+    files: ServeDir<DefaultServeDirFallback, Beneath>,
     /// Percent-encoded, to stand in a path.
     index: Option<String>,
     cache_control: Option<HeaderValue>,
@@ -61,7 +65,7 @@ impl Files {
     /// `path` is the route's: what stands in it before the last slash is no part of a file's path.
     pub(super) fn new(config: &Config, path: &str) -> Self {
         let prefix = path.rsplit_once('/').map_or("", |(prefix, _)| prefix);
-        let mut files = ServeDir::new(&config.root)
+        let mut files = ServeDir::with_backend("", Beneath::new(&config.root))
             .with_buf_chunk_size(CHUNK)
             .redirect_path_prefix(prefix)
             .append_index_html_on_directories(config.index.is_some())

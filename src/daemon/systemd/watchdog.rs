@@ -1,0 +1,118 @@
+//! The watchdog: a thread outside of the runtime, which notices when the runtime, or a part of it, is stuck.
+//!
+//! It looks at two things. Each child's heart beats from the child's own task; where it does not, the child is stuck,
+//! and the service manager is told, which restarts the unit. A connection's task notes when it begins to be polled;
+//! where that was long ago, a handler blocks its thread, which is logged.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use sd_notify::NotifyState;
+
+use super::manager::{Manager, one_line};
+use crate::daemon::phase::Phase;
+use crate::daemon::status::Observer;
+use crate::daemon::supervisor::HEARTBEAT;
+
+/// How often the thread looks, and the resolution of what it says.
+const TICK: Duration = Duration::from_millis(100);
+/// How long a handler may hold its thread before that is logged.
+const BLOCKED: Duration = Duration::from_secs(1);
+/// How long a heart may be still where the manager has no watchdog on the unit.
+const STILL: Duration = Duration::from_secs(10);
+
+/// The running thread; it ends when this is dropped.
+#[derive(Debug)]
+pub(in crate::daemon) struct Watchdog {
+    _stop: Sender<()>,
+}
+
+impl Watchdog {
+    /// Starts the thread.
+    pub(in crate::daemon) fn start(observer: Observer, manager: Manager) -> io::Result<Self> {
+        let (stop, stopped) = channel();
+        let mut watch = Watch {
+            period: Manager::watchdog(),
+            observer,
+            manager,
+            next_ping: Instant::now(),
+            stuck: HashSet::new(),
+            blocking: HashSet::new(),
+        };
+        let run = move || {
+            while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                watch.look();
+            }
+        };
+        std::thread::Builder::new().name("watchdog".into()).spawn(run)?;
+        Ok(Self { _stop: stop })
+    }
+}
+
+struct Watch {
+    observer: Observer,
+    manager: Manager,
+    /// How long the manager waits between two pings.
+    period: Option<Duration>,
+    next_ping: Instant,
+    /// What was logged, so that it is logged once.
+    stuck: HashSet<String>,
+    blocking: HashSet<(u64, u64)>,
+}
+
+impl Watch {
+    fn look(&mut self) {
+        self.find_blocking_handlers();
+        let stuck = self.find_stuck_children();
+        // The manager neither expects a ping before READY nor once a stop has begun.
+        let Some(period) = self.period.filter(|_| self.observer.lifecycle.phase() == Phase::Serving) else {
+            return;
+        };
+        if !stuck.is_empty() {
+            let status = one_line(&format!("stuck: no heartbeat from {}", stuck.join(", ")));
+            self.manager.tell(&[NotifyState::Status(&status), NotifyState::WatchdogTrigger]);
+        } else if Instant::now() >= self.next_ping {
+            // At least twice in each period, as sd_watchdog_enabled(3) recommends.
+            self.next_ping = Instant::now() + period / 3;
+            self.manager.tell(&[NotifyState::Watchdog]);
+        }
+    }
+
+    fn find_stuck_children(&mut self) -> Vec<String> {
+        let limit = self.period.map_or(STILL, |period| period / 2).max(HEARTBEAT * 4);
+        let stuck: Vec<_> = self.observer.supervisor.stuck_for(limit);
+        let names: HashSet<_> = stuck.iter().map(|child| child.name().to_owned()).collect();
+        for child in stuck.iter().filter(|child| !self.stuck.contains(child.name())) {
+            let (name, doing) = (child.name(), child.last_doing());
+            tracing::error!(
+                child = name,
+                doing,
+                "{name} is stuck: no heartbeat for {limit:?}; last it was {doing}"
+            );
+        }
+        self.stuck = names;
+        stuck.iter().map(|child| format!("{} (last {})", child.name(), child.last_doing())).collect()
+    }
+
+    fn find_blocking_handlers(&mut self) {
+        let registry = &self.observer.registry;
+        registry.tick();
+        let blocking = registry.held_for(BLOCKED);
+        for (id, request, held) in &blocking {
+            if !self.blocking.contains(id) {
+                tracing::warn!(
+                    method = %request.method,
+                    path = request.uri.path(),
+                    "{} {} blocks its thread for {:.1} s now: a handler that waits must do so with `await`, or on \
+                     a thread of its own",
+                    request.method,
+                    request.uri.path(),
+                    held.as_secs_f64(),
+                );
+            }
+        }
+        self.blocking = blocking.into_iter().map(|(id, ..)| id).collect();
+    }
+}
