@@ -181,7 +181,7 @@ impl Daemon {
         let departed = depart(&config, &mut inherited);
         let metrics = Metrics::new();
         let registry = Registry::new(metrics.durations(), AccessLog::new(&config.log));
-        let supervisor = Supervisor::new(config.supervision, lifecycle.clone());
+        let supervisor = Supervisor::new(config.supervision, lifecycle.clone(), Manager::watchdog());
         let observer = Observer {
             lifecycle: lifecycle.clone(),
             supervisor: supervisor.clone(),
@@ -321,6 +321,7 @@ impl Tree {
             subsystem: supervisor.start(root, name, run),
         };
         self.http.take_over();
+        let serving = self.http.server().clone();
         let (signals, http, admin, systemd) = (self.signals, self.http, self.admin, self.systemd);
         let signals = start(signals::NAME, Box::new(move |child| Box::pin(signals.clone().run(child))));
         let http = start(http::NAME, Box::new(move |child| Box::pin(http.clone().run(child))));
@@ -338,6 +339,10 @@ impl Tree {
         if word.is_some() {
             // The successor's own admin child answers on these listeners now.
             admin.subsystem.initiate_shutdown();
+        }
+        if !self.reload.handover.is_open() {
+            // Also within `delay` an answer tells its client to connect elsewhere next time.
+            serving.announce_close();
         }
         let stop = Stop {
             config: &shutdown,

@@ -45,8 +45,8 @@ impl Default for Config {
     }
 }
 
-/// How often a child's heart beats.
-pub(super) const HEARTBEAT: Duration = Duration::from_millis(250);
+/// How often a child's heart beats, unless the service manager's watchdog is so impatient that it must beat faster.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// A child's place in the tree, as the child itself sees it.
 #[derive(Clone, Debug)]
@@ -124,13 +124,21 @@ impl Vitals {
 pub struct Supervisor {
     config: Config,
     lifecycle: Lifecycle,
+    heartbeat: Duration,
     epoch: Instant,
     children: Arc<Mutex<Vec<Arc<Vitals>>>>,
 }
 
 impl Supervisor {
-    pub(super) fn new(config: Config, lifecycle: Lifecycle) -> Self {
-        Self { config, lifecycle, epoch: Instant::now(), children: Arc::default() }
+    /// `watchdog`: how long the service manager waits between two pings, if it has a watchdog on this process.
+    pub(super) fn new(config: Config, lifecycle: Lifecycle, watchdog: Option<Duration>) -> Self {
+        let heartbeat = watchdog.map_or(HEARTBEAT, |period| HEARTBEAT.min(period / 8));
+        Self { config, lifecycle, heartbeat, epoch: Instant::now(), children: Arc::default() }
+    }
+
+    /// How often a heart beats.
+    pub(super) fn heartbeat(&self) -> Duration {
+        self.heartbeat
     }
 
     /// Every child, in the order of their start.
@@ -247,7 +255,7 @@ impl Supervisor {
     async fn beat(&self, vitals: &Vitals) -> std::convert::Infallible {
         loop {
             vitals.beat.store(self.now(), Relaxed);
-            tokio::time::sleep(HEARTBEAT).await;
+            tokio::time::sleep(self.heartbeat).await;
         }
     }
 

@@ -10,14 +10,12 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
+use tokio::runtime::Handle;
 
 use super::manager::{Manager, one_line};
 use crate::daemon::phase::Phase;
 use crate::daemon::status::Observer;
-use crate::daemon::supervisor::HEARTBEAT;
 
-/// How often the thread looks, and the resolution of what it says.
-const TICK: Duration = Duration::from_millis(100);
 /// How long a handler may hold its thread before that is logged.
 const BLOCKED: Duration = Duration::from_secs(1);
 /// How long a heart may be still where the manager has no watchdog on the unit.
@@ -33,6 +31,8 @@ impl Watchdog {
     /// Starts the thread.
     pub(in crate::daemon) fn start(observer: Observer, manager: Manager) -> io::Result<Self> {
         let (stop, stopped) = channel();
+        let tick = observer.supervisor.heartbeat() / 2;
+        let runtime = Handle::current();
         let mut watch = Watch {
             period: Manager::watchdog(),
             observer,
@@ -42,8 +42,11 @@ impl Watchdog {
             blocking: HashSet::new(),
         };
         let run = move || {
-            while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+            while stopped.recv_timeout(tick) == Err(RecvTimeoutError::Timeout) {
                 watch.look();
+                // Where a thread of the runtime is blocked, it may be the one that was to wake the others for events
+                // and timers: then all of them sleep, although only one is held. A task from outside wakes another.
+                runtime.spawn(std::future::ready(()));
             }
         };
         std::thread::Builder::new().name("watchdog".into()).spawn(run)?;
@@ -81,7 +84,8 @@ impl Watch {
     }
 
     fn find_stuck_children(&mut self) -> Vec<String> {
-        let limit = self.period.map_or(STILL, |period| period / 2).max(HEARTBEAT * 4);
+        let limit =
+            self.period.map_or(STILL, |period| period / 2).max(self.observer.supervisor.heartbeat() * 3);
         let stuck: Vec<_> = self.observer.supervisor.stuck_for(limit);
         let names: HashSet<_> = stuck.iter().map(|child| child.name().to_owned()).collect();
         for child in stuck.iter().filter(|child| !self.stuck.contains(child.name())) {
