@@ -497,6 +497,12 @@ impl Connection {
         let _ = self.registry.outbox.send(parcel);
     }
 
+    /// It cannot leave as it was ordered to.
+    pub(super) fn stays(&self, reason: Stays) {
+        self.registry.totals.stayed.add(reason, 1);
+        self.give(Order::Finish);
+    }
+
     /// What the next process must know of it between two requests.
     pub(super) fn note(&self, read_ahead: Bytes) -> ConnectionNote {
         ConnectionNote {
@@ -611,8 +617,12 @@ pub struct Totals {
     pub cut: AtomicU64,
     /// Connections given to the next process.
     pub handed_over: Carried,
+    /// Connections that could not be: they linger.
+    pub stayed: Stayed,
     /// Connections taken from an earlier process.
     pub taken_over: Carried,
+    /// Connections that an earlier process left and this one closed.
+    pub not_understood: AtomicU64,
 }
 
 /// Connections that went from one process to the next.
@@ -622,8 +632,6 @@ pub struct Carried {
     pub connections: AtomicU64,
     /// Upgraded, and tied to an upstream.
     pub tunnels: AtomicU64,
-    /// Those that could not be carried: closed, or left to linger.
-    pub refused: AtomicU64,
 }
 
 impl Carried {
@@ -646,6 +654,62 @@ impl fmt::Display for Carried {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [connections, tunnels] = self.counts();
         write!(f, "{connections} connections, {tunnels} tunnels")
+    }
+}
+
+/// Why a connection is not carried to the next process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Stays {
+    /// Nothing keeps it until there is a next process.
+    NoStore,
+    /// `[handover]` says so.
+    SwitchedOff,
+    /// The body of its last request was not read to its end.
+    UnreadBody,
+    /// The mailbox did not take it.
+    MailboxFull,
+}
+
+impl Stays {
+    const ALL: [Self; 4] = [Self::NoStore, Self::SwitchedOff, Self::UnreadBody, Self::MailboxFull];
+}
+
+impl fmt::Display for Stays {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoStore => "without a store",
+            Self::SwitchedOff => "switched off in [handover]",
+            Self::UnreadBody => "with an unread request body",
+            Self::MailboxFull => "refused by the mailbox",
+        })
+    }
+}
+
+/// Connections that are not carried, by the reason.
+#[derive(Debug, Default)]
+pub struct Stayed([AtomicU64; Stays::ALL.len()]);
+
+impl Stayed {
+    /// Counts some.
+    pub(super) fn add(&self, reason: Stays, connections: usize) {
+        self.0[reason as usize].fetch_add(connections as u64, Relaxed);
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.0.iter().map(|n| n.load(Relaxed)).sum()
+    }
+}
+
+/// The number, and what it is made of.
+impl fmt::Display for Stayed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.total())?;
+        let reasons = Stays::ALL.iter().zip(&self.0).filter(|(_, n)| n.load(Relaxed) > 0);
+        let reasons: Vec<_> = reasons.map(|(reason, n)| format!("{} {reason}", n.load(Relaxed))).collect();
+        if reasons.is_empty() { Ok(()) } else { write!(f, " ({})", reasons.join(", ")) }
     }
 }
 

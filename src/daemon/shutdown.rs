@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_graceful_shutdown::NestedSubsystem;
 
 use super::phase::{Cause, Lifecycle, Phase};
-use super::registry::Registry;
+use super::registry::{Registry, Totals};
 use crate::handover::predecessor::Predecessor;
 
 /// `[shutdown]`.
@@ -146,8 +146,7 @@ impl Stop<'_> {
         }
 
         let took = asked.elapsed();
-        let handed_over = &registry.totals().handed_over;
-        let lingered = handed_over.refused.load(Relaxed);
+        let Totals { handed_over, stayed, .. } = registry.totals();
         let finished = registry.totals().requests().saturating_sub(answered_before).saturating_sub(cut);
         let cause = lifecycle.cause().map(ToString::to_string).unwrap_or_default();
         tracing::info!(
@@ -157,12 +156,12 @@ impl Stop<'_> {
             cut,
             handed_over_connections = handed_over.connections.load(Relaxed),
             handed_over_tunnels = handed_over.tunnels.load(Relaxed),
-            not_carried = lingered,
+            not_carried = stayed.total(),
             delay_ms = millis(delayed),
             drain_ms = millis(drained.saturating_sub(delayed)),
             children_ms = millis(took.saturating_sub(drained)),
             total_ms = millis(took),
-            "stopped by {cause} in {} ms: {finished} requests finished, {cut} cut, handed over {handed_over}, {lingered} could not be",
+            "stopped by {cause} in {} ms: {finished} requests finished, {cut} cut, handed over {handed_over}, {stayed} could not be",
             millis(took),
         );
         Report { cut }

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use self::mailbox::Mailbox;
 use self::parcel::Parcel;
-use crate::daemon::registry::State;
+use crate::daemon::registry::Stays;
 use crate::daemon::systemd::activation::Inherited;
 use crate::daemon::systemd::manager::Manager;
 
@@ -89,17 +89,13 @@ impl Handover {
         self.stored || self.succeeded.load(Relaxed)
     }
 
-    /// Whether any connection is carried.
-    pub(crate) fn is_open(&self) -> bool {
-        self.mailbox.is_some() && self.keeps_listeners() && (self.config.connections || self.config.tunnels)
-    }
-
-    /// Whether a connection in this state is carried, at once or after its answer.
-    pub(crate) fn carries(&self, state: State) -> bool {
-        match state {
-            State::Idle | State::Parked | State::Busy => self.config.connections,
-            State::Upgraded => self.config.tunnels,
-            State::Closing => false,
+    /// Why a connection is not carried, at once or after its answer; `None` if it is.
+    pub(crate) fn refuses(&self, is_tunnel: bool) -> Option<Stays> {
+        let wanted = if is_tunnel { self.config.tunnels } else { self.config.connections };
+        match wanted {
+            false => Some(Stays::SwitchedOff),
+            true if self.mailbox.is_none() || !self.keeps_listeners() => Some(Stays::NoStore),
+            true => None,
         }
     }
 

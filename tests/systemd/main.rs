@@ -6,6 +6,7 @@
 //! tests say so and pass, unless `STEADFAST_REQUIRE_SYSTEMD=1`.
 
 mod idle;
+mod lingering;
 mod reload;
 mod restart;
 mod service;

@@ -101,11 +101,13 @@ impl Metrics {
             counter!(CLIENT_GONE).absolute(totals.client_gone.load(Relaxed));
             counter!(CUT).absolute(totals.cut.load(Relaxed));
             counter!(ACCEPTED).absolute(totals.accepted.load(Relaxed));
-            for (name, carried) in [(HANDED_OVER, &totals.handed_over), (TAKEN_OVER, &totals.taken_over)] {
+            let handed_over = (HANDED_OVER, &totals.handed_over, totals.stayed.total());
+            let taken_over = (TAKEN_OVER, &totals.taken_over, totals.not_understood.load(Relaxed));
+            for (name, carried, refused) in [handed_over, taken_over] {
                 let [connections, tunnels] = carried.counts();
                 counter!(name, "kind" => "connection").absolute(connections);
                 counter!(name, "kind" => "tunnel").absolute(tunnels);
-                counter!(name, "kind" => "refused").absolute(carried.refused.load(Relaxed));
+                counter!(name, "kind" => "refused").absolute(refused);
             }
             counter!(LOST).absolute(logging::lost());
             gauge!(IN_FLIGHT).set(as_f64(registry.in_flight()));

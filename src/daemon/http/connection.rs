@@ -21,7 +21,7 @@ use tower::Service;
 
 use super::body::{AnswerBody, RequestBody};
 use super::stream::ClientStream;
-use crate::daemon::registry::{Connection, InFlight, Order, Peer};
+use crate::daemon::registry::{Connection, InFlight, Order, Peer, Stays};
 
 /// What all connections of a listener child share.
 #[derive(Debug)]
@@ -74,7 +74,6 @@ async fn drive(stream: ClientStream, serving: &Arc<Serving>) -> Option<ClientStr
         match connection.order() {
             Order::Drop | Order::Cut => return Poll::Ready(None),
             Order::Finish => Pin::new(&mut driven).graceful_shutdown(),
-            Order::Carry if connection.is_out_of_step() => Pin::new(&mut driven).graceful_shutdown(),
             Order::None | Order::Park | Order::TimeOut | Order::Carry => {}
         }
         if let Poll::Ready(result) = connection.hold(|| Pin::new(&mut driven).poll(cx)) {
@@ -87,6 +86,10 @@ async fn drive(stream: ClientStream, serving: &Arc<Serving>) -> Option<ClientStr
         match connection.order() {
             Order::Park if connection.is_quiet() => Poll::Ready(Some(())),
             Order::TimeOut | Order::Carry if connection.can_be_taken_apart() => Poll::Ready(Some(())),
+            Order::Carry if connection.is_out_of_step() => {
+                connection.stays(Stays::UnreadBody);
+                Poll::Pending
+            }
             _ => Poll::Pending,
         }
     })

@@ -100,11 +100,7 @@ impl Http {
         }
         child.doing("draining connections");
         self.server.close(self.handover.keeps_listeners()).await;
-        if self.handover.is_open() {
-            self.server.carry(&self.handover, self.linger).await;
-        } else {
-            self.server.drain(self.linger).await;
-        }
+        self.server.carry(&self.handover, self.linger).await;
         Ok(())
     }
 

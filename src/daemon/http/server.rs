@@ -21,7 +21,7 @@ use super::limits::{self, Limits, Trusted};
 use super::listener::Listener;
 use super::routes::proxy::tunnel;
 use super::stream::{ClientStream, Socket};
-use crate::daemon::registry::{Connection, Order, Peer, Registry, State, Waiting};
+use crate::daemon::registry::{Connection, Order, Peer, Registry, State, Stays, Totals, Waiting};
 use crate::handover::Handover;
 use crate::handover::mailbox::Mailbox;
 use crate::handover::parcel::Parcel;
@@ -178,14 +178,14 @@ impl Server {
 
     /// Takes over what waits in the mailbox.
     pub(crate) fn take_over(&self, mailbox: &Mailbox) -> io::Result<()> {
-        let taken_over = &self.registry.totals().taken_over;
+        let Totals { taken_over, not_understood, .. } = self.registry.totals();
         while let Some(parcels) = mailbox.take()? {
             for parcel in parcels {
-                let counter = parcel.as_ref().map_or(&taken_over.refused, |p| taken_over.counter(p));
+                let counter = parcel.as_ref().map_or(not_understood, |p| taken_over.counter(p));
                 match parcel.map_err(io::Error::other).and_then(|p| self.adopt(p)) {
                     Ok(()) => _ = counter.fetch_add(1, Relaxed),
                     Err(error) => {
-                        taken_over.refused.fetch_add(1, Relaxed);
+                        not_understood.fetch_add(1, Relaxed);
                         tracing::warn!("closed a connection that was handed over: {error}");
                     }
                 }
@@ -244,24 +244,36 @@ impl Server {
         self.registry.emptied().await;
     }
 
-    /// Hands every connection over that can be: an idle one and a tunnel now, a busy one after its answer. What the
-    /// mailbox refuses lingers. Returns when none is left.
+    /// Hands every connection over that can be: an idle one and a tunnel now, a busy one after its answer. What
+    /// cannot be lingers, as in [`Self::drain`]. Returns when none is left.
     pub(crate) async fn carry(&self, handover: &Handover, linger: Duration) {
+        let mut finish = None;
         for connection in self.registry.connections() {
-            if handover.carries(connection.state()) {
-                connection.give(Order::Carry);
+            let is_tunnel = connection.state() == State::Upgraded;
+            match handover.refuses(is_tunnel) {
+                _ if connection.state() == State::Closing => {}
+                None => connection.give(Order::Carry),
+                Some(reason) => {
+                    self.registry.totals().stayed.add(reason, 1);
+                    // A tunnel cannot be told.
+                    if !is_tunnel {
+                        finish = Some(Instant::now() + linger);
+                    }
+                }
             }
         }
+        if finish.is_some() {
+            self.announce_close();
+        }
         tokio::select! {
-            () = self.see_off(handover, linger) => {}
+            () = self.see_off(handover, linger, finish) => {}
             () = self.sweep() => {}
         }
     }
 
-    async fn see_off(&self, handover: &Handover, linger: Duration) {
-        let handed_over = &self.registry.totals().handed_over;
+    async fn see_off(&self, handover: &Handover, linger: Duration, mut finish: Option<Instant>) {
+        let Totals { handed_over, stayed, .. } = self.registry.totals();
         let mut leaving = self.registry.leaving().await;
-        let mut finish = None;
         loop {
             let mut parcels = Vec::new();
             tokio::select! {
@@ -283,7 +295,7 @@ impl Server {
             let mut counters: Vec<_> = parcels.iter().map(|parcel| handed_over.counter(parcel)).collect();
             if let Err((refused, error)) = handover.put(parcels).await {
                 tracing::warn!("{} connections cannot be handed over and linger: {error}", refused.len());
-                handed_over.refused.fetch_add(refused.len() as u64, Relaxed);
+                stayed.add(Stays::MailboxFull, refused.len());
                 counters.truncate(counters.len() - refused.len());
                 for parcel in refused {
                     // What cannot be taken back either is closed.
