@@ -340,7 +340,7 @@ impl Tree {
             // The successor's own admin child answers on these listeners now.
             admin.subsystem.initiate_shutdown();
         }
-        if !self.reload.handover.is_open() {
+        if self.reload.handover.refuses(false).is_some() {
             // Also within `delay` an answer tells its client to connect elsewhere next time.
             serving.announce_close();
         }
