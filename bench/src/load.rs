@@ -54,25 +54,29 @@ impl Answer {
 
 /// Open connections to a server.
 pub(crate) struct Load {
+    address: SocketAddr,
     runtime: Runtime,
     connections: Vec<TcpStream>,
     answer: Arc<Answer>,
 }
 
 impl Load {
-    /// Connects, and asks once on each connection.
-    pub(crate) fn open(address: SocketAddr, answer: &Arc<Answer>, connections: u32) -> Self {
+    /// Clients of a server, not connected yet.
+    pub(crate) fn new(address: SocketAddr, answer: &Arc<Answer>) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime");
-        let connections = runtime.block_on(async {
-            let mut open = Vec::new();
-            for _ in 0..connections {
-                let mut stream = TcpStream::connect(address).await.expect("the server accepts");
-                ask(&mut stream, answer, 1).await;
-                open.push(stream);
-            }
-            open
-        });
-        Self { runtime, connections, answer: Arc::clone(answer) }
+        Self { address, runtime, connections: Vec::new(), answer: Arc::clone(answer) }
+    }
+
+    /// Connects so many more, and asks once on each connection.
+    pub(crate) fn open(&mut self, more: u32) {
+        for _ in 0..more {
+            let stream = self.runtime.block_on(async {
+                let mut stream = TcpStream::connect(self.address).await.expect("the server accepts");
+                ask(&mut stream, &self.answer, 1).await;
+                stream
+            });
+            self.connections.push(stream);
+        }
     }
 
     /// Asks so often on each connection, and returns when every answer has come and was right.

@@ -10,16 +10,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use load::{Answer, Load};
-use server::{Cpu, Memory, Server};
+use server::{Cpu, Server};
 
 /// Connections under load.
 const BUSY: u32 = 64;
 /// Requests on each of them in one round.
-const REQUESTS: u32 = 3_000;
+const REQUESTS: u32 = 1_000;
 /// Rounds that are measured. One more comes before them.
-const ROUNDS: usize = 11;
+const ROUNDS: usize = 31;
 /// Connections that are idle.
 const IDLE: u32 = 4_000;
+/// How many of them come at a time where they come gradually.
+const WAVE: u32 = 100;
 /// Starts of each server.
 const STARTS: usize = 20;
 
@@ -32,8 +34,9 @@ fn main() {
     let bare = server::build("steadfast-bench", "bare-axum");
 
     let starts = time_starts(&steadfast, &bare);
-    let ours = measure_memory(&steadfast, |server| server.wait_until_parked(IDLE));
-    let theirs = measure_memory(&bare, |_| {});
+    let rest = [&steadfast, &bare].map(|binary| Server::start(binary).memory());
+    let idle = |at_once| [measure_idle(&steadfast, at_once, true), measure_idle(&bare, at_once, false)];
+    let (gradual, burst) = (idle(WAVE), idle(IDLE));
     let rounds = measure_rounds(&steadfast, &bare);
 
     println!("{:36} {:>9} {:>11}   ratio", "", "steadfast", "axum::serve");
@@ -41,9 +44,10 @@ fn main() {
     row("CPU time per request, µs", cost(|c| c.total()), &ratios(&rounds));
     row("  in user space", cost(|c| c.user), "");
     row("  in the kernel", cost(|c| c.system), "");
-    row("resident at rest, KiB", [ours.at_rest.resident, theirs.at_rest.resident], "");
-    row("  heap and stacks", [ours.at_rest.anonymous, theirs.at_rest.anonymous], "");
-    row("resident per idle connection, KiB", [ours.per_connection, theirs.per_connection], "");
+    row("resident at rest, KiB", rest.map(|memory| memory.resident), "");
+    row("  heap and stacks", rest.map(|memory| memory.anonymous), "");
+    row("per idle connection, KiB", gradual, &format!("; {WAVE} came at a time, {IDLE} in all"));
+    row("  after a burst", burst, &format!("; {IDLE} came at once"));
     row("exec to READY, ms", starts, "");
 }
 
@@ -75,7 +79,8 @@ fn measure_rounds(steadfast: &Path, bare: &Path) -> Vec<[Cpu; 2]> {
 }
 
 fn measure_round(server: &Server, answer: &Arc<Answer>) -> Cpu {
-    let mut load = Load::open(server.address, answer, BUSY);
+    let mut load = Load::new(server.address, answer);
+    load.open(BUSY);
     let before = server.cpu();
     load.run(REQUESTS);
     let after = server.cpu();
@@ -87,22 +92,23 @@ fn measure_round(server: &Server, answer: &Arc<Answer>) -> Cpu {
 // Memory, and the start
 // ---------------------------------------------------------------------------------------------------------------
 
-struct Held {
-    at_rest: Memory,
-    /// In KiB.
-    per_connection: f64,
-}
-
-fn measure_memory(binary: &Path, wait_until_idle: fn(&Server)) -> Held {
+/// How much a server grows for each idle connection, in KiB, when so many come at once, one after the other, each
+/// with one request. `parks`: those become idle, as the server sees it, before more come.
+fn measure_idle(binary: &Path, at_once: u32, parks: bool) -> f64 {
     let server = Server::start(binary);
     let answer = Arc::new(Answer::of(server.address));
-    let at_rest = server.memory();
-    let mut load = Load::open(server.address, &answer, IDLE);
-    wait_until_idle(&server);
-    let loaded = server.memory();
+    let before = server.memory();
+    let mut load = Load::new(server.address, &answer);
+    for wave in 1..=IDLE / at_once {
+        load.open(at_once);
+        if parks {
+            server.wait_until_parked(wave * at_once);
+        }
+    }
+    let after = server.memory();
     // All of them are still open.
     load.run(1);
-    Held { at_rest, per_connection: (loaded.resident - at_rest.resident) / f64::from(IDLE) }
+    (after.resident - before.resident) / f64::from(IDLE)
 }
 
 /// The median time from exec to READY, in milliseconds.
