@@ -10,6 +10,8 @@ pub mod listener;
 pub mod routes;
 pub(crate) mod server;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;

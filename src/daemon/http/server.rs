@@ -150,7 +150,7 @@ impl Server {
     }
 
     /// Serves a connection that no listener accepted.
-    #[cfg(fuzzing)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn serve_one(&self, socket: tokio::net::UnixStream) {
         self.start(Socket::Unix(socket), Peer::Unix, None);
     }

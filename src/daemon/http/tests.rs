@@ -1,0 +1,183 @@
+//! Taking a connection apart and putting it together in another server changes nothing for its client.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::http::{Method, Uri};
+use proptest::prelude::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use super::limits::Limits;
+use super::server::Server;
+use crate::daemon::access::AccessLog;
+use crate::daemon::registry::{Order, Registry};
+use crate::handover::mailbox::Mailbox;
+
+/// A safety net: everything here is a matter of microseconds.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Debug)]
+enum Body {
+    None,
+    Sized(Vec<u8>),
+    Chunked(Vec<Vec<u8>>),
+}
+
+/// A request of any method, path and body; what is sent of it is the same each time.
+fn request() -> impl Strategy<Value = Vec<u8>> {
+    let bytes = || proptest::collection::vec(any::<u8>(), 0..300);
+    let body = prop_oneof![
+        Just(Body::None),
+        bytes().prop_map(Body::Sized),
+        proptest::collection::vec(bytes(), 0..4).prop_map(Body::Chunked),
+    ];
+    (prop_oneof![Just("GET"), Just("POST"), Just("PUT")], "/[a-z0-9/]{0,20}", body).prop_map(
+        |(method, path, body)| {
+            let mut request = format!("{method} {path} HTTP/1.1\r\nhost: here\r\n").into_bytes();
+            match body {
+                Body::None => request.extend(b"\r\n"),
+                Body::Sized(body) => {
+                    request.extend(format!("content-length: {}\r\n\r\n", body.len()).bytes());
+                    request.extend(body);
+                }
+                Body::Chunked(chunks) => {
+                    request.extend(b"transfer-encoding: chunked\r\n\r\n");
+                    for chunk in chunks.iter().filter(|chunk| !chunk.is_empty()) {
+                        request.extend(format!("{:x}\r\n", chunk.len()).bytes());
+                        request.extend(chunk);
+                        request.extend(b"\r\n");
+                    }
+                    request.extend(b"0\r\n\r\n");
+                }
+            }
+            request
+        },
+    )
+}
+
+/// Where a stream is cut, how often the server gets to run there, and whether the connection changes hands.
+type Cut = (usize, u8, bool);
+
+/// One of two servers, between which a connection changes hands.
+struct Side {
+    registry: Arc<Registry>,
+    server: Server,
+    mailbox: Mailbox,
+}
+
+impl Side {
+    fn new() -> Self {
+        let router = Router::new().fallback(async |method: Method, uri: Uri, body: Bytes| {
+            // The answer comes later than the request, so that a handover may come between the two.
+            tokio::task::yield_now().await;
+            format!("{method} {uri} {}", body.escape_ascii())
+        });
+        let registry = Registry::new(metrics::Histogram::noop(), AccessLog::off());
+        let server = Server::new(Vec::new(), router, Arc::clone(&registry), Limits::default());
+        Self { registry, server, mailbox: Mailbox::new().expect("a mailbox") }
+    }
+
+    /// Asks for every connection to leave.
+    fn give_away(&self) {
+        for connection in self.registry.connections() {
+            connection.give(Order::Carry);
+        }
+    }
+
+    /// Passes on what leaves, through a real mailbox.
+    async fn pass_to(&self, other: &Self) {
+        loop {
+            let mut parcels = Vec::new();
+            self.registry.leaving().await.recv_many(&mut parcels, 16).await;
+            self.mailbox.put(parcels).expect("there is room");
+            other.server.take_over(&self.mailbox).expect("the mailbox works");
+        }
+    }
+}
+
+/// Sends a stream of requests, cut as asked. Returns their answers, and how often the connection changed hands.
+async fn exchange(stream: &[u8], cuts: &[Cut], requests: usize) -> (String, u64) {
+    let (here, there) = (Side::new(), Side::new());
+    let (mut client, theirs) = UnixStream::pair().expect("a pair of sockets");
+    here.server.serve_one(theirs);
+
+    let talk = async {
+        let mut sent = 0;
+        for &(at, runs, carry) in cuts {
+            client.write_all(&stream[sent..at]).await.expect("the server reads");
+            sent = at;
+            for _ in 0..runs {
+                tokio::task::yield_now().await;
+            }
+            if carry {
+                here.give_away();
+                there.give_away();
+            }
+        }
+        client.write_all(&stream[sent..]).await.expect("the server reads");
+        let mut answers = String::new();
+        for _ in 0..requests {
+            answers += &answer(&mut client).await;
+        }
+        answers
+    };
+    let exchange = async {
+        tokio::select! {
+            answers = talk => answers,
+            () = async { tokio::join!(here.pass_to(&there), there.pass_to(&here)); } => unreachable!("they never end"),
+        }
+    };
+    let answers = tokio::time::timeout(PATIENCE, exchange).await.expect("every request is answered");
+    let [to_here, to_there] = [&here, &there].map(|side| side.registry.totals().taken_over.counts()[0]);
+    (answers, to_here + to_there)
+}
+
+/// One answer without its date.
+async fn answer(client: &mut UnixStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(client.read_u8().await.expect("the connection stays open"));
+    }
+    let head = String::from_utf8(head).expect("a head is text");
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).expect("a length");
+    let mut body = vec![0; length.parse().expect("a number")];
+    client.read_exact(&mut body).await.expect("the whole body");
+    let head: Vec<_> = head.lines().filter(|line| !line.starts_with("date: ")).collect();
+    format!("{}\n{}\n", head.join("\n"), String::from_utf8(body).expect("the body is text"))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn the_answers_are_the_same_with_a_handover_at_any_point_as_with_none(
+        requests in proptest::collection::vec(request(), 1..6),
+        cuts in proptest::collection::vec(any::<(prop::sample::Index, u8, bool)>(), 0..8),
+    ) {
+        let stream = requests.concat();
+        let mut cuts: Vec<Cut> =
+            cuts.iter().map(|(at, runs, carry)| (at.index(stream.len() + 1), *runs, *carry)).collect();
+        cuts.sort_unstable();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let without: Vec<_> = cuts.iter().map(|(at, runs, _)| (*at, *runs, false)).collect();
+        let (expected, never) = runtime.block_on(exchange(&stream, &without, requests.len()));
+        let (carried, _) = runtime.block_on(exchange(&stream, &cuts, requests.len()));
+        prop_assert_eq!(never, 0);
+        prop_assert_eq!(carried, expected);
+    }
+}
+
+/// Without this the test above might compare two connections that never moved.
+#[tokio::test]
+async fn a_connection_changes_hands_between_two_requests_and_within_a_head() {
+    let one = b"GET /one HTTP/1.1\r\nhost: here\r\n\r\n";
+    let stream = one.repeat(3);
+    // After the first request, and in the middle of the third.
+    let cuts = [(one.len(), 50, true), (2 * one.len() + 9, 50, true)];
+    let (answers, moves) = exchange(&stream, &cuts, 3).await;
+    assert_eq!(answers.matches("GET /one").count(), 3);
+    assert_eq!(moves, 2);
+}
