@@ -5,13 +5,14 @@
 //! still drains, and the successor may send `cut`.
 
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -47,7 +48,8 @@ pub(crate) enum SuccessorError {
 #[derive(Debug)]
 pub(crate) struct Successor {
     pid: u32,
-    process: OwnedFd,
+    /// None if it has ended already.
+    process: Option<OwnedFd>,
     channel: Option<BufReader<UnixStream>>,
 }
 
@@ -113,7 +115,11 @@ impl Successor {
         drop(command);
         let pid: u32 = String::from_utf8_lossy(&output.stdout).trim().parse().map_err(io::Error::other)?;
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
-        let process = pidfd_open(raw, PidfdFlags::empty())?;
+        // It was nobody's child but the manager's, and may have come and gone: then its words tell why.
+        let process = match pidfd_open(raw, PidfdFlags::empty()) {
+            Err(Errno::SRCH) => None,
+            opened => Some(opened?),
+        };
         ours.set_nonblocking(true)?;
         let channel = Some(BufReader::new(UnixStream::from_std(ours)?));
         Ok((Self { pid, process, channel }, words))
@@ -139,9 +145,9 @@ impl Successor {
 
 impl Drop for Successor {
     fn drop(&mut self) {
-        if self.channel.is_some() {
+        if let (Some(process), Some(_)) = (&self.process, &self.channel) {
             // It may have ended by itself.
-            let _ = pidfd_send_signal(self.process.as_fd(), Signal::KILL);
+            let _ = pidfd_send_signal(process, Signal::KILL);
         }
     }
 }
