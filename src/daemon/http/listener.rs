@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use socket2::{Domain, Protocol, SockAddr, Socket as RawSocket, Type};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 
 use super::stream::Socket;
 use crate::daemon::registry::Peer;
@@ -121,6 +121,8 @@ pub struct Listener {
     inherited: bool,
     /// The next process listens on: its path stays.
     left: AtomicBool,
+    /// Only root and this process's own user may connect.
+    private: bool,
 }
 
 #[derive(Debug)]
@@ -135,33 +137,40 @@ impl Listener {
     /// # Errors
     /// [`BindError`]; what had been bound before is closed again by its drop.
     pub fn bind(address: &Address, inherited: &mut Inherited) -> Result<Vec<Self>, BindError> {
-        // Whoever may enter the folder may connect, as with the port of a TCP listener.
-        Self::bind_with(address, inherited, 0o666)
+        Self::bind_with(address, inherited, false)
     }
 
-    /// The same, for this process's user alone where the address is a path.
+    /// The same for a path, of which only root and this process's own user are let in.
     ///
     /// # Errors
     /// As [`Self::bind`].
     pub(crate) fn bind_private(address: &Address, inherited: &mut Inherited) -> Result<Vec<Self>, BindError> {
-        Self::bind_with(address, inherited, 0o600)
+        Self::bind_with(address, inherited, true)
     }
 
-    fn bind_with(address: &Address, inherited: &mut Inherited, mode: u32) -> Result<Vec<Self>, BindError> {
+    fn bind_with(
+        address: &Address,
+        inherited: &mut Inherited,
+        private: bool,
+    ) -> Result<Vec<Self>, BindError> {
         let mut descriptors = inherited.take(&address.passed_as());
         // A socket whose path is gone is out of everybody's reach.
         if matches!(address, Address::Unix(path) if !path.exists()) {
             descriptors.clear();
         }
         if !descriptors.is_empty() {
-            return descriptors.into_iter().map(|fd| Self::adopt(address, fd)).collect();
+            return descriptors.into_iter().map(|fd| Self::adopt(address, fd, private)).collect();
         }
         let socket = match address {
             Address::Tcp(tcp) => Self::bind_tcp(*tcp).map_err(|e| BindError::new(address, e))?,
-            Address::Unix(path) => Self::bind_unix(address, path, mode)?,
+            Address::Unix(path) => Self::bind_unix(address, path, private)?,
             Address::Inherited(_) => return Err(BindError::NotPassed(address.clone(), inherited.names())),
         };
-        Ok(vec![Self { configured: address.clone(), socket, inherited: false, left: AtomicBool::new(false) }])
+        Ok(vec![Self::new(address, socket, private, false)])
+    }
+
+    fn new(address: &Address, socket: Accepting, private: bool, inherited: bool) -> Self {
+        Self { configured: address.clone(), socket, inherited, left: AtomicBool::new(false), private }
     }
 
     fn bind_tcp(address: SocketAddr) -> io::Result<Accepting> {
@@ -178,7 +187,7 @@ impl Listener {
         TcpListener::from_std(socket.into()).map(Accepting::Tcp)
     }
 
-    fn bind_unix(address: &Address, path: &Path, mode: u32) -> Result<Accepting, BindError> {
+    fn bind_unix(address: &Address, path: &Path, private: bool) -> Result<Accepting, BindError> {
         let wrong = |e| BindError::new(address, e);
         match path.symlink_metadata() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -197,7 +206,9 @@ impl Listener {
             let socket = RawSocket::new(Domain::UNIX, Type::STREAM, None)?;
             socket.set_nonblocking(true)?;
             socket.bind(&SockAddr::unix(path)?)?;
-            // Nobody can connect before `listen`.
+            // Nobody can connect before `listen`. Of a public one, whoever may enter the folder may connect, as with
+            // the port of a TCP listener.
+            let mode = if private { 0o600 } else { 0o666 };
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
             socket.listen(BACKLOG)?;
             UnixListener::from_std(OwnedFd::from(socket).into())
@@ -205,7 +216,7 @@ impl Listener {
         bind().map(Accepting::Unix).map_err(wrong)
     }
 
-    fn adopt(address: &Address, descriptor: OwnedFd) -> Result<Self, BindError> {
+    fn adopt(address: &Address, descriptor: OwnedFd, private: bool) -> Result<Self, BindError> {
         let wrong = |e| BindError::new(address, e);
         let socket = RawSocket::from(descriptor);
         if !socket.is_listener().unwrap_or(false) || socket.r#type().map_err(wrong)? != Type::STREAM {
@@ -220,7 +231,7 @@ impl Listener {
         } else {
             return Err(BindError::NotListening(address.clone()));
         };
-        Ok(Self { configured: address.clone(), socket, inherited: true, left: AtomicBool::new(false) })
+        Ok(Self::new(address, socket, private, true))
     }
 
     /// Where it listens, with the port that the kernel chose.
@@ -258,12 +269,21 @@ impl Listener {
                 let _ = socket.set_nodelay(true);
                 Ok((Socket::Tcp(socket), Peer::Tcp(peer)))
             }
-            Accepting::Unix(listener) => {
+            Accepting::Unix(listener) => loop {
                 let (socket, _) = listener.accept().await?;
-                Ok((Socket::Unix(socket), Peer::Unix))
-            }
+                if !self.private || is_ours(&socket)? {
+                    return Ok((Socket::Unix(socket), Peer::Unix));
+                }
+            },
         }
     }
+}
+
+/// Whether a client is root or of this process's own user. The path's mode says so already; this holds also where
+/// somebody has changed that.
+fn is_ours(socket: &UnixStream) -> io::Result<bool> {
+    let user = socket.peer_cred()?.uid();
+    Ok(user == 0 || user == rustix::process::geteuid().as_raw())
 }
 
 impl AsFd for Listener {
