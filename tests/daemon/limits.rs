@@ -1,0 +1,213 @@
+//! No client takes more than its share: of bytes, of time, of places.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::client::Lost;
+use crate::handlers::{Gate, router};
+use crate::service::Service;
+
+/// How late the sweep over the connections may come.
+const SWEEP: Duration = Duration::from_secs(1);
+
+fn assert_about(took: Duration, limit: Duration) {
+    assert!((limit..limit + SWEEP).contains(&took), "{took:?} instead of {limit:?}");
+}
+
+// ---------------------------------------------------------------------------
+// Bytes
+// ---------------------------------------------------------------------------
+
+const ONE_KIB: &str = "http.body_limit = \"1KiB\"\n";
+
+#[tokio::test]
+async fn a_body_announced_too_large_is_refused_with_413_before_it_is_sent() {
+    let service = Service::start(ONE_KIB, |daemon| daemon.router(router())).await;
+    let mut client = service.connect().await;
+    client.send("POST /length HTTP/1.1\r\nHost: test\r\nContent-Length: 1025\r\n\r\n").await;
+    let response = client.receive().await.unwrap();
+    assert_eq!((response.status, response.text()), (413, "the body is larger than 1024 bytes\n"));
+}
+
+#[tokio::test]
+async fn the_413_reaches_a_client_that_sends_its_whole_body_first() {
+    let service = Service::start(ONE_KIB, |daemon| daemon.router(router())).await;
+    let mut client = service.connect().await;
+    let body = "x".repeat(100_000);
+    client
+        .send(format!("POST /length HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n{body}", body.len()))
+        .await;
+    assert_eq!(client.receive().await.unwrap().status, 413);
+}
+
+#[tokio::test]
+async fn a_body_that_grows_too_large_is_refused_with_413() {
+    let service = Service::start(ONE_KIB, |daemon| daemon.router(router())).await;
+    let mut client = service.connect().await;
+    client.send("POST /length HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    let chunk = format!("200\r\n{}\r\n", "x".repeat(0x200));
+    for _ in 0..3 {
+        client.send(&chunk).await;
+    }
+    assert_eq!(client.receive().await.unwrap().status, 413);
+}
+
+#[tokio::test]
+async fn a_body_as_large_as_the_limit_is_taken() {
+    let service = Service::start(ONE_KIB, |daemon| daemon.router(router())).await;
+    let mut client = service.connect().await;
+    let body = "x".repeat(1024);
+    client.send(format!("POST /length HTTP/1.1\r\nHost: test\r\nContent-Length: 1024\r\n\r\n{body}")).await;
+    assert_eq!(client.receive().await.unwrap().text(), "1024");
+}
+
+#[tokio::test]
+async fn the_configs_limit_counts_where_the_routers_own_would_be_smaller() {
+    let service = Service::start("http.body_limit = \"4MiB\"\n", |daemon| daemon.router(router())).await;
+    let mut client = service.connect().await;
+    let body = "x".repeat(3 << 20);
+    client
+        .send(format!("POST /length HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n", body.len()))
+        .await;
+    client.send(&body).await;
+    assert_eq!(client.receive().await.unwrap().text(), body.len().to_string());
+}
+
+// ---------------------------------------------------------------------------
+// Time
+// ---------------------------------------------------------------------------
+
+const TIMEOUTS: &str = "http.header_timeout = \"10s\"\nhttp.keepalive_timeout = \"75s\"\n";
+
+#[tokio::test]
+async fn half_a_head_is_answered_with_408_after_the_header_timeout() {
+    let service = Service::start_with_stopped_clock(TIMEOUTS, |daemon| daemon.router(router())).await;
+    let mut client = service.connect().await;
+    let began = Instant::now();
+    client.send("GET / HTT").await;
+    let response = client.receive().await.unwrap();
+    assert_about(began.elapsed(), Duration::from_secs(10));
+    assert_eq!((response.status, response.header("connection")), (408, Some("close")));
+    assert_eq!(client.receive().await, Err(Lost::Closed));
+}
+
+#[tokio::test]
+async fn a_head_that_trickles_in_has_no_more_time_than_another() {
+    let service = Service::start_with_stopped_clock(TIMEOUTS, |daemon| daemon.router(router())).await;
+    let mut client = service.connect().await;
+    let began = Instant::now();
+    let mut bytes = 0;
+    while client.is_open_and_silent().await {
+        client.send(if bytes == 0 { "GET / HTTP/1.1\r\nX: " } else { "x" }).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        bytes += 1;
+        assert!(bytes < 60, "it is still served");
+    }
+    assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_client_that_says_nothing_is_closed_silently_after_the_header_timeout() {
+    let service = Service::start_with_stopped_clock(TIMEOUTS, |daemon| daemon.router(router())).await;
+    let began = Instant::now();
+    let mut client = service.connect().await;
+    assert_eq!(client.receive().await, Err(Lost::Closed));
+    assert_about(began.elapsed(), Duration::from_secs(10));
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_silently_after_the_keepalive_timeout() {
+    let service = Service::start_with_stopped_clock(TIMEOUTS, |daemon| daemon.router(router())).await;
+    let mut client = service.connect().await;
+    client.get("/").await.unwrap();
+    let began = Instant::now();
+    assert_eq!(client.receive().await, Err(Lost::Closed));
+    assert_about(began.elapsed(), Duration::from_secs(75));
+}
+
+#[tokio::test]
+async fn each_request_starts_the_keepalive_timeout_anew() {
+    let service = Service::start_with_stopped_clock(TIMEOUTS, |daemon| daemon.router(router())).await;
+    let mut client = service.connect().await;
+    for _ in 0..5 {
+        assert_eq!(client.get("/").await.unwrap().status, 200);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    }
+}
+
+#[tokio::test]
+async fn half_a_head_after_an_idle_time_is_answered_with_408_too() {
+    let service = Service::start_with_stopped_clock(TIMEOUTS, |daemon| daemon.router(router())).await;
+    let mut client = service.connect().await;
+    client.get("/").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let began = Instant::now();
+    client.send("GET").await;
+    assert_eq!(client.receive().await.unwrap().status, 408);
+    assert_about(began.elapsed(), Duration::from_secs(10));
+}
+
+#[tokio::test]
+async fn a_handler_may_take_longer_than_every_timeout_of_its_client() {
+    let gate = Gate::new();
+    let add = |daemon: steadfast::Daemon| daemon.router(router().route("/gate", gate.route()));
+    let service = Service::start_with_stopped_clock(TIMEOUTS, add).await;
+    let mut client = service.connect().await;
+    client.ask("/gate").await;
+    gate.arrived().await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    gate.open();
+    assert_eq!(client.receive().await.unwrap().text(), "passed");
+    assert_eq!(client.get("/").await.unwrap().status, 200);
+}
+
+// ---------------------------------------------------------------------------
+// Places
+// ---------------------------------------------------------------------------
+
+#[tokio::test]
+async fn beyond_max_connections_a_client_waits_and_is_served_when_a_place_is_free() {
+    let service = Service::start("http.max_connections = 2\n", |daemon| daemon.router(router())).await;
+    let mut first = service.connect().await;
+    let mut second = service.connect().await;
+    first.get("/").await.unwrap();
+    second.get("/").await.unwrap();
+
+    let mut waiting: Vec<_> = [service.connect().await, service.connect().await].into();
+    for client in &mut waiting {
+        client.ask("/path/waited").await;
+    }
+    // What is served meanwhile shows that the others could have been.
+    for _ in 0..20 {
+        assert_eq!(second.get("/").await.unwrap().status, 200);
+        for client in &mut waiting {
+            assert!(client.is_open_and_silent().await);
+        }
+    }
+    assert_eq!(service.status().await["totals"]["connections"], 2);
+
+    drop(first);
+    let third = waiting.remove(0).receive().await.unwrap();
+    assert_eq!((third.status, third.text()), (200, "waited"));
+    drop(second);
+    assert_eq!(waiting.remove(0).receive().await.unwrap().text(), "waited");
+}
+
+#[tokio::test]
+async fn a_stop_answers_those_who_still_wait_for_a_place() {
+    let gate = Gate::new();
+    let add = |daemon: steadfast::Daemon| daemon.router(router().route("/gate", gate.route()));
+    let mut service = Service::start("http.max_connections = 1\nshutdown.linger = \"0s\"\n", add).await;
+    let mut first = service.connect().await;
+    first.ask("/gate").await;
+    gate.arrived().await;
+    let mut second = service.connect().await;
+    second.ask("/").await;
+
+    service.begin_stop().await;
+    assert_eq!(second.receive().await.unwrap().text(), "hello");
+    gate.open();
+    assert_eq!(first.receive().await.unwrap().text(), "passed");
+    assert_eq!(service.exit().await, steadfast::Exit::Clean);
+}

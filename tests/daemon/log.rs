@@ -1,0 +1,114 @@
+//! What is written to stderr.
+
+use std::process::Command;
+
+use serde_json::Value;
+use steadfast_harness::{Client, Daemon, Signal};
+
+use crate::process::{connect, troubled};
+
+fn unchanged(_: &mut Command) {}
+
+/// Runs a service with these keys, asks for these paths, and returns its whole log.
+fn log_of(keys: &str, paths: &[(&str, u16)]) -> Vec<String> {
+    let mut daemon = troubled(keys, unchanged);
+    let mut client = connect(&daemon, "http");
+    for (path, status) in paths {
+        assert_eq!(client.get(path).unwrap().status, *status, "{path}");
+    }
+    drop(client);
+    stop(&mut daemon)
+}
+
+fn stop(daemon: &mut Daemon) -> Vec<String> {
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait(), 0);
+    daemon.stderr().0
+}
+
+/// The requests that the access log names.
+fn accesses(log: &[String]) -> Vec<&str> {
+    log.iter()
+        .filter(|line| line.contains("steadfast::access"))
+        .map(|line| {
+            let path = line.split("GET ").nth(1).expect("it names the request");
+            path.split(' ').next().expect("and its path")
+        })
+        .collect()
+}
+
+const PATHS: [(&str, u16); 4] = [("/", 200), ("/nowhere", 404), ("/failure", 500), ("/panic", 500)];
+
+#[test]
+fn access_all_logs_every_request() {
+    let log = log_of("log.access = \"all\"\n", &PATHS);
+    assert_eq!(accesses(&log), ["/", "/nowhere", "/failure", "/panic"], "{log:#?}");
+}
+
+#[test]
+fn access_errors_logs_those_that_the_server_failed() {
+    let log = log_of("log.access = \"errors\"\n", &PATHS);
+    assert_eq!(accesses(&log), ["/failure", "/panic"], "{log:#?}");
+}
+
+#[test]
+fn access_off_logs_none() {
+    let log = log_of("log.access = \"off\"\n", &PATHS);
+    assert_eq!(accesses(&log), Vec::<&str>::new(), "{log:#?}");
+}
+
+#[test]
+fn a_slow_request_is_logged_whatever_access_says() {
+    for access in ["all", "errors", "off"] {
+        let keys = format!("log.access = \"{access}\"\nlog.slow = \"20ms\"\n");
+        let log = log_of(&keys, &[("/slow", 200)]);
+        assert_eq!(accesses(&log), ["/slow"], "{log:#?}");
+    }
+}
+
+#[test]
+fn a_panic_is_logged_with_its_message_and_its_place() {
+    let log = log_of("", &[("/panic", 500), ("/", 200)]).join("\n");
+    assert!(log.contains("the handler's own words"), "{log}");
+    assert!(log.contains("tests/daemon/troubled.rs:"), "{log}");
+}
+
+#[test]
+fn json_is_one_object_a_line_whatever_happens() {
+    let mut daemon = troubled("log.format = \"json\"\nlog.access = \"all\"\n", |command| {
+        command.env("CHILD", "a\n\"name\"").env("TROUBLE", "fails");
+    });
+    let listening = daemon.wait_for_line("where it listens", |line| line.contains("\"child\":\"http\""));
+    let listening: Value = serde_json::from_str(&listening).unwrap();
+    let address = listening["address"].as_str().unwrap().parse().unwrap();
+    let mut client = Client::connect(address).unwrap();
+    assert_eq!(client.get("/panic?with=%22").unwrap().status, 500);
+    drop(client);
+    assert_eq!(daemon.wait(), 1, "its child failed too often");
+    let log = daemon.stderr().0;
+    let events: Vec<Value> = log
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line}")))
+        .collect();
+    assert!(events.len() > 10, "{log:#?}");
+    for event in &events {
+        for key in ["timestamp", "level", "message"] {
+            assert!(event[key].is_string(), "no {key} in {event}");
+        }
+    }
+    let access = events.iter().find(|e| e["target"] == "steadfast::access").unwrap();
+    let fields = ["method", "path", "outcome"].map(|name| access[name].as_str().unwrap());
+    assert_eq!(fields, ["GET", "/panic", "answered"]);
+    assert_eq!(access["status"], 500);
+    assert!(events.iter().any(|e| e["child"] == "a\n\"name\""), "{log:#?}");
+}
+
+#[test]
+fn level_off_says_nothing_and_level_warn_only_what_was_lost() {
+    // Nobody is told the address, so nobody asks.
+    for level in ["off", "warn"] {
+        let config = crate::process::config(&format!("log.level = \"{level}\"\n"));
+        let mut daemon = Daemon::start(crate::process::BINARY, &config);
+        assert_eq!(stop(&mut daemon), Vec::<String>::new());
+    }
+}

@@ -1,0 +1,26 @@
+//! The promises of the daemon itself: the library within the test's own process, and the running binary as a plain
+//! child. What only a real systemd can show is in `tests/systemd`.
+//!
+//! Most tests run a [`service::Service`]: the daemon on the test's own thread, with the test's own routes and
+//! children, its events captured, and, where time matters, a clock that runs only while nobody has anything to do.
+//! What belongs to a process alone (signals, exit codes, the environment, stderr) is tested on a
+//! [`steadfast_harness::Daemon`].
+
+mod admin;
+mod client;
+mod cut;
+mod example;
+mod handlers;
+mod limits;
+mod listening;
+mod log;
+mod notify;
+mod parking;
+mod process;
+mod refusal;
+mod service;
+mod serving;
+mod signals;
+mod stop;
+mod supervision;
+mod upgrade;

@@ -1,0 +1,141 @@
+//! What the daemon tells its service manager, and when.
+
+use std::net::TcpStream;
+use std::time::Duration;
+
+use steadfast_harness::{Daemon, Signal};
+
+use crate::process::{BINARY, connect, serving, troubled};
+
+/// The values of an assignment in all that was said, in order.
+fn said(daemon: &Daemon, name: &str) -> Vec<String> {
+    let lines = daemon.notifications();
+    let lines = lines.iter().flat_map(|n| n.text.lines());
+    lines.filter_map(|line| Some(line.strip_prefix(name)?.strip_prefix('=')?.to_owned())).collect()
+}
+
+fn wait_for_ready(daemon: &Daemon) {
+    daemon.wait_for_notification("READY=1", |text| text.lines().any(|line| line == "READY=1"));
+}
+
+#[test]
+fn ready_is_said_once_and_by_then_every_listener_accepts() {
+    let lines = "[[route]]\npath = \"/*\"\nstatus = true\n";
+    let config = format!(
+        "[http]\nlisten = [{}]\n[admin]\nlisten = [\"127.0.0.1:0\"]\n{lines}",
+        ["\"127.0.0.1:0\""; 5].join(", ")
+    );
+    let mut daemon = Daemon::start(BINARY, &config);
+    // The log is read by another thread than READY.
+    serving(&daemon);
+    let addresses = daemon.addresses();
+    let tcp: Vec<_> = addresses.iter().filter(|a| !a.address.starts_with("unix:")).collect();
+    assert_eq!(tcp.len(), 6, "{addresses:?}");
+    for listening in tcp {
+        TcpStream::connect(&listening.address).expect("it accepts");
+    }
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait(), 0);
+    assert_eq!(said(&daemon, "READY"), ["1"]);
+}
+
+#[test]
+fn the_status_line_says_what_goes_on() {
+    let mut daemon = troubled("shutdown.linger = \"0s\"\n", |_| {});
+    wait_for_ready(&daemon);
+    assert!(said(&daemon, "STATUS")[0].starts_with("serving: 0 connections, 0 requests in flight"));
+    let mut client = connect(&daemon, "http");
+    client.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\n").unwrap();
+    client.receive_head().unwrap();
+    daemon.wait_for_notification("the request in flight", |text| text.contains("1 request in flight"));
+    daemon.signal(Signal::TERM);
+    daemon.wait_for_notification("the drain", |text| {
+        text.contains("STATUS=draining: 1 request, oldest POST /echo") && text.contains(" s left")
+    });
+    client.send("body").unwrap();
+    assert_eq!(daemon.wait(), 0);
+    assert_eq!(said(&daemon, "STATUS").last().unwrap(), "stopped");
+}
+
+#[test]
+fn a_drain_says_stopping_then_extends_its_time_at_once_and_each_second() {
+    let mut daemon = troubled("shutdown.linger = \"0s\"\nshutdown.deadline = \"4s\"\n", |_| {});
+    wait_for_ready(&daemon);
+    let mut client = connect(&daemon, "http");
+    client.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\n").unwrap();
+    client.receive_head().unwrap();
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait(), 3);
+
+    let all = daemon.notifications();
+    let stopping: Vec<_> = all.iter().filter(|n| n.text.contains("STOPPING=1")).collect();
+    assert_eq!(stopping.len(), 1);
+    let extensions: Vec<_> = all.iter().filter(|n| n.text.contains("EXTEND_TIMEOUT_USEC=")).collect();
+    assert!(extensions.len() >= 3, "{all:#?}");
+    let mut last = stopping[0].at;
+    for extension in extensions {
+        let gap = extension.at.checked_duration_since(last).expect("STOPPING comes first");
+        // Each lasts 15 s: what counts is that the next comes long before.
+        assert!(gap < Duration::from_secs(5), "{gap:?} without an extension");
+        last = extension.at;
+    }
+    for usec in said(&daemon, "EXTEND_TIMEOUT_USEC") {
+        assert!(usec.parse::<u64>().unwrap() >= 10_000_000, "{usec}");
+    }
+}
+
+#[test]
+fn the_watchdog_is_fed_at_least_twice_in_its_period() {
+    let period = Duration::from_secs(2);
+    let daemon = troubled("", |command| {
+        command.env("WATCHDOG_USEC", period.as_micros().to_string());
+    });
+    wait_for_ready(&daemon);
+    steadfast_harness::wait_until("five pings", || (said(&daemon, "WATCHDOG").len() >= 5).then_some(()));
+    let pings: Vec<_> =
+        daemon.notifications().into_iter().filter(|n| n.text.contains("WATCHDOG=1")).collect();
+    for pair in pings.windows(2) {
+        let gap = pair[1].at - pair[0].at;
+        // Half the period; the machine's own lateness may use up some of the other half.
+        assert!(gap < period * 3 / 4, "{gap:?}");
+    }
+}
+
+#[test]
+fn a_child_that_blocks_its_thread_is_named_and_the_watchdog_triggered() {
+    let daemon = troubled("", |command| {
+        command.env("WATCHDOG_USEC", "2000000").env("CHILD", "worker").env("TROUBLE", "blocks");
+    });
+    daemon.wait_for_notification("the trigger", |text| text.lines().any(|l| l == "WATCHDOG=trigger"));
+    let named = "no heartbeat from worker";
+    daemon.wait_for_notification("its name", |text| text.contains(&format!("STATUS=stuck: {named}")));
+    daemon.wait_for_line("its name", |line| line.contains("ERROR") && line.contains("no heartbeat"));
+    let trigger = said(&daemon, "WATCHDOG").iter().position(|v| v == "trigger").unwrap();
+    assert!(said(&daemon, "WATCHDOG")[trigger..].iter().all(|v| v == "trigger"));
+}
+
+#[test]
+fn a_childs_name_cannot_speak_to_the_manager() {
+    let daemon = troubled("", |command| {
+        command
+            .env("WATCHDOG_USEC", "2000000")
+            .env("CHILD", "worker\nMAINPID=1\r\nX_INJECTED=1")
+            .env("TROUBLE", "blocks");
+    });
+    daemon.wait_for_notification("the trigger", |text| text.contains("WATCHDOG=trigger"));
+    for name in ["MAINPID", "X_INJECTED"] {
+        assert_eq!(said(&daemon, name), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn without_a_manager_it_runs_and_says_nothing_of_one() {
+    let mut daemon = troubled("", |command| {
+        command.env_remove("NOTIFY_SOCKET");
+    });
+    assert_eq!(connect(&daemon, "http").get("/").unwrap().text(), "hello");
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait(), 0);
+    assert_eq!(daemon.notifications().len(), 0);
+    assert!(!daemon.stderr().to_string().contains("WARN"), "{}", daemon.stderr());
+}

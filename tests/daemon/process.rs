@@ -1,0 +1,54 @@
+//! Programs under test as processes of their own.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+
+use steadfast_harness::{Client, Daemon};
+
+/// The binary.
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_steadfast");
+
+/// A config with listeners on free ports, and these further lines.
+pub(crate) fn config(lines: &str) -> String {
+    format!("http.listen = [\"127.0.0.1:0\"]\nadmin.listen = [\"127.0.0.1:0\"]\n{lines}")
+}
+
+/// Runs `troubled.rs` with these lines in its config, and returns when it serves.
+pub(crate) fn troubled(lines: &str, adjust: impl FnOnce(&mut Command)) -> Daemon {
+    let daemon = Daemon::spawn_program(example("troubled"), &[], &config(lines), adjust);
+    serving(&daemon);
+    daemon
+}
+
+/// Waits until it serves.
+pub(crate) fn serving(daemon: &Daemon) {
+    daemon.wait_for_line("that it serves", |line| line.contains("serving"));
+}
+
+/// A new connection to one of its children.
+pub(crate) fn connect(daemon: &Daemon, child: &str) -> Client {
+    Client::connect(daemon.address(child)).expect("it accepts")
+}
+
+/// Where an example is, after it was built. Plain `cargo test` has done that; one that names its targets has not.
+pub(crate) fn example(name: &str) -> PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| {
+        // TARGET/PROFILE/deps/daemon-HASH
+        let test = std::env::current_exe().expect("a test is a file");
+        let profile = test.ancestors().nth(2).expect("it is in a profile's folder");
+        let mut build = Command::new(env!("CARGO"));
+        build
+            .args(["build", "--quiet", "--examples", "--target-dir"])
+            .arg(profile.parent().expect("which is in the target folder"))
+            .current_dir(env!("CARGO_MANIFEST_DIR"));
+        if profile.ends_with("release") {
+            build.arg("--release");
+        }
+        let outcome = build.status().expect("cargo runs");
+        assert!(outcome.success(), "the examples cannot be built");
+        profile.join("examples")
+    });
+    folder.join(name)
+}

@@ -1,0 +1,76 @@
+//! A service in trouble, for the tests of what only a process can show: `troubled CONFIG`.
+//!
+//! The environment says which child it has: `CHILD` is its name, `TROUBLE` what it does.
+
+use std::future::pending;
+use std::path::Path;
+use std::process::ExitCode;
+use std::thread::sleep;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use steadfast::{BoxError, Child, Config, Daemon, Exit, logging};
+
+/// Longer than any test.
+const FOR_EVER: Duration = Duration::from_secs(3600);
+
+fn main() -> ExitCode {
+    let path = std::env::args_os().nth(1).expect("the path of a config");
+    let config = match Config::load(Path::new(&path)) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{}", error.for_stderr());
+            return Exit::Config.into();
+        }
+    };
+    logging::start(&config.log);
+    let mut daemon = Daemon::new(config).router(router());
+    if let Ok(name) = std::env::var("CHILD") {
+        daemon = daemon.child(&name, trouble);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(4)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let exit = runtime.block_on(daemon.run());
+    runtime.shutdown_background();
+    exit.into()
+}
+
+fn router() -> Router {
+    Router::new()
+        .route("/", get(async || "hello"))
+        .route("/echo", post(async |body: Body| body))
+        .route("/never", get(pending::<&str>))
+        .route("/blocks", get(async || sleep(FOR_EVER)))
+        .route("/panic", get(panics))
+        .route("/failure", get(async || axum::http::StatusCode::INTERNAL_SERVER_ERROR))
+        .route(
+            "/slow",
+            get(async || {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                Json("slow")
+            }),
+        )
+}
+
+async fn panics() -> &'static str {
+    panic!("the handler's own words")
+}
+
+async fn trouble(child: Child) -> Result<(), BoxError> {
+    match std::env::var("TROUBLE").as_deref() {
+        // Once everything is served, so that READY is not the question.
+        Ok("blocks") => {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            sleep(FOR_EVER);
+        }
+        Ok("fails") => return Err("no luck".into()),
+        Ok("panics") => panic!("the child's own words"),
+        _ => child.stopping().await,
+    }
+    Ok(())
+}
