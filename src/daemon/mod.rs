@@ -187,6 +187,7 @@ impl Daemon {
             supervisor: supervisor.clone(),
             registry: Arc::clone(&registry),
             started: Instant::now(),
+            reload_failure: Arc::default(),
         };
         let (reloads, requests) = ReloadDesk::open();
 
@@ -321,7 +322,7 @@ impl Tree {
             subsystem: supervisor.start(root, name, run),
         };
         self.http.take_over();
-        let serving = self.http.server().clone();
+        let connections = self.http.clone();
         let (signals, http, admin, systemd) = (self.signals, self.http, self.admin, self.systemd);
         let signals = start(signals::NAME, Box::new(move |child| Box::pin(signals.clone().run(child))));
         let http = start(http::NAME, Box::new(move |child| Box::pin(http.clone().run(child))));
@@ -335,14 +336,17 @@ impl Tree {
             .inspect_err(|error| tracing::error!(%error, "there is no watchdog"));
         lifecycle.enter(Phase::Serving);
         tracing::info!("serving; took over {}", registry.totals().taken_over);
-        let mut word = reason_to_stop(&lifecycle, &self.reload, self.requests, self.stop_when).await;
+        let mut word = tokio::select! {
+            word = reason_to_stop(&lifecycle, &self.reload, self.requests, self.stop_when) => word,
+            never = connections.keep_taking_over(predecessor.as_ref()) => match never {},
+        };
         if word.is_some() {
             // The successor's own admin child answers on these listeners now.
             admin.subsystem.initiate_shutdown();
         }
         if self.reload.handover.refuses(false).is_some() {
             // Also within `delay` an answer tells its client to connect elsewhere next time.
-            serving.announce_close();
+            connections.server().announce_close();
         }
         let stop = Stop {
             config: &shutdown,

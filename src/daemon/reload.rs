@@ -94,8 +94,9 @@ impl Reload {
             Ok(word) => tracing::info!(successor = word.pid(), "process {} takes over", word.pid()),
             Err(error) => {
                 tracing::error!("the reload failed, nothing has changed: {error}");
-                let line = one_line(&format!("{}; the last reload failed: {error}", self.observer.line()));
-                self.manager.tell(&[NotifyState::Ready, NotifyState::Status(&line)]);
+                self.observer.reload_failed(error.to_string());
+                self.manager
+                    .tell(&[NotifyState::Ready, NotifyState::Status(&one_line(&self.observer.line()))]);
             }
         }
         outcome

@@ -1,8 +1,8 @@
 //! One picture of the daemon, for `STATUS=`, `/status` and the metrics alike.
 
 use std::fmt::{self, Write};
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,8 @@ pub(super) struct Observer {
     pub(super) supervisor: Supervisor,
     pub(super) registry: Arc<Registry>,
     pub(super) started: Instant,
+    /// Why the last reload changed nothing, if it was asked for and did not.
+    pub(super) reload_failure: Arc<Mutex<Option<String>>>,
 }
 
 /// The picture, as `/status` shows it. Durations are in seconds.
@@ -190,6 +192,11 @@ impl fmt::Display for Status {
 }
 
 impl Observer {
+    /// A reload changed nothing. What is on disk is not what runs, which every picture from now on tells.
+    pub(super) fn reload_failed(&self, reason: String) {
+        *self.reload_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+    }
+
     /// The picture of this moment.
     pub(super) fn status(&self) -> Status {
         let phase = self.lifecycle.phase();
@@ -257,10 +264,14 @@ impl Observer {
             Phase::Serving => {
                 let connections = self.registry.len();
                 let answered = self.registry.totals().requests();
-                format!(
+                let mut line = format!(
                     "serving: {connections} connections, {in_flight} {} in flight, {answered} answered",
                     requests_of(in_flight)
-                )
+                );
+                if let Some(reason) = &*self.reload_failure.lock().unwrap_or_else(PoisonError::into_inner) {
+                    line += &format!("; the last reload failed: {reason}");
+                }
+                line
             }
             phase @ (Phase::Starting | Phase::Stopped) => phase.name().to_owned(),
         }

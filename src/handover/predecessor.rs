@@ -17,6 +17,7 @@ pub(crate) const STDERR: &str = "stderr";
 /// The process that started this one and drains while this one serves.
 #[derive(Debug)]
 pub(crate) struct Predecessor {
+    pid: u32,
     hears: Mutex<BufReader<OwnedReadHalf>>,
     says: Mutex<OwnedWriteHalf>,
 }
@@ -27,8 +28,15 @@ impl Predecessor {
         let Some(channel) = inherited.take(CHANNEL).pop() else { return Ok(None) };
         let channel = StdUnixStream::from(channel);
         channel.set_nonblocking(true)?;
-        let (hears, says) = UnixStream::from_std(channel)?.into_split();
-        Ok(Some(Self { hears: Mutex::new(BufReader::new(hears)), says: Mutex::new(says) }))
+        let channel = UnixStream::from_std(channel)?;
+        let pid = channel.peer_cred()?.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or_default();
+        let (hears, says) = channel.into_split();
+        Ok(Some(Self { pid, hears: Mutex::new(BufReader::new(hears)), says: Mutex::new(says) }))
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
     }
 
     /// Says that everything is bound, and returns when the old process has made this one the main one.

@@ -14,6 +14,7 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use tokio_util::sync::CancellationToken;
 
 pub(super) use self::metrics::Metrics;
 use super::access::AccessLog;
@@ -62,6 +63,8 @@ pub(super) struct Admin {
     control: Server,
     metrics: Metrics,
     handover: Arc<Handover>,
+    /// None of its listeners is accepted from any more.
+    closed: CancellationToken,
 }
 
 impl Admin {
@@ -77,14 +80,15 @@ impl Admin {
         let listeners = bind_all(&config.listen, inherited)?;
         // Their own connections do not count among those they report.
         let registry = || Registry::new(::metrics::Histogram::noop(), AccessLog::off());
-        let desk = Arc::new(Desk { observer, metrics: metrics.clone(), reloads });
+        let closed = CancellationToken::new();
+        let desk = Arc::new(Desk { observer, metrics: metrics.clone(), reloads, closed: closed.clone() });
         let control = match control_socket() {
             Some(address) => Listener::bind_private(&address, inherited)?,
             None => Vec::new(),
         };
         let control = Server::new(control, control_router(Arc::clone(&desk)), registry(), limits());
         let server = Server::new(listeners, router(desk), registry(), limits());
-        Ok(Self { server, control, metrics, handover })
+        Ok(Self { server, control, metrics, handover, closed })
     }
 
     /// Its accept loops and connections: the public ones and the control socket's.
@@ -104,6 +108,7 @@ impl Admin {
         child.doing("draining connections");
         self.server.close(self.handover.keeps_listeners()).await;
         self.control.close(self.handover.keeps_listeners()).await;
+        self.closed.cancel();
         tokio::join!(self.server.drain(Duration::ZERO), self.control.drain(Duration::ZERO));
         Ok(())
     }
@@ -122,6 +127,8 @@ struct Desk {
     observer: Observer,
     metrics: Metrics,
     reloads: ReloadDesk,
+    /// The child has stopped accepting: who connects now reaches the next process.
+    closed: CancellationToken,
 }
 
 /// Where the control socket is: in the unit's `RuntimeDirectory=`, of which systemd tells; nowhere outside of it.
@@ -157,7 +164,11 @@ async fn inject(
 /// 200 when a successor serves, 500 with the reason why none does.
 async fn reload(State(desk): State<Arc<Desk>>) -> impl IntoResponse {
     match desk.reloads.ask().await {
-        Ok(pid) => (StatusCode::OK, format!("process {pid} has taken over\n")),
+        Ok(pid) => {
+            // Whoever is told so may ask for the next reload at once, and has to reach that process.
+            desk.closed.cancelled().await;
+            (StatusCode::OK, format!("process {pid} has taken over\n"))
+        }
         Err(reason) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{reason}\n")),
     }
 }

@@ -1,7 +1,8 @@
 //! The http child: the listeners of `[http]` with the config's routes and the caller's `Router`.
 //!
 //! Its loop waits on each listener, on the sweep over the connections, and on the word to stop; then it drains.
-//! Connections are tracked tasks, not subsystems: they outlive a restart of this child.
+//! Meanwhile the root waits on the mailbox for connections of an earlier process. Connections are tracked tasks, not
+//! subsystems: they outlive a restart of this child.
 
 mod body;
 mod connection;
@@ -13,6 +14,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +28,7 @@ use super::registry::Registry;
 use super::supervisor::{BoxError, Child};
 use super::systemd::activation::Inherited;
 use crate::handover::Handover;
+use crate::handover::predecessor::Predecessor;
 
 /// Its name in the tree.
 pub const NAME: &str = "http";
@@ -97,7 +100,6 @@ impl Http {
         child.doing("accepting connections");
         tokio::select! {
             () = self.server.serve() => {}
-            () = self.keep_taking_over() => {}
             () = child.stopping() => {}
         }
         child.doing("draining connections");
@@ -106,14 +108,40 @@ impl Http {
         Ok(())
     }
 
-    /// A process that this one relieves goes on handing connections over while it drains.
-    async fn keep_taking_over(&self) {
+    /// Takes over what comes through the mailbox while a process that this one relieves drains, and tells of its end.
+    pub(super) async fn keep_taking_over(&self, mut predecessor: Option<&Predecessor>) -> Infallible {
         let Some(mailbox) = self.handover.mailbox() else { return std::future::pending().await };
-        while mailbox.filled().await.is_ok() {
+        loop {
+            let ended = tokio::select! {
+                filled = mailbox.filled() => {
+                    if let Err(error) = filled {
+                        tracing::error!(%error, "the mailbox failed: connections of an earlier process are lost");
+                        return std::future::pending().await;
+                    }
+                    None
+                }
+                ended = end_of(predecessor) => {
+                    predecessor = None;
+                    Some(ended)
+                }
+            };
             self.take_over();
+            if let Some(process) = ended {
+                let taken_over = &self.server.registry().totals().taken_over;
+                tracing::info!(process, "process {process} has ended; took over {taken_over}");
+            }
         }
-        tracing::error!("the mailbox failed: connections of an earlier process are lost");
-        std::future::pending::<()>().await;
+    }
+}
+
+/// Returns the process's number when it has ended.
+async fn end_of(predecessor: Option<&Predecessor>) -> u32 {
+    match predecessor {
+        Some(predecessor) => {
+            predecessor.gone().await;
+            predecessor.pid()
+        }
+        None => std::future::pending().await,
     }
 }
 

@@ -86,6 +86,11 @@ impl Server {
         Self { trusted: Arc::new(trusted), ..self }
     }
 
+    /// Its connections.
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
     /// Its listeners, until they are closed.
     pub(crate) fn listeners(&self) -> Vec<Arc<Listener>> {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clone()

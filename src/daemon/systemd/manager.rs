@@ -88,7 +88,13 @@ fn heard(result: io::Result<()>) {
     }
 }
 
-/// A text fit for STATUS: a line break would begin another assignment.
+/// A text fit for STATUS: a line break would begin another assignment, and systemd ignores a datagram of more than
+/// 4,096 bytes.
 pub(crate) fn one_line(text: &str) -> String {
-    text.replace(['\n', '\r'], " ")
+    const LONGEST: usize = 900;
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(LONGEST) {
+        Some((at, _)) => format!("{}...", &line[..at]),
+        None => line,
+    }
 }
