@@ -7,11 +7,13 @@
 
 mod idle;
 mod lingering;
+mod refused_reload;
 mod reload;
 mod restart;
 mod service;
 mod start;
 mod stop;
+mod succession;
 mod survive;
 mod tunnels;
 mod unit;

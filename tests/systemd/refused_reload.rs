@@ -1,0 +1,111 @@
+//! A reload that cannot succeed: it says why, and nothing has changed.
+
+use steadfast_harness::{Output, wait_until};
+
+use crate::service::{Service, UNIT};
+
+/// Where `systemctl reload` finds the binary in these tests, whatever lies in its usual place.
+const COPY: &str = "/usr/local/bin/steadfast-reload";
+
+#[test]
+fn a_mistake_in_the_config_fails_the_reload_with_its_place_and_loses_nothing() {
+    let Some(service) = Service::start(file!(), "") else {
+        return;
+    };
+    let mistake = "[shutdown]\ndeadlin = \"4s\"\n";
+    let failed = fail_under_load(&service, || service.configure(mistake));
+    let journal = service.journal(UNIT, &[]);
+    for expected in ["config.toml:8:1", "deadlin", "deadline"] {
+        assert!(journal.contains(expected), "{expected} in:\n{journal}");
+        assert!(failed.status.contains(expected), "{expected} in: {}", failed.status);
+    }
+    // What is on disk is still not what runs: as long as that is so, the status tells.
+    wait_until("the status text to be renewed", || (status(&service) != failed.status).then_some(()));
+    assert!(status(&service).contains("config.toml:8:1"), "{}", status(&service));
+
+    // The operator's own shell gets the same, with the lines as they are.
+    let shell = service.run(["steadfast", "reload"]);
+    assert!(!shell.status.success());
+    assert!(shell.stderr.contains("config.toml:8:1\n"), "{}", shell.stderr);
+
+    service.configure("[shutdown]\ndeadline = \"4s\"\n");
+    service.reload();
+    wait_until("the status text to forget the failure", || {
+        (!status(&service).contains("failed")).then_some(())
+    });
+}
+
+#[test]
+fn an_address_in_use_fails_the_reload_by_name() {
+    let Some(service) = Service::start(file!(), "") else {
+        return;
+    };
+    let _taken = service.enter_network(|| std::net::TcpListener::bind("127.0.0.1:8081").unwrap());
+    let config = "[http]\nlisten = [\"127.0.0.1:8080\", \"127.0.0.1:8081\"]\n[admin]\nlisten = []\n";
+    let failed = fail_under_load(&service, || service.write(crate::service::CONFIG, config));
+    assert!(failed.status.contains("cannot listen on 127.0.0.1:8081"), "{}", failed.status);
+    assert_eq!(service.admin("/livez").status, 200, "what the config would have given up is still there");
+}
+
+#[test]
+fn a_program_that_crashes_hangs_or_is_missing_fails_the_reload() {
+    let Some(service) = Service::start(file!(), "[handover]\nready_timeout = \"1s\"\n") else {
+        return;
+    };
+    service.ok(["cp", "/usr/bin/steadfast", COPY]);
+    service.edit_unit(&format!("ExecReload=\nExecReload={COPY} reload"));
+
+    let failed = fail_under_load(&service, || replace(&service, "#!/bin/sh\necho bad luck >&2\nexit 1\n"));
+    assert!(failed.status.contains("the new process failed: bad luck"), "{}", failed.status);
+
+    let failed = fail_under_load(&service, || replace(&service, "#!/bin/sh\nkill -SEGV $$\n"));
+    assert!(failed.status.contains("it ended without a word"), "{}", failed.status);
+
+    let failed = fail_under_load(&service, || replace(&service, "#!/bin/sh\nexec sleep 1000\n"));
+    assert!(failed.status.contains("was not ready within 1s and was ended"), "{}", failed.status);
+    let tasks = service.show(UNIT, "ControlGroup");
+    let processes = service.ok(["cat", &format!("/sys/fs/cgroup{tasks}/cgroup.procs")]);
+    assert_eq!(processes.trim(), service.main_pid(), "what hung is gone");
+
+    let failed = fail_under_load(&service, || drop(service.ok(["rm", "/usr/bin/steadfast"])));
+    assert!(failed.status.contains("cannot start /usr/bin/steadfast: No such file"), "{}", failed.status);
+
+    service.ok(["cp", COPY, "/usr/bin/steadfast"]);
+    service.reload();
+}
+
+/// What a reload that failed has left behind.
+struct Failed {
+    /// The unit's status text.
+    status: String,
+}
+
+/// Breaks something and reloads while clients keep the daemon busy: the reload fails, and neither they nor the main
+/// process notice.
+fn fail_under_load(service: &Service, act: impl FnOnce()) -> Failed {
+    let pid = service.main_pid();
+    let load = service.load(10);
+    load.advance(100);
+    act();
+    let Output { status: exit, .. } = service.run(["systemctl", "reload", UNIT]);
+    assert!(!exit.success(), "{}", service.journal(UNIT, &[]));
+    let failed = Failed { status: status(service) };
+    assert!(failed.status.contains("the last reload failed: "), "{}", failed.status);
+    load.advance(100);
+    let account = load.finish();
+    assert_eq!((account.refused, account.dropped, account.closed), (0, 0, 0), "{account}");
+    assert_eq!(service.main_pid(), pid);
+    assert_eq!(service.show(UNIT, "ActiveState"), "active");
+    failed
+}
+
+/// Puts a script in the program's place, as a package would: the running file stays what it is.
+fn replace(service: &Service, script: &str) {
+    service.write("/usr/bin/steadfast.new", script);
+    service.ok(["chmod", "0755", "/usr/bin/steadfast.new"]);
+    service.ok(["mv", "/usr/bin/steadfast.new", "/usr/bin/steadfast"]);
+}
+
+fn status(service: &Service) -> String {
+    service.show(UNIT, "StatusText")
+}
