@@ -1,6 +1,6 @@
 //! Where to listen, and the sockets that do.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -43,12 +43,19 @@ impl fmt::Display for Address {
 
 impl Address {
     /// Its listener's name in the service manager's descriptor store; none if the manager has it from a `.socket`
-    /// unit. There, `:` separates names (`sd_listen_fds(3)`).
+    /// unit. A name is of printable ASCII without `:` (`sd_pid_notify_with_fds(3)`), so all else stands there in hex.
     pub(crate) fn stored_as(&self) -> Option<String> {
-        match self {
-            Self::Tcp(_) | Self::Unix(_) => Some(format!("{STORED}{}", self.to_string().replace(':', ";"))),
-            Self::Inherited(_) => None,
+        if let Self::Inherited(_) = self {
+            return None;
         }
+        let mut name = STORED.to_owned();
+        for byte in self.to_string().bytes() {
+            match byte {
+                b':' | b'%' | ..b' ' | 0x7f.. => _ = write!(name, "%{byte:02X}"),
+                printable => name.push(printable.into()),
+            }
+        }
+        Some(name)
     }
 
     /// Whether only this machine reaches it. Of a `.socket` unit's socket that is the unit's matter.
@@ -304,5 +311,24 @@ impl Drop for Listener {
             // It may be gone already; there is nobody left to tell.
             let _ = std::fs::remove_file(path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! What a listener is called in the store.
+
+    use super::*;
+
+    #[test]
+    fn a_name_in_the_store_is_one_that_systemd_takes() {
+        for (address, name) in [
+            (Address::Tcp(([127, 0, 0, 1], 80).into()), "listen=127.0.0.1%3A80"),
+            (Address::Unix("/run/a b.sock".into()), "listen=unix%3A/run/a b.sock"),
+            (Address::Unix("/run/ü%.sock".into()), "listen=unix%3A/run/%C3%BC%25.sock"),
+        ] {
+            assert_eq!(address.stored_as().as_deref(), Some(name));
+        }
+        assert_eq!(Address::Inherited("web".into()).stored_as(), None);
     }
 }

@@ -45,6 +45,9 @@ const POOL_IDLE: Duration = Duration::from_secs(4);
 /// a body and with an idempotent method is (RFC 9110, section 9.2.2).
 const RESENDS: usize = 2;
 
+/// The most that is buffered of an upstream's connection in either direction, in bytes; no head may be larger.
+const BUFFER: usize = 64 << 10;
+
 /// Where a route's requests go.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -105,10 +108,14 @@ impl Proxy {
             config: config.clone(),
             authority,
             pooled: Client::builder(TokioExecutor::new())
+                .http1_max_buf_size(BUFFER)
                 .pool_timer(TokioTimer::new())
                 .pool_idle_timeout(POOL_IDLE)
                 .build(connector.clone()),
-            fresh: Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector),
+            fresh: Client::builder(TokioExecutor::new())
+                .http1_max_buf_size(BUFFER)
+                .pool_max_idle_per_host(0)
+                .build(connector),
             tunnels: tunnels.clone(),
         }))
     }
