@@ -33,6 +33,8 @@ impl Watchdog {
         let (stop, stopped) = channel();
         let tick = observer.supervisor.heartbeat() / 2;
         let runtime = Handle::current();
+        // Its clock must not stand still until the first look: a handler may block its thread before that.
+        observer.registry.tick();
         let mut watch = Watch {
             period: Manager::watchdog(),
             observer,
