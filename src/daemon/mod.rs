@@ -306,7 +306,17 @@ impl Tree {
             let _ = tell.send(self.grow(root, predecessor).await);
         });
         // The stop keeps its own deadlines; the tree's only limit must lie beyond them all.
-        if let Err(error) = toplevel.handle_shutdown_requests(Duration::MAX).await {
+        let tree = toplevel.handle_shutdown_requests(Duration::MAX);
+        tokio::pin!(tree, told);
+        let ended = tokio::select! {
+            ended = &mut tree => ended,
+            exit = &mut told => {
+                // Every child has been stopped. One that blocks its thread cannot be, and is not waited for.
+                let _ = tokio::time::timeout(LAST_CHILDREN, tree).await;
+                return exit.unwrap_or(Exit::Failed);
+            }
+        };
+        if let Err(error) = ended {
             tracing::error!(%error, "the tree failed");
             return Exit::Failed;
         }
@@ -352,7 +362,9 @@ impl Tree {
             config: &shutdown,
             lifecycle: &lifecycle,
             registry: &registry,
+            supervisor: &supervisor,
             http: &http,
+            connections: &connections,
             own: &own,
             predecessor: predecessor.as_ref(),
         };

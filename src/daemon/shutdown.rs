@@ -11,8 +11,10 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_graceful_shutdown::NestedSubsystem;
 
+use super::http::Http;
 use super::phase::{Cause, Lifecycle, Phase};
 use super::registry::{Registry, Totals};
+use super::supervisor::Supervisor;
 use crate::handover::predecessor::Predecessor;
 
 /// `[shutdown]`.
@@ -57,6 +59,17 @@ impl Stoppable {
         self.subsystem.finished().await;
     }
 
+    /// Tells the child to stop, and returns when it has; or when it is stuck, so that it never will.
+    pub(super) async fn stop_or_leave(&self, supervisor: &Supervisor) {
+        tokio::select! {
+            () = self.stop() => {}
+            () = supervisor.until_stuck(&self.name) => {
+                tracing::warn!(child = &*self.name, "{} is stuck: stopping without it", self.name);
+                self.subsystem.abort();
+            }
+        }
+    }
+
     /// Tells the child to stop, and ends it by force if that takes longer than `limit`.
     pub(super) async fn stop_within(&self, limit: Duration) {
         if tokio::time::timeout(limit, self.stop()).await.is_err() {
@@ -71,7 +84,10 @@ pub(super) struct Stop<'a> {
     pub(super) config: &'a Config,
     pub(super) lifecycle: &'a Lifecycle,
     pub(super) registry: &'a Registry,
+    pub(super) supervisor: &'a Supervisor,
     pub(super) http: &'a Stoppable,
+    /// The http child's connections, which are there even if the child is not.
+    pub(super) connections: &'a Http,
     pub(super) own: &'a [Stoppable],
     /// A process that this one has relieved and that may still drain.
     pub(super) predecessor: Option<&'a Predecessor>,
@@ -87,7 +103,7 @@ pub(super) struct Report {
 impl Stop<'_> {
     /// Stops the http child and the caller's own. Returns when they are gone.
     pub(super) async fn run(self) -> Report {
-        let Self { config, lifecycle, registry, http, own, predecessor } = self;
+        let Self { config, lifecycle, registry, supervisor, http, connections, own, predecessor } = self;
         let asked = Instant::now();
         let answered_before = registry.totals().requests();
         let in_flight_before = registry.in_flight();
@@ -109,7 +125,9 @@ impl Stop<'_> {
         let delayed = asked.elapsed();
 
         let work = async {
-            http.stop().await;
+            http.stop_or_leave(supervisor).await;
+            // What the child has left, if it failed or is stuck.
+            connections.finish().await;
             let drained = asked.elapsed();
             // Told together, waited for together.
             for child in own {

@@ -159,6 +159,13 @@ impl Supervisor {
         self.children().into_iter().filter(is_stuck).collect()
     }
 
+    /// Returns when a child's heart has been still for so long that nothing more is to be expected of it.
+    pub(super) async fn until_stuck(&self, name: &str) {
+        while !self.stuck_for(self.heartbeat * 5).iter().any(|child| child.name() == name) {
+            tokio::time::sleep(self.heartbeat).await;
+        }
+    }
+
     /// Starts a child below `parent`. It is told to stop on its own, in the order that `shutdown` keeps.
     pub(super) fn start<F, R>(&self, parent: &SubsystemHandle, name: &str, run: F) -> NestedSubsystem
     where

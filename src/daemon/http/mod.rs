@@ -103,9 +103,15 @@ impl Http {
             () = child.stopping() => {}
         }
         child.doing("draining connections");
+        self.finish().await;
+        Ok(())
+    }
+
+    /// Stops listening, and returns when every connection is closed or on its way to the next process. Whoever calls
+    /// this again goes on where it was left: the connections are not the child's.
+    pub(super) async fn finish(&self) {
         self.server.close(self.handover.keeps_listeners()).await;
         self.server.carry(&self.handover, self.linger).await;
-        Ok(())
     }
 
     /// Takes over what comes through the mailbox while a process that this one relieves drains, and tells of its end.
