@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use steadfast::Daemon;
 
 use crate::handlers::{Gate, router};
+use crate::process::not_shown;
 use crate::service::Service;
 
 /// The samples of a scrape, by name and labels.
@@ -137,7 +138,7 @@ async fn promtool_has_nothing_to_say_about_the_metrics() {
         .stderr(Stdio::piped())
         .spawn();
     let Ok(mut promtool) = promtool else {
-        eprintln!("{}: not shown here: there is no promtool", file!());
+        not_shown(file!(), "there is no promtool");
         return;
     };
     promtool.stdin.take().unwrap().write_all(&scrape.body).unwrap();

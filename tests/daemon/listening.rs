@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use steadfast_harness::{Client, Daemon, Signal};
 
-use crate::process::{BINARY, connect, serving};
+use crate::process::{BINARY, connect, not_shown, serving};
 
 const STATUS: &str = "[[route]]\npath = \"/*\"\nstatus = true\n";
 
@@ -33,7 +33,7 @@ fn without_a_config_it_serves_the_embedded_default_and_says_on_which_addresses()
     let alone =
         Command::new("unshare").args(["--net", "--map-root-user", "true"]).stderr(Stdio::null()).status();
     if !alone.is_ok_and(|status| status.success()) || Path::new("/etc/steadfast/config.toml").exists() {
-        eprintln!("{}: not shown here: the embedded default needs a network of its own", file!());
+        not_shown(file!(), "the embedded default needs a network of its own");
         return;
     }
     let script = r#"ip link set lo up

@@ -1,5 +1,6 @@
 //! Programs under test as processes of their own.
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -29,6 +30,11 @@ pub(crate) fn serving(daemon: &Daemon) {
 /// A new connection to one of its children.
 pub(crate) fn connect(daemon: &Daemon, child: &str) -> Client {
     Client::connect(daemon.address(child)).expect("it accepts")
+}
+
+/// Says, past the capture of the test runner, what this machine cannot show.
+pub(crate) fn not_shown(file: &str, why: &str) {
+    let _ = writeln!(io::stderr().lock(), "{file}: not shown here: {why}");
 }
 
 /// Where an example is, after it was built. Plain `cargo test` has done that; one that names its targets has not.

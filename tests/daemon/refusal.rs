@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 
 use steadfast_harness::Daemon;
 
-use crate::process::BINARY;
+use crate::process::{BINARY, not_shown};
 
 fn run<const N: usize>(arguments: [&str; N]) -> Output {
     Command::new(BINARY).args(arguments).output().unwrap()
@@ -145,6 +145,6 @@ fn as_nobody() -> Option<Command> {
     if reached.is_ok_and(|output| output.status.success()) {
         return Some(as_nobody());
     }
-    eprintln!("{}: not shown here: needs root, setpriv, and a target folder that others may enter", file!());
+    not_shown(file!(), "permissions need root, setpriv, and a target folder that others may enter");
     None
 }

@@ -69,7 +69,6 @@ async fn trouble(child: Child) -> Result<(), BoxError> {
             sleep(FOR_EVER);
         }
         Ok("fails") => return Err("no luck".into()),
-        Ok("panics") => panic!("the child's own words"),
         _ => child.stopping().await,
     }
     Ok(())
