@@ -9,8 +9,7 @@ use tokio::sync::{Mutex, mpsc};
 
 type Orders = Arc<Mutex<mpsc::Receiver<String>>>;
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let path = std::env::args_os().nth(1).unwrap_or("config.toml".into());
     let config = match Config::load(path.as_ref()) {
         Ok(config) => config,
@@ -25,7 +24,7 @@ async fn main() -> ExitCode {
     let orders = Arc::new(Mutex::new(orders));
     let order = post(async move |what: String| queue.send(what).await.map_or("closed\n", |()| "queued\n"));
     let daemon = Daemon::new(config).router(Router::new().route("/orders", order));
-    daemon.child("worker", move |child| work(child, Arc::clone(&orders))).run().await.into()
+    daemon.child("worker", move |child| work(child, Arc::clone(&orders))).run_blocking().into()
 }
 
 /// Works until it is told to stop, which is after the last request; what is queued by then is done as well.

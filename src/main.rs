@@ -49,15 +49,5 @@ fn check(config: &Config, origin: &str) -> Exit {
 fn run(config: Config, origin: &str) -> Exit {
     logging::start(&config.log);
     tracing::info!("steadfast {} with {origin}", env!("CARGO_PKG_VERSION"));
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!("cannot start the runtime: {error}");
-            return Exit::Failed;
-        }
-    };
-    let exit = runtime.block_on(Daemon::new(config).run());
-    // A handler that blocks its thread must not hold the exit: all that was promised is done.
-    runtime.shutdown_background();
-    exit
+    Daemon::new(config).run_blocking()
 }

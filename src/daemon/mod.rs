@@ -139,7 +139,22 @@ impl Daemon {
         self.lifecycle.stopping().clone()
     }
 
-    /// Runs until it is stopped, or cannot go on. Why it cannot is logged.
+    /// [`Self::run`] in a runtime of its own, for a `main` that is not async. A handler or a child that blocks its
+    /// thread cannot hold up its return.
+    #[must_use]
+    pub fn run_blocking(self) -> Exit {
+        let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return failed(&StartError::Process(error)),
+        };
+        let exit = runtime.block_on(self.run());
+        // All that was promised is done: nothing that is left is waited for.
+        runtime.shutdown_background();
+        exit
+    }
+
+    /// Runs until it is stopped, or cannot go on. Why it cannot is logged. Needs a multi-threaded runtime with its
+    /// I/O and timers enabled.
     pub async fn run(self) -> Exit {
         restore_stderr();
         let mut inherited = Inherited::from_environment();

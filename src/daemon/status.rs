@@ -269,7 +269,7 @@ impl Observer {
                     requests_of(in_flight)
                 );
                 if let Some(reason) = &*self.reload_failure.lock().unwrap_or_else(PoisonError::into_inner) {
-                    line += &format!("; the last reload failed: {reason}");
+                    _ = write!(line, "; the last reload failed: {reason}");
                 }
                 line
             }

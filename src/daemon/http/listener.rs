@@ -171,7 +171,9 @@ impl Listener {
         let socket = match address {
             Address::Tcp(tcp) => Self::bind_tcp(*tcp).map_err(|e| BindError::new(address, e))?,
             Address::Unix(path) => Self::bind_unix(address, path, private)?,
-            Address::Inherited(_) => return Err(BindError::NotPassed(address.clone(), inherited.names())),
+            Address::Inherited(_) => {
+                return Err(BindError::NotPassed(address.clone(), inherited.names().to_vec()));
+            }
         };
         Ok(vec![Self::new(address, socket, private, false)])
     }

@@ -10,7 +10,11 @@ static PASSED: LazyLock<Mutex<Inherited>> = LazyLock::new(|| Mutex::new(announce
 
 /// The descriptors this process was started with, by name.
 #[derive(Debug, Default)]
-pub struct Inherited(Vec<(String, OwnedFd)>);
+pub struct Inherited {
+    left: Vec<(String, OwnedFd)>,
+    /// Also of those that were taken.
+    names: Vec<String>,
+}
 
 impl Inherited {
     /// Takes what `LISTEN_FDS` and `LISTEN_FDNAMES` announce to this process (`LISTEN_PID`). Only the first call in a
@@ -24,24 +28,24 @@ impl Inherited {
     #[must_use]
     pub fn take(&mut self, name: &str) -> Vec<OwnedFd> {
         let (taken, left): (Vec<_>, _) =
-            std::mem::take(&mut self.0).into_iter().partition(|(n, _)| n == name);
-        self.0 = left;
+            std::mem::take(&mut self.left).into_iter().partition(|(n, _)| n == name);
+        self.left = left;
         taken.into_iter().map(|(_, fd)| fd).collect()
     }
 
     /// Closes what `wanted` refuses, and returns its names.
     #[must_use]
     pub fn retain(&mut self, wanted: impl Fn(&str) -> bool) -> Vec<String> {
-        let (kept, closed) = std::mem::take(&mut self.0).into_iter().partition(|(name, _)| wanted(name));
-        self.0 = kept;
+        let (kept, closed) = std::mem::take(&mut self.left).into_iter().partition(|(name, _)| wanted(name));
+        self.left = kept;
         let closed: Vec<(String, OwnedFd)> = closed;
         closed.into_iter().map(|(name, _)| name).collect()
     }
 
-    /// The names of what is left.
+    /// The names of all that was passed.
     #[must_use]
-    pub fn names(&self) -> Vec<String> {
-        self.0.iter().map(|(name, _)| name.clone()).collect()
+    pub fn names(&self) -> &[String] {
+        &self.names
     }
 }
 
@@ -61,7 +65,11 @@ fn passed() -> MutexGuard<'static, Inherited> {
 
 fn announced() -> Inherited {
     match sd_notify::listen_fds_with_names() {
-        Ok(announced) => Inherited(announced.map(|(fd, name)| (name, adopt(fd))).collect()),
+        Ok(announced) => {
+            let left: Vec<_> = announced.map(|(fd, name)| (name, adopt(fd))).collect();
+            let names = left.iter().map(|(name, _)| name.clone()).collect();
+            Inherited { left, names }
+        }
         Err(error) => {
             // This may be before there is a log.
             eprintln!("cannot read the sockets that systemd announces, going on without them: {error}");
