@@ -30,7 +30,7 @@ use tokio_util::task::TaskTracker;
 use self::access::AccessLog;
 use self::admin::{Admin, Metrics};
 use self::http::Http;
-use self::http::listener::{Address, BindError};
+use self::http::listener::{Address, BindError, Departed};
 use self::http::routes;
 use self::phase::{Cause, Lifecycle, Phase};
 use self::registry::Registry;
@@ -186,14 +186,22 @@ impl Daemon {
         exit
     }
 
-    /// Binds every socket and installs the signal handlers; starts nothing. Returns beside the tree the names of
-    /// inherited descriptors that this config has no use for.
-    fn bind(self, mut inherited: Inherited, is_main: bool) -> Result<(Tree, Vec<String>), StartError> {
+    /// Binds every socket and installs the signal handlers; starts nothing. Returns beside the tree the inherited
+    /// listeners that this config has no use for.
+    fn bind(self, mut inherited: Inherited, is_main: bool) -> Result<(Tree, Vec<Departed>), StartError> {
         let Self { config, router, own, lifecycle, stop_when } = self;
         raise_descriptor_limit();
         let manager = Manager::from_environment(is_main);
         let handover = Arc::new(Handover::bind(config.handover.clone(), &mut inherited, &manager)?);
         let departed = depart(&config, &mut inherited);
+        if is_main && !departed.is_empty() {
+            // What they leave free may be needed right now.
+            for listener in &departed {
+                manager.unstore(&listener.name);
+            }
+            inherited.expect_closing();
+        }
+        let beside = |error: BindError| if is_main { error } else { error.beside(&departed) };
         let metrics = Metrics::new();
         let registry = Registry::new(metrics.durations(), AccessLog::new(&config.log));
         let supervisor = Supervisor::new(config.supervision, lifecycle.clone(), Manager::watchdog());
@@ -215,7 +223,8 @@ impl Daemon {
             Arc::clone(&registry),
             Arc::clone(&handover),
             &mut inherited,
-        )?;
+        )
+        .map_err(beside)?;
         let admin = Admin::bind(
             &config.admin,
             observer.clone(),
@@ -223,7 +232,8 @@ impl Daemon {
             Arc::clone(&handover),
             reloads.clone(),
             &mut inherited,
-        )?;
+        )
+        .map_err(beside)?;
         let signals = Signals::bind((), lifecycle.clone(), reloads)?;
         let systemd = Systemd::bind((), observer.clone(), manager.clone());
 
@@ -259,12 +269,13 @@ fn failed(error: &StartError) -> Exit {
     Exit::Failed
 }
 
-/// Closes inherited listeners that the config does not name any more, and returns their names.
-fn depart(config: &Config, inherited: &mut Inherited) -> Vec<String> {
+/// Closes inherited listeners that the config does not name any more.
+fn depart(config: &Config, inherited: &mut Inherited) -> Vec<Departed> {
     let control = admin::control_socket();
     let wanted = config.http.listen.iter().chain(&config.admin.listen).chain(&control);
     let wanted: Vec<_> = wanted.map(Address::passed_as).collect();
-    inherited.retain(|name| wanted.iter().any(|w| w == name))
+    let departed = inherited.retain(|name| wanted.iter().any(|w| w == name));
+    departed.into_iter().map(Departed::close).collect()
 }
 
 /// Every child, bound and not yet running.
@@ -285,11 +296,12 @@ struct Tree {
 
 impl Tree {
     /// From now on this is the unit's main process: it leaves with the manager what the next one is to find.
-    fn take_office(&self, departed: &[String]) {
+    fn take_office(&self, departed: &[Departed]) {
         let manager = &self.reload.manager;
         manager.speak();
-        for name in departed {
-            manager.unstore(name);
+        for listener in departed {
+            manager.unstore(&listener.name);
+            listener.unlink();
         }
         self.reload.handover.store(manager);
         let [admin, control] = self.admin.servers();
@@ -308,6 +320,8 @@ impl Tree {
                 if let Some(name) = listener.configured().stored_as()
                     && !inherited
                 {
+                    // A socket whose path was removed behind its back may be there under the same name.
+                    manager.unstore(&name);
                     manager.store(&name, &*listener);
                 }
             }

@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockAddr, Socket as RawSocket, Type};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -18,6 +19,9 @@ use crate::daemon::systemd::activation::Inherited;
 
 /// How many connections may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 65_535;
+
+/// How long the service manager may take to close what it was told to.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -86,6 +90,11 @@ pub enum BindError {
         "cannot listen on {0}: the address is in use; stop what listens there (`ss -ltnxp` names it) or choose another"
     )]
     InUse(Address),
+    /// The process to be relieved still listens where it may not overlap with this.
+    #[error(
+        "cannot listen on {0} while the running process listens on {1}: the two overlap, and a reload needs both at once; restart instead"
+    )]
+    Overlapping(Address, Address),
     /// The address needs a right that the daemon has not got.
     #[error(
         "cannot listen on {0}: permission denied; a port below 1024 needs CAP_NET_BIND_SERVICE, a socket's folder must be writable"
@@ -114,6 +123,49 @@ impl BindError {
             io::ErrorKind::AddrInUse => Self::InUse(address.clone()),
             io::ErrorKind::PermissionDenied => Self::Denied(address.clone()),
             _ => Self::Other(address.clone(), error),
+        }
+    }
+
+    /// The same error, or what it comes from if another process still holds listeners that this one gives up.
+    pub(crate) fn beside(self, given_up: &[Departed]) -> Self {
+        let port = |address: &Address| match address {
+            Address::Tcp(address) => Some(address.port()),
+            Address::Unix(_) | Address::Inherited(_) => None,
+        };
+        let Self::InUse(address) = self else { return self };
+        let mut given_up = given_up.iter().filter_map(|departed| departed.address.clone());
+        match given_up.find(|other| port(other).is_some() && port(other) == port(&address)) {
+            Some(other) => Self::Overlapping(address, other),
+            None => Self::InUse(address),
+        }
+    }
+}
+
+/// A listener of an earlier process that the config does not name any more.
+#[derive(Debug)]
+pub(crate) struct Departed {
+    /// Its name in the store.
+    pub(crate) name: String,
+    /// Where it listened, unless that is the matter of a `.socket` unit.
+    address: Option<Address>,
+}
+
+impl Departed {
+    /// Closes this process's copy.
+    pub(crate) fn close((name, descriptor): (String, OwnedFd)) -> Self {
+        let local = RawSocket::from(descriptor).local_addr().ok().filter(|_| name.starts_with(STORED));
+        let address = local.and_then(|local| {
+            let path = || local.as_pathname().map(|path| Address::Unix(path.into()));
+            local.as_socket().map(Address::Tcp).or_else(path)
+        });
+        Self { name, address }
+    }
+
+    /// Removes its path, which nobody listens on any more.
+    pub(crate) fn unlink(&self) {
+        if let Some(Address::Unix(path)) = &self.address {
+            // It may be gone already; there is nobody to tell.
+            let _ = std::fs::remove_file(path);
         }
     }
 }
@@ -169,7 +221,10 @@ impl Listener {
             return descriptors.into_iter().map(|fd| Self::adopt(address, fd, private)).collect();
         }
         let socket = match address {
-            Address::Tcp(tcp) => Self::bind_tcp(*tcp).map_err(|e| BindError::new(address, e))?,
+            Address::Tcp(tcp) => {
+                let patience = if inherited.is_closing() { CLOSING } else { Duration::ZERO };
+                Self::bind_tcp_within(patience, *tcp).map_err(|e| BindError::new(address, e))?
+            }
             Address::Unix(path) => Self::bind_unix(address, path, private)?,
             Address::Inherited(_) => {
                 return Err(BindError::NotPassed(address.clone(), inherited.names().to_vec()));
@@ -180,6 +235,20 @@ impl Listener {
 
     fn new(address: &Address, socket: Accepting, private: bool, inherited: bool) -> Self {
         Self { configured: address.clone(), socket, inherited, left: AtomicBool::new(false), private }
+    }
+
+    /// Binds an address that another listener may overlap with for a moment more. Nothing runs yet that could be held
+    /// up by the wait.
+    fn bind_tcp_within(patience: Duration, address: SocketAddr) -> io::Result<Accepting> {
+        let until = Instant::now() + patience;
+        loop {
+            match Self::bind_tcp(address) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
+                    std::thread::sleep(CLOSING / 100);
+                }
+                bound => return bound,
+            }
+        }
     }
 
     fn bind_tcp(address: SocketAddr) -> io::Result<Accepting> {

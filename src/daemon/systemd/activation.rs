@@ -14,6 +14,8 @@ pub struct Inherited {
     left: Vec<(String, OwnedFd)>,
     /// Also of those that were taken.
     names: Vec<String>,
+    /// The service manager is closing some of what it passed.
+    closing: bool,
 }
 
 impl Inherited {
@@ -33,13 +35,22 @@ impl Inherited {
         taken.into_iter().map(|(_, fd)| fd).collect()
     }
 
-    /// Closes what `wanted` refuses, and returns its names.
+    /// Keeps what is `wanted`, and returns the rest.
     #[must_use]
-    pub fn retain(&mut self, wanted: impl Fn(&str) -> bool) -> Vec<String> {
-        let (kept, closed) = std::mem::take(&mut self.left).into_iter().partition(|(name, _)| wanted(name));
+    pub fn retain(&mut self, wanted: impl Fn(&str) -> bool) -> Vec<(String, OwnedFd)> {
+        let (kept, rest) = std::mem::take(&mut self.left).into_iter().partition(|(name, _)| wanted(name));
         self.left = kept;
-        let closed: Vec<(String, OwnedFd)> = closed;
-        closed.into_iter().map(|(name, _)| name).collect()
+        rest
+    }
+
+    /// From now on an address may be in use only because the service manager has not closed another listener yet.
+    pub(crate) fn expect_closing(&mut self) {
+        self.closing = true;
+    }
+
+    /// Whether that may be.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing
     }
 
     /// The names of all that was passed.
@@ -68,7 +79,7 @@ fn announced() -> Inherited {
         Ok(announced) => {
             let left: Vec<_> = announced.map(|(fd, name)| (name, adopt(fd))).collect();
             let names = left.iter().map(|(name, _)| name.clone()).collect();
-            Inherited { left, names }
+            Inherited { left, names, closing: false }
         }
         Err(error) => {
             // This may be before there is a log.
