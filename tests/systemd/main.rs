@@ -7,6 +7,7 @@
 
 mod idle;
 mod lingering;
+mod listeners;
 mod refused_reload;
 mod reload;
 mod restart;

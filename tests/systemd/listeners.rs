@@ -1,0 +1,133 @@
+//! Listeners that come, go and move between two processes; none is forgotten, none is left behind.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use steadfast_harness::{Client, Failure};
+
+use crate::service::{CONFIG, ROUTES, Service, UNIT};
+
+/// The mailbox's two ends and the control socket.
+const FIXED: usize = 3;
+
+#[test]
+fn listeners_are_added_moved_and_removed_by_a_restart() {
+    change_listeners(Service::restart);
+}
+
+#[test]
+fn listeners_are_added_moved_and_removed_by_a_reload() {
+    change_listeners(Service::reload);
+}
+
+fn change_listeners(next: impl Fn(&Service) -> Duration) {
+    let Some(service) = Service::install(file!(), "") else {
+        return;
+    };
+    listen(&service, &["127.0.0.1:8080"]);
+    service.ok(["systemctl", "start", UNIT]);
+    let mut client = service.connect();
+    let mut expect = |listen_on: &[&str], refused: &[&str]| {
+        listen(&service, listen_on);
+        next(&service);
+        for address in listen_on {
+            assert_eq!(ask(&service, address).unwrap(), 200, "{address}");
+        }
+        for address in refused {
+            assert!(matches!(ask(&service, address), Err(Failure::Refused(_))), "{address}");
+        }
+        // A connection outlives the listener it came from.
+        assert_eq!(client.get("/").unwrap().status, 200);
+        assert_eq!(service.show(UNIT, "NFileDescriptorStore"), (FIXED + listen_on.len()).to_string());
+        assert_eq!(service.show(UNIT, "ActiveState"), "active");
+    };
+
+    let path = "unix:/run/steadfast/http.sock";
+    expect(&["127.0.0.1:8080", "127.0.0.1:8081", path], &[]);
+    expect(&["127.0.0.1:8082", path], &["127.0.0.1:8080", "127.0.0.1:8081"]);
+    expect(&["[::1]:8082", "127.0.0.1:8080"], &["127.0.0.1:8082"]);
+    assert!(!service.path("/run/steadfast/http.sock").exists(), "what nobody listens on has no path");
+    expect(&["127.0.0.1:8080"], &["[::1]:8082"]);
+}
+
+#[test]
+fn an_address_is_widened_and_narrowed_by_a_restart() {
+    let Some(service) = Service::start(file!(), "") else {
+        return;
+    };
+    let mut client = service.connect();
+    for address in ["0.0.0.0:8080", "127.0.0.1:8080"] {
+        listen(&service, &[address]);
+        service.restart();
+        assert_eq!(ask(&service, "127.0.0.1:8080").unwrap(), 200, "{address}");
+        assert_eq!(client.get("/").unwrap().status, 200);
+        assert_eq!(service.show(UNIT, "NFileDescriptorStore"), (FIXED + 1).to_string());
+    }
+}
+
+#[test]
+fn a_reload_that_would_widen_an_address_asks_for_a_restart() {
+    let Some(service) = Service::start(file!(), "") else {
+        return;
+    };
+    listen(&service, &["0.0.0.0:8080"]);
+    let reload = service.run(["steadfast", "reload"]);
+    assert!(!reload.status.success());
+    for expected in ["0.0.0.0:8080", "127.0.0.1:8080", "restart instead"] {
+        assert!(reload.stderr.contains(expected), "{expected} in: {}", reload.stderr);
+    }
+    assert_eq!(ask(&service, "127.0.0.1:8080").unwrap(), 200);
+    service.restart();
+    assert_eq!(ask(&service, "127.0.0.1:8080").unwrap(), 200);
+}
+
+#[test]
+fn a_socket_whose_path_was_removed_is_bound_again_and_stored_once() {
+    let Some(service) = Service::install(file!(), "") else {
+        return;
+    };
+    let path = "unix:/run/steadfast/http.sock";
+    listen(&service, &[path]);
+    service.ok(["systemctl", "start", UNIT]);
+    for next in [Service::restart, Service::reload] {
+        service.ok(["rm", "/run/steadfast/http.sock"]);
+        next(&service);
+        assert_eq!(ask(&service, path).unwrap(), 200);
+        assert_eq!(service.show(UNIT, "NFileDescriptorStore"), (FIXED + 1).to_string());
+    }
+}
+
+#[test]
+fn with_the_socket_unit_the_first_connection_starts_it_and_a_restart_and_a_reload_keep_it() {
+    let Some(service) = Service::install(file!(), "") else {
+        return;
+    };
+    listen(&service, &["fd:http"]);
+    service.ok(["systemctl", "start", "steadfast.socket"]);
+    assert_eq!(service.show(UNIT, "ActiveState"), "inactive");
+    let mut client = service.connect();
+    assert_eq!(client.get("/").unwrap().status, 200);
+    for next in [Service::restart, Service::reload] {
+        next(&service);
+        assert_eq!(client.get("/").unwrap().status, 200);
+        assert_eq!(ask(&service, "[::1]:8080").unwrap(), 200);
+        assert_eq!(service.show(UNIT, "NFileDescriptorStore"), FIXED.to_string());
+    }
+}
+
+/// Listens on these addresses, and on no admin port.
+fn listen(service: &Service, addresses: &[&str]) {
+    service.write(CONFIG, format!("[http]\nlisten = {addresses:?}\n[admin]\nlisten = []\n{ROUTES}"));
+}
+
+/// The status of an answer on a new connection.
+fn ask(service: &Service, address: &str) -> Result<u16, Failure> {
+    let mut client = if let Some(path) = address.strip_prefix("unix:") {
+        Client::connect_unix(service.path(Path::new(path)))?
+    } else {
+        let address: SocketAddr = address.parse().expect("an address");
+        service.enter_network(|| Client::connect(address))?
+    };
+    Ok(client.get("/")?.status)
+}
