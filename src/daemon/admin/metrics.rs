@@ -24,6 +24,7 @@ const CLIENT_GONE: &str = "steadfast_http_requests_client_gone_total";
 const CUT: &str = "steadfast_http_requests_cut_total";
 const IN_FLIGHT: &str = "steadfast_http_requests_in_flight";
 const ACCEPTED: &str = "steadfast_http_connections_accepted_total";
+const TURNED_AWAY: &str = "steadfast_http_connections_turned_away_total";
 const CONNECTIONS: &str = "steadfast_http_connections";
 const RESTARTS: &str = "steadfast_child_restarts_total";
 const READY: &str = "steadfast_ready";
@@ -62,6 +63,7 @@ impl Metrics {
             describe_counter!(CUT, "Requests that a stop cut.");
             describe_gauge!(IN_FLIGHT, "Requests being answered.");
             describe_counter!(ACCEPTED, "Connections accepted.");
+            describe_counter!(TURNED_AWAY, "Connections closed at once, for their client had too many.");
             describe_gauge!(CONNECTIONS, "Open connections, by what they are doing.");
             describe_counter!(RESTARTS, "Restarts of a child of the tree.");
             describe_gauge!(READY, "1 while new clients should come, as /readyz says.");

@@ -36,6 +36,8 @@ const CLOSING: Duration = Duration::from_secs(2);
 const BUFFER: usize = 64 << 10;
 /// How long to wait after `accept` failed for want of descriptors or memory.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+/// How long after the last failure of `accept` it is over: at the limit, one connection that closes lets one more in.
+const ACCEPT_CALM: Duration = Duration::from_secs(1);
 /// How many connections leave together, if so many are ready to.
 const BATCH: usize = 250;
 
@@ -109,17 +111,27 @@ impl Server {
     }
 
     async fn accept_from(&self, listener: &Listener) {
+        // When it last failed; said at the beginning and at the end, not at every attempt.
+        let mut failed: Option<Instant> = None;
         loop {
             // At the limit, connections wait in the backlog.
             let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
                 return;
             };
             match listener.accept().await {
-                Ok((socket, peer)) => self.start(socket, peer, Some(place)),
+                Ok((socket, peer)) => {
+                    self.start(socket, peer, Some(place));
+                    if failed.is_some_and(|at| at.elapsed() >= ACCEPT_CALM) {
+                        failed = None;
+                        tracing::info!(address = %listener.address(), "accepting again");
+                    }
+                }
                 // The client was gone before its turn.
                 Err(e) if is_of_one_connection(&e) => {}
                 Err(error) => {
-                    tracing::warn!(address = %listener.address(), %error, "cannot accept; trying again");
+                    if failed.replace(Instant::now()).is_none() {
+                        tracing::warn!(address = %listener.address(), %error, "cannot accept; trying again until it can");
+                    }
                     tokio::time::sleep(ACCEPT_BACKOFF).await;
                 }
             }
