@@ -84,9 +84,14 @@ impl Handover {
         self.succeeded.store(true, Relaxed);
     }
 
+    /// Whether a successor takes parcels out as they are put in.
+    pub(crate) fn is_taken_out(&self) -> bool {
+        self.succeeded.load(Relaxed)
+    }
+
     /// Whether the listeners live on in the store or in a successor.
     pub(crate) fn keeps_listeners(&self) -> bool {
-        self.stored || self.succeeded.load(Relaxed)
+        self.stored || self.is_taken_out()
     }
 
     /// Why a connection is not carried, at once or after its answer; `None` if it is.
@@ -107,7 +112,7 @@ impl Handover {
         };
         loop {
             match mailbox.put(parcels) {
-                Err((left, error)) if is_full(&error) && self.succeeded.load(Relaxed) => {
+                Err((left, error)) if is_full(&error) && self.is_taken_out() => {
                     parcels = left;
                     if tokio::time::timeout(ROOM, mailbox.room()).await.is_err() {
                         return Err((parcels, error));

@@ -102,6 +102,7 @@ impl Metrics {
             }
             counter!(CLIENT_GONE).absolute(totals.client_gone.load(Relaxed));
             counter!(CUT).absolute(totals.cut.load(Relaxed));
+            counter!(TURNED_AWAY).absolute(totals.turned_away.load(Relaxed));
             counter!(ACCEPTED).absolute(totals.accepted.load(Relaxed));
             let handed_over = (HANDED_OVER, &totals.handed_over, totals.stayed.total());
             let taken_over = (TAKEN_OVER, &totals.taken_over, totals.not_understood.load(Relaxed));

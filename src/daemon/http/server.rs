@@ -40,6 +40,8 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 const ACCEPT_CALM: Duration = Duration::from_secs(1);
 /// How many connections leave together, if so many are ready to.
 const BATCH: usize = 250;
+/// How long the first of them waits for others, where nobody waits for them.
+const GATHER: Duration = Duration::from_millis(5);
 
 /// A set of listeners with what answers there.
 #[derive(Clone, Debug)]
@@ -308,6 +310,11 @@ impl Server {
                     self.order(Order::Finish);
                     continue;
                 }
+            }
+            if !handover.is_taken_out() {
+                // Each message takes room in a queue that nobody empties: a few full ones rather than many.
+                tokio::time::sleep(GATHER).await;
+                parcels.extend(std::iter::from_fn(|| leaving.try_recv().ok()));
             }
             let mut counters: Vec<_> = parcels.iter().map(|parcel| handed_over.counter(parcel)).collect();
             if let Err((refused, error)) = handover.put(parcels).await {
