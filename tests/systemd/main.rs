@@ -18,3 +18,4 @@ mod succession;
 mod survive;
 mod tunnels;
 mod unit;
+mod versions;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use steadfast_harness::wait_until;
+use steadfast_harness::{print_figure, wait_until};
 
 use crate::service::{Service, UNIT};
 
@@ -12,15 +12,36 @@ fn ten_crashes_in_a_row_come_back() {
         return;
     };
     for crash in 1..=10 {
-        let pid = service.show(UNIT, "MainPID");
-        service.ok(["systemctl", "kill", "--signal=KILL", "--kill-whom=main", UNIT]);
-        wait_until(&format!("the restart after crash {crash}"), || {
-            let back = service.show(UNIT, "ActiveState") == "active" && service.show(UNIT, "MainPID") != pid;
-            back.then_some(())
-        });
+        let pid = service.main_pid();
+        service.kill();
+        service.wait_for_another(&pid);
         assert_eq!(service.connect().get("/").unwrap().status, 200, "after crash {crash}");
     }
     assert_eq!(service.show(UNIT, "NRestarts"), "10");
+}
+
+#[test]
+fn ten_crashes_under_load_refuse_nobody_and_lose_what_is_in_flight_alone() {
+    const CLIENTS: usize = 50;
+    let Some(service) = Service::start(file!(), "") else {
+        return;
+    };
+    let load = service.load(CLIENTS);
+    load.advance(1000);
+    for crash in 1..=10 {
+        let pid = service.main_pid();
+        service.kill();
+        service.wait_for_another(&pid);
+        load.advance(500);
+        // A client has one request in flight, or none and loses the next one to the dead connection.
+        let account = load.account();
+        assert!(account.dropped <= crash * CLIENTS as u64, "crash {crash}: {account}");
+    }
+    let longest = load.longest_wait();
+    let account = load.finish();
+    print_figure("ten crashes under load of 50 clients", &account);
+    print_figure("longest wait over ten crashes", format_args!("{} ms", longest.as_millis()));
+    assert_eq!((account.refused, account.closed), (0, 0), "{account}");
 }
 
 #[test]
