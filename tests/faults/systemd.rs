@@ -1,0 +1,222 @@
+//! The faults in which systemd takes part: what the watchdog gives up comes back, and what a stop or a reload carries
+//! is carried although a child is at fault.
+
+use std::thread;
+
+use steadfast_harness::{Client, print_figure, wait_until};
+
+use crate::process::{CHILDREN, Child, Kind, doing, inject, post, program};
+use crate::service::{PROXY, Service, UNIT};
+
+/// How many clients make the load.
+const CLIENTS: usize = 4;
+
+/// The rehearsal, installed in place of the binary, with this watchdog on it.
+fn rehearsal(watchdog: &str, rest: &str) -> Option<Service> {
+    let service = Service::install(file!(), &format!("{rest}\n{PROXY}"))?;
+    service.copy(program(), "/usr/bin/rehearsal", "0755");
+    service.edit_unit(&format!(
+        "ExecStart=\nExecStart=/usr/bin/rehearsal run --config /etc/steadfast/config.toml\n\
+         WatchdogSec={watchdog}\nLimitCORE=0"
+    ));
+    service.ok(["systemctl", "start", UNIT]);
+    Some(service)
+}
+
+impl Service {
+    fn control(&self) -> Client {
+        let socket = self.path("/run/steadfast/control.sock");
+        Client::connect_unix(socket).expect("the control socket is there")
+    }
+
+    /// systemd counts starts: it is to forget the earlier ones.
+    fn forget_starts(&self) {
+        self.ok(["systemctl", "reset-failed", UNIT]);
+    }
+}
+
+#[test]
+fn a_child_that_ends_is_restarted_and_no_client_notices() {
+    let Some(service) = rehearsal("30s", "") else {
+        return;
+    };
+    let pid = service.main_pid();
+    let load = service.load(CLIENTS);
+    for child in CHILDREN {
+        for kind in [Kind::Panic, Kind::Fail] {
+            load.advance(50);
+            inject(&mut service.control(), child, kind);
+            let said = format!("{child} {}: a fault on demand; restarting it", kind.verb());
+            wait_until(&said, || service.journal(UNIT, &[]).contains(&said).then_some(()));
+        }
+    }
+    load.advance(50);
+    let account = load.finish();
+    print_figure("each child ended twice, under systemd and load", &account);
+    assert_eq!((account.refused, account.dropped, account.closed), (0, 0, 0), "{account}");
+    assert_eq!(service.main_pid(), pid);
+    for child in CHILDREN {
+        let series = format!("steadfast_child_restarts_total{{child=\"{child}\"}}");
+        assert_eq!(service.metric(&series), 2, "{child}");
+    }
+}
+
+#[test]
+fn a_child_that_is_stuck_is_named_and_the_unit_restarted_and_nobody_refused() {
+    let Some(service) = rehearsal("2s", "") else {
+        return;
+    };
+    let mut lost = Vec::new();
+    for child in CHILDREN {
+        for kind in [Kind::Hang, Kind::Block] {
+            let pid = service.main_pid();
+            let load = service.load(CLIENTS);
+            load.advance(50);
+            inject(&mut service.control(), child, kind);
+            service.wait_for_another(&pid);
+            load.advance(50);
+            let account = load.finish();
+            lost.push(account.dropped);
+
+            let journal = service.journal(UNIT, &[&format!("_PID={pid}")]);
+            let named = format!("{child} is stuck: no heartbeat for 1s; last it was {}", doing(child));
+            assert!(journal.contains(&named), "{named} in:\n{journal}");
+            // The fault ends the process: who was being answered, by one request each.
+            assert_eq!(account.refused, 0, "{child} {kind}: {account}");
+            assert!(account.dropped <= CLIENTS as u64, "{child} {kind}: {account}");
+            assert_eq!(account.closed, 0, "{child} {kind}: {account}");
+            let watchdog = format!("{UNIT}: Watchdog");
+            let manager = service.ok(["journalctl", "--quiet", "--no-pager", "-o", "cat", "_PID=1"]);
+            assert!(manager.contains(&watchdog), "{watchdog} in:\n{manager}");
+            service.forget_starts();
+        }
+    }
+    print_figure(
+        "requests lost of 4 clients for each child stuck, as the watchdog ended the process",
+        format_args!("{lost:?}, refused 0"),
+    );
+}
+
+#[test]
+fn a_restart_carries_everything_although_a_child_is_at_fault() {
+    // A watchdog that is patient enough to leave a stuck child to the drain.
+    let Some(service) = rehearsal("8s", "[shutdown]\ndeadline = \"6s\"\n") else {
+        return;
+    };
+    let upstream = service.upstream();
+    for (child, kind) in at_fault() {
+        let what = format!("{child} {kind}");
+        let (mut client, mut idle) = (service.connect(), service.connect());
+        assert_eq!(idle.get("/").unwrap().status, 200, "{what}");
+        client.ask("/app/slow").unwrap();
+        let exchange = upstream.next_request();
+        let load = service.load(CLIENTS);
+        load.advance(50);
+        let mut control = service.control();
+        assert_eq!(control.get("/livez").unwrap().status, 200);
+        thread::scope(|scope| {
+            let restart = scope.spawn(|| service.restart());
+            service.wait_for_drain();
+            inject(&mut control, child, kind);
+            exchange.answer(200, "worth the wait");
+            let answer = client.receive().unwrap_or_else(|lost| panic!("{what}: {lost}"));
+            assert_eq!(answer.text(), "worth the wait");
+            let took = restart.join().unwrap();
+            print_figure(&format!("a restart while {what}"), format_args!("{} ms", took.as_millis()));
+        });
+        load.advance(50);
+        for connection in [&mut client, &mut idle] {
+            let answer = connection.get("/").unwrap_or_else(|lost| panic!("{what}: {lost}"));
+            assert_eq!(answer.status, 200, "{what}");
+        }
+        let account = load.finish();
+        let lost = (account.refused, account.dropped, account.closed);
+        assert_eq!(lost, (0, 0, 0), "{what}: {account}\n{}", service.journal(UNIT, &["-n", "40"]));
+        service.forget_starts();
+    }
+}
+
+#[test]
+fn a_reload_carries_everything_although_a_child_is_at_fault() {
+    let Some(service) = rehearsal("8s", "[shutdown]\ndeadline = \"6s\"\n") else {
+        return;
+    };
+    let upstream = service.upstream();
+    for (child, kind) in at_fault() {
+        let what = format!("{child} {kind}");
+        let (mut client, mut idle) = (service.connect(), service.connect());
+        assert_eq!(idle.get("/").unwrap().status, 200, "{what}");
+        client.ask("/app/slow").unwrap();
+        let exchange = upstream.next_request();
+        let load = service.load(CLIENTS);
+        load.advance(50);
+        let (mut asking, mut control) = (service.control(), service.control());
+        for connection in [&mut asking, &mut control] {
+            let answer = connection.get("/livez").unwrap_or_else(|lost| {
+                panic!("{what}: {lost}\n{}", service.journal(UNIT, &["-n", "40"]));
+            });
+            assert_eq!(answer.status, 200);
+        }
+        let pid = service.main_pid();
+        post(&mut asking, "/reload");
+        inject(&mut control, child, kind);
+        let answer = asking.receive().unwrap_or_else(|lost| {
+            panic!("{what}: {lost}\n{}", service.journal(UNIT, &["-n", "40"]));
+        });
+        assert_eq!(answer.status, 200, "{what}: {}", answer.text());
+        assert_ne!(service.main_pid(), pid);
+        load.advance(50);
+        exchange.answer(200, "worth the wait");
+        let answer = client.receive().unwrap_or_else(|lost| panic!("{what}: {lost}"));
+        assert_eq!(answer.text(), "worth the wait");
+        for connection in [&mut client, &mut idle] {
+            let answer = connection.get("/").unwrap_or_else(|lost| panic!("{what}: {lost}"));
+            assert_eq!(answer.status, 200, "{what}");
+        }
+        let account = load.finish();
+        let lost = (account.refused, account.dropped, account.closed);
+        assert_eq!(lost, (0, 0, 0), "{what}: {account}\n{}", service.journal(UNIT, &["-n", "40"]));
+        assert_eq!(service.show(UNIT, "NRestarts"), "0", "{what}");
+    }
+}
+
+/// What matters where systemd waits: the child with the connections in each way, the one that talks to systemd, and
+/// the one with the control socket.
+fn at_fault() -> [(Child, Kind); 7] {
+    [
+        ("http", Kind::Panic),
+        ("http", Kind::Fail),
+        ("http", Kind::Hang),
+        ("http", Kind::Block),
+        ("systemd", Kind::Panic),
+        ("systemd", Kind::Hang),
+        ("admin", Kind::Block),
+    ]
+}
+
+#[test]
+fn a_child_that_fails_too_often_is_restarted_with_the_whole_unit_and_nothing_is_lost() {
+    let Some(service) = rehearsal("30s", "[supervision]\nmax_restarts = 2\nbackoff = \"20ms\"\n") else {
+        return;
+    };
+    let mut idle = service.connect();
+    assert_eq!(idle.get("/").unwrap().status, 200);
+    let pid = service.main_pid();
+    let load = service.load(CLIENTS);
+    for failures in 1..=3 {
+        load.advance(50);
+        inject(&mut service.control(), "http", Kind::Panic);
+        wait_until("the panic", || {
+            let journal = service.journal(UNIT, &[&format!("_PID={pid}")]);
+            (journal.matches("http panicked: a fault on demand").count() == failures).then_some(())
+        });
+    }
+    service.wait_for_another(&pid);
+    load.advance(50);
+    let account = load.finish();
+    print_figure("the http child failed too often, under systemd and load", &account);
+    let lost = (account.refused, account.dropped, account.closed);
+    assert_eq!(lost, (0, 0, 0), "{account}\n{}", service.journal(UNIT, &["-n", "40"]));
+    assert_eq!(idle.get("/").unwrap().status, 200);
+    assert_eq!(service.show(UNIT, "NRestarts"), "1");
+}
