@@ -287,9 +287,14 @@ impl Connection {
         self.state() == State::Idle && self.unread_body.load(Relaxed)
     }
 
+    /// Whether bytes were read since the last answer.
+    pub(super) fn has_heard(&self) -> bool {
+        self.heard.load(Relaxed)
+    }
+
     /// Whether the client has sent, or may be sending, what was not read as a request.
     pub(super) fn has_unread(&self) -> bool {
-        self.heard.load(Relaxed) || self.unread_body.load(Relaxed)
+        self.has_heard() || self.unread_body.load(Relaxed)
     }
 
     /// The request's body was read to its end.

@@ -17,6 +17,8 @@ use crate::daemon::registry::{Answering, Connection, Order, Waiting};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
+const TOO_LATE: &str = "the client sent nothing for too long";
+
 /// A request's body, at most `body_limit` bytes of it.
 pub(super) struct RequestBody {
     inner: Limited<Incoming>,
@@ -64,11 +66,17 @@ impl http_body::Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
         if this.connection.order() == Order::TimeOut {
-            return Poll::Ready(Some(Err("the client sent nothing for too long".into())));
+            return Poll::Ready(Some(Err(TOO_LATE.into())));
         }
         let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
             this.connection.waiting_for(Waiting::RequestBody);
-            return Poll::Pending;
+            // Whoever reads it may be another task than the connection's.
+            this.connection.read_by(cx.waker());
+            return if this.connection.order() == Order::TimeOut {
+                Poll::Ready(Some(Err(TOO_LATE.into())))
+            } else {
+                Poll::Pending
+            };
         };
         if frame.is_none() || this.inner.is_end_stream() {
             this.connection.body_read();

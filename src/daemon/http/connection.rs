@@ -161,6 +161,8 @@ impl hyper::service::Service<Request<Incoming>> for Answer {
         Box::pin(async move {
             let connection = answering.connection();
             let bodyless = request.method() == Method::HEAD;
+            // What comes behind it may be meant for the tunnel that it does not get.
+            let is_connect = request.method() == Method::CONNECT;
             if let Some(reason) = refuse(&request) {
                 let mut refusal = (StatusCode::BAD_REQUEST, reason).into_response();
                 refusal.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -189,6 +191,7 @@ impl hyper::service::Service<Request<Incoming>> for Answer {
                 response = (StatusCode::REQUEST_TIMEOUT, "the body did not come in time\n").into_response();
             }
             let is_last = is_late
+                || is_connect
                 || serving.last_answers.load(Relaxed)
                 || connection.answered() + 1 >= serving.requests_per_connection;
             if is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {

@@ -233,6 +233,11 @@ impl Server {
         match connection.state() {
             State::Parked if idle >= until_head => Order::Finish,
             State::Idle if connection.is_quiet() && idle >= PARK_AFTER => Order::Park,
+            // It cannot be parked, nor told anything.
+            State::Idle if connection.is_out_of_step() => {
+                let limit = if connection.has_heard() { limits.header_timeout } else { until_head };
+                if idle >= limit { Order::Drop } else { Order::None }
+            }
             State::Idle if idle >= limits.header_timeout => Order::TimeOut,
             State::Busy => match (connection.waits_for(), connection.stalled_for()) {
                 (Waiting::RequestBody, stalled) if stalled >= limits.read_timeout => Order::TimeOut,
