@@ -32,6 +32,9 @@ pub(crate) enum Command {
     Check,
     /// Have the running daemon hand over to a new process; returns when that serves
     Reload,
+    /// For the unit's ExecStop=: tells the daemon if it is being stopped for good rather than restarted
+    #[command(hide = true)]
+    Farewell,
     /// Show what the running daemon is doing
     Status {
         /// Once a second, until interrupted

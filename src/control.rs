@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -33,6 +34,29 @@ pub(crate) fn reload() -> Exit {
             Err(text.trim_end().into())
         }
     }))
+}
+
+/// `steadfast farewell`, as the unit's `ExecStop=`: systemd runs it before SIGTERM, and says to nobody but who asks
+/// whether it stops the unit for good.
+pub(crate) fn farewell() -> Exit {
+    finish(unit_is_stopped().and_then(|stopped| {
+        if stopped {
+            block_on(ask(Method::POST, "/farewell"))?;
+        }
+        Ok(())
+    }))
+}
+
+/// Whether the job that is under way for the unit of this process is a stop, not a restart.
+fn unit_is_stopped() -> Result<bool, Failure> {
+    // "0::/system.slice/steadfast.service" (cgroups(7)).
+    let cgroup = std::fs::read_to_string("/proc/self/cgroup")?;
+    let unit = cgroup.trim_end().rsplit('/').find(|part| part.ends_with(".service"));
+    let unit = unit.ok_or("this is for the ExecStop= of a unit")?;
+    let jobs = Command::new("systemctl").args(["list-jobs", "--no-legend", unit]).output()?;
+    // "123 steadfast.service stop running"
+    let jobs = String::from_utf8_lossy(&jobs.stdout);
+    Ok(jobs.lines().any(|job| job.split_whitespace().nth(2) == Some("stop")))
 }
 
 /// `steadfast status`.

@@ -231,6 +231,7 @@ impl Daemon {
             metrics,
             Arc::clone(&handover),
             reloads.clone(),
+            manager.clone(),
             &mut inherited,
         )
         .map_err(beside)?;
@@ -317,12 +318,14 @@ impl Tree {
                     );
                 }
                 tracing::info!(child, %address, inherited, "listening on {address} for {child}");
-                if let Some(name) = listener.configured().stored_as()
-                    && !inherited
-                {
-                    // A socket whose path was removed behind its back may be there under the same name.
-                    manager.unstore(&name);
-                    manager.store(&name, &*listener);
+                match listener.configured().stored_as() {
+                    Some(name) if inherited => manager.stored(&name),
+                    Some(name) => {
+                        // A socket whose path was removed behind its back may be there under the same name.
+                        manager.unstore(&name);
+                        manager.store(&name, &*listener);
+                    }
+                    None => {}
                 }
             }
         }

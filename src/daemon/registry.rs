@@ -668,6 +668,8 @@ impl fmt::Display for Carried {
 pub enum Stays {
     /// Nothing keeps it until there is a next process.
     NoStore,
+    /// The service is stopped for good.
+    NoNext,
     /// `[handover]` says so.
     SwitchedOff,
     /// The body of its last request was not read to its end.
@@ -677,13 +679,15 @@ pub enum Stays {
 }
 
 impl Stays {
-    const ALL: [Self; 4] = [Self::NoStore, Self::SwitchedOff, Self::UnreadBody, Self::MailboxFull];
+    const ALL: [Self; 5] =
+        [Self::NoStore, Self::NoNext, Self::SwitchedOff, Self::UnreadBody, Self::MailboxFull];
 }
 
 impl fmt::Display for Stays {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NoStore => "without a store",
+            Self::NoNext => "without a next process",
             Self::SwitchedOff => "switched off in [handover]",
             Self::UnreadBody => "with an unread request body",
             Self::MailboxFull => "refused by the mailbox",

@@ -54,6 +54,8 @@ pub(crate) struct Handover {
     stored: bool,
     /// A successor holds them too, and takes connections out as they are put in.
     succeeded: AtomicBool,
+    /// The service is stopped for good.
+    last: AtomicBool,
 }
 
 impl Handover {
@@ -64,7 +66,13 @@ impl Handover {
             (Some(entrance), Some(exit)) => Some(Mailbox::adopt(entrance, exit)?),
             _ => Some(Mailbox::new()?),
         };
-        Ok(Self { config, mailbox, stored: manager.stores(), succeeded: AtomicBool::new(false) })
+        Ok(Self {
+            config,
+            mailbox,
+            stored: manager.stores(),
+            succeeded: AtomicBool::new(false),
+            last: AtomicBool::new(false),
+        })
     }
 
     /// Leaves the mailbox with the service manager. It knows the ends that it has already.
@@ -84,6 +92,11 @@ impl Handover {
         self.succeeded.store(true, Relaxed);
     }
 
+    /// No process comes after this one: whatever is left to it is lost.
+    pub(crate) fn nobody_follows(&self) {
+        self.last.store(true, Relaxed);
+    }
+
     /// Whether a successor takes parcels out as they are put in.
     pub(crate) fn is_taken_out(&self) -> bool {
         self.succeeded.load(Relaxed)
@@ -91,7 +104,7 @@ impl Handover {
 
     /// Whether the listeners live on in the store or in a successor.
     pub(crate) fn keeps_listeners(&self) -> bool {
-        self.stored || self.is_taken_out()
+        (self.stored && !self.last.load(Relaxed)) || self.is_taken_out()
     }
 
     /// Why a connection is not carried, at once or after its answer; `None` if it is.
@@ -99,6 +112,7 @@ impl Handover {
         let wanted = if is_tunnel { self.config.tunnels } else { self.config.connections };
         match wanted {
             false => Some(Stays::SwitchedOff),
+            true if self.last.load(Relaxed) && !self.is_taken_out() => Some(Stays::NoNext),
             true if self.mailbox.is_none() || !self.keeps_listeners() => Some(Stays::NoStore),
             true => None,
         }

@@ -41,8 +41,8 @@ fn a_proxied_request_in_flight_at_systemctl_stop_finishes_with_200() {
         exchange.answer(200, "worth the wait");
         let response = client.receive().unwrap();
         assert_eq!((response.status, response.text().as_str()), (200, "worth the wait"));
-        // A stop may be the first half of a restart: the connection waits in the store for the second.
-        assert_eq!(response.header("connection"), None);
+        // Nobody comes after a stop for whom the connection could wait.
+        assert_eq!(response.header("connection"), Some("close"));
         assert!(stop.join().unwrap().output.status.success());
     });
     service.assert_stopped_with(0);
@@ -349,4 +349,43 @@ fn a_stop_leaves_exactly_one_report_in_the_journal() {
         .collect();
     assert_eq!(reports.len(), 1, "{journal}");
     assert!(reports[0].contains("SIGTERM"), "{}", reports[0]);
+}
+
+// ---------------------------------------------------------------------------
+// Nobody follows
+// ---------------------------------------------------------------------------
+
+#[test]
+fn a_client_that_keeps_asking_is_told_of_a_stop_and_loses_nothing() {
+    let Some(service) = Service::start(file!(), "") else {
+        return;
+    };
+    let clients: Vec<_> = (0..20).map(|_| service.connect()).collect();
+    thread::scope(|scope| {
+        let clients: Vec<_> = clients
+            .into_iter()
+            .map(|mut client| {
+                scope.spawn(move || {
+                    // Asks until it is told that this was the last answer.
+                    loop {
+                        let answer = client.get("/")?;
+                        if answer.header("connection") == Some("close") {
+                            return Ok::<_, Failure>(answer.status);
+                        }
+                    }
+                })
+            })
+            .collect();
+        assert_eq!(service.connect().get("/").unwrap().status, 200);
+        assert!(service.stop().output.status.success());
+        for client in clients {
+            let told = client.join().unwrap();
+            assert_eq!(
+                told.unwrap_or_else(|failure| panic!("{failure}\n{}", service.journal(UNIT, &[]))),
+                200
+            );
+        }
+    });
+    service.assert_stopped_with(0);
+    assert!(matches!(service.try_connect(), Err(Failure::Refused(_))));
 }

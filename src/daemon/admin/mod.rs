@@ -27,6 +27,7 @@ use super::reload::ReloadDesk;
 use super::status::{Observer, Status};
 use super::supervisor::{BoxError, Child};
 use super::systemd::activation::Inherited;
+use super::systemd::manager::Manager;
 use crate::handover::Handover;
 
 /// Its name in the tree.
@@ -75,13 +76,21 @@ impl Admin {
         metrics: Metrics,
         handover: Arc<Handover>,
         reloads: ReloadDesk,
+        manager: Manager,
         inherited: &mut Inherited,
     ) -> Result<Self, BindError> {
         let listeners = bind_all(&config.listen, inherited)?;
         // Their own connections do not count among those they report.
         let registry = || Registry::new(::metrics::Histogram::noop(), AccessLog::off());
         let closed = CancellationToken::new();
-        let desk = Arc::new(Desk { observer, metrics: metrics.clone(), reloads, closed: closed.clone() });
+        let desk = Arc::new(Desk {
+            observer,
+            metrics: metrics.clone(),
+            reloads,
+            manager,
+            handover: Arc::clone(&handover),
+            closed: closed.clone(),
+        });
         let control = match control_socket() {
             Some(address) => Listener::bind_private(&address, inherited)?,
             None => Vec::new(),
@@ -127,6 +136,8 @@ struct Desk {
     observer: Observer,
     metrics: Metrics,
     reloads: ReloadDesk,
+    manager: Manager,
+    handover: Arc<Handover>,
     /// The child has stopped accepting: who connects now reaches the next process.
     closed: CancellationToken,
 }
@@ -140,7 +151,7 @@ pub(super) fn control_socket() -> Option<Address> {
 
 /// What changes anything is here alone.
 fn control_router(desk: Arc<Desk>) -> Router {
-    let changes = Router::new().route("/reload", post(reload));
+    let changes = Router::new().route("/reload", post(reload)).route("/farewell", post(farewell));
     #[cfg(feature = "faults")]
     let changes = changes.route("/faults/{child}/{fault}", post(inject));
     router(Arc::clone(&desk)).merge(changes.with_state(desk))
@@ -159,6 +170,14 @@ async fn inject(
         }
         None => StatusCode::NOT_FOUND,
     }
+}
+
+/// The stop that is about to come is for good: clients are to be told, and new ones refused, as without a store.
+async fn farewell(State(desk): State<Arc<Desk>>) -> StatusCode {
+    tracing::info!("the service is being stopped: nothing is left for a next process");
+    desk.handover.nobody_follows();
+    desk.manager.unstore_all();
+    StatusCode::NO_CONTENT
 }
 
 /// 200 when a successor serves, 500 with the reason why none does.

@@ -1,5 +1,6 @@
 //! What can be said to the service manager (`sd_notify(3)`), and its store of descriptors.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +15,8 @@ pub(crate) struct Manager {
     stores: bool,
     /// Whether this process is, or is about to be, the unit's main one: the only one that is heard.
     speaks: Arc<Mutex<bool>>,
+    /// The names of what it stores for this process.
+    stored: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Manager {
@@ -26,6 +29,7 @@ impl Manager {
             // systemd 254 and later tell of the store; for an older one the unit does.
             stores: listens && (says("FDSTORE") || says("STEADFAST_FDSTORE")),
             speaks: Arc::new(Mutex::new(speaks)),
+            stored: Arc::default(),
         }
     }
 
@@ -69,8 +73,22 @@ impl Manager {
     pub(crate) fn store(&self, name: &str, descriptor: impl AsFd) {
         if self.stores {
             // Only what was sent to be stored is polled: a listener and a mailbox never hang up.
+            self.stored(name);
             let states = [NotifyState::FdStore, NotifyState::FdName(name)];
             heard(sd_notify::notify_with_fds(&states, &[descriptor.as_fd()] as &[BorrowedFd<'_>]));
+        }
+    }
+
+    /// It stores a descriptor already, from which this process inherited its own.
+    pub(crate) fn stored(&self, name: &str) {
+        self.stored.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+    }
+
+    /// Has the manager close all that it stores for this process.
+    pub(crate) fn unstore_all(&self) {
+        let stored = std::mem::take(&mut *self.stored.lock().unwrap_or_else(PoisonError::into_inner));
+        for name in &stored {
+            self.unstore(name);
         }
     }
 
