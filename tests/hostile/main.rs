@@ -1,0 +1,22 @@
+//! Clients that are hostile or clumsy, upstreams that fail, and a machine that runs out: the daemon stays up, says
+//! what is wrong with the right status or a close, and passes nothing on that no client has asked for.
+//!
+//! All of it against the running binary, with clients and upstreams that write and read raw bytes ([`wire`]). Load
+//! goes to the loopback, or into a box of the test's own. The daemon writes no file, so a full disk is none of its
+//! troubles.
+
+mod differential;
+mod files;
+mod floods;
+mod forged;
+mod journal;
+mod oversized;
+mod recorder;
+mod running_out;
+mod site;
+mod slow;
+mod slowhttptest;
+mod smuggling;
+mod upgrades;
+mod upstreams;
+mod wire;
