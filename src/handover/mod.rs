@@ -75,6 +75,18 @@ impl Handover {
         })
     }
 
+    /// A way that leads over a restart, through this mailbox.
+    #[cfg(test)]
+    pub(crate) fn over(mailbox: Mailbox) -> Self {
+        Self {
+            config: Config::default(),
+            mailbox: Some(mailbox),
+            stored: true,
+            succeeded: AtomicBool::new(false),
+            last: AtomicBool::new(false),
+        }
+    }
+
     /// Leaves the mailbox with the service manager. It knows the ends that it has already.
     pub(crate) fn store(&self, manager: &Manager) {
         for (name, end) in self.ends() {

@@ -1,4 +1,5 @@
-//! Taking a connection apart and putting it together in another server changes nothing for its client.
+//! Taking a connection apart and putting it together in another server changes nothing for its client; one that
+//! cannot go there stays and is told.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::http::{Method, Uri};
 use proptest::prelude::*;
+use rustix::net::SendFlags;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -14,6 +16,7 @@ use super::limits::Limits;
 use super::server::Server;
 use crate::daemon::access::AccessLog;
 use crate::daemon::registry::{Order, Registry};
+use crate::handover::Handover;
 use crate::handover::mailbox::Mailbox;
 
 /// A safety net: everything here is a matter of microseconds.
@@ -181,3 +184,33 @@ async fn a_connection_changes_hands_between_two_requests_and_within_a_head() {
     assert_eq!(answers.matches("GET /one").count(), 3);
     assert_eq!(moves, 2);
 }
+
+#[tokio::test]
+async fn what_the_mailbox_refuses_may_ask_once_more_and_is_counted() {
+    let side = Side::new();
+    let (mut client, theirs) = UnixStream::pair().expect("a pair of sockets");
+    side.server.serve_one(theirs);
+    client.write_all(REQUEST).await.expect("the server reads");
+    answer(&mut client).await;
+
+    let mailbox = Mailbox::new().expect("a mailbox");
+    rustix::net::sockopt::set_socket_send_buffer_size(mailbox.entrance(), 1).expect("it may be small");
+    while rustix::net::send(mailbox.entrance(), b"full", SendFlags::DONTWAIT).is_ok() {}
+    let handover = Handover::over(mailbox);
+
+    let stayed = &side.registry.totals().stayed;
+    let ask_once_more = async {
+        while stayed.total() == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        client.write_all(REQUEST).await.expect("the server reads");
+        assert!(answer(&mut client).await.contains("connection: close"));
+        assert_eq!(client.read(&mut [0]).await.expect("no error"), 0);
+    };
+    let both = async { tokio::join!(side.server.carry(&handover, PATIENCE), ask_once_more) };
+    tokio::time::timeout(PATIENCE, both).await.expect("it is over when the client has its answer");
+    assert_eq!(stayed.to_string(), "1 (1 refused by the mailbox)");
+    assert_eq!(side.registry.totals().handed_over.counts(), [0, 0]);
+}
+
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: here\r\n\r\n";
