@@ -11,7 +11,7 @@ _default:
     @just --list --unsorted
 
 # everything that CI checks
-check: fmt lint test harness doc deny configs metrics
+check: fmt lint test harness doc deny configs metrics fuzz
 
 # the formatting, without changing it
 fmt:
@@ -40,6 +40,26 @@ deny:
 # known vulnerabilities; fetches the advisory database
 advisories:
     cargo deny --workspace check advisories
+
+# every fuzz target for so many seconds, from the checked-in seeds and whatever
+# was found before; a stable compiler does, for nothing is sanitized
+fuzz seconds="20":
+    #!/usr/bin/env bash
+    set -euo pipefail
+    export RUSTC_BOOTSTRAP=1
+    cargo fuzz build --sanitizer none --dev --target-dir "{{ target }}/fuzz"
+    built={{ target }}/fuzz/$(rustc -vV | sed -n 's/^host: //p')/debug
+    run() {
+        local name=$1
+        shift
+        echo "fuzzing $name for {{ seconds }} s"
+        mkdir -p "fuzz/corpus/$name" "fuzz/artifacts/$name"
+        "$built/$name" -max_total_time={{ seconds }} -timeout=20 -rss_limit_mb=1024 -verbosity=0 -print_final_stats=1 \
+            -artifact_prefix="fuzz/artifacts/$name/" "fuzz/corpus/$name" "$@"
+    }
+    run config tests/config/valid tests/config/invalid
+    run parcels fuzz/seeds/parcels
+    run connection -max_len=8192 -dict=fuzz/seeds/http.dict fuzz/seeds/connection
 
 # the binary that the tests use: asking for the tests as well gives the
 # dependencies the same features, so nothing is built twice
