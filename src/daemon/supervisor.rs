@@ -166,6 +166,19 @@ impl Supervisor {
         }
     }
 
+    /// Returns when a child does nothing: it has ended, waits to be restarted, or is stuck.
+    pub(super) async fn until_still(&self, name: &str) {
+        let runs = |child: &Arc<Vitals>| child.name() == name && child.is_running();
+        tokio::select! {
+            () = self.until_stuck(name) => {}
+            () = async {
+                while self.children().iter().any(runs) {
+                    tokio::time::sleep(self.heartbeat).await;
+                }
+            } => {}
+        }
+    }
+
     /// Starts a child below `parent`. It is told to stop on its own, in the order that `shutdown` keeps.
     pub(super) fn start<F, R>(&self, parent: &SubsystemHandle, name: &str, run: F) -> NestedSubsystem
     where
@@ -250,9 +263,9 @@ impl Supervisor {
         };
         #[cfg(feature = "faults")]
         let alive = child.vitals.faults.strike(alive);
-        let result = AssertUnwindSafe(alive).catch_unwind().await;
-        child.vitals.beat.store(Vitals::STILL, Relaxed);
-        match result {
+        // Also one that is aborted runs no more.
+        let _running = Running(&child.vitals);
+        match AssertUnwindSafe(alive).catch_unwind().await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(format!("failed: {}", chain(&*error))),
             Err(payload) => Err(format!("panicked: {}", message(&*payload))),
@@ -275,6 +288,15 @@ impl Supervisor {
 
     fn now(&self) -> u64 {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
+    }
+}
+
+/// Held while a child runs.
+struct Running<'a>(&'a Vitals);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.beat.store(Vitals::STILL, Relaxed);
     }
 }
 

@@ -185,7 +185,11 @@ async fn reload(State(desk): State<Arc<Desk>>) -> impl IntoResponse {
     match desk.reloads.ask().await {
         Ok(pid) => {
             // Whoever is told so may ask for the next reload at once, and has to reach that process.
-            desk.closed.cancelled().await;
+            tokio::select! {
+                () = desk.closed.cancelled() => {}
+                // A child that is at fault closes nothing, and accepts nothing either.
+                () = desk.observer.supervisor.until_still(NAME) => {}
+            }
             (StatusCode::OK, format!("process {pid} has taken over\n"))
         }
         Err(reason) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{reason}\n")),

@@ -134,8 +134,8 @@ async fn exchange(stream: &[u8], cuts: &[Cut], requests: usize) -> (String, u64)
         }
     };
     let answers = tokio::time::timeout(PATIENCE, exchange).await.expect("every request is answered");
-    let [to_here, to_there] = [&here, &there].map(|side| side.registry.totals().taken_over.counts()[0]);
-    (answers, to_here + to_there)
+    let moves = [&here, &there].map(|side| side.registry.totals().taken_over.counts()[0]);
+    (answers, moves.iter().sum())
 }
 
 /// One answer without its date.
