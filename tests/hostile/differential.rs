@@ -124,10 +124,10 @@ impl Request {
         let mut head =
             format!("{} /{mark}{} HTTP/1.1\r\nHost: {mark}\r\nX-Mark: {mark}\r\n", self.method, self.path);
         for (name, value) in &self.fields {
-            head += &format!("{name}: {value}\r\n");
+            head.extend([name, ": ", value, "\r\n"]);
         }
         for field in &self.hop_by_hop {
-            head += &format!("{field}\r\n");
+            head.extend([field, "\r\n"]);
         }
         let mut bytes = latin_1(&head);
         match &self.body {

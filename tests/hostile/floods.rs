@@ -58,14 +58,14 @@ fn a_flood_of_pipelined_requests_is_answered_in_order_one_by_one() {
     let site = Site::start("", &tables);
     let mut sender = connect(site.http);
     let mut client = sender.try_clone().unwrap();
-    let requests: String = (0..COUNT)
+    let requests: Vec<String> = (0..COUNT)
         .map(|n| {
             let path = if n % 10 == 0 { "/app/" } else { "/" };
             let last = if n + 1 == COUNT { "Connection: close\r\n" } else { "" };
             format!("GET {path}{n} HTTP/1.1\r\nHost: a\r\n{last}\r\n")
         })
         .collect();
-    let writer = std::thread::spawn(move || sender.write_all(requests.as_bytes()));
+    let writer = std::thread::spawn(move || sender.write_all(requests.concat().as_bytes()));
     let answers = read_to_end(&mut client);
     writer.join().unwrap().unwrap();
     assert_eq!(statuses(&answers), vec![200; COUNT]);

@@ -159,7 +159,9 @@ fn clients_that_reset_their_connections_leave_nothing_behind() {
 #[test]
 fn an_idle_connection_is_closed_in_time_also_after_a_body_that_nobody_read() {
     let site = Site::start(IMPATIENT, &respond("/hello", "hello"));
-    for body in ["Content-Length: 5\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"] {
+    for body in
+        ["Content-Length: 5\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"]
+    {
         let mut client = connect(site.http);
         client.write_all(format!("POST /hello HTTP/1.1\r\nHost: a\r\n{body}").as_bytes()).unwrap();
         assert_eq!(statuses(&read_to_end(&mut client)), [200]);

@@ -105,7 +105,7 @@ fn an_upstream_that_speaks_no_http_is_502() {
         b"HTTP/9.9 200 OK\r\n\r\n",
         b"<html>",
         b"\x15\x03\x01\0\x02\x02\x46",
-        &[b'x'; 1 << 20],
+        &vec![b'x'; 1 << 20],
         b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n",
     ] {
         let rubbish = rubbish.to_vec();
