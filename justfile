@@ -11,7 +11,7 @@ _default:
     @just --list --unsorted
 
 # everything that CI checks
-check: fmt lint test harness doc deny configs metrics fuzz
+check: fmt lint test harness faults soak doc deny configs metrics fuzz
 
 # the formatting, without changing it
 fmt:
@@ -29,6 +29,14 @@ test:
 harness:
     cargo test -p steadfast-harness
 
+# every fault of every child in every situation
+faults:
+    cargo test --features faults --test faults --example rehearsal
+
+# load, restarts, reloads, faults and hostile clients at random: `just soak 30m`
+soak length="60s":
+    STEADFAST_SOAK_LENGTH={{ length }} cargo test --features faults --test soak
+
 # the library's documentation builds without a warning
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
@@ -41,8 +49,10 @@ deny:
 advisories:
     cargo deny --workspace check advisories
 
-# every fuzz target for so many seconds, from the checked-in seeds and whatever
-# was found before; a stable compiler does, for nothing is sanitized
+# A stable compiler does, for nothing is sanitized. What was found before is
+# where the next run begins.
+
+# every fuzz target for so many seconds
 fuzz seconds="20":
     #!/usr/bin/env bash
     set -euo pipefail
@@ -54,7 +64,7 @@ fuzz seconds="20":
         shift
         echo "fuzzing $name for {{ seconds }} s"
         mkdir -p "fuzz/corpus/$name" "fuzz/artifacts/$name"
-        "$built/$name" -max_total_time={{ seconds }} -timeout=20 -rss_limit_mb=1024 -verbosity=0 -print_final_stats=1 \
+        "$built/$name" -max_total_time={{ seconds }} -timeout=20 -rss_limit_mb=1024 -verbosity=0 -print_funcs=0 -print_final_stats=1 \
             -artifact_prefix="fuzz/artifacts/$name/" "fuzz/corpus/$name" "$@"
     }
     run config tests/config/valid tests/config/invalid

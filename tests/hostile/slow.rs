@@ -5,7 +5,7 @@ use std::net::Shutdown;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use steadfast_harness::{Client, wait_until};
+use steadfast_harness::{Client, print_figure, wait_until};
 
 use crate::recorder::Recorder;
 use crate::site::{IMPATIENT, Site, proxy, respond};
@@ -111,6 +111,10 @@ fn whoever_does_not_read_is_dropped_after_the_write_timeout_and_costs_a_bounded_
         (site.metric(open) == 0).then_some(())
     });
     drop(readers);
+    print_figure(
+        "memory of a client that does not read a proxied answer",
+        format_args!("{} KiB", most.saturating_sub(before) / 20 >> 10),
+    );
     // 1 MiB each, where 64 were asked for: hyper's buffers on both sides, and the allocator's leavings.
     assert!(most < before + (20 << 20), "{before} became {most}");
     assert_eq!(site.lines(|line| line.contains("WARN")), 0, "{}", site.stderr());
