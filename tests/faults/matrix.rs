@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use rustix::process::{Pid, kill_process};
-use steadfast_harness::{Account, Load, Signal, print_figure, wait_until};
+use steadfast_harness::{Account, Client, Daemon, Load, Signal, print_figure, wait_until};
 
 use crate::process::{Child, Kind, Rehearsal, WATCHDOG, doing, inject, post, still_waits};
 
@@ -166,8 +166,8 @@ fn load(rehearsal: &Rehearsal, child: Child, kind: Kind) -> String {
 fn draining(rehearsal: Rehearsal, child: Child, kind: Kind) -> String {
     let Rehearsal { mut daemon, upstream } = rehearsal;
     let address = daemon.address("http");
-    let connect = || steadfast_harness::Client::connect(address).expect("it accepts");
-    let mut control = steadfast_harness::Client::connect_unix(daemon.control_socket()).expect("it is there");
+    let connect = || Client::connect(address).expect("it accepts");
+    let mut control = Client::connect_unix(daemon.control_socket()).expect("it is there");
     let (mut client, mut idle) = (connect(), connect());
     assert_eq!(idle.get("/").expect("it serves").status, 200);
     client.ask("/app/slow").expect("it takes a request");
@@ -184,12 +184,13 @@ fn draining(rehearsal: Rehearsal, child: Child, kind: Kind) -> String {
     assert_eq!(client.receive().expect("a request in flight goes on").text(), "worth the wait");
     let exit = daemon.wait();
     let report = daemon.wait_for_line("the report", |line| line.contains("stopped by SIGTERM"));
-    let cut = if child == "worker" && !kind.ends_the_child() { 1 } else { 0 };
+    let cut = u8::from(child == "worker" && !kind.ends_the_child());
     assert!(report.contains(&format!("{cut} cut")), "{report}");
     format!("exit {exit}")
 }
 
 fn reload(rehearsal: Rehearsal, child: Child, kind: Kind) -> String {
+    let successor = Successor(&rehearsal.daemon);
     let mut asking = rehearsal.control();
     let mut control = rehearsal.control();
     // Both are the old process's, whoever accepts by then.
@@ -209,8 +210,6 @@ fn reload(rehearsal: Rehearsal, child: Child, kind: Kind) -> String {
     let answer = asking.receive();
     let answer = answer.unwrap_or_else(|lost| panic!("the reload: {lost}\n{}", rehearsal.daemon.stderr()));
     assert_eq!(answer.status, 200, "{}", answer.text());
-    let successor = answer.text().split(' ').nth(1).and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
-    let successor = Successor(successor.expect("it says which process has taken over"));
     if kind.ends_the_child() {
         wait_for_the_end_of(&rehearsal.daemon, child, kind);
     }
@@ -231,13 +230,21 @@ fn reload(rehearsal: Rehearsal, child: Child, kind: Kind) -> String {
     format!("exit {}{lost}", daemon.wait())
 }
 
-/// A process that is not the test's child. Dropped, it is ended.
-struct Successor(Pid);
+/// The process that takes over, which is not the test's child. Dropped, it is ended.
+struct Successor<'a>(&'a Daemon);
 
-impl Drop for Successor {
+impl Drop for Successor<'_> {
     fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = kill_process(self.0, Signal::KILL);
+        let stderr = self.0.stderr();
+        // process PID takes over
+        let pid = stderr.0.iter().find_map(|line| {
+            let (before, _) = line.split_once(" takes over")?;
+            before.rsplit(' ').next()?.parse().ok()
+        });
+        if let Some(pid) = pid.and_then(Pid::from_raw) {
+            // It may have ended by itself.
+            let _ = kill_process(pid, Signal::KILL);
+        }
     }
 }
 
@@ -259,7 +266,7 @@ fn reaction(rehearsal: &Rehearsal, child: Child, kind: Kind) -> &'static str {
     if child == "http" { "waiting" } else { "named" }
 }
 
-fn wait_for_the_end_of(daemon: &steadfast_harness::Daemon, child: Child, kind: Kind) {
+fn wait_for_the_end_of(daemon: &Daemon, child: Child, kind: Kind) {
     let said = format!("{child} {}: a fault on demand", kind.verb());
     daemon.wait_for_line(&said, |line| line.contains("ERROR") && line.contains(&said));
 }

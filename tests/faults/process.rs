@@ -71,7 +71,7 @@ impl Rehearsal {
     pub(crate) fn start(lines: &str, adjust: impl FnOnce(&mut Command)) -> Self {
         let upstream = Upstream::start();
         let config = format!(
-            "http.listen = [\"127.0.0.1:0\"]\nadmin.listen = [\"127.0.0.1:0\"]\nlog.access = \"off\"\n\
+            "http.listen = [\"127.0.0.1:0\"]\nadmin.listen = [\"127.0.0.2:0\"]\nlog.access = \"off\"\n\
              http.requests_per_connection = 1000000000\n{lines}\n\
              [[route]]\npath = \"/\"\nrespond = \"hello\"\n\
              [[route]]\npath = \"/app/*\"\nproxy = \"http://{}\"\n",
@@ -145,8 +145,8 @@ pub(crate) fn program() -> &'static Path {
         if profile.ends_with("release") {
             build.arg("--release");
         }
-        let built = build.status().expect("cargo runs");
-        assert!(built.success(), "the rehearsal cannot be built");
+        let status = build.status().expect("cargo runs");
+        assert!(status.success(), "the rehearsal cannot be built");
         profile.join("examples/rehearsal")
     })
 }

@@ -38,7 +38,6 @@ fn main() -> ExitCode {
     exit.into()
 }
 
-#[expect(clippy::unused_async, reason = "a handler is async")]
 async fn panics() -> &'static str {
     panic!("the handler's own words")
 }

@@ -6,14 +6,18 @@ use std::thread;
 use steadfast_harness::{Client, print_figure, wait_until};
 
 use crate::process::{CHILDREN, Child, Kind, doing, inject, post, program};
-use crate::service::{PROXY, Service, UNIT};
+use crate::service::{CONFIG, PROXY, ROUTES, Service, UNIT};
 
 /// How many clients make the load.
 const CLIENTS: usize = 4;
 
 /// The rehearsal, installed in place of the binary, with this watchdog on it.
 fn rehearsal(watchdog: &str, rest: &str) -> Option<Service> {
-    let service = Service::install(file!(), &format!("{rest}\n{PROXY}"))?;
+    let service = Service::install(file!(), "")?;
+    // No connection is to be closed but for a fault.
+    let http = "[http]\nlisten = [\"127.0.0.1:8080\"]\nrequests_per_connection = 1000000000\n";
+    let admin = "[admin]\nlisten = [\"127.0.0.1:9090\"]\n";
+    service.write(CONFIG, format!("{http}{admin}{rest}\n{PROXY}{ROUTES}"));
     service.copy(program(), "/usr/bin/rehearsal", "0755");
     service.edit_unit(&format!(
         "ExecStart=\nExecStart=/usr/bin/rehearsal run --config /etc/steadfast/config.toml\n\
@@ -119,7 +123,9 @@ fn a_restart_carries_everything_although_a_child_is_at_fault() {
             service.wait_for_drain();
             inject(&mut control, child, kind);
             exchange.answer(200, "worth the wait");
-            let answer = client.receive().unwrap_or_else(|lost| panic!("{what}: {lost}"));
+            let answer = client
+                .receive()
+                .unwrap_or_else(|lost| panic!("{what}: {lost}\n{}", service.journal(UNIT, &["-n", "40"])));
             assert_eq!(answer.text(), "worth the wait");
             let took = restart.join().unwrap();
             print_figure(&format!("a restart while {what}"), format_args!("{} ms", took.as_millis()));
@@ -167,7 +173,9 @@ fn a_reload_carries_everything_although_a_child_is_at_fault() {
         assert_ne!(service.main_pid(), pid);
         load.advance(50);
         exchange.answer(200, "worth the wait");
-        let answer = client.receive().unwrap_or_else(|lost| panic!("{what}: {lost}"));
+        let answer = client
+            .receive()
+            .unwrap_or_else(|lost| panic!("{what}: {lost}\n{}", service.journal(UNIT, &["-n", "40"])));
         assert_eq!(answer.text(), "worth the wait");
         for connection in [&mut client, &mut idle] {
             let answer = connection.get("/").unwrap_or_else(|lost| panic!("{what}: {lost}"));

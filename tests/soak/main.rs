@@ -157,7 +157,7 @@ fn happen(service: &Service, event: Event) {
 fn last_life(service: &Service, rng: &mut Rng, length: Duration, first: &Belongings) {
     service.restart();
     let warm = warm_up(service);
-    let begin = Belongings::of(service);
+    let early = Belongings::of(service);
     let pid = service.main_pid();
 
     let hostile = service.enter_network(|| Hostile::start(rng.u64(..)));
@@ -172,7 +172,7 @@ fn last_life(service: &Service, rng: &mut Rng, length: Duration, first: &Belongi
     let account = load.finish();
     let hostile = hostile.finish();
     wait_until_idle(service);
-    let end = Belongings::of(service);
+    let late = Belongings::of(service);
 
     assert_eq!(service.main_pid(), pid, "{}", service.journal(UNIT, &["-n", "60"]));
     let count = |class: &str| service.metric(&format!("steadfast_http_requests_total{{code=\"{class}\"}}"));
@@ -185,7 +185,7 @@ fn last_life(service: &Service, rng: &mut Rng, length: Duration, first: &Belongi
         "soak, the last process",
         format_args!(
             "{} requests answered, as many as its clients count; {large} of {} hostile ones; {counted} of {restarts} \
-             faults; {begin} at its begin, {end} at its end, {first} for the first process",
+             faults; {early} at its begin, {late} at its end, {first} for the first process",
             answered, hostile.asked
         ),
     );
@@ -197,8 +197,8 @@ fn last_life(service: &Service, rng: &mut Rng, length: Duration, first: &Belongi
     assert!(large <= hostile.asked, "{large} of {}", hostile.asked);
     // A fault that comes while the child is down strikes with the one before.
     assert!(counted > 0 && counted <= restarts, "{counted} of {restarts}");
-    end.assert_close_to(&begin);
-    assert!(end.descriptors.abs_diff(first.descriptors) <= MORE_DESCRIPTORS, "{end}, not {first}");
+    late.assert_close_to(&early);
+    assert!(late.descriptors.abs_diff(first.descriptors) <= MORE_DESCRIPTORS, "{late}, not {first}");
     // Two listeners, the control socket, the mailbox's two ends.
     assert_eq!(service.show(UNIT, "NFileDescriptorStore"), "5");
 }
@@ -209,7 +209,7 @@ fn warm_up(service: &Service) -> Account {
     let load = service.load(CLIENTS);
     load.advance(5000);
     let account = load.finish();
-    drop(hostile.finish());
+    hostile.finish();
     wait_until_idle(service);
     account
 }
