@@ -20,6 +20,7 @@ fmt:
 # warnings are errors here, and only here
 lint:
     cargo clippy --workspace --all-targets -- -D warnings
+    cargo clippy --features faults --all-targets -- -D warnings
 
 # the README's own command
 test:
@@ -31,7 +32,7 @@ harness:
 
 # every fault of every child in every situation
 faults:
-    cargo test --features faults --test faults --example rehearsal
+    cargo test --features faults --test faults
 
 # load, restarts, reloads, faults and hostile clients at random: `just soak 30m`
 soak length="60s":
