@@ -113,7 +113,7 @@ fn whoever_does_not_read_is_dropped_after_the_write_timeout_and_costs_a_bounded_
     drop(readers);
     print_figure(
         "memory of a client that does not read a proxied answer",
-        format_args!("{} KiB", most.saturating_sub(before) / 20 >> 10),
+        format_args!("{} KiB", most.saturating_sub(before) / 20 / 1024),
     );
     // 1 MiB each, where 64 were asked for: hyper's buffers on both sides, and the allocator's leavings.
     assert!(most < before + (20 << 20), "{before} became {most}");
