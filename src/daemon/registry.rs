@@ -917,6 +917,14 @@ impl Registry {
         self.leaving.lock().await
     }
 
+    /// Puts connections that were taken out of [`Self::leaving`] back.
+    pub(super) fn bring_back(&self, parcels: impl Iterator<Item = Parcel>) {
+        for parcel in parcels {
+            // The registry holds the other end.
+            let _ = self.outbox.send(parcel);
+        }
+    }
+
     /// Closes every connection now, whatever is in flight.
     pub fn cut(&self) {
         for connection in self.connections() {

@@ -299,10 +299,11 @@ impl Server {
         let Totals { handed_over, stayed, .. } = self.registry.totals();
         let mut leaving = self.registry.leaving().await;
         loop {
-            let mut parcels = Vec::new();
+            let mut gathered = Gathered { parcels: Vec::new(), registry: &self.registry };
+            let parcels = &mut gathered.parcels;
             tokio::select! {
                 biased;
-                _ = leaving.recv_many(&mut parcels, BATCH) => {}
+                _ = leaving.recv_many(parcels, BATCH) => {}
                 () = self.registry.emptied() => {
                     // The last one may have left since the outbox was looked at.
                     parcels.extend(std::iter::from_fn(|| leaving.try_recv().ok()));
@@ -321,6 +322,7 @@ impl Server {
                 tokio::time::sleep(GATHER).await;
                 parcels.extend(std::iter::from_fn(|| leaving.try_recv().ok()));
             }
+            let parcels = std::mem::take(parcels);
             let mut counters: Vec<_> = parcels.iter().map(|parcel| handed_over.counter(parcel)).collect();
             if let Err((refused, error)) = handover.put(parcels).await {
                 tracing::warn!("{} connections cannot be handed over and linger: {error}", refused.len());
@@ -343,6 +345,19 @@ impl Server {
         for connection in self.registry.connections() {
             connection.give(order);
         }
+    }
+}
+
+/// Parcels on their way from the outbox to the mailbox. They go back if the child ends meanwhile: whoever sees the
+/// others off is to find them.
+struct Gathered<'a> {
+    parcels: Vec<Parcel>,
+    registry: &'a Registry,
+}
+
+impl Drop for Gathered<'_> {
+    fn drop(&mut self) {
+        self.registry.bring_back(self.parcels.drain(..));
     }
 }
 
