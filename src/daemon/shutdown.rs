@@ -158,7 +158,9 @@ impl Stop<'_> {
                 () = predecessor.gone() => {}
                 () = lifecycle.cutting().cancelled() => {
                     predecessor.cut().await;
-                    let _ = tokio::time::timeout(AFTER_CUT, predecessor.gone()).await;
+                    if tokio::time::timeout(AFTER_CUT, predecessor.gone()).await.is_err() {
+                        predecessor.end();
+                    }
                 }
             }
         }

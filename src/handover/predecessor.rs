@@ -1,8 +1,10 @@
 //! A reload, seen from the new process: it takes the old one's place, and waits for it at the end.
 
 use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -18,6 +20,7 @@ pub(crate) const STDERR: &str = "stderr";
 #[derive(Debug)]
 pub(crate) struct Predecessor {
     pid: u32,
+    process: OwnedFd,
     hears: Mutex<BufReader<OwnedReadHalf>>,
     says: Mutex<OwnedWriteHalf>,
 }
@@ -29,9 +32,11 @@ impl Predecessor {
         let channel = StdUnixStream::from(channel);
         channel.set_nonblocking(true)?;
         let channel = UnixStream::from_std(channel)?;
-        let pid = channel.peer_cred()?.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or_default();
+        let process = channel.peer_cred()?.pid().and_then(Pid::from_raw).ok_or(ErrorKind::NotFound)?;
+        let pid = process.as_raw_nonzero().get().unsigned_abs();
+        let process = pidfd_open(process, PidfdFlags::empty())?;
         let (hears, says) = channel.into_split();
-        Ok(Some(Self { pid, hears: Mutex::new(BufReader::new(hears)), says: Mutex::new(says) }))
+        Ok(Some(Self { pid, process, hears: Mutex::new(BufReader::new(hears)), says: Mutex::new(says) }))
     }
 
     /// Its process.
@@ -61,6 +66,13 @@ impl Predecessor {
     pub(crate) async fn gone(&self) {
         // It says nothing any more: whatever ends the wait is its end.
         let _ = self.hears.lock().await.read_u8().await;
+    }
+
+    /// Ends the old process, which does not do so by itself.
+    pub(crate) fn end(&self) {
+        tracing::warn!(process = self.pid, "process {} does not end: killing it", self.pid);
+        // It may have ended in this moment.
+        let _ = pidfd_send_signal(&self.process, Signal::KILL);
     }
 
     /// Asks the old process to cut what it still has in flight.

@@ -24,6 +24,27 @@ fn a_successor_that_crashes_is_restarted_and_one_that_is_stopped_stops() {
 }
 
 #[test]
+fn a_successor_that_crashes_is_replaced_at_once_while_the_old_process_finishes() {
+    let Some(service) = Service::start(file!(), PROXY) else {
+        return;
+    };
+    let upstream = service.upstream();
+    let (mut client, exchange) = in_flight(&service, &upstream);
+    service.reload();
+    let successor = service.main_pid();
+    let began = Instant::now();
+    service.kill();
+    service.wait_for_another(&successor);
+    assert_eq!(service.connect().get("/").unwrap().status, 200);
+    // Not even the unit's TimeoutStopSec was waited for.
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    exchange.answer(200, "worth the wait");
+    assert_eq!(client.receive().unwrap().status, 200);
+    // The old process hands over to whoever is there.
+    assert_eq!(client.get("/").unwrap().status, 200);
+}
+
+#[test]
 fn the_new_process_tells_what_it_took_over_when_the_old_one_has_ended() {
     let Some(service) = Service::start(file!(), PROXY) else {
         return;
@@ -102,6 +123,25 @@ fn a_second_signal_cuts_what_a_predecessor_still_has_in_flight() {
     });
     let warnings = service.journal(UNIT, &["-p", "warning"]);
     assert!(warnings.contains("cut by the second signal: GET /app/slow"), "{warnings}");
+}
+
+#[test]
+fn a_predecessor_that_hangs_ends_with_the_second_signal() {
+    let Some(service) = Service::start(file!(), PROXY) else {
+        return;
+    };
+    let upstream = service.upstream();
+    let (_client, _unanswered) = in_flight(&service, &upstream);
+    let first = service.main_pid();
+    service.reload();
+    service.ok(["kill", "-STOP", &first]);
+    thread::scope(|scope| {
+        let stop = service.begin_stop(scope);
+        service.ok(["systemctl", "kill", "--signal=TERM", "--kill-whom=main", UNIT]);
+        stop.join().unwrap();
+    });
+    assert_eq!(service.show(UNIT, "ActiveState"), "inactive");
+    assert!(!service.path(format!("/proc/{first}")).exists());
 }
 
 #[test]
