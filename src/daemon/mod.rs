@@ -143,7 +143,11 @@ impl Daemon {
     /// thread cannot hold up its return.
     #[must_use]
     pub fn run_blocking(self) -> Exit {
-        let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        // Two at least: where one is blocked by a handler, the other goes on.
+        let threads = std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2));
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
+        let runtime = match runtime {
             Ok(runtime) => runtime,
             Err(error) => return failed(&StartError::Process(error)),
         };
