@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use super::manager::{Manager, one_line};
 use crate::daemon::phase::Phase;
 use crate::daemon::status::Observer;
+use crate::logging;
 
 /// How long a handler may hold its thread before that is logged.
 const BLOCKED: Duration = Duration::from_secs(1);
@@ -76,6 +77,8 @@ impl Watch {
             return;
         };
         if !stuck.is_empty() {
+            // The manager ends the process at once: its log must say why by then.
+            logging::flush();
             let status = one_line(&format!("stuck: no heartbeat from {}", stuck.join(", ")));
             self.manager.tell(&[NotifyState::Status(&status), NotifyState::WatchdogTrigger]);
         } else if Instant::now() >= self.next_ping {
