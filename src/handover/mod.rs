@@ -1,9 +1,9 @@
 //! How sockets reach the next process.
 //!
-//! Two ways lead there. Over a restart, the service manager keeps the listeners and the [`mailbox`] in its store while
+//! Two ways lead there. Over a restart, the service manager keeps the listeners and the `mailbox` in its store while
 //! no process runs; the stopping process leaves its idle connections in the mailbox and the next one takes them out.
-//! On a reload both processes live: the old one starts its [`successor`], which inherits the same descriptors, and
-//! puts connections into the mailbox while the other takes them out. The rest of the program sees [`Handover`].
+//! On a reload both processes live: the old one starts its `successor`, which inherits the same descriptors, and
+//! puts connections into the mailbox while the other takes them out. The rest of the program sees `Handover`.
 
 pub(crate) mod mailbox;
 pub(crate) mod parcel;

@@ -124,8 +124,9 @@ impl Admin {
 
     async fn upkeep(&self) {
         loop {
-            tokio::time::sleep(UPKEEP).await;
+            // First, so that a child that is restarted again and again gets to it.
             self.metrics.upkeep();
+            tokio::time::sleep(UPKEEP).await;
         }
     }
 }

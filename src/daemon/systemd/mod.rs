@@ -1,7 +1,7 @@
 //! The systemd child: the only one that talks to the service manager.
 //!
 //! Its loop waits on the phase and a tick. It tells READY once everything is served, STATUS while serving and each
-//! second of a drain, STOPPING and `EXTEND_TIMEOUT_USEC` while draining. Its [`watchdog`] pings from a thread of its
+//! second of a drain, STOPPING and `EXTEND_TIMEOUT_USEC` while draining. Its `watchdog` pings from a thread of its
 //! own. Without `NOTIFY_SOCKET` it waits for the end and says nothing.
 
 pub mod activation;

@@ -2,7 +2,7 @@
 //!
 //! tower-http's `ServeDir` does the work: it refuses paths that lead out of the folder by `..`, streams, and knows
 //! content types, entity tags and conditions. Here is what it leaves open: the name of the index, `If-Range`, and
-//! ranges that a server is to ignore. That no path leads out of the folder is the kernel's word ([`beneath`]).
+//! ranges that a server is to ignore. That no path leads out of the folder is the kernel's word (`beneath`).
 
 mod beneath;
 
