@@ -80,9 +80,9 @@ impl Service {
     }
 
     pub(crate) fn configure(&self, rest: &str) {
-        let config =
-            format!("[http]\nlisten = [\"{HTTP}\"]\n\n[admin]\nlisten = [\"{ADMIN}\"]\n\n{rest}\n{ROUTES}");
-        self.write(CONFIG, config);
+        // No connection is closed for having asked often: what closes is what a test looks for.
+        let http = format!("[http]\nlisten = [\"{HTTP}\"]\nrequests_per_connection = 1000000000\n");
+        self.write(CONFIG, format!("{http}[admin]\nlisten = [\"{ADMIN}\"]\n\n{rest}\n{ROUTES}"));
     }
 
     /// Changes the unit as `systemctl edit` does.
