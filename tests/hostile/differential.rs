@@ -2,7 +2,6 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
@@ -21,12 +20,14 @@ struct Both {
     recorder: Recorder,
 }
 
-/// For all cases: each finds its own requests by their number.
-static BOTH: LazyLock<Both> = LazyLock::new(|| {
-    let recorder = Recorder::start();
-    let limits = format!("{IMPATIENT}body_limit = \"64KiB\"");
-    Both { site: Site::start(&limits, &proxy("/*", recorder.address, "")), recorder }
-});
+impl Both {
+    /// For all cases of a test: each finds its own requests by their number. They end with the test.
+    fn start() -> Self {
+        let recorder = Recorder::start();
+        let limits = format!("{IMPATIENT}body_limit = \"64KiB\"");
+        Self { site: Site::start(&limits, &proxy("/*", recorder.address, "")), recorder }
+    }
+}
 
 static CASE: AtomicU64 = AtomicU64::new(0);
 
@@ -211,8 +212,8 @@ impl Damage {
 
 /// Sends bytes in pieces, and returns what is answered until the connection ends. `patience` is how long the client
 /// waits for more before it closes its side.
-fn talk(bytes: &[u8], cuts: &[usize], patience: Duration) -> Vec<u8> {
-    let mut client = connect(BOTH.site.http);
+fn talk(both: &Both, bytes: &[u8], cuts: &[usize], patience: Duration) -> Vec<u8> {
+    let mut client = connect(both.site.http);
     let mut cuts: Vec<_> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect();
     cuts.sort_unstable();
     let mut from = 0;
@@ -233,8 +234,8 @@ fn talk(bytes: &[u8], cuts: &[usize], patience: Duration) -> Vec<u8> {
     answers
 }
 
-fn passed(mark: &str) -> Vec<Message> {
-    let mut requests = BOTH.recorder.requests();
+fn passed(both: &Both, mark: &str) -> Vec<Message> {
+    let mut requests = both.recorder.requests();
     requests.retain(|request| request.start.contains(mark));
     requests
 }
@@ -252,37 +253,35 @@ fn cases(count: u32) -> ProptestConfig {
     ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 100, ..ProptestConfig::default() }
 }
 
-proptest! {
-    #![proptest_config(cases(200))]
-
-    #[test]
-    fn requests_reach_the_upstream_once_each_in_order_and_as_they_were_meant(
+#[test]
+fn requests_reach_the_upstream_once_each_in_order_and_as_they_were_meant() {
+    let both = Both::start();
+    proptest!(cases(200), |(
         requests in vec(request(), 1..5),
         cuts in vec(any::<usize>(), 0..4),
-    ) {
+    )| {
         let mark = next_mark();
         let marks: Vec<_> = (0..requests.len()).map(|n| format!("{mark}{n}")).collect();
         let mut bytes: Vec<u8> = requests.iter().zip(&marks).flat_map(|(r, mark)| r.bytes(mark)).collect();
         bytes.extend(LAST);
-        let answers = talk(&bytes, &cuts, PATIENCE);
-        let got = passed(&mark);
+        let answers = talk(&both, &bytes, &cuts, PATIENCE);
+        let got = passed(&both, &mark);
         prop_assert_eq!(got.len(), requests.len(), "{}", answers.escape_ascii());
         for ((request, mark), got) in requests.iter().zip(&marks).zip(&got) {
             request.assert_passed(mark, got);
         }
-        prop_assert_eq!(BOTH.recorder.malformed(), [""; 0]);
-    }
+        prop_assert_eq!(both.recorder.malformed(), [""; 0]);
+    });
 }
 
-proptest! {
-    #![proptest_config(cases(100))]
-
-    #[test]
-    fn a_damaged_request_reaches_the_upstream_once_at_most(
+#[test]
+fn a_damaged_request_reaches_the_upstream_once_at_most() {
+    let both = Both::start();
+    proptest!(cases(100), |(
         request in request(),
         damage in vec(damage(), 1..3),
         cuts in vec(any::<usize>(), 0..3),
-    ) {
+    )| {
         let mark = next_mark();
         let mut bytes = request.bytes(&mark);
         for damage in damage {
@@ -290,14 +289,14 @@ proptest! {
                 damage.apply(&mut bytes);
             }
         }
-        let answers = talk(&bytes, &cuts, Duration::from_millis(200));
-        let got = passed(&mark);
+        let answers = talk(&both, &bytes, &cuts, Duration::from_millis(200));
+        let got = passed(&both, &mark);
         prop_assert!(got.len() <= 1, "{:?} of {}", got, bytes.escape_ascii());
-        prop_assert_eq!(BOTH.recorder.malformed(), [""; 0], "{}", bytes.escape_ascii());
+        prop_assert_eq!(both.recorder.malformed(), [""; 0], "{}", bytes.escape_ascii());
         // Whatever is said to it is HTTP.
         if request.method != "HEAD" {
             let answered = statuses(&answers);
             prop_assert!(got.len() <= answered.len(), "{answered:?}");
         }
-    }
+    });
 }
