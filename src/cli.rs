@@ -34,7 +34,7 @@ pub(crate) enum Command {
     Reload,
     /// For the unit's ExecStop=: tells the daemon if it is being stopped for good rather than restarted
     #[command(hide = true)]
-    Farewell,
+    AnnounceStop,
     /// Show what the running daemon is doing
     Status {
         /// Once a second, until interrupted

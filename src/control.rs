@@ -36,12 +36,12 @@ pub(crate) fn reload() -> Exit {
     }))
 }
 
-/// `steadfast farewell`, as the unit's `ExecStop=`: systemd runs it before SIGTERM, and says to nobody but who asks
+/// `steadfast announce-stop`, as the unit's `ExecStop=`: systemd runs it before SIGTERM, and says to nobody but who asks
 /// whether it stops the unit for good.
-pub(crate) fn farewell() -> Exit {
+pub(crate) fn announce_stop() -> Exit {
     finish(unit_is_stopped().and_then(|stopped| {
         if stopped {
-            block_on(ask(Method::POST, "/farewell"))?;
+            block_on(ask(Method::POST, "/announce-stop"))?;
         }
         Ok(())
     }))

@@ -9,11 +9,11 @@ use axum::routing::{any, get};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use crate::daemon::access::AccessLog;
-use crate::daemon::http::limits::Limits;
-use crate::daemon::http::server::Server;
-use crate::daemon::registry::Registry;
 use crate::handover::parcel::{Parcel, records};
+use crate::server::Registry;
+use crate::server::Server;
+use crate::server::access::AccessLog;
+use crate::server::limits::Limits;
 
 /// Reads a message of the mailbox.
 pub fn parcels(message: &[u8]) {

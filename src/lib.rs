@@ -37,8 +37,10 @@ mod exit;
 pub mod fuzzing;
 pub mod handover;
 pub mod logging;
+pub mod server;
+pub mod systemd;
 
 pub use config::{Config, Error as ConfigError};
 pub use daemon::Daemon;
-pub use daemon::supervisor::{BoxError, Child};
+pub use daemon::child::{BoxError, Child};
 pub use exit::Exit;

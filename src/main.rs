@@ -17,7 +17,7 @@ fn main() -> ExitCode {
         Command::Run => with_config(cli.config, run),
         Command::Check => with_config(cli.config, |config, origin| check(&config, origin)),
         Command::Reload => control::reload(),
-        Command::Farewell => control::farewell(),
+        Command::AnnounceStop => control::announce_stop(),
         Command::Status { watch, json } => control::status(watch, json),
     };
     exit.into()

@@ -11,10 +11,10 @@ use super::Config;
 use super::diagnostic::{Mistake, Span};
 use super::value::Proxy;
 use super::written::{self, File, Key};
-use crate::daemon::http::limits::{Limits, Trusted};
-use crate::daemon::http::listener::Address;
 use crate::daemon::http::routes::{Action, Route, files, proxy, respond};
 use crate::daemon::{admin, http, shutdown, supervisor};
+use crate::server::address::Address;
+use crate::server::limits::{Limits, Trusted};
 use crate::{handover, logging};
 
 /// The config that a file means. It is worth something only while there is no mistake.

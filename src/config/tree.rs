@@ -3,8 +3,8 @@
 use std::fmt;
 
 use super::Config;
-use crate::daemon::http::listener::Address;
 use crate::daemon::http::routes::Action;
+use crate::server::address::Address;
 
 /// The tree that a config makes: a line for each child and each route.
 #[derive(Debug)]

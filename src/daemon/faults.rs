@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::sync::Notify;
 
-use super::supervisor::BoxError;
+use super::child::BoxError;
 
 /// How long a blocked thread stays blocked: longer than any watchdog waits.
 const BLOCK: Duration = Duration::from_secs(600);

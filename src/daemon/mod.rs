@@ -1,18 +1,18 @@
 //! The daemon: the tree on one screen, and what its children share.
 
-pub(crate) mod access;
 pub mod admin;
+pub mod child;
 #[cfg(feature = "faults")]
 mod faults;
 pub mod http;
 pub mod phase;
-pub mod registry;
 mod reload;
 pub mod shutdown;
 pub mod signals;
 pub mod status;
 pub mod supervisor;
 pub mod systemd;
+mod tree;
 
 use std::fmt;
 use std::future::Future;
@@ -21,41 +21,36 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::Router;
-use tokio::sync::mpsc;
-use tokio::time::{Duration, Instant};
-use tokio_graceful_shutdown::{SubsystemHandle, Toplevel};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::access::AccessLog;
 use self::admin::{Admin, Metrics};
+use self::child::{BoxError, Child};
 use self::http::Http;
-use self::http::listener::{Address, BindError, Departed};
 use self::http::routes;
-use self::phase::{Cause, Lifecycle, Phase};
-use self::registry::Registry;
-use self::reload::{Reload, ReloadDesk};
-use self::shutdown::{Stop, Stoppable};
+use self::phase::Lifecycle;
+use self::reload::{Reload, Reloads};
 use self::signals::Signals;
 use self::status::Observer;
-use self::supervisor::{BoxError, Child, Supervisor};
+use self::supervisor::Supervisor;
 use self::systemd::Systemd;
-use self::systemd::activation::{Inherited, restore_stderr};
-use self::systemd::manager::Manager;
-use self::systemd::watchdog::Watchdog;
+use self::tree::Tree;
 use crate::handover::Handover;
 use crate::handover::predecessor::Predecessor;
-use crate::handover::successor::Word;
+use crate::server::Registry;
+use crate::server::access::AccessLog;
+use crate::server::address::{Address, BindError};
+use crate::server::listener::RemovedListener;
+use crate::systemd::activation::{Inherited, restore_stderr};
+use crate::systemd::manager::Manager;
 use crate::{Config, Exit, logging};
-
-/// How long each of the last children may take to stop.
-const LAST_CHILDREN: Duration = Duration::from_secs(2);
 
 type Running = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
 
 /// A child of the caller's own.
 #[derive(Clone)]
-struct Own {
+struct UserChild {
     name: Arc<str>,
     run: Arc<dyn Fn(Child) -> Running + Send + Sync>,
 }
@@ -64,7 +59,7 @@ struct Own {
 pub struct Daemon {
     config: Config,
     router: Option<Router>,
-    own: Vec<Own>,
+    own: Vec<UserChild>,
     lifecycle: Lifecycle,
     stop_when: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
@@ -122,7 +117,7 @@ impl Daemon {
             let running = run(child);
             Box::pin(async move { running.await.map_err(Into::into) })
         };
-        self.own.push(Own { name: name.into(), run: Arc::new(run) });
+        self.own.push(UserChild { name: name.into(), run: Arc::new(run) });
         self
     }
 
@@ -181,7 +176,7 @@ impl Daemon {
         {
             return failed(&StartError::Predecessor(error));
         }
-        tree.take_office(&departed);
+        tree.become_main(&departed);
         let exit = tokio::select! {
             exit = tree.run(predecessor) => exit,
             () = lifecycle.abandoned().cancelled() => Exit::Cut,
@@ -192,7 +187,11 @@ impl Daemon {
 
     /// Binds every socket and installs the signal handlers; starts nothing. Returns beside the tree the inherited
     /// listeners that this config has no use for.
-    fn bind(self, mut inherited: Inherited, is_main: bool) -> Result<(Tree, Vec<Departed>), StartError> {
+    fn bind(
+        self,
+        mut inherited: Inherited,
+        is_main: bool,
+    ) -> Result<(Tree, Vec<RemovedListener>), StartError> {
         let Self { config, router, own, lifecycle, stop_when } = self;
         raise_descriptor_limit();
         let manager = Manager::from_environment(is_main);
@@ -205,7 +204,13 @@ impl Daemon {
             }
             inherited.expect_closing();
         }
-        let beside = |error: BindError| if is_main { error } else { error.beside(&departed) };
+        let beside = |error: BindError| {
+            if is_main {
+                error
+            } else {
+                error.beside(departed.iter().filter_map(|listener| listener.address.as_ref()))
+            }
+        };
         let metrics = Metrics::new();
         let registry = Registry::new(metrics.durations(), AccessLog::new(&config.log));
         let supervisor = Supervisor::new(config.supervision, lifecycle.clone(), Manager::watchdog());
@@ -216,7 +221,7 @@ impl Daemon {
             started: Instant::now(),
             reload_failure: Arc::default(),
         };
-        let (reloads, requests) = ReloadDesk::open();
+        let (reloads, requests) = Reloads::open();
 
         let tunnels = TaskTracker::new();
         let router = routes::router(&config.http.routes, router, &tunnels);
@@ -275,190 +280,12 @@ fn failed(error: &StartError) -> Exit {
 }
 
 /// Closes inherited listeners that the config does not name any more.
-fn depart(config: &Config, inherited: &mut Inherited) -> Vec<Departed> {
+fn depart(config: &Config, inherited: &mut Inherited) -> Vec<RemovedListener> {
     let control = admin::control_socket();
     let wanted = config.http.listen.iter().chain(&config.admin.listen).chain(&control);
     let wanted: Vec<_> = wanted.map(Address::passed_as).collect();
     let departed = inherited.retain(|name| wanted.iter().any(|w| w == name));
-    departed.into_iter().map(Departed::close).collect()
-}
-
-/// Every child, bound and not yet running.
-struct Tree {
-    shutdown: shutdown::Config,
-    lifecycle: Lifecycle,
-    supervisor: Supervisor,
-    registry: Arc<Registry>,
-    signals: Signals,
-    http: Http,
-    admin: Admin,
-    systemd: Systemd,
-    own: Vec<Own>,
-    reload: Reload,
-    requests: mpsc::Receiver<reload::Request>,
-    stop_when: Pin<Box<dyn Future<Output = ()> + Send>>,
-}
-
-impl Tree {
-    /// From now on this is the unit's main process: it leaves with the manager what the next one is to find.
-    fn take_office(&self, departed: &[Departed]) {
-        let manager = &self.reload.manager;
-        manager.speak();
-        for listener in departed {
-            manager.unstore(&listener.name);
-            listener.unlink();
-        }
-        self.reload.handover.store(manager);
-        let [admin, control] = self.admin.servers();
-        for (child, server) in
-            [(http::NAME, self.http.server()), (admin::NAME, admin), (admin::NAME, control)]
-        {
-            for listener in server.listeners() {
-                let inherited = listener.is_inherited();
-                let address = listener.address();
-                if child == admin::NAME && !address.is_local() {
-                    tracing::warn!(
-                        "admin listens on {address}: everybody who reaches it may read status and metrics"
-                    );
-                }
-                tracing::info!(child, %address, inherited, "listening on {address} for {child}");
-                match listener.configured().stored_as() {
-                    Some(name) if inherited => manager.stored(&name),
-                    Some(name) => {
-                        // A socket whose path was removed behind its back may be there under the same name.
-                        manager.unstore(&name);
-                        manager.store(&name, &*listener);
-                    }
-                    None => {}
-                }
-            }
-        }
-    }
-
-    async fn run(self, predecessor: Option<Predecessor>) -> Exit {
-        let (tell, told) = tokio::sync::oneshot::channel();
-        let toplevel = Toplevel::new(async move |root: &mut SubsystemHandle| {
-            // Nobody waits for the exit if the tree was abandoned.
-            let _ = tell.send(self.grow(root, predecessor).await);
-        });
-        // The stop keeps its own deadlines; the tree's only limit must lie beyond them all.
-        let tree = toplevel.handle_shutdown_requests(Duration::MAX);
-        tokio::pin!(tree, told);
-        let ended = tokio::select! {
-            ended = &mut tree => ended,
-            exit = &mut told => {
-                // Every child has been stopped. One that blocks its thread cannot be, and is not waited for.
-                let _ = tokio::time::timeout(LAST_CHILDREN, tree).await;
-                return exit.unwrap_or(Exit::Failed);
-            }
-        };
-        if let Err(error) = ended {
-            tracing::error!(%error, "the tree failed");
-            return Exit::Failed;
-        }
-        told.await.unwrap_or(Exit::Failed)
-    }
-
-    /// Starts the children, waits for a reason to stop, and stops them: those with work first, admin last but for the
-    /// two that must see it end.
-    async fn grow(self, root: &SubsystemHandle, predecessor: Option<Predecessor>) -> Exit {
-        let Self { shutdown, lifecycle, supervisor, registry, .. } = self;
-        let start = |name: &str, run: Box<dyn Fn(Child) -> Running + Send + Sync>| Stoppable {
-            name: name.into(),
-            subsystem: supervisor.start(root, name, run),
-        };
-        self.http.take_over();
-        let connections = self.http.clone();
-        let (signals, http, admin, systemd) = (self.signals, self.http, self.admin, self.systemd);
-        let signals = start(signals::NAME, Box::new(move |child| Box::pin(signals.clone().run(child))));
-        let http = start(http::NAME, Box::new(move |child| Box::pin(http.clone().run(child))));
-        let admin = start(admin::NAME, Box::new(move |child| Box::pin(admin.clone().run(child))));
-        let systemd = start(systemd::NAME, Box::new(move |child| Box::pin(systemd.clone().run(child))));
-        let start_own = |own: Own| start(&own.name, Box::new(move |child| (own.run)(child)));
-        let own: Vec<_> = self.own.into_iter().map(start_own).collect();
-
-        let Reload { observer, manager, .. } = &self.reload;
-        let _watchdog = Watchdog::start(observer.clone(), manager.clone())
-            .inspect_err(|error| tracing::error!(%error, "there is no watchdog"));
-        lifecycle.enter(Phase::Serving);
-        tracing::info!("serving; took over {}", registry.totals().taken_over);
-        let mut word = tokio::select! {
-            word = reason_to_stop(&lifecycle, &self.reload, self.requests, self.stop_when) => word,
-            never = connections.keep_taking_over(predecessor.as_ref()) => match never {},
-        };
-        if word.is_some() {
-            // The successor's own admin child answers on these listeners now.
-            admin.subsystem.initiate_shutdown();
-        }
-        if self.reload.handover.refuses(false).is_some() {
-            // Also within `delay` an answer tells its client to connect elsewhere next time.
-            connections.server().announce_close();
-        }
-        let stop = Stop {
-            config: &shutdown,
-            lifecycle: &lifecycle,
-            registry: &registry,
-            supervisor: &supervisor,
-            http: &http,
-            connections: &connections,
-            own: &own,
-            predecessor: predecessor.as_ref(),
-        };
-        let cut_asked = async {
-            match &mut word {
-                Some(word) => word.cut_asked().await,
-                None => std::future::pending().await,
-            }
-            lifecycle.cut();
-            std::future::pending().await
-        };
-        let report = tokio::select! {
-            report = stop.run() => report,
-            never = cut_asked => match never {},
-        };
-
-        lifecycle.enter(Phase::Stopped);
-        for child in [&admin, &systemd, &signals] {
-            child.stop_within(LAST_CHILDREN).await;
-        }
-        match (lifecycle.cause(), report.cut) {
-            (Some(Cause::ChildFailed(_)), _) => Exit::Failed,
-            (_, 0) => Exit::Clean,
-            (_, _) => Exit::Cut,
-        }
-    }
-}
-
-/// Serves until something asks for a stop. Reloads meanwhile, if asked to; one that succeeds is a reason to stop, and
-/// returns the word that the successor was given.
-async fn reason_to_stop(
-    lifecycle: &Lifecycle,
-    reload: &Reload,
-    mut requests: mpsc::Receiver<reload::Request>,
-    stop_when: Pin<Box<dyn Future<Output = ()> + Send>>,
-) -> Option<Word> {
-    let reload_on_request = async {
-        while let Some(request) = requests.recv().await {
-            let outcome = reload.run().await;
-            // Whoever asked may be gone.
-            let _ = request.send(outcome.as_ref().map(Word::pid).map_err(ToString::to_string));
-            if let Ok(word) = outcome {
-                return word;
-            }
-        }
-        std::future::pending().await
-    };
-    tokio::select! {
-        () = lifecycle.stopping().cancelled() => None,
-        () = stop_when => {
-            lifecycle.stop(Cause::Caller);
-            None
-        }
-        word = reload_on_request => {
-            lifecycle.stop(Cause::Reload);
-            Some(word)
-        }
-    }
+    departed.into_iter().map(RemovedListener::close).collect()
 }
 
 /// A connection is a descriptor: take as many as the service manager allows.

@@ -11,11 +11,11 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio::sync::{mpsc, oneshot};
 
-use super::http::server::Server;
 use super::status::Observer;
-use super::systemd::manager::{Manager, one_line};
-use crate::handover::successor::{Successor, SuccessorError, Word};
+use crate::handover::successor::{Successor, SuccessorError, Transfer};
 use crate::handover::{Handover, named};
+use crate::server::Server;
+use crate::systemd::manager::{Manager, one_line};
 
 /// Why a reload changed nothing.
 #[derive(Debug, thiserror::Error)]
@@ -36,12 +36,12 @@ pub(super) enum ReloadError {
 
 /// Where a reload is asked for.
 #[derive(Clone, Debug)]
-pub(super) struct ReloadDesk(mpsc::Sender<Request>);
+pub(super) struct Reloads(mpsc::Sender<Request>);
 
 /// Who waits for the successor's process number, or for the reason why there is none.
 pub(super) type Request = oneshot::Sender<Result<u32, String>>;
 
-impl ReloadDesk {
+impl Reloads {
     /// The desk, and where the root finds the requests.
     pub(super) fn open() -> (Self, mpsc::Receiver<Request>) {
         let (sender, requests) = mpsc::channel(1);
@@ -84,14 +84,16 @@ impl Reload {
     /// Starts a successor and makes it the unit's main process. From its return on this process has to drain.
     ///
     /// Dropped before that, it ends the successor and changes nothing, like an error, which the log and STATUS tell.
-    pub(super) async fn run(&self) -> Result<Word, ReloadError> {
+    pub(super) async fn run(&self) -> Result<Transfer, ReloadError> {
         tracing::info!("reloading");
         let mut states = vec![NotifyState::Reloading, NotifyState::Status("reloading")];
         states.extend(NotifyState::monotonic_usec_now());
         self.manager.tell(&states);
         let outcome = self.succeed().await;
         match &outcome {
-            Ok(word) => tracing::info!(successor = word.pid(), "process {} takes over", word.pid()),
+            Ok(transfer) => {
+                tracing::info!(successor = transfer.pid(), "process {} takes over", transfer.pid())
+            }
             Err(error) => {
                 tracing::error!("the reload failed, nothing has changed: {error}");
                 self.observer.reload_failed(error.to_string());
@@ -102,7 +104,7 @@ impl Reload {
         outcome
     }
 
-    async fn succeed(&self) -> Result<Word, ReloadError> {
+    async fn succeed(&self) -> Result<Transfer, ReloadError> {
         if !self.manager.listens() {
             return Err(ReloadError::Alone);
         }

@@ -13,9 +13,9 @@ use tokio_graceful_shutdown::NestedSubsystem;
 
 use super::http::Http;
 use super::phase::{Cause, Lifecycle, Phase};
-use super::registry::{Registry, Totals};
 use super::supervisor::Supervisor;
 use crate::handover::predecessor::Predecessor;
+use crate::server::{Registry, Totals};
 
 /// `[shutdown]`.
 #[derive(Clone, Debug, PartialEq)]

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::phase::{Lifecycle, Phase};
-use super::registry::{Registry, RequestView, State};
 use super::supervisor::Supervisor;
+use crate::server::{Registry, RequestView, State};
 
 /// Whom to ask for the picture.
 #[derive(Clone, Debug)]

@@ -14,12 +14,9 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::time::Instant;
 use tokio_graceful_shutdown::{NestedSubsystem, SubsystemBuilder, SubsystemHandle};
-use tokio_util::sync::CancellationToken;
 
+use super::child::{BoxError, Child, Vitals};
 use super::phase::{Cause, Lifecycle};
-
-/// Why a child failed.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// `[supervision]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,77 +44,6 @@ impl Default for Config {
 
 /// How often a child's heart beats, unless the service manager's watchdog is so impatient that it must beat faster.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-
-/// A child's place in the tree, as the child itself sees it.
-#[derive(Clone, Debug)]
-pub struct Child {
-    stopping: CancellationToken,
-    vitals: Arc<Vitals>,
-}
-
-impl Child {
-    /// Its name.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.vitals.name
-    }
-
-    /// Returns when the child is to stop: it should then finish what it has begun and return.
-    pub async fn stopping(&self) {
-        self.stopping.cancelled().await;
-    }
-
-    /// Says what the child is doing, for the log and STATUS if it gets stuck there: "waiting for the queue".
-    pub fn doing(&self, what: &'static str) {
-        *self.vitals.doing.lock().unwrap_or_else(PoisonError::into_inner) = what;
-    }
-
-    /// Whether the child is to stop.
-    #[must_use]
-    pub fn is_stopping(&self) -> bool {
-        self.stopping.is_cancelled()
-    }
-}
-
-/// What the supervisor knows of a child.
-#[derive(Debug)]
-pub struct Vitals {
-    name: Arc<str>,
-    restarts: AtomicU32,
-    /// Milliseconds of the supervisor's clock; `u64::MAX` while it does not run.
-    beat: AtomicU64,
-    doing: Mutex<&'static str>,
-    #[cfg(feature = "faults")]
-    pub(super) faults: super::faults::Faults,
-}
-
-impl Vitals {
-    const STILL: u64 = u64::MAX;
-
-    /// The child's name.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// How often it was restarted.
-    #[must_use]
-    pub fn restarts(&self) -> u32 {
-        self.restarts.load(Relaxed)
-    }
-
-    /// What it last said that it was doing.
-    #[must_use]
-    pub fn last_doing(&self) -> &'static str {
-        *self.doing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether it runs: neither ended nor waiting to be restarted.
-    #[must_use]
-    pub fn is_running(&self) -> bool {
-        self.beat.load(Relaxed) != Self::STILL
-    }
-}
 
 /// Starts children and keeps them running.
 #[derive(Clone, Debug)]
@@ -154,7 +80,7 @@ impl Supervisor {
         let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         let is_stuck = |c: &Arc<Vitals>| {
             let beat = c.beat.load(Relaxed);
-            beat != Vitals::STILL && now.saturating_sub(beat) > limit
+            beat != Vitals::NOT_RUNNING && now.saturating_sub(beat) > limit
         };
         self.children().into_iter().filter(is_stuck).collect()
     }
@@ -188,7 +114,7 @@ impl Supervisor {
         let vitals = Arc::new(Vitals {
             name: name.into(),
             restarts: AtomicU32::new(0),
-            beat: AtomicU64::new(Vitals::STILL),
+            beat: AtomicU64::new(Vitals::NOT_RUNNING),
             doing: Mutex::new("starting"),
             #[cfg(feature = "faults")]
             faults: super::faults::Faults::default(),
@@ -296,7 +222,7 @@ struct Running<'a>(&'a Vitals);
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        self.0.beat.store(Vitals::STILL, Relaxed);
+        self.0.beat.store(Vitals::NOT_RUNNING, Relaxed);
     }
 }
 

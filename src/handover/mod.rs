@@ -17,9 +17,9 @@ use std::time::Duration;
 
 use self::mailbox::Mailbox;
 use self::parcel::Parcel;
-use crate::daemon::registry::Stays;
-use crate::daemon::systemd::activation::Inherited;
-use crate::daemon::systemd::manager::Manager;
+use crate::server::NotCarried;
+use crate::systemd::activation::Inherited;
+use crate::systemd::manager::Manager;
 
 /// `[handover]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,12 +120,12 @@ impl Handover {
     }
 
     /// Why a connection is not carried, at once or after its answer; `None` if it is.
-    pub(crate) fn refuses(&self, is_tunnel: bool) -> Option<Stays> {
+    pub(crate) fn refuses(&self, is_tunnel: bool) -> Option<NotCarried> {
         let wanted = if is_tunnel { self.config.tunnels } else { self.config.connections };
         match wanted {
-            false => Some(Stays::SwitchedOff),
-            true if self.last.load(Relaxed) && !self.is_taken_out() => Some(Stays::NoNext),
-            true if self.mailbox.is_none() || !self.keeps_listeners() => Some(Stays::NoStore),
+            false => Some(NotCarried::SwitchedOff),
+            true if self.last.load(Relaxed) && !self.is_taken_out() => Some(NotCarried::NoNext),
+            true if self.mailbox.is_none() || !self.keeps_listeners() => Some(NotCarried::NoStore),
             true => None,
         }
     }

@@ -10,7 +10,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Mutex;
 
-use crate::daemon::systemd::activation::Inherited;
+use crate::systemd::activation::Inherited;
 
 /// The names under which the old process passes the socket to itself, and what stderr was before it listened in.
 pub(super) const CHANNEL: &str = "predecessor";

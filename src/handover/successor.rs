@@ -43,7 +43,7 @@ pub(crate) enum SuccessorError {
     TimedOut(Duration),
 }
 
-/// A process that is to take over. Dropped before it was given the word, it is ended: it must not serve what this
+/// A process that is to take over. Dropped before it was given the transfer, it is ended: it must not serve what this
 /// process goes on serving.
 #[derive(Debug)]
 pub(crate) struct Successor {
@@ -130,16 +130,16 @@ impl Successor {
         self.pid
     }
 
-    /// Gives the word. If the process has ended meanwhile, the service manager, whose main process it is by now,
+    /// Gives the transfer. If the process has ended meanwhile, the service manager, whose main process it is by now,
     /// starts another.
-    pub(crate) async fn go(mut self) -> Word {
+    pub(crate) async fn go(mut self) -> Transfer {
         let mut channel = self.channel.take();
         if let Some(channel) = &mut channel
             && let Err(error) = channel.write_all(b"go\n").await
         {
             tracing::error!(%error, "the new process ended before it could take over");
         }
-        Word { pid: self.pid, channel }
+        Transfer { pid: self.pid, channel }
     }
 }
 
@@ -152,14 +152,14 @@ impl Drop for Successor {
     }
 }
 
-/// The word that was given. By its being kept the successor knows that this process still drains.
+/// The transfer that was given. By its being kept the successor knows that this process still drains.
 #[derive(Debug)]
-pub(crate) struct Word {
+pub(crate) struct Transfer {
     pid: u32,
     channel: Option<BufReader<UnixStream>>,
 }
 
-impl Word {
+impl Transfer {
     /// The successor's process.
     pub(crate) fn pid(&self) -> u32 {
         self.pid

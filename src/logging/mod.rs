@@ -14,7 +14,7 @@ use tracing_subscriber::{Layer, Registry};
 
 use self::queue::Queue;
 pub(crate) use self::queue::lost;
-use crate::daemon::systemd::activation::restore_stderr;
+use crate::systemd::activation::restore_stderr;
 
 /// `[log]`.
 #[derive(Clone, Debug, PartialEq)]

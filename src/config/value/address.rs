@@ -7,8 +7,8 @@ use axum::http::uri::Authority;
 use ipnet::IpNet;
 
 use super::{Refusal, Text, is_number};
-use crate::daemon::http::listener::Address;
 use crate::daemon::http::routes::proxy;
+use crate::server::address::Address;
 
 /// Where to listen.
 pub(in crate::config) struct Listen;

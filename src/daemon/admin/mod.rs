@@ -17,18 +17,18 @@ use axum::{Json, Router};
 use tokio_util::sync::CancellationToken;
 
 pub(super) use self::metrics::Metrics;
-use super::access::AccessLog;
-use super::http::bind_all;
-use super::http::limits::Limits;
-use super::http::listener::{Address, BindError, Listener};
-use super::http::server::Server;
-use super::registry::Registry;
-use super::reload::ReloadDesk;
+use super::child::{BoxError, Child};
+use super::reload::Reloads;
 use super::status::{Observer, Status};
-use super::supervisor::{BoxError, Child};
-use super::systemd::activation::Inherited;
-use super::systemd::manager::Manager;
 use crate::handover::Handover;
+use crate::server::Registry;
+use crate::server::Server;
+use crate::server::access::AccessLog;
+use crate::server::address::{Address, BindError};
+use crate::server::limits::Limits;
+use crate::server::listener::{self, Listener};
+use crate::systemd::activation::Inherited;
+use crate::systemd::manager::Manager;
 
 /// Its name in the tree.
 pub const NAME: &str = "admin";
@@ -75,15 +75,15 @@ impl Admin {
         observer: Observer,
         metrics: Metrics,
         handover: Arc<Handover>,
-        reloads: ReloadDesk,
+        reloads: Reloads,
         manager: Manager,
         inherited: &mut Inherited,
     ) -> Result<Self, BindError> {
-        let listeners = bind_all(&config.listen, inherited)?;
+        let listeners = listener::bind_all(&config.listen, inherited)?;
         // Their own connections do not count among those they report.
         let registry = || Registry::new(::metrics::Histogram::noop(), AccessLog::off());
         let closed = CancellationToken::new();
-        let desk = Arc::new(Desk {
+        let context = Arc::new(Context {
             observer,
             metrics: metrics.clone(),
             reloads,
@@ -95,8 +95,8 @@ impl Admin {
             Some(address) => Listener::bind_private(&address, inherited)?,
             None => Vec::new(),
         };
-        let control = Server::new(control, control_router(Arc::clone(&desk)), registry(), limits());
-        let server = Server::new(listeners, router(desk), registry(), limits());
+        let control = Server::new(control, control_router(Arc::clone(&context)), registry(), limits());
+        let server = Server::new(listeners, router(context), registry(), limits());
         Ok(Self { server, control, metrics, handover, closed })
     }
 
@@ -133,10 +133,10 @@ impl Admin {
 
 /// What the handlers answer from.
 #[derive(Debug)]
-struct Desk {
+struct Context {
     observer: Observer,
     metrics: Metrics,
-    reloads: ReloadDesk,
+    reloads: Reloads,
     manager: Manager,
     handover: Arc<Handover>,
     /// The child has stopped accepting: who connects now reaches the next process.
@@ -151,20 +151,20 @@ pub(super) fn control_socket() -> Option<Address> {
 }
 
 /// What changes anything is here alone.
-fn control_router(desk: Arc<Desk>) -> Router {
-    let changes = Router::new().route("/reload", post(reload)).route("/farewell", post(farewell));
+fn control_router(context: Arc<Context>) -> Router {
+    let changes = Router::new().route("/reload", post(reload)).route("/announce-stop", post(announce_stop));
     #[cfg(feature = "faults")]
     let changes = changes.route("/faults/{child}/{fault}", post(inject));
-    router(Arc::clone(&desk)).merge(changes.with_state(desk))
+    router(Arc::clone(&context)).merge(changes.with_state(context))
 }
 
 /// Makes a child have a fault; 404 if there is no such child.
 #[cfg(feature = "faults")]
 async fn inject(
-    State(desk): State<Arc<Desk>>,
+    State(context): State<Arc<Context>>,
     axum::extract::Path((name, fault)): axum::extract::Path<(String, super::faults::Fault)>,
 ) -> StatusCode {
-    match desk.observer.supervisor.children().iter().find(|child| child.name() == name) {
+    match context.observer.supervisor.children().iter().find(|child| child.name() == name) {
         Some(child) => {
             child.faults.inject(fault);
             StatusCode::NO_CONTENT
@@ -174,22 +174,22 @@ async fn inject(
 }
 
 /// The stop that is about to come is for good: clients are to be told, and new ones refused, as without a store.
-async fn farewell(State(desk): State<Arc<Desk>>) -> StatusCode {
+async fn announce_stop(State(context): State<Arc<Context>>) -> StatusCode {
     tracing::info!("the service is being stopped: nothing is left for a next process");
-    desk.handover.nobody_follows();
-    desk.manager.unstore_all();
+    context.handover.nobody_follows();
+    context.manager.unstore_all();
     StatusCode::NO_CONTENT
 }
 
 /// 200 when a successor serves, 500 with the reason why none does.
-async fn reload(State(desk): State<Arc<Desk>>) -> impl IntoResponse {
-    match desk.reloads.ask().await {
+async fn reload(State(context): State<Arc<Context>>) -> impl IntoResponse {
+    match context.reloads.ask().await {
         Ok(pid) => {
             // Whoever is told so may ask for the next reload at once, and has to reach that process.
             tokio::select! {
-                () = desk.closed.cancelled() => {}
+                () = context.closed.cancelled() => {}
                 // A child that is at fault closes nothing, and accepts nothing either.
-                () = desk.observer.supervisor.until_still(NAME) => {}
+                () = context.observer.supervisor.until_still(NAME) => {}
             }
             (StatusCode::OK, format!("process {pid} has taken over\n"))
         }
@@ -197,27 +197,27 @@ async fn reload(State(desk): State<Arc<Desk>>) -> impl IntoResponse {
     }
 }
 
-fn router(desk: Arc<Desk>) -> Router {
+fn router(context: Arc<Context>) -> Router {
     Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/metrics", get(render_metrics))
         .route("/status", get(status))
-        .with_state(desk)
+        .with_state(context)
 }
 
 /// 200 while new clients should come, 503 from the first moment of a stop.
-async fn readyz(State(desk): State<Arc<Desk>>) -> impl IntoResponse {
-    let phase = desk.observer.lifecycle.phase();
+async fn readyz(State(context): State<Arc<Context>>) -> impl IntoResponse {
+    let phase = context.observer.lifecycle.phase();
     let status = if phase.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, format!("{}\n", phase.name()))
 }
 
-async fn render_metrics(State(desk): State<Arc<Desk>>) -> impl IntoResponse {
+async fn render_metrics(State(context): State<Arc<Context>>) -> impl IntoResponse {
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-    (content_type, desk.metrics.render(&desk.observer))
+    (content_type, context.metrics.render(&context.observer))
 }
 
-async fn status(State(desk): State<Arc<Desk>>) -> Json<Status> {
-    Json(desk.observer.status())
+async fn status(State(context): State<Arc<Context>>) -> Json<Status> {
+    Json(context.observer.status())
 }

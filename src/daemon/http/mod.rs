@@ -4,15 +4,7 @@
 //! Meanwhile the root waits on the mailbox for connections of an earlier process. Connections are tracked tasks, not
 //! subsystems: they outlive a restart of this child.
 
-mod body;
-mod connection;
-pub mod limits;
-pub mod listener;
 pub mod routes;
-pub(crate) mod server;
-mod stream;
-#[cfg(test)]
-mod tests;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -20,15 +12,15 @@ use std::time::Duration;
 
 use axum::Router;
 
-use self::limits::{Limits, Trusted};
-use self::listener::{Address, BindError, Listener};
 use self::routes::Route;
-use self::server::Server;
-use super::registry::Registry;
-use super::supervisor::{BoxError, Child};
-use super::systemd::activation::Inherited;
+use super::child::{BoxError, Child};
 use crate::handover::Handover;
 use crate::handover::predecessor::Predecessor;
+use crate::server::address::{Address, BindError};
+use crate::server::limits::{Limits, Trusted};
+use crate::server::listener;
+use crate::server::{Registry, Server};
+use crate::systemd::activation::Inherited;
 
 /// Its name in the tree.
 pub const NAME: &str = "http";
@@ -75,7 +67,7 @@ impl Http {
         handover: Arc<Handover>,
         inherited: &mut Inherited,
     ) -> Result<Self, BindError> {
-        let listeners = bind_all(&config.listen, inherited)?;
+        let listeners = listener::bind_all(&config.listen, inherited)?;
         let server = Server::new(listeners, router, registry, config.limits.clone());
         let server = server.trusting(config.trusted_proxies.clone());
         Ok(Self { server, handover, linger })
@@ -149,13 +141,4 @@ async fn end_of(predecessor: Option<&Predecessor>) -> u32 {
         }
         None => std::future::pending().await,
     }
-}
-
-/// Binds addresses in their order; all of them or none.
-pub(super) fn bind_all(addresses: &[Address], inherited: &mut Inherited) -> Result<Vec<Listener>, BindError> {
-    let mut listeners = Vec::with_capacity(addresses.len());
-    for address in addresses {
-        listeners.extend(Listener::bind(address, inherited)?);
-    }
-    Ok(listeners)
 }

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Mutex;
 
+use super::child::{BoxError, Child};
 use super::phase::{Cause, Lifecycle};
-use super::reload::ReloadDesk;
-use super::supervisor::{BoxError, Child};
+use super::reload::Reloads;
 
 /// Its name in the tree.
 pub const NAME: &str = "signals";
@@ -23,7 +23,7 @@ pub type Config = ();
 #[derive(Clone, Debug)]
 pub(super) struct Signals {
     lifecycle: Lifecycle,
-    reloads: ReloadDesk,
+    reloads: Reloads,
     /// Behind a lock so that a restarted child takes them over, with the signals that came meanwhile.
     handlers: Arc<Mutex<Handlers>>,
 }
@@ -38,7 +38,7 @@ struct Handlers {
 
 impl Signals {
     /// Installs the handlers: from now on no signal ends the process by itself.
-    pub(super) fn bind((): Config, lifecycle: Lifecycle, reloads: ReloadDesk) -> io::Result<Self> {
+    pub(super) fn bind((): Config, lifecycle: Lifecycle, reloads: Reloads) -> io::Result<Self> {
         let handlers = Handlers {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,

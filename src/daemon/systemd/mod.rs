@@ -4,8 +4,6 @@
 //! second of a drain, STOPPING and `EXTEND_TIMEOUT_USEC` while draining. Its `watchdog` pings from a thread of its
 //! own. Without `NOTIFY_SOCKET` it waits for the end and says nothing.
 
-pub mod activation;
-pub(crate) mod manager;
 pub(super) mod watchdog;
 
 use std::time::Duration;
@@ -13,10 +11,10 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio::time::{MissedTickBehavior, interval};
 
-use self::manager::{Manager, one_line};
+use super::child::{BoxError, Child};
 use super::phase::Phase;
 use super::status::Observer;
-use super::supervisor::{BoxError, Child};
+use crate::systemd::manager::{Manager, one_line};
 
 /// Its name in the tree.
 pub const NAME: &str = "systemd";

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use sd_notify::NotifyState;
 use tokio::runtime::Handle;
 
-use super::manager::{Manager, one_line};
 use crate::daemon::phase::Phase;
 use crate::daemon::status::Observer;
 use crate::logging;
+use crate::systemd::manager::{Manager, one_line};
 
 /// How long a handler may hold its thread before that is logged.
 const BLOCKED: Duration = Duration::from_secs(1);

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::Exchange;
-use crate::daemon::registry::{InFlight, Waiting};
+use crate::server::{InFlight, Waiting};
 
 // ---------------------------------------------------------------- to the upstream
 

@@ -7,7 +7,6 @@
 
 mod body;
 mod headers;
-pub(in crate::daemon::http) mod tunnel;
 mod upstream;
 
 use std::convert::Infallible;
@@ -35,7 +34,7 @@ use tower::Service;
 use self::body::{Download, Turn, Upload};
 use self::upstream::{ConnectError, Connector};
 use super::text;
-use crate::daemon::registry::InFlight;
+use crate::server::{InFlight, tunnel};
 
 /// How long an idle connection to an upstream is kept: less than the 5 s after which many an application server
 /// closes it, for a request that crosses the close on its way is lost if it cannot be repeated.

@@ -16,13 +16,14 @@ use tokio_tungstenite::tungstenite::Message;
 use tower::ServiceExt;
 
 use super::*;
-use crate::daemon::access::AccessLog;
-use crate::daemon::http::limits::Limits;
-use crate::daemon::http::listener::{Address, Listener};
 use crate::daemon::http::routes::{Action, Route, router};
-use crate::daemon::http::server::Server;
-use crate::daemon::registry::{Peer, Registry, Waiting};
-use crate::daemon::systemd::activation::Inherited;
+use crate::server::Server;
+use crate::server::access::AccessLog;
+use crate::server::address::Address;
+use crate::server::limits::Limits;
+use crate::server::listener::Listener;
+use crate::server::{Peer, Registry, Waiting};
+use crate::systemd::activation::Inherited;
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tower::Service;
 
 use super::{Config, Upstream};
-use crate::daemon::http::stream::Socket;
+use crate::server::stream::Socket;
 
 /// The pause after the first refused attempt; each pause is twice the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);

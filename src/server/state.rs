@@ -1,42 +1,6 @@
 //! What a connection is doing, what it waits for, and what it can be asked to do.
 
 use std::fmt;
-use std::net::SocketAddr;
-
-/// The other end of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Peer {
-    /// A TCP client.
-    Tcp(SocketAddr),
-    /// A client on a unix socket.
-    Unix,
-}
-
-impl Peer {
-    /// Its address; none for a client on a unix socket.
-    #[must_use]
-    pub fn address(self) -> Option<SocketAddr> {
-        match self {
-            Self::Tcp(address) => Some(address),
-            Self::Unix => None,
-        }
-    }
-}
-
-impl From<Option<SocketAddr>> for Peer {
-    fn from(address: Option<SocketAddr>) -> Self {
-        address.map_or(Self::Unix, Self::Tcp)
-    }
-}
-
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => write!(f, "{address}"),
-            Self::Unix => f.write_str("unix"),
-        }
-    }
-}
 
 /// What a connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +54,7 @@ pub enum Waiting {
 }
 
 impl Waiting {
-    pub(super) const ALL: [Self; 6] = [
+    pub(in crate::server) const ALL: [Self; 6] = [
         Self::Handler,
         Self::RequestBody,
         Self::UpstreamConnect,
@@ -116,7 +80,7 @@ impl fmt::Display for Waiting {
 /// What a connection's task is to do next; a later one replaces an earlier one, but never a graver one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
-pub enum Order {
+pub enum Command {
     /// Nothing in particular.
     None,
     /// If idle: let go of the HTTP machinery and wait as a bare socket.
@@ -133,7 +97,7 @@ pub enum Order {
     Cut,
 }
 
-impl Order {
-    pub(super) const ALL: [Self; 7] =
+impl Command {
+    pub(in crate::server) const ALL: [Self; 7] =
         [Self::None, Self::Park, Self::TimeOut, Self::Carry, Self::Finish, Self::Drop, Self::Cut];
 }

@@ -12,12 +12,12 @@ use rustix::net::SendFlags;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
+use super::Server;
 use super::limits::Limits;
-use super::server::Server;
-use crate::daemon::access::AccessLog;
-use crate::daemon::registry::{Order, Registry};
 use crate::handover::Handover;
 use crate::handover::mailbox::Mailbox;
+use crate::server::access::AccessLog;
+use crate::server::{Command, Registry};
 
 /// A safety net: everything here is a matter of microseconds.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -86,7 +86,7 @@ impl Side {
     /// Asks for every connection to leave.
     fn give_away(&self) {
         for connection in self.registry.connections() {
-            connection.give(Order::Carry);
+            connection.give(Command::Carry);
         }
     }
 

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use axum::http::{Method, StatusCode, Uri};
 
-use super::registry::{Outcome, Peer};
+use super::peer::Peer;
+use super::totals::Outcome;
 use crate::logging::{self, Access};
 
 /// A request that ended.
 #[derive(Debug)]
-pub(super) struct Record {
+pub(crate) struct Record {
     pub(super) method: Method,
     pub(super) uri: Uri,
     pub(super) peer: Peer,

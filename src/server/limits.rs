@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::daemon::registry::Peer;
+use crate::server::Peer;
 
 /// What clients may take, one by one and together.
 #[derive(Clone, Debug, PartialEq, Eq)]

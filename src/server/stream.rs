@@ -11,8 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::daemon::registry::{Connection, Order, State};
 use crate::handover::parcel::{Flow, Parcel};
+use crate::server::{Command, Connection, State};
 
 /// An accepted socket.
 #[derive(Debug)]
@@ -185,7 +185,7 @@ impl ClientStream {
 
     fn alive(&self) -> io::Result<()> {
         match self.connection.order() {
-            Order::Drop | Order::Cut => Err(io::ErrorKind::ConnectionAborted.into()),
+            Command::Drop | Command::Cut => Err(io::ErrorKind::ConnectionAborted.into()),
             _ => Ok(()),
         }
     }

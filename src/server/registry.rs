@@ -8,10 +8,6 @@
 //! A request costs two uncontended locks and a handful of relaxed atomics; a connection costs one shared lock when
 //! it opens and one when it closes.
 
-mod connection;
-mod state;
-mod totals;
-
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
@@ -24,12 +20,12 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
-pub(super) use self::connection::Answering;
-pub use self::connection::{Connection, InFlight, RequestView};
-pub use self::state::{Order, Peer, State, Waiting};
-pub use self::totals::{Carried, Outcome, Stayed, Stays, Totals};
 use super::access::AccessLog;
-use super::http::limits;
+use super::connection::{Connection, RequestView};
+use super::limits;
+use super::peer::Peer;
+use super::state::Command;
+use super::totals::Totals;
 use crate::handover::parcel::{ConnectionNote, Parcel, TunnelNote};
 
 /// The open connections, and how many each client address has.
@@ -44,15 +40,15 @@ pub struct Registry {
     /// What `Connection::since` counts from.
     epoch: Instant,
     /// The watchdog's clock in milliseconds, which nobody else has to read the time for; 0 without a watchdog.
-    ticks: AtomicU64,
+    pub(super) ticks: AtomicU64,
     next_id: AtomicU64,
     open: Mutex<Open>,
-    in_flight: AtomicUsize,
-    totals: Totals,
-    durations: metrics::Histogram,
-    access: AccessLog,
+    pub(super) in_flight: AtomicUsize,
+    pub(super) totals: Totals,
+    pub(super) durations: metrics::Histogram,
+    pub(super) access: AccessLog,
     /// Connections that leave, on their way to the mailbox.
-    outbox: mpsc::UnboundedSender<Parcel>,
+    pub(super) outbox: mpsc::UnboundedSender<Parcel>,
     leaving: tokio::sync::Mutex<mpsc::UnboundedReceiver<Parcel>>,
     /// Told when the last connection is gone, and when the first one comes.
     changed: Notify,
@@ -85,7 +81,7 @@ impl Registry {
     }
 
     /// A connection was accepted.
-    pub(super) fn open(self: &Arc<Self>, peer: Peer, trusted: bool) -> Arc<Connection> {
+    pub(crate) fn open(self: &Arc<Self>, peer: Peer, trusted: bool) -> Arc<Connection> {
         self.totals.accepted.fetch_add(1, Relaxed);
         self.insert(peer, trusted, 0, Duration::ZERO)
     }
@@ -118,7 +114,7 @@ impl Registry {
         connection
     }
 
-    fn remove(&self, connection: &Connection) {
+    pub(super) fn remove(&self, connection: &Connection) {
         let mut open = self.lock();
         open.connections.remove(&connection.id());
         if let Some(client) = limits::client(connection.peer())
@@ -193,7 +189,7 @@ impl Registry {
     /// Closes every connection now, whatever is in flight.
     pub fn cut(&self) {
         for connection in self.connections() {
-            connection.give(Order::Cut);
+            connection.give(Command::Cut);
         }
     }
 
@@ -221,12 +217,12 @@ impl Registry {
     }
 
     /// Sets the watchdog's clock.
-    pub(super) fn tick(&self) {
+    pub(crate) fn tick(&self) {
         self.ticks.store(self.now(), Relaxed);
     }
 
     /// The requests whose handler has held its thread for `limit` or longer, with a number for the occasion.
-    pub(super) fn held_for(&self, limit: Duration) -> Vec<((u64, u64), RequestView, Duration)> {
+    pub(crate) fn held_for(&self, limit: Duration) -> Vec<((u64, u64), RequestView, Duration)> {
         let now = self.ticks.load(Relaxed);
         let held_for = |connection: &Arc<Connection>| {
             let since = connection.held_since()?;
@@ -237,7 +233,7 @@ impl Registry {
     }
 
     /// Milliseconds of the registry's clock.
-    fn now(&self) -> u64 {
+    pub(super) fn now(&self) -> u64 {
         // The offset leaves room for connections that have been idle since before the registry was made.
         const OFFSET: u64 = 1 << 40;
         OFFSET + millis(self.epoch.elapsed())
@@ -248,6 +244,6 @@ impl Registry {
     }
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,5 +1,8 @@
 //! One connection, and the request it is answering.
 
+pub(super) mod body;
+pub(super) mod task;
+
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,10 +14,12 @@ use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
 
-use super::state::{Order, Peer, State, Waiting};
-use super::{Outcome, Registry, Stays, millis};
-use crate::daemon::access;
 use crate::handover::parcel::{ConnectionNote, Flow, Parcel, TunnelNote};
+use crate::server::access;
+use crate::server::peer::Peer;
+use crate::server::registry::{Registry, millis};
+use crate::server::state::{Command, State, Waiting};
+use crate::server::totals::{NotCarried, Outcome};
 
 /// A connection, from `accept` until its socket is closed.
 #[derive(Debug)]
@@ -97,7 +102,7 @@ impl fmt::Display for RequestView {
 }
 
 impl Connection {
-    pub(super) fn new(
+    pub(in crate::server) fn new(
         id: u64,
         peer: Peer,
         trusted: bool,
@@ -123,7 +128,7 @@ impl Connection {
             moved: AtomicU64::new(0),
             moved_at: AtomicU64::new(0),
             waiting: AtomicU8::new(Waiting::Handler as u8),
-            order: AtomicU8::new(Order::None as u8),
+            order: AtomicU8::new(Command::None as u8),
             task: AtomicWaker::new(),
             reader: AtomicWaker::new(),
             writer: AtomicWaker::new(),
@@ -132,12 +137,12 @@ impl Connection {
     }
 
     /// Its number in the registry.
-    pub(super) fn id(&self) -> u64 {
+    pub(in crate::server) fn id(&self) -> u64 {
         self.id
     }
 
     /// A tunnel goes on that another process began.
-    pub(super) fn go_on(&self, method: Method, uri: Uri, age: Duration) {
+    pub(in crate::server) fn go_on(&self, method: Method, uri: Uri, age: Duration) {
         let now = Instant::now();
         let started = now.checked_sub(age).unwrap_or(now);
         let status = Some(StatusCode::SWITCHING_PROTOCOLS);
@@ -147,7 +152,7 @@ impl Connection {
     }
 
     /// When its task began to be polled, if it is being polled now.
-    pub(super) fn held_since(&self) -> Option<u64> {
+    pub(in crate::server) fn held_since(&self) -> Option<u64> {
         Some(self.held.load(Relaxed)).filter(|since| *since > 0)
     }
 
@@ -165,12 +170,12 @@ impl Connection {
 
     /// The gravest order that stands.
     #[must_use]
-    pub fn order(&self) -> Order {
-        Order::ALL[usize::from(self.order.load(Relaxed))]
+    pub fn order(&self) -> Command {
+        Command::ALL[usize::from(self.order.load(Relaxed))]
     }
 
     /// Leaves an order and wakes whoever drives the connection.
-    pub fn give(&self, order: Order) {
+    pub fn give(&self, order: Command) {
         if self.order.fetch_max(order as u8, Relaxed) < order as u8 {
             self.task.wake();
             self.reader.wake();
@@ -185,34 +190,34 @@ impl Connection {
     }
 
     /// Whether it is between two requests, so that its socket and what was read ahead are all there is to it.
-    pub(in crate::daemon) fn can_be_taken_apart(&self) -> bool {
+    pub(in crate::server) fn can_be_taken_apart(&self) -> bool {
         self.state() == State::Idle && !self.unread_body.load(Relaxed)
     }
 
     /// Whether it is between two requests, but only hyper knows where the next one begins.
-    pub(in crate::daemon) fn is_out_of_step(&self) -> bool {
+    pub(in crate::server) fn is_out_of_step(&self) -> bool {
         self.state() == State::Idle && self.unread_body.load(Relaxed)
     }
 
     /// Whether bytes were read since the last answer.
-    pub(in crate::daemon) fn has_heard(&self) -> bool {
+    pub(in crate::server) fn has_heard(&self) -> bool {
         self.heard.load(Relaxed)
     }
 
     /// Whether the client has sent, or may be sending, what was not read as a request.
-    pub(in crate::daemon) fn has_unread(&self) -> bool {
+    pub(in crate::server) fn has_unread(&self) -> bool {
         self.has_heard() || self.unread_body.load(Relaxed)
     }
 
     /// The request's body was read to its end.
-    pub(in crate::daemon) fn body_read(&self) {
+    pub(in crate::server) fn body_read(&self) {
         self.unread_body.store(false, Relaxed);
         let (body, handler) = (Waiting::RequestBody as u8, Waiting::Handler as u8);
         let _ = self.waiting.compare_exchange(body, handler, Relaxed, Relaxed);
     }
 
     /// It waits for the client to close.
-    pub(in crate::daemon) fn closing(&self) {
+    pub(in crate::server) fn closing(&self) {
         self.since.store(self.registry.now(), Relaxed);
         self.state.store(State::Closing as u8, Relaxed);
     }
@@ -235,7 +240,7 @@ impl Connection {
     }
 
     /// Runs a poll of the connection's task, which the watchdog times.
-    pub(in crate::daemon) fn hold<T>(&self, poll: impl FnOnce() -> T) -> T {
+    pub(in crate::server) fn hold<T>(&self, poll: impl FnOnce() -> T) -> T {
         self.held.store(self.registry.ticks.load(Relaxed), Relaxed);
         let polled = poll();
         self.held.store(0, Relaxed);
@@ -243,40 +248,40 @@ impl Connection {
     }
 
     /// The connection's task will be woken for an order.
-    pub(in crate::daemon) fn driven_by(&self, task: &Waker) {
+    pub(in crate::server) fn driven_by(&self, task: &Waker) {
         self.task.register(task);
     }
 
     /// After an upgrade nobody drives the connection but those who read and write it.
-    pub(in crate::daemon) fn read_by(&self, reader: &Waker) {
+    pub(in crate::server) fn read_by(&self, reader: &Waker) {
         self.reader.register(reader);
     }
 
-    pub(in crate::daemon) fn written_by(&self, writer: &Waker) {
+    pub(in crate::server) fn written_by(&self, writer: &Waker) {
         self.writer.register(writer);
     }
 
     /// It was taken apart; its idle time goes on counting.
-    pub(in crate::daemon) fn parked(&self) {
+    pub(in crate::server) fn parked(&self) {
         self.state.store(State::Parked as u8, Relaxed);
         self.unpark();
     }
 
     /// An order to park is done with, or came too late; a graver one stands.
     fn unpark(&self) {
-        if self.order() == Order::Park {
-            let _ = self.order.compare_exchange(Order::Park as u8, Order::None as u8, Relaxed, Relaxed);
+        if self.order() == Command::Park {
+            let _ = self.order.compare_exchange(Command::Park as u8, Command::None as u8, Relaxed, Relaxed);
         }
     }
 
     /// Its first byte has come: a head is due.
-    pub(in crate::daemon) fn woken(&self) {
+    pub(in crate::server) fn woken(&self) {
         self.since.store(self.registry.now(), Relaxed);
         self.state.store(State::Idle as u8, Relaxed);
     }
 
     /// What the request in flight waits for.
-    pub(in crate::daemon) fn waits_for(&self) -> Waiting {
+    pub(in crate::server) fn waits_for(&self) -> Waiting {
         if self.produced.load(Relaxed) {
             return Waiting::Client;
         }
@@ -284,7 +289,7 @@ impl Connection {
     }
 
     /// How long the sweep has seen no byte move in either direction.
-    pub(in crate::daemon) fn stalled_for(&self) -> Duration {
+    pub(in crate::server) fn stalled_for(&self) -> Duration {
         let now = self.registry.now();
         let answered = self.answered.load(Relaxed);
         // Not a sum of bytes alone: the bytes sent count from zero for each answer.
@@ -297,12 +302,12 @@ impl Connection {
     }
 
     /// Requests answered on it.
-    pub(in crate::daemon) fn answered(&self) -> u64 {
+    pub(in crate::server) fn answered(&self) -> u64 {
         self.answered.load(Relaxed)
     }
 
     /// Bytes were read from the socket.
-    pub(in crate::daemon) fn heard(&self, bytes: usize) {
+    pub(in crate::server) fn heard(&self, bytes: usize) {
         // Only the connection's own task reads: no read-modify-write is needed.
         self.received.store(self.received.load(Relaxed) + bytes as u64, Relaxed);
         if !self.heard.load(Relaxed) {
@@ -311,13 +316,13 @@ impl Connection {
     }
 
     /// Bytes were written to the socket.
-    pub(in crate::daemon) fn sent(&self, bytes: usize) {
+    pub(in crate::server) fn sent(&self, bytes: usize) {
         // Only the connection's own task writes: no read-modify-write is needed.
         self.sent.store(self.sent.load(Relaxed) + bytes as u64, Relaxed);
     }
 
     /// All that was written has left for the socket: an answer that was produced whole is finished.
-    pub(in crate::daemon) fn flushed(&self) {
+    pub(in crate::server) fn flushed(&self) {
         if self.produced.load(Relaxed) {
             self.produced.store(false, Relaxed);
             let upgrading =
@@ -331,12 +336,7 @@ impl Connection {
     }
 
     /// A request's head was read.
-    pub(in crate::daemon) fn begin(
-        self: &Arc<Self>,
-        method: &Method,
-        uri: &Uri,
-        has_body: bool,
-    ) -> Answering {
+    pub(crate) fn begin(self: &Arc<Self>, method: &Method, uri: &Uri, has_body: bool) -> Answering {
         let started = Instant::now();
         *self.request() = Some(Request { method: method.clone(), uri: uri.clone(), started, status: None });
         self.sent.store(0, Relaxed);
@@ -394,10 +394,10 @@ impl Connection {
     }
 
     /// Its socket is closed, or is another process's now.
-    pub(in crate::daemon) fn closed(&self) {
+    pub(in crate::server) fn closed(&self) {
         let outcome = match (self.order(), self.state()) {
-            (Order::Cut, _) => Outcome::Cut,
-            (Order::Drop, _) => Outcome::Stalled,
+            (Command::Cut, _) => Outcome::Cut,
+            (Command::Drop, _) => Outcome::Stalled,
             (_, State::Upgraded) => Outcome::Answered,
             _ => Outcome::ClientGone,
         };
@@ -406,7 +406,7 @@ impl Connection {
     }
 
     /// Leaves for the next process, in which a tunnel's request goes on.
-    pub(in crate::daemon) fn leave(&self, parcel: Parcel) {
+    pub(in crate::server) fn leave(&self, parcel: Parcel) {
         if self.request().take().is_some() {
             self.registry.in_flight.fetch_sub(1, Relaxed);
         }
@@ -415,13 +415,13 @@ impl Connection {
     }
 
     /// It cannot leave as it was ordered to.
-    pub(in crate::daemon) fn stays(&self, reason: Stays) {
+    pub(in crate::server) fn stays(&self, reason: NotCarried) {
         self.registry.totals.stayed.add(reason, 1);
-        self.give(Order::Finish);
+        self.give(Command::Finish);
     }
 
     /// What the next process must know of it between two requests.
-    pub(in crate::daemon) fn note(&self, read_ahead: Bytes) -> ConnectionNote {
+    pub(in crate::server) fn note(&self, read_ahead: Bytes) -> ConnectionNote {
         ConnectionNote {
             peer: self.peer.address(),
             answered: self.answered.load(Relaxed),
@@ -431,7 +431,7 @@ impl Connection {
     }
 
     /// What the next process must know of it as a tunnel.
-    pub(in crate::daemon) fn tunnel_note(&self, up: Flow, down: Flow) -> Option<TunnelNote> {
+    pub(in crate::server) fn tunnel_note(&self, up: Flow, down: Flow) -> Option<TunnelNote> {
         let request = self.request();
         let request = request.as_ref()?;
         Some(TunnelNote {
@@ -447,17 +447,17 @@ impl Connection {
 
 /// Held while a request is being answered: by its handler, then by the body of its answer.
 #[derive(Debug)]
-pub(in crate::daemon) struct Answering {
+pub(crate) struct Answering {
     connection: Arc<Connection>,
 }
 
 impl Answering {
-    pub(in crate::daemon) fn connection(&self) -> &Arc<Connection> {
+    pub(in crate::server) fn connection(&self) -> &Arc<Connection> {
         &self.connection
     }
 
     /// The head of the answer is known.
-    pub(in crate::daemon) fn answered_with(&self, status: StatusCode) {
+    pub(in crate::server) fn answered_with(&self, status: StatusCode) {
         if let Some(request) = &mut *self.connection.request() {
             request.status = Some(status);
         }
@@ -465,14 +465,14 @@ impl Answering {
     }
 
     /// The answer was produced whole; the next flush ends the request.
-    pub(in crate::daemon) fn produced(self) {
+    pub(in crate::server) fn produced(self) {
         self.connection.produced.store(true, Relaxed);
     }
 }
 
 /// The request being answered, as its handler finds it in the request's extensions.
 #[derive(Clone, Debug)]
-pub struct InFlight(pub(in crate::daemon) Arc<Connection>);
+pub struct InFlight(pub(crate) Arc<Connection>);
 
 impl InFlight {
     /// The client.

@@ -13,7 +13,8 @@ use http_body_util::Limited;
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 
-use crate::daemon::registry::{Answering, Connection, Order, Waiting};
+use super::{Answering, Connection};
+use crate::server::{Command, Waiting};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -65,14 +66,14 @@ impl http_body::Body for RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
-        if this.connection.order() == Order::TimeOut {
+        if this.connection.order() == Command::TimeOut {
             return Poll::Ready(Some(Err(TOO_LATE.into())));
         }
         let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
             this.connection.waiting_for(Waiting::RequestBody);
             // Whoever reads it may be another task than the connection's.
             this.connection.read_by(cx.waker());
-            return if this.connection.order() == Order::TimeOut {
+            return if this.connection.order() == Command::TimeOut {
                 Poll::Ready(Some(Err(TOO_LATE.into())))
             } else {
                 Poll::Pending

@@ -12,9 +12,9 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::daemon::http::stream::{ClientStream, Socket};
-use crate::daemon::registry::Order;
 use crate::handover::parcel::Flow;
+use crate::server::Command;
+use crate::server::stream::{ClientStream, Socket};
 
 /// How much is read at once, in bytes, and the most that a direction ever holds.
 const CHUNK: usize = 16 << 10;
@@ -48,7 +48,7 @@ enum Stage {
 }
 
 /// Carries what two upgraded connections say, to its end or into the next process.
-pub(super) async fn begin(client: Upgraded, upstream: Upgraded) {
+pub(crate) async fn begin(client: Upgraded, upstream: Upgraded) {
     let client = match client.downcast::<TokioIo<ClientStream>>() {
         Ok(parts) => {
             let mut client = parts.io.into_inner();
@@ -66,7 +66,7 @@ pub(super) async fn begin(client: Upgraded, upstream: Upgraded) {
 }
 
 /// Goes on with a tunnel that an earlier process has begun.
-pub(in crate::daemon::http) async fn resume(client: ClientStream, upstream: Socket, up: Flow, down: Flow) {
+pub(super) async fn resume(client: ClientStream, upstream: Socket, up: Flow, down: Flow) {
     let mut tunnel = Tunnel { client, upstream, up: up.into(), down: down.into() };
     let connection = Arc::clone(tunnel.client.connection());
     let ended = {
@@ -74,7 +74,7 @@ pub(in crate::daemon::http) async fn resume(client: ClientStream, upstream: Sock
         poll_fn(|cx| {
             connection.driven_by(cx.waker());
             match connection.order() {
-                Order::Carry => Poll::Ready(None),
+                Command::Carry => Poll::Ready(None),
                 _ => run.as_mut().poll(cx).map(Some),
             }
         })

@@ -1,6 +1,20 @@
 //! Accept loops over a set of listeners, the sweep over their connections, and their drain: what the http child
 //! and the admin child both are.
 
+pub(crate) mod access;
+pub mod address;
+mod connection;
+pub mod limits;
+pub mod listener;
+mod peer;
+mod registry;
+mod state;
+pub(crate) mod stream;
+#[cfg(test)]
+mod tests;
+mod totals;
+pub(crate) mod tunnel;
+
 use std::future::poll_fn;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -16,12 +30,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
-use super::connection::{self, Serving, Start};
-use super::limits::{self, Limits, Trusted};
-use super::listener::Listener;
-use super::routes::proxy::tunnel;
-use super::stream::{ClientStream, Socket};
-use crate::daemon::registry::{Connection, Order, Peer, Registry, State, Stays, Totals, Waiting};
+use self::connection::task::{self, Serving, Start};
+pub use self::connection::{Connection, InFlight, RequestView};
+use self::limits::{Limits, Trusted};
+use self::listener::Listener;
+pub use self::peer::Peer;
+pub use self::registry::Registry;
+pub use self::state::{Command, State, Waiting};
+use self::stream::{ClientStream, Socket};
+pub use self::totals::{Carried, NotCarried, NotCarriedCounts, Outcome, Totals};
 use crate::handover::Handover;
 use crate::handover::mailbox::Mailbox;
 use crate::handover::parcel::Parcel;
@@ -165,7 +182,7 @@ impl Server {
             return;
         }
         let stream = ClientStream::new(socket, Bytes::new(), self.registry.open(peer, trusted), permit);
-        self.tasks.spawn(connection::serve(stream, Arc::clone(&self.serving), Start::Active));
+        self.tasks.spawn(task::serve(stream, Arc::clone(&self.serving), Start::Active));
     }
 
     /// Serves a connection that no listener accepted.
@@ -183,7 +200,7 @@ impl Server {
                 let socket = Socket::adopt(descriptor)?;
                 let connection = self.registry.reopen(&note, self.trusted.contains(note.peer.into()));
                 let stream = ClientStream::new(socket, note.read_ahead, connection, permit);
-                self.tasks.spawn(connection::serve(stream, Arc::clone(&self.serving), Start::Parked));
+                self.tasks.spawn(task::serve(stream, Arc::clone(&self.serving), Start::Parked));
             }
             Parcel::Tunnel { client, upstream, note } => {
                 let (client, upstream) = (Socket::adopt(client)?, Socket::adopt(upstream)?);
@@ -225,27 +242,27 @@ impl Server {
         }
     }
 
-    fn due(&self, connection: &Connection) -> Order {
+    fn due(&self, connection: &Connection) -> Command {
         let limits = &self.limits;
         let idle = connection.idle_for();
         let until_head =
             if connection.has_answered() { limits.keepalive_timeout } else { limits.header_timeout };
         match connection.state() {
-            State::Parked if idle >= until_head => Order::Finish,
-            State::Idle if connection.is_quiet() && idle >= PARK_AFTER => Order::Park,
+            State::Parked if idle >= until_head => Command::Finish,
+            State::Idle if connection.is_quiet() && idle >= PARK_AFTER => Command::Park,
             // It cannot be parked, nor told anything.
             State::Idle if connection.is_out_of_step() => {
                 let limit = if connection.has_heard() { limits.header_timeout } else { until_head };
-                if idle >= limit { Order::Drop } else { Order::None }
+                if idle >= limit { Command::Drop } else { Command::None }
             }
-            State::Idle if idle >= limits.header_timeout => Order::TimeOut,
+            State::Idle if idle >= limits.header_timeout => Command::TimeOut,
             State::Busy => match (connection.waits_for(), connection.stalled_for()) {
-                (Waiting::RequestBody, stalled) if stalled >= limits.read_timeout => Order::TimeOut,
-                (Waiting::Client, stalled) if stalled >= limits.write_timeout => Order::Drop,
-                _ => Order::None,
+                (Waiting::RequestBody, stalled) if stalled >= limits.read_timeout => Command::TimeOut,
+                (Waiting::Client, stalled) if stalled >= limits.write_timeout => Command::Drop,
+                _ => Command::None,
             },
-            State::Closing if idle >= CLOSING => Order::Drop,
-            State::Idle | State::Parked | State::Upgraded | State::Closing => Order::None,
+            State::Closing if idle >= CLOSING => Command::Drop,
+            State::Idle | State::Parked | State::Upgraded | State::Closing => Command::None,
         }
     }
 
@@ -264,7 +281,7 @@ impl Server {
             () = self.registry.emptied() => return,
             () = tokio::time::sleep(linger) => {}
         }
-        self.order(Order::Finish);
+        self.order(Command::Finish);
         self.registry.emptied().await;
     }
 
@@ -276,7 +293,7 @@ impl Server {
             let is_tunnel = connection.state() == State::Upgraded;
             match handover.refuses(is_tunnel) {
                 _ if connection.state() == State::Closing => {}
-                None => connection.give(Order::Carry),
+                None => connection.give(Command::Carry),
                 Some(reason) => {
                     self.registry.totals().stayed.add(reason, 1);
                     // A tunnel cannot be told.
@@ -313,7 +330,7 @@ impl Server {
                 }
                 () = at(finish) => {
                     finish = None;
-                    self.order(Order::Finish);
+                    self.order(Command::Finish);
                     continue;
                 }
             }
@@ -326,7 +343,7 @@ impl Server {
             let mut counters: Vec<_> = parcels.iter().map(|parcel| handed_over.counter(parcel)).collect();
             if let Err((refused, error)) = handover.put(parcels).await {
                 tracing::warn!("{} connections cannot be handed over and linger: {error}", refused.len());
-                stayed.add(Stays::MailboxFull, refused.len());
+                stayed.add(NotCarried::MailboxFull, refused.len());
                 counters.truncate(counters.len() - refused.len());
                 for parcel in refused {
                     // What cannot be taken back either is closed.
@@ -341,7 +358,7 @@ impl Server {
         }
     }
 
-    fn order(&self, order: Order) {
+    fn order(&self, order: Command) {
         for connection in self.registry.connections() {
             connection.give(order);
         }

@@ -20,22 +20,22 @@ use tokio::io::AsyncWriteExt;
 use tower::Service;
 
 use super::body::{AnswerBody, RequestBody};
-use super::stream::ClientStream;
-use crate::daemon::registry::{Connection, InFlight, Order, Peer, Stays};
+use crate::server::stream::ClientStream;
+use crate::server::{Command, Connection, InFlight, NotCarried, Peer};
 
 /// What all connections of a listener child share.
 #[derive(Debug)]
-pub(super) struct Serving {
-    pub(super) http1: http1::Builder,
-    pub(super) router: Router,
-    pub(super) body_limit: u64,
-    pub(super) requests_per_connection: u64,
+pub(in crate::server) struct Serving {
+    pub(in crate::server) http1: http1::Builder,
+    pub(in crate::server) router: Router,
+    pub(in crate::server) body_limit: u64,
+    pub(in crate::server) requests_per_connection: u64,
     /// Every answer from now on is its connection's last.
-    pub(super) last_answers: AtomicBool,
+    pub(in crate::server) last_answers: AtomicBool,
 }
 
 /// Serves a connection until it is closed, or leaves for the next process.
-pub(super) async fn serve(mut stream: ClientStream, serving: Arc<Serving>, start: Start) {
+pub(in crate::server) async fn serve(mut stream: ClientStream, serving: Arc<Serving>, start: Start) {
     let mut parked = start == Start::Parked;
     loop {
         if parked && !wake(&stream).await {
@@ -46,7 +46,7 @@ pub(super) async fn serve(mut stream: ClientStream, serving: Arc<Serving>, start
             Some(idle) => stream = idle,
             None => return,
         }
-        if stream.connection().order() > Order::Park {
+        if stream.connection().order() > Command::Park {
             return depart(stream).await;
         }
         parked = true;
@@ -55,7 +55,7 @@ pub(super) async fn serve(mut stream: ClientStream, serving: Arc<Serving>, start
 
 /// How a connection comes to be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Start {
+pub(in crate::server) enum Start {
     /// Just accepted: its client is about to speak.
     Active,
     /// Taken from an earlier process: it waits for its next byte.
@@ -72,9 +72,9 @@ async fn drive(stream: ClientStream, serving: &Arc<Serving>) -> Option<ClientStr
     poll_fn(|cx| {
         connection.driven_by(cx.waker());
         match connection.order() {
-            Order::Drop | Order::Cut => return Poll::Ready(None),
-            Order::Finish => Pin::new(&mut driven).graceful_shutdown(),
-            Order::None | Order::Park | Order::TimeOut | Order::Carry => {}
+            Command::Drop | Command::Cut => return Poll::Ready(None),
+            Command::Finish => Pin::new(&mut driven).graceful_shutdown(),
+            Command::None | Command::Park | Command::TimeOut | Command::Carry => {}
         }
         if let Poll::Ready(result) = connection.hold(|| Pin::new(&mut driven).poll(cx)) {
             if let Err(error) = result {
@@ -84,10 +84,10 @@ async fn drive(stream: ClientStream, serving: &Arc<Serving>) -> Option<ClientStr
         }
         // After the poll, so that what it has just finished counts, and what it has just read.
         match connection.order() {
-            Order::Park if connection.is_quiet() => Poll::Ready(Some(())),
-            Order::TimeOut | Order::Carry if connection.can_be_taken_apart() => Poll::Ready(Some(())),
-            Order::Carry if connection.is_out_of_step() => {
-                connection.stays(Stays::UnreadBody);
+            Command::Park if connection.is_quiet() => Poll::Ready(Some(())),
+            Command::TimeOut | Command::Carry if connection.can_be_taken_apart() => Poll::Ready(Some(())),
+            Command::Carry if connection.is_out_of_step() => {
+                connection.stays(NotCarried::UnreadBody);
                 Poll::Pending
             }
             _ => Poll::Pending,
@@ -112,8 +112,8 @@ async fn wake(stream: &ClientStream) -> bool {
         let woken = poll_fn(|cx| {
             connection.driven_by(cx.waker());
             match connection.order() {
-                Order::None | Order::Park => readable.as_mut().poll(cx).map(|_| true),
-                Order::TimeOut | Order::Carry | Order::Finish | Order::Drop | Order::Cut => {
+                Command::None | Command::Park => readable.as_mut().poll(cx).map(|_| true),
+                Command::TimeOut | Command::Carry | Command::Finish | Command::Drop | Command::Cut => {
                     Poll::Ready(false)
                 }
             }
@@ -130,13 +130,14 @@ async fn wake(stream: &ClientStream) -> bool {
 /// Ends a connection that was taken apart, as its order says.
 async fn depart(mut stream: ClientStream) {
     match stream.connection().order() {
-        Order::Carry => stream.leave(),
-        Order::TimeOut if stream.has_read_ahead() => {
+        Command::Carry => stream.leave(),
+        Command::TimeOut if stream.has_read_ahead() => {
             // The client may be gone: there is nobody else to tell.
             let _ = stream.write_all(TIMED_OUT).await;
             let _ = stream.shutdown().await;
         }
-        Order::None | Order::Park | Order::TimeOut | Order::Finish | Order::Drop | Order::Cut => {}
+        Command::None | Command::Park | Command::TimeOut | Command::Finish | Command::Drop | Command::Cut => {
+        }
     }
 }
 
@@ -185,7 +186,7 @@ impl hyper::service::Service<Request<Incoming>> for Answer {
                 // The panic hook has logged the message and its place.
                 Err(_panic) => (StatusCode::INTERNAL_SERVER_ERROR, "the handler failed\n").into_response(),
             };
-            let is_late = connection.order() == Order::TimeOut;
+            let is_late = connection.order() == Command::TimeOut;
             if is_late {
                 // Whatever the handler made of a body that did not come.
                 response = (StatusCode::REQUEST_TIMEOUT, "the body did not come in time\n").into_response();

@@ -49,7 +49,7 @@ pub struct Totals {
     /// Connections given to the next process.
     pub handed_over: Carried,
     /// Connections that could not be: they linger.
-    pub stayed: Stayed,
+    pub stayed: NotCarriedCounts,
     /// Connections taken from an earlier process.
     pub taken_over: Carried,
     /// Connections that an earlier process left and this one closed.
@@ -73,7 +73,7 @@ impl Carried {
     }
 
     /// What counts a parcel.
-    pub(in crate::daemon) fn counter(&self, parcel: &Parcel) -> &AtomicU64 {
+    pub(in crate::server) fn counter(&self, parcel: &Parcel) -> &AtomicU64 {
         match parcel {
             Parcel::Connection(..) => &self.connections,
             Parcel::Tunnel { .. } => &self.tunnels,
@@ -91,7 +91,7 @@ impl fmt::Display for Carried {
 /// Why a connection is not carried to the next process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Stays {
+pub enum NotCarried {
     /// Nothing keeps it until there is a next process.
     NoStore,
     /// The service is stopped for good.
@@ -104,12 +104,12 @@ pub enum Stays {
     MailboxFull,
 }
 
-impl Stays {
+impl NotCarried {
     const ALL: [Self; 5] =
         [Self::NoStore, Self::NoNext, Self::SwitchedOff, Self::UnreadBody, Self::MailboxFull];
 }
 
-impl fmt::Display for Stays {
+impl fmt::Display for NotCarried {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NoStore => "without a store",
@@ -123,11 +123,11 @@ impl fmt::Display for Stays {
 
 /// Connections that are not carried, by the reason.
 #[derive(Debug, Default)]
-pub struct Stayed([AtomicU64; Stays::ALL.len()]);
+pub struct NotCarriedCounts([AtomicU64; NotCarried::ALL.len()]);
 
-impl Stayed {
+impl NotCarriedCounts {
     /// Counts some.
-    pub(in crate::daemon) fn add(&self, reason: Stays, connections: usize) {
+    pub(in crate::server) fn add(&self, reason: NotCarried, connections: usize) {
         self.0[reason as usize].fetch_add(connections as u64, Relaxed);
     }
 
@@ -139,10 +139,10 @@ impl Stayed {
 }
 
 /// The number, and what it is made of.
-impl fmt::Display for Stayed {
+impl fmt::Display for NotCarriedCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.total())?;
-        let reasons = Stays::ALL.iter().zip(&self.0).filter(|(_, n)| n.load(Relaxed) > 0);
+        let reasons = NotCarried::ALL.iter().zip(&self.0).filter(|(_, n)| n.load(Relaxed) > 0);
         let reasons: Vec<_> = reasons.map(|(reason, n)| format!("{} {reason}", n.load(Relaxed))).collect();
         if reasons.is_empty() { Ok(()) } else { write!(f, " ({})", reasons.join(", ")) }
     }

@@ -1,0 +1,142 @@
+//! An address to listen on, and why that may fail.
+
+use std::fmt::{self, Write};
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// An address to listen on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// A TCP address and port; port 0 lets the kernel choose one.
+    Tcp(SocketAddr),
+    /// A unix stream socket at an absolute path.
+    Unix(PathBuf),
+    /// A descriptor that systemd passes under this name (`FileDescriptorName=` of a `.socket` unit).
+    Inherited(String),
+}
+
+/// As it is written in the config.
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Inherited(name) => write!(f, "fd:{name}"),
+        }
+    }
+}
+
+impl Address {
+    /// Its listener's name in the service manager's descriptor store; none if the manager has it from a `.socket`
+    /// unit. A name is of printable ASCII without `:` (`sd_pid_notify_with_fds(3)`), so all else stands there in hex.
+    pub(crate) fn stored_as(&self) -> Option<String> {
+        if let Self::Inherited(_) = self {
+            return None;
+        }
+        let mut name = STORED.to_owned();
+        for byte in self.to_string().bytes() {
+            match byte {
+                b':' | b'%' | ..b' ' | 0x7f.. => _ = write!(name, "%{byte:02X}"),
+                printable => name.push(printable.into()),
+            }
+        }
+        Some(name)
+    }
+
+    /// Whether only this machine reaches it. Of a `.socket` unit's socket that is the unit's matter.
+    pub(crate) fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().is_loopback(),
+            Self::Unix(_) | Self::Inherited(_) => true,
+        }
+    }
+
+    /// The name that its listener is passed under.
+    pub(crate) fn passed_as(&self) -> String {
+        match self {
+            Self::Inherited(name) => name.clone(),
+            Self::Tcp(_) | Self::Unix(_) => self.stored_as().unwrap_or_default(),
+        }
+    }
+}
+
+/// What the names of stored listeners begin with.
+pub(crate) const STORED: &str = "listen=";
+
+/// Why an address cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Something else listens there.
+    #[error(
+        "cannot listen on {0}: the address is in use; stop what listens there (`ss -ltnxp` names it) or choose another"
+    )]
+    InUse(Address),
+    /// The process to be relieved still listens where it may not overlap with this.
+    #[error(
+        "cannot listen on {0} while the running process listens on {1}: the two overlap, and a reload needs both at once; restart instead"
+    )]
+    Overlapping(Address, Address),
+    /// The address needs a right that the daemon has not got.
+    #[error(
+        "cannot listen on {0}: permission denied; a port below 1024 needs CAP_NET_BIND_SERVICE, a socket's folder must be writable"
+    )]
+    Denied(Address),
+    /// At the socket's path is something that is not a socket.
+    #[error("cannot listen on {0}: there is a file that is not a socket; remove it or choose another path")]
+    NotASocket(Address),
+    /// systemd passed no descriptor of that name.
+    #[error(
+        "cannot listen on {0}: systemd passed {passed}; start the .socket unit whose FileDescriptorName= it is",
+        passed = if .1.is_empty() { "no socket".into() } else { format!("only {}", .1.join(", ")) }
+    )]
+    NotPassed(Address, Vec<String>),
+    /// The descriptor is not a listening stream socket.
+    #[error("cannot listen on {0}: the descriptor is not a listening TCP or unix stream socket")]
+    NotListening(Address),
+    /// Anything else.
+    #[error("cannot listen on {0}: {1}")]
+    Other(Address, #[source] io::Error),
+}
+
+impl BindError {
+    pub(super) fn new(address: &Address, error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::AddrInUse => Self::InUse(address.clone()),
+            io::ErrorKind::PermissionDenied => Self::Denied(address.clone()),
+            _ => Self::Other(address.clone(), error),
+        }
+    }
+
+    /// The same error, or what it comes from if another process still holds listeners that this one gives up.
+    pub(crate) fn beside<'a>(self, given_up: impl IntoIterator<Item = &'a Address>) -> Self {
+        let port = |address: &Address| match address {
+            Address::Tcp(address) => Some(address.port()),
+            Address::Unix(_) | Address::Inherited(_) => None,
+        };
+        let Self::InUse(address) = self else { return self };
+        match given_up.into_iter().find(|other| port(other).is_some() && port(other) == port(&address)) {
+            Some(other) => Self::Overlapping(address, other.clone()),
+            None => Self::InUse(address),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! What a listener is called in the store.
+
+    use super::*;
+
+    #[test]
+    fn a_name_in_the_store_is_one_that_systemd_takes() {
+        for (address, name) in [
+            (Address::Tcp(([127, 0, 0, 1], 80).into()), "listen=127.0.0.1%3A80"),
+            (Address::Unix("/run/a b.sock".into()), "listen=unix%3A/run/a b.sock"),
+            (Address::Unix("/run/ü%.sock".into()), "listen=unix%3A/run/%C3%BC%25.sock"),
+        ] {
+            assert_eq!(address.stored_as().as_deref(), Some(name));
+        }
+        assert_eq!(Address::Inherited("web".into()).stored_as(), None);
+    }
+}

@@ -1,0 +1,6 @@
+//! The protocol between systemd and a service: the descriptors it passes, and what it can be told.
+//!
+//! `daemon/systemd` is the child that speaks it; the server and the handover leave their descriptors with it.
+
+pub mod activation;
+pub(crate) mod manager;
