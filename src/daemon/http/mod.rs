@@ -17,6 +17,7 @@ use super::child::{BoxError, Child};
 use crate::handover::Handover;
 use crate::handover::predecessor::Predecessor;
 use crate::server::address::{Address, BindError};
+use crate::server::departures::Departures;
 use crate::server::limits::{Limits, Trusted};
 use crate::server::listener;
 use crate::server::{Registry, Server};
@@ -69,7 +70,9 @@ impl Http {
     ) -> Result<Self, BindError> {
         let listeners = listener::bind_all(&config.listen, inherited)?;
         let server = Server::new(listeners, router, registry, config.limits.clone());
-        let server = server.trusting(config.trusted_proxies.clone());
+        let server = server
+            .trusting(config.trusted_proxies.clone())
+            .with_departures(Departures::new(Arc::clone(&handover)));
         Ok(Self { server, handover, linger })
     }
 
@@ -103,7 +106,7 @@ impl Http {
     /// this again goes on where it was left: the connections are not the child's.
     pub(super) async fn finish(&self) {
         self.server.close(self.handover.keeps_listeners()).await;
-        self.server.carry(&self.handover, self.linger).await;
+        self.server.carry(self.linger).await;
     }
 
     /// Takes over what comes through the mailbox while a process that this one relieves drains, and tells of its end.
