@@ -20,6 +20,7 @@ impl Tick {
         Self(self.0.saturating_sub(micros(duration)))
     }
 
+    /// The moment that is so long after this one.
     #[cfg(test)]
     pub(crate) fn after(self, duration: Duration) -> Self {
         Self(self.0 + micros(duration))

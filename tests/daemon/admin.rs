@@ -73,8 +73,8 @@ async fn the_status_is_what_the_clients_did() {
         assert_eq!(totals[name], count, "{name} in {totals}");
     }
     let connections = &status["connections"];
-    assert_eq!(connections["busy"], 1);
-    let resting = ["idle", "parked"].map(|state| connections[state].as_u64().unwrap());
+    assert_eq!(connections["answering"], 1);
+    let resting = ["reading", "parked"].map(|state| connections[state].as_u64().unwrap());
     assert_eq!(resting[0] + resting[1], 1, "{connections}");
     let names: Vec<_> = status["children"]
         .as_array()
@@ -115,8 +115,8 @@ async fn the_metrics_are_what_the_clients_did() {
         ("steadfast_http_request_duration_seconds_count", 12.0),
         ("steadfast_http_request_duration_seconds_bucket{le=\"+Inf\"}", 12.0),
         ("steadfast_http_connections_accepted_total", 3.0),
-        ("steadfast_http_connections{state=\"busy\"}", 1.0),
-        ("steadfast_http_connections{state=\"upgraded\"}", 0.0),
+        ("steadfast_http_connections{state=\"answering\"}", 1.0),
+        ("steadfast_http_connections{state=\"tunnel\"}", 0.0),
         ("steadfast_child_restarts_total{child=\"http\"}", 0.0),
         ("steadfast_ready", 1.0),
     ] {

@@ -51,7 +51,7 @@ fn the_same_signal_again_cuts_at_once_names_what_it_cut_and_the_exit_code_is_3()
     print_figure("a cut by a second signal", format!("{:.1?}", began.elapsed()));
     assert!(began.elapsed() < AT_ONCE);
     let cut = daemon.wait_for_line("what was cut", |line| line.contains("cut by the second signal"));
-    for part in [" WARN ", "POST /echo", &peer, "waiting for the rest of the answer"] {
+    for part in [" WARN ", "POST /echo", &peer, "waiting for the client to send the body"] {
         assert!(cut.contains(part), "no {part} in {cut}");
     }
     client.take(4).unwrap();

@@ -101,7 +101,7 @@ fn whoever_does_not_read_is_dropped_after_the_write_timeout_and_costs_a_bounded_
             client
         })
         .collect();
-    let open = "steadfast_http_connections{state=\"busy\"}";
+    let open = "steadfast_http_connections{state=\"answering\"}";
     wait_until("all of them to be answered", || (site.metric(open) == 20).then_some(()));
     let mut strict = site.client();
     let mut most = 0;
@@ -135,9 +135,9 @@ fn a_client_that_closes_its_half_gets_its_answer_or_a_close_and_keeps_nothing_op
         );
     }
     wait_until("no connection to be left", || {
-        let open = ["idle", "parked", "busy", "closing"];
+        let open = ["parked", "reading", "answering", "flushing", "discarding", "closing"];
         let count = |state| site.metric(&format!("steadfast_http_connections{{state=\"{state}\"}}"));
-        (open.map(count) == [0; 4]).then_some(())
+        (open.map(count) == [0; 6]).then_some(())
     });
 }
 

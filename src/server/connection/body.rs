@@ -68,7 +68,7 @@ impl RequestBody {
 
     fn fail(&mut self, error: BoxError) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         self.inner = None;
-        self.connection.progress.body_lost();
+        self.connection.progress.lose_body();
         Poll::Ready(Some(Err(error)))
     }
 }
@@ -129,7 +129,7 @@ impl Drop for RequestBody {
         let Some(inner) = self.inner.take() else { return };
         if self.unasked {
             // The client may or may not send it (RFC 9110, section 10.1.1).
-            self.connection.progress.body_lost();
+            self.connection.progress.lose_body();
             return;
         }
         *self.connection.leftover() = Some(Leftover(Box::new(inner)));
@@ -161,16 +161,23 @@ impl Connection {
                 // hyper, which has seen the same, closes the connection.
                 Some(Err(_)) | None => {
                     *leftover = None;
-                    self.progress.body_lost();
+                    self.progress.lose_body();
                 }
             }
         }
     }
 
-    /// Whether so much of the request's body is left unread that the connection has to close after the answer.
-    pub(super) fn has_too_much_body_left(&self, cx: &mut Context<'_>) -> bool {
+    /// Whether the connection has to close after an answer because of the request's body: too much of it is left, or
+    /// nobody knows how much, or it is out of reach.
+    pub(super) fn is_ended_by_body(&self, answer: StatusCode, cx: &mut Context<'_>) -> bool {
         self.discard_body(cx);
-        self.progress.body_left() > DISCARD
+        match self.progress.body_left() {
+            0 => false,
+            _ if self.progress.is_body_lost() => true,
+            // Its handler is still reading it, and may be answering with what it reads.
+            u64::MAX if self.leftover().is_none() => answer.is_client_error() || answer.is_server_error(),
+            left => left > DISCARD,
+        }
     }
 
     fn leftover(&self) -> MutexGuard<'_, Option<Leftover>> {

@@ -55,6 +55,8 @@ pub(crate) struct Progress {
     sent: AtomicU64,
     /// Bytes of the request's body that nobody has read yet; `u64::MAX` where their number is not known.
     body_left: AtomicU64,
+    /// The rest of it is out of reach.
+    body_lost: AtomicBool,
     /// The request's body is asked for and nothing of it has come since.
     awaits_body: AtomicBool,
     /// The socket takes no more of the answer.
@@ -71,6 +73,7 @@ impl Progress {
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             body_left: AtomicU64::new(0),
+            body_lost: AtomicBool::new(false),
             awaits_body: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
             waiting: AtomicU8::new(Waiting::Handler as u8),
@@ -98,6 +101,7 @@ impl Progress {
     /// A request begins, with a body of so many bytes: nobody waits for its client yet.
     pub(super) fn begin(&self, body: u64) {
         self.body_left.store(body, Relaxed);
+        set(&self.body_lost, false);
         set(&self.awaits_body, false);
         set(&self.blocked, false);
         self.waiting.store(Waiting::Handler as u8, Relaxed);
@@ -118,8 +122,13 @@ impl Progress {
     }
 
     /// The rest of the request's body is out of reach.
-    pub(super) fn body_lost(&self) {
-        self.body_left.store(u64::MAX, Relaxed);
+    pub(super) fn lose_body(&self) {
+        set(&self.body_lost, true);
+    }
+
+    /// Whether the rest of the request's body is out of reach.
+    pub(super) fn is_body_lost(&self) -> bool {
+        self.body_lost.load(Relaxed)
     }
 
     /// Bytes of the request's body that nobody has read yet; `u64::MAX` where their number is not known.

@@ -64,7 +64,7 @@ impl hyper::service::Service<Request<Incoming>> for Service {
             let last = asks_for_the_end
                 || serving.is_last(&connection)
                 || closes(&response)
-                || poll_fn(|cx| Poll::Ready(connection.has_too_much_body_left(cx))).await;
+                || poll_fn(|cx| Poll::Ready(connection.is_ended_by_body(response.status(), cx))).await;
             if last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
