@@ -61,14 +61,15 @@ impl hyper::service::Service<Request<Incoming>> for Service {
             let mut response = serving.answer(request, &connection).await;
             // The version is hyper's to choose: it goes by the request's.
             *response.version_mut() = Version::HTTP_11;
+            let status = response.status();
             let last = asks_for_the_end
                 || serving.is_last(&connection)
                 || closes(&response)
-                || poll_fn(|cx| Poll::Ready(connection.is_ended_by_body(response.status(), cx))).await;
-            if last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                || poll_fn(|cx| Poll::Ready(connection.is_ended_by_body(status, cx))).await;
+            if last && status != StatusCode::SWITCHING_PROTOCOLS {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            connection.decided(response.status(), last);
+            connection.decided(status, last);
             Ok(AnswerBody::wrap(response, connection, bodyless))
         })
     }
