@@ -133,14 +133,10 @@ impl Server {
     pub(crate) async fn serve(&self) {
         let listeners = self.listeners();
         let accepting = join_all(listeners.iter().map(|l| self.accept_from(l)));
-        tokio::select! {
-            never = self.sweep() => match never {},
-            // Of no listeners at all there is nothing to accept.
-            _ = async { accepting.await; std::future::pending::<()>().await } => {}
-        }
+        tokio::join!(accepting, self.sweep());
     }
 
-    async fn accept_from(&self, listener: &Listener) {
+    async fn accept_from(&self, listener: &Listener) -> Infallible {
         // When it last failed; said at the beginning and at the end, not at every attempt.
         let mut failed: Option<Instant> = None;
         loop {

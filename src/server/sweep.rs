@@ -32,7 +32,7 @@ pub(super) async fn sweep(registry: &Registry, limits: &Limits) -> Infallible {
             last = Instant::now();
             if passed > STANDSTILL {
                 // Nobody could have been heard meanwhile, so nobody was silent.
-                registry.clock().skip(passed - STEP);
+                registry.clock().skip(passed.saturating_sub(STEP));
                 passed = STEP;
             }
         }

@@ -206,8 +206,6 @@ impl Machine {
     /// its connection was closed, a flush with nothing to flush.
     pub(crate) fn on(&mut self, event: Event, now: Tick) -> Option<Ended> {
         let (state, ended) = match (std::mem::replace(self, Self::Closed), event) {
-            (Self::Closed, _) => (Self::Closed, None),
-
             (Self::Parked { .. }, Event::FirstByte) => (Self::Reading { since: now }, None),
             // Where hyper itself decides what becomes of a connection (HTTP/1.0) it may read on by itself; and the head
             // after a discarded body says that the body has ended.
@@ -236,15 +234,15 @@ impl Machine {
             (Self::Answering { exchange }, Event::Produced) => {
                 (Self::Flushing { exchange, next: None }, None)
             }
-            (Self::Flushing { exchange, .. }, Event::Flushed)
+            (Self::Flushing { exchange, next: None }, Event::Flushed)
                 if exchange.status == Some(StatusCode::SWITCHING_PROTOCOLS) =>
             {
                 (Self::Tunnel { exchange }, None)
             }
             (Self::Flushing { exchange, next }, Event::Flushed) => {
                 let state = match next {
-                    _ if exchange.last => Self::Closing { since: now },
                     Some(exchange) => Self::Answering { exchange },
+                    None if exchange.last => Self::Closing { since: now },
                     None if exchange.body_unread => Self::Discarding { since: now },
                     None => Self::Parked { since: now },
                 };
@@ -262,7 +260,7 @@ impl Machine {
                 Self::Answering { exchange } | Self::Flushing { exchange, .. } | Self::Tunnel { exchange },
                 Event::End(outcome),
             ) => (Self::Closed, Some(Ended { exchange: *exchange, outcome })),
-            (_, Event::End(_)) => (Self::Closed, None),
+            (Self::Closed, _) | (_, Event::End(_)) => (Self::Closed, None),
 
             (state, _) => (state, None),
         };

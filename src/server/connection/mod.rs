@@ -11,6 +11,8 @@ mod pace;
 mod progress;
 mod service;
 pub(super) mod task;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::future::poll_fn;

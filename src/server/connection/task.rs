@@ -52,38 +52,36 @@ impl Parked {
     async fn woken(self) -> Option<ClientStream> {
         let Self(stream) = self;
         let connection = stream.connection();
-        let wakes = {
+        let wake = {
             let readable = stream.readable();
             tokio::pin!(readable);
             poll_fn(|cx| match connection.commands.poll(Waiter::Task, cx) {
-                Command::Carry if connection.may_leave() => Poll::Ready(Wakes::ToLeave),
-                Command::Finish | Command::TimeOut | Command::Drop | Command::Cut => {
-                    Poll::Ready(Wakes::ToClose)
-                }
+                Command::Carry if connection.may_leave() => Poll::Ready(Wake::Leave),
+                Command::Finish | Command::TimeOut | Command::Drop | Command::Cut => Poll::Ready(Wake::Close),
                 // What was read ahead belongs to a request: there is nothing to wait for.
-                Command::Serve | Command::Carry if stream.has_read_ahead() => Poll::Ready(Wakes::ToServe),
-                Command::Serve | Command::Carry => readable.as_mut().poll(cx).map(|_| Wakes::ToServe),
+                Command::Serve | Command::Carry if stream.has_read_ahead() => Poll::Ready(Wake::Serve),
+                Command::Serve | Command::Carry => readable.as_mut().poll(cx).map(|_| Wake::Serve),
             })
             .await
         };
-        match wakes {
-            Wakes::ToServe => {
+        match wake {
+            Wake::Serve => {
                 connection.first_byte();
                 return Some(stream);
             }
-            Wakes::ToLeave => stream.leave(),
-            Wakes::ToClose => {}
+            Wake::Leave => stream.leave(),
+            Wake::Close => {}
         }
         None
     }
 }
 
-/// Why a parked connection wakes up.
+/// What a parked connection wakes up to.
 #[derive(Clone, Copy)]
-enum Wakes {
-    ToServe,
-    ToLeave,
-    ToClose,
+enum Wake {
+    Serve,
+    Leave,
+    Close,
 }
 
 // ---- with hyper ----------------------------------------------------------------------------------------------
@@ -219,10 +217,9 @@ impl Closing {
             let mut waste = ReadBuf::new(&mut waste);
             match socket.as_mut().poll_read(cx, &mut waste) {
                 Poll::Ready(Ok(())) if !waste.filled().is_empty() => self.expects_more = true,
-                Poll::Ready(Ok(())) => return Poll::Ready(ended()),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending if self.expects_more => return Poll::Pending,
-                Poll::Pending => return Poll::Ready(ended()),
+                Poll::Ready(Ok(())) | Poll::Pending => return Poll::Ready(ended()),
             }
         }
     }
