@@ -186,7 +186,7 @@ fn a_state_lasts_until_its_limit() {
             let command = Command::Serve;
             machine.due(&Look { now, passed: STEP, command, answered, progress: &progress, limits: &limits })
         };
-        assert_eq!(at(limit - Duration::from_micros(1)), None);
+        assert_eq!(at(limit.saturating_sub(Duration::from_micros(1))), None);
         assert_eq!(at(limit), Some(due));
     }
 }
