@@ -17,6 +17,7 @@ mod site;
 mod slow;
 mod slowhttptest;
 mod smuggling;
+mod table;
 mod upgrades;
 mod upstreams;
 mod wire;
