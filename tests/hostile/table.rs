@@ -411,7 +411,7 @@ fn ends(client: &mut TcpStream, received: &[u8]) -> Result<(), String> {
 /// only when an answer has said that it closes.
 #[test]
 fn two_hundred_posts_of_100_kb_on_a_kept_connection_lose_none() {
-    const BODY: [u8; 100_000] = [b'x'; 100_000];
+    static BODY: [u8; 100_000] = [b'x'; 100_000];
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("file"), "ok").unwrap();
     let recorder = Recorder::start();
