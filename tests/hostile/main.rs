@@ -5,6 +5,7 @@
 //! goes to the loopback, or into a box of the test's own. The daemon writes no file, so a full disk is none of its
 //! troubles.
 
+mod accounting;
 mod closing;
 mod differential;
 mod files;

@@ -1,7 +1,7 @@
 //! The binary under test, with what it serves.
 
 use std::net::SocketAddr;
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::process::Command;
 
@@ -33,6 +33,12 @@ impl Deref for Site {
 
     fn deref(&self) -> &Daemon {
         &self.daemon
+    }
+}
+
+impl DerefMut for Site {
+    fn deref_mut(&mut self) -> &mut Daemon {
+        &mut self.daemon
     }
 }
 
