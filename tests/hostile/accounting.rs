@@ -60,20 +60,20 @@ impl Early {
     fn answering(length: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let (begin, begun) = mpsc::channel();
-        let (end, whole) = mpsc::channel();
+        let (has_head, begun) = mpsc::channel();
+        let (has_body, whole) = mpsc::channel();
         thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
             let mut writer = stream.try_clone().unwrap();
             let mut received = read_until(&stream, Vec::new(), b"\r\n\r\n");
-            begin.send(()).unwrap();
+            has_head.send(()).unwrap();
             let writer = thread::spawn(move || {
                 let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
                 writer.write_all(&[head.as_bytes(), &vec![b'x'; length]].concat()).unwrap();
             });
             received = read_until(&stream, received, BODY.as_bytes());
             assert!(received.ends_with(BODY.as_bytes()), "{}", received.escape_ascii());
-            end.send(()).unwrap();
+            has_body.send(()).unwrap();
             writer.join().unwrap();
         });
         Self { address, begun, whole }
@@ -126,10 +126,10 @@ fn a_request_behind_an_answer_that_its_client_reads_late_is_answered_and_both_ar
     let mut client = narrow(site.http);
     client.write_all(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     wait_until("the answer to begin", || at_a_standstill(&site, "/large").filter(|sent| *sent > 0));
-    let held = at_a_standstill(&site, "/large").unwrap();
+    let room = at_a_standstill(&site, "/large").unwrap();
     drop((client, site));
 
-    let lengths: Vec<usize> = (0..8).map(|n| held - (32 << 10) + n * (16 << 10)).collect();
+    let lengths: Vec<usize> = (0..8).map(|n| room - (32 << 10) + n * (16 << 10)).collect();
     let upstreams: Vec<Early> = lengths.iter().map(|&length| Early::answering(length)).collect();
     let mut tables = ACCESS.to_owned() + &respond("/hello", "hello");
     for (length, early) in lengths.iter().zip(&upstreams) {
@@ -140,8 +140,9 @@ fn a_request_behind_an_answer_that_its_client_reads_late_is_answered_and_both_ar
         let path = format!("/early/{length}");
         let mut client = narrow(site.http);
         let (now, later) = BODY.split_at(5);
-        let head = format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{now}", BODY.len());
-        client.write_all(head.as_bytes()).unwrap();
+        let request =
+            format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{now}", BODY.len());
+        client.write_all(request.as_bytes()).unwrap();
         early.begun.recv().unwrap();
         at_a_standstill(site, &path);
         client.write_all(format!("{later}GET /hello HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).unwrap();

@@ -20,6 +20,8 @@ mod slow;
 mod slowhttptest;
 mod smuggling;
 mod table;
+mod trickling;
+mod tunnels;
 mod upgrades;
 mod upstreams;
 mod wire;
