@@ -80,10 +80,11 @@ fn a_client_that_pipelines_through_the_proxy_holds_up_no_restart_and_loses_nothi
 #[test]
 fn a_connection_that_was_answered_with_an_empty_file_is_carried() {
     let files = "[[route]]\npath = \"/files/*\"\nfiles = \"/srv/www\"\n";
-    let Some(service) = Service::start(file!(), files) else {
+    let Some(service) = Service::install(file!(), files) else {
         return;
     };
     service.write("/srv/www/empty", "");
+    service.ok(["systemctl", "start", UNIT]);
     let mut client = service.connect();
     let answer = client.get("/files/empty").unwrap();
     assert_eq!((answer.status, answer.body.len()), (200, 0));
