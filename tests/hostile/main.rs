@@ -22,6 +22,7 @@ mod smuggling;
 mod table;
 mod trickling;
 mod tunnels;
+mod uncooperative;
 mod upgrades;
 mod upstreams;
 mod wire;

@@ -75,7 +75,7 @@ impl Site {
         metric_in(&self.metrics(), series)
     }
 
-    fn metrics(&self) -> String {
+    pub(crate) fn metrics(&self) -> String {
         let answer = Client::connect(self.admin).and_then(|mut client| client.get("/metrics"));
         answer.expect("the admin child answers").text()
     }
