@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use steadfast_harness::{Client, Daemon, Failure, Signal, print_figure};
+use steadfast_harness::{Client, Daemon, Failure, Signal, print_figure, raise_descriptor_limit};
 
 use crate::process::{connect, troubled};
 
@@ -111,4 +111,28 @@ fn a_signal_during_an_idle_moment_stops_at_once() {
     assert_eq!(daemon.wait(), 0);
     print_figure("SIGTERM to exit, idle", format!("{:.1?}", began.elapsed()));
     assert!(began.elapsed() < AT_ONCE);
+}
+
+#[test]
+fn whoever_had_connected_and_asked_before_the_signal_is_answered_however_many_wait_in_the_backlog() {
+    const WAITING: usize = 1000;
+    raise_descriptor_limit(WAITING as u64 + 1000);
+    let mut daemon = troubled(&format!("{NEVER}http.max_connections = 1\n"), |_| {});
+    let mut first = begin_request(&daemon);
+    let mut waiting: Vec<Client> = (0..WAITING).map(|_| connect(&daemon, "http")).collect();
+    for client in &mut waiting {
+        client.ask("/").unwrap();
+    }
+    daemon.signal(Signal::TERM);
+    let lost: Vec<String> = waiting
+        .iter_mut()
+        .filter_map(|client| match client.receive() {
+            Ok(answer) => (answer.status != 200).then(|| answer.status.to_string()),
+            Err(failure) => Some(failure.to_string()),
+        })
+        .collect();
+    assert!(lost.is_empty(), "{} of {WAITING}, the first: {}", lost.len(), lost[0]);
+    first.send("half").unwrap();
+    assert_eq!(first.take(8).unwrap(), b"halfhalf");
+    assert_eq!(daemon.wait(), 0);
 }

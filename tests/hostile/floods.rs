@@ -21,12 +21,11 @@ fn a_flood_of_connections_is_held_at_the_limit_and_passes() {
     // In the queue behind all of them.
     let mut late = site.client();
     late.ask("/hello").unwrap();
-    let open = |state| site.metric(&format!("steadfast_http_connections{{state=\"{state}\"}}"));
-    wait_until("the limit to be reached", || (open("reading") + open("parked") >= 200).then_some(()));
+    wait_until("the limit to be reached", || (site.connections() >= 200).then_some(()));
     // Whoever is in has nothing to fear, and whoever waits gets his turn.
     for _ in 0..10 {
         assert_eq!(kept.get("/hello").unwrap().status, 200);
-        let count = open("reading") + open("parked") + open("answering") + open("closing");
+        let count = site.connections();
         assert!(count <= 200, "{count}");
     }
     assert_eq!(late.receive().unwrap().status, 200);
@@ -43,10 +42,8 @@ fn a_flood_of_connections_that_are_closed_at_once_leaves_nothing_behind() {
         drop(connect(site.http));
     }
     site.assert_available("/hello");
-    let states = ["parked", "reading", "answering", "flushing", "discarding", "closing"];
-    let open = |state| site.metric(&format!("steadfast_http_connections{{state=\"{state}\"}}"));
     // The client that asked is still there, perhaps.
-    wait_until("the connections to be gone", || (states.map(open).iter().sum::<u64>() <= 1).then_some(()));
+    wait_until("the connections to be gone", || (site.connections() <= 1).then_some(()));
     assert!(site.resident() < before + (16 << 20), "{before} became {}", site.resident());
 }
 
@@ -97,9 +94,7 @@ fn a_client_that_pipelines_and_never_reads_is_stopped_and_then_dropped() {
         sent += requests.len();
         assert!(sent < 256 << 20, "somebody reads all this");
     }
-    wait_until("the connection to be dropped", || {
-        (site.metric("steadfast_http_connections{state=\"answering\"}") == 0).then_some(())
-    });
+    wait_until("the connection to be dropped", || (site.connections() == 0).then_some(()));
     assert!(site.resident() < before + (8 << 20), "{before} became {}", site.resident());
     site.assert_available("/hello");
 }

@@ -1,12 +1,14 @@
 //! An installed steadfast, as its operator sees it.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::ops::Deref;
 use std::path::Path;
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use steadfast_harness::{Client, Failure, Load, Machine, Output, Response, Tunnel, Upstream, wait_until};
+use steadfast_harness::{
+    Client, Exchange, Failure, Load, Machine, Output, Response, Tunnel, Upstream, wait_until,
+};
 
 /// The unit under test.
 pub(crate) const UNIT: &str = "steadfast.service";
@@ -145,16 +147,23 @@ impl Service {
         self.enter_network(|| Load::start(clients, address(HTTP), "/"))
     }
 
+    /// The same with this request, and up to `depth` of them on their way at a time.
+    pub(crate) fn load_of(&self, clients: usize, request: &str, depth: usize) -> Load {
+        self.enter_network(|| Load::pipelining(clients, address(HTTP), request, depth))
+    }
+
     /// A tunnel through [`PROXY`], to an upstream that gets no other request meanwhile.
     pub(crate) fn tunnel(&self, upstream: &Upstream, number: usize) -> Tunnel {
+        let (client, exchange) = self.ask_for_tunnel(upstream);
+        let [client, upstream] = agree_to_tunnel(client, exchange);
+        Tunnel::new(number, client, upstream)
+    }
+
+    /// A request for a tunnel, unanswered.
+    pub(crate) fn ask_for_tunnel(&self, upstream: &Upstream) -> (Client, Exchange) {
         let mut client = self.connect();
         client.send(UPGRADE).expect("the daemon takes a request");
-        let mut exchange = upstream.next_request();
-        exchange.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: numbers\r\n\r\n");
-        let head = client.receive_head().expect("the upgrade is answered");
-        assert_eq!(head.status, 101);
-        let client = client.into_stream().expect("it is a TCP connection");
-        Tunnel::new(number, client, exchange.into_stream())
+        (client, upstream.next_request())
     }
 
     /// A value of the admin listener's metrics.
@@ -202,6 +211,14 @@ const UPSTREAM: &str = "127.0.0.1:3000";
 /// Asks the upstream for another protocol.
 const UPGRADE: &str =
     "GET /app/numbers HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: numbers\r\n\r\n";
+
+/// The upstream makes a request a tunnel: the client's end and the upstream's.
+pub(crate) fn agree_to_tunnel(mut client: Client, mut exchange: Exchange) -> [TcpStream; 2] {
+    exchange.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: numbers\r\n\r\n");
+    let head = client.receive_head().expect("the upgrade is answered");
+    assert_eq!(head.status, 101);
+    [client.into_stream().expect("it is a TCP connection"), exchange.into_stream()]
+}
 
 /// A route to [`Service::upstream`].
 pub(crate) const PROXY: &str = "[[route]]\npath = \"/app/*\"\nproxy = \"http://127.0.0.1:3000\"\n";

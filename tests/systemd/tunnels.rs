@@ -1,8 +1,11 @@
 //! Tunnels: what upgraded connections say to each other arrives, once and in order.
 
-use steadfast_harness::{Conversation, Tunnel, print_figure};
+use std::io::{Read, Write};
+use std::net::Shutdown;
 
-use crate::service::{PROXY, Service, UNIT};
+use steadfast_harness::{Conversation, PATIENCE, Tunnel, print_figure};
+
+use crate::service::{PROXY, Service, UNIT, agree_to_tunnel};
 
 #[test]
 fn five_hundred_tunnels_half_of_them_busy_survive_a_restart_and_a_reload() {
@@ -60,6 +63,34 @@ fn what_a_slow_reader_has_yet_to_take_goes_along() {
     service.restart();
     service.reload();
     tunnel.settle().unwrap();
+}
+
+#[test]
+fn a_tunnel_of_which_one_end_has_closed_its_half_goes_along_and_on() {
+    let Some(service) = Service::start(file!(), PROXY) else {
+        return;
+    };
+    let upstream = service.upstream();
+    let [mut client, mut upstream] = {
+        let (client, exchange) = service.ask_for_tunnel(&upstream);
+        agree_to_tunnel(client, exchange)
+    };
+    upstream.set_read_timeout(Some(PATIENCE)).unwrap();
+    upstream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    for next in [Service::restart, Service::reload] {
+        for said in [b"before", b" after"] {
+            client.write_all(said).unwrap();
+            let mut heard = [0; 6];
+            upstream.read_exact(&mut heard).unwrap();
+            assert_eq!(&heard, said);
+            if said == b"before" {
+                next(&service);
+            }
+        }
+    }
+    drop(client);
+    assert_eq!(upstream.read(&mut [0]).unwrap(), 0);
 }
 
 fn settle(tunnels: &mut [Tunnel], when: &str) {
