@@ -106,6 +106,8 @@ pub(super) struct ClientStream {
     read_ahead: ReadAhead,
     /// The status of an answer that hyper would have given by itself.
     refused: Option<StatusCode>,
+    /// The client's end was seen while it was owed an answer.
+    ended: bool,
     place: Place,
 }
 
@@ -168,7 +170,7 @@ impl ClientStream {
         permit: Option<OwnedSemaphorePermit>,
     ) -> Self {
         let read_ahead = ReadAhead { bytes: read_ahead, ..ReadAhead::default() };
-        Self { socket, read_ahead, refused: None, place: Place { connection, _permit: permit } }
+        Self { socket, read_ahead, refused: None, ended: false, place: Place { connection, _permit: permit } }
     }
 
     pub(super) fn connection(&self) -> &Arc<Connection> {
@@ -293,6 +295,12 @@ impl AsyncRead for ClientStream {
             this.connection().progress().add_received(n);
         } else if result.is_pending() && this.is_tunnel() {
             Self::obey(this.connection().commands().poll(Waiter::Reader, cx))?;
+        } else if result.is_ready() && this.connection().state() == State::Answering && !this.ended {
+            // hyper takes it for the client's death. One that has only finished sending, in the same packet as its
+            // request, still gets what its handler can answer at once.
+            this.ended = true;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
         result
     }

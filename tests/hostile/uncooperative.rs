@@ -170,7 +170,11 @@ fn misbehave(book: &Book, stream: &mut TcpStream, rng: &mut Rng) -> io::Result<(
             stream.write_all(requests.collect::<String>().as_bytes())?;
         }
         // A request behind a body that nobody has read.
-        10 => stream.write_all(format!("{}hello{get}", post("Content-Length: 5\r\n")).as_bytes())?,
+        10 => {
+            let (_, behind) = book.target(path);
+            let behind = format!("GET {behind} HTTP/1.1\r\nHost: a\r\n\r\n");
+            stream.write_all(format!("{}hello{behind}", post("Content-Length: 5\r\n")).as_bytes())?;
+        }
         // A little of the answer.
         11 => {
             stream.write_all(get.as_bytes())?;

@@ -3,6 +3,7 @@
 //! A request's body that its handler leaves unread is thrown away while the answer is sent, if that is little enough:
 //! then the connection is kept. If it is not, the answer says that the connection closes (RFC 9112, section 9.3).
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -23,6 +24,9 @@ const TOO_LATE: &str = "the client took too long to send the body";
 
 /// How many bytes of a body that nobody wants are read for the sake of the connection.
 const DISCARD: u64 = 256 << 10;
+
+/// How many chunks of such a body are looked for before the answer has to say whether the connection closes.
+const CHUNKS: u32 = 4;
 
 // ---- the request's -------------------------------------------------------------------------------------------
 
@@ -169,14 +173,24 @@ impl Connection {
 
     /// Whether the connection has to close after an answer because of the request's body: too much of it is left, or
     /// nobody knows how much, or it is out of reach.
-    pub(super) fn is_ended_by_body(&self, answer: StatusCode, cx: &mut Context<'_>) -> bool {
-        self.discard_body(cx);
+    pub(super) async fn is_ended_by_body(&self, answer: StatusCode) -> bool {
+        let left = self.progress.body_left();
+        // Chunks that are there already come one at a time, and hyper has to be asked for each.
+        for _ in 0..CHUNKS {
+            if self.progress.body_left() == 0 {
+                return false;
+            }
+            poll_fn(|cx| Poll::Ready(self.discard_body(cx))).await;
+            if left == u64::MAX && self.leftover().is_some() {
+                tokio::task::yield_now().await;
+            }
+        }
         match self.progress.body_left() {
             0 => false,
             _ if self.progress.is_body_lost() => true,
             // Its handler is still reading it, and may be answering with what it reads.
             u64::MAX if self.leftover().is_none() => answer.is_client_error() || answer.is_server_error(),
-            left => left > DISCARD,
+            _ => left > DISCARD,
         }
     }
 

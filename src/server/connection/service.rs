@@ -1,12 +1,11 @@
 //! The answer to a request: from its head to the head of its answer.
 
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::task::Poll;
 
 use axum::Router;
 use axum::body::Body;
@@ -65,7 +64,7 @@ impl hyper::service::Service<Request<Incoming>> for Service {
             let last = asks_for_the_end
                 || serving.is_last(&connection)
                 || closes(&response)
-                || poll_fn(|cx| Poll::Ready(connection.is_ended_by_body(status, cx))).await;
+                || connection.is_ended_by_body(status).await;
             if last && status != StatusCode::SWITCHING_PROTOCOLS {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
@@ -136,9 +135,10 @@ fn closing(status: StatusCode, reason: &'static str) -> Response<Body> {
     (status, [(header::CONNECTION, "close")], reason).into_response()
 }
 
-/// Whether a request asks for its connection to be closed (RFC 9112, section 9.3). Of HTTP/1.0 hyper keeps count.
+/// Whether a request asks for its connection to be closed (RFC 9112, section 9.3).
 fn asks_to_close(request: &Request<Incoming>) -> bool {
-    request.version() == Version::HTTP_11 && has_option(request.headers(), "close")
+    has_option(request.headers(), "close")
+        || (request.version() < Version::HTTP_11 && !has_option(request.headers(), "keep-alive"))
 }
 
 /// Whether an answer ends its connection: by its handler's word, or because only the close says where its body ends

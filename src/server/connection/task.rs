@@ -125,7 +125,9 @@ impl Active {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         let connection = &self.connection;
         if connection.commands.poll(Waiter::Task, cx) >= Command::Drop {
-            return Poll::Ready(End::Dropped);
+            // Half a head can be answered even now.
+            let reads = connection.state() == State::Reading;
+            return Poll::Ready(if reads { End::TimedOut } else { End::Dropped });
         }
         let now = connection.registry.watchdog_now();
         if let Poll::Ready(result) = connection.progress.timed(now, || Pin::new(&mut self.hyper).poll(cx)) {
@@ -191,11 +193,11 @@ impl Closing {
     async fn run(mut self) {
         let connection = Arc::clone(self.stream.connection());
         poll_fn(|cx| {
-            if connection.commands.poll(Waiter::Task, cx) >= Command::Drop {
-                return Poll::Ready(());
-            }
-            // Whatever fails, the client is gone.
-            self.poll(cx).map(|_| ())
+            // First, so that the last words are said, and what has come is taken in, even if the time is up.
+            let ended = self.poll(cx).is_ready();
+            let command = connection.commands.poll(Waiter::Task, cx);
+            // Whatever failed, the client is gone.
+            if ended || command >= Command::Drop { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
