@@ -41,9 +41,7 @@ async fn used(gate: &Gate) -> (Service, Vec<crate::client::Client>) {
         .await;
     drop(leaver);
     service.wait_for_status("without it", |s| s["totals"]["client_gone"] == 1).await;
-    let mut second = service.connect().await;
-    second.ask("/gate?and=query").await;
-    gate.arrived().await;
+    let second = service.held(gate, "/gate?and=query").await;
     (service, vec![first, second])
 }
 

@@ -5,14 +5,13 @@ use std::net::Shutdown;
 
 use steadfast_harness::{Conversation, PATIENCE, Tunnel, print_figure};
 
-use crate::service::{PROXY, Service, UNIT, agree_to_tunnel};
+use crate::service::{Service, UNIT, agree_to_tunnel};
 
 #[test]
 fn five_hundred_tunnels_half_of_them_busy_survive_a_restart_and_a_reload() {
-    let Some(service) = Service::start(file!(), PROXY) else {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "") else {
         return;
     };
-    let upstream = service.upstream();
     let mut idle: Vec<Tunnel> = (0..250).map(|n| service.tunnel(&upstream, n)).collect();
     let busy: Vec<Tunnel> = (250..500).map(|n| service.tunnel(&upstream, n)).collect();
     settle(&mut idle, "before");
@@ -53,10 +52,9 @@ fn five_hundred_tunnels_half_of_them_busy_survive_a_restart_and_a_reload() {
 
 #[test]
 fn what_a_slow_reader_has_yet_to_take_goes_along() {
-    let Some(service) = Service::start(file!(), PROXY) else {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "") else {
         return;
     };
-    let upstream = service.upstream();
     let mut tunnel = service.tunnel(&upstream, 0);
     // Some 20 MB: more than the kernel's buffers on the way and the tunnel's own take.
     tunnel.say_unheard(100_000).unwrap();
@@ -67,14 +65,11 @@ fn what_a_slow_reader_has_yet_to_take_goes_along() {
 
 #[test]
 fn a_tunnel_of_which_one_end_has_closed_its_half_goes_along_and_on() {
-    let Some(service) = Service::start(file!(), PROXY) else {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "") else {
         return;
     };
-    let upstream = service.upstream();
-    let [mut client, mut upstream] = {
-        let (client, exchange) = service.ask_for_tunnel(&upstream);
-        agree_to_tunnel(client, exchange)
-    };
+    let (client, exchange) = service.ask_for_tunnel(&upstream);
+    let [mut client, mut upstream] = agree_to_tunnel(client, exchange);
     upstream.set_read_timeout(Some(PATIENCE)).unwrap();
     upstream.shutdown(Shutdown::Write).unwrap();
     assert_eq!(client.read(&mut [0]).unwrap(), 0);
