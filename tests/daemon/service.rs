@@ -178,6 +178,12 @@ impl Service {
     }
 }
 
+/// How many connections `/status` tells of, whatever they are doing.
+pub(crate) fn open_connections(status: &Value) -> u64 {
+    let by_state = status["connections"].as_object().expect("connections by their state");
+    by_state.values().map(|count| count.as_u64().expect("a number")).sum()
+}
+
 /// The events of one service.
 #[derive(Clone, Default)]
 pub(crate) struct Log(Arc<watch::Sender<Vec<Event>>>);
