@@ -177,9 +177,7 @@ async fn a_handler_may_take_longer_than_every_timeout_of_its_client() {
     let gate = Gate::new();
     let add = |daemon: steadfast::Daemon| daemon.router(router().route("/gate", gate.route()));
     let service = Service::start_with_stopped_clock(TIMEOUTS, add).await;
-    let mut client = service.connect().await;
-    client.ask("/gate").await;
-    gate.arrived().await;
+    let mut client = service.held(&gate, "/gate").await;
     tokio::time::sleep(Duration::from_secs(600)).await;
     gate.open();
     assert_eq!(client.receive().await.unwrap().text(), "passed");
@@ -196,8 +194,7 @@ async fn a_body_has_its_whole_read_timeout_from_when_it_is_waited_for() {
     let add = |daemon: steadfast::Daemon| daemon.router(router().route("/busy", busy));
     let service = Service::start_with_stopped_clock("http.read_timeout = \"3s\"\n", add).await;
     let mut client = service.connect().await;
-    let begun = "POST /busy HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhalf";
-    client.send(begun).await;
+    client.send("POST /busy HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhalf").await;
     let began = Instant::now();
     assert_eq!(client.receive().await.unwrap().status, 408);
     assert_about(began.elapsed(), BUSY + Duration::from_secs(3));
@@ -240,9 +237,7 @@ async fn a_stop_answers_those_who_still_wait_for_a_place() {
     let gate = Gate::new();
     let add = |daemon: steadfast::Daemon| daemon.router(router().route("/gate", gate.route()));
     let mut service = Service::start("http.max_connections = 1\nshutdown.linger = \"0s\"\n", add).await;
-    let mut first = service.connect().await;
-    first.ask("/gate").await;
-    gate.arrived().await;
+    let mut first = service.held(&gate, "/gate").await;
     let mut second = service.connect().await;
     second.ask("/").await;
 

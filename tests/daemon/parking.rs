@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use crate::handlers::router;
-use crate::service::Service;
+use crate::service::{Service, open_connections};
 
 /// Longer than any look of the sweep takes to come round.
 const A_REST: Duration = Duration::from_secs(1);
@@ -23,11 +23,7 @@ async fn parked(service: &Service) -> u64 {
 }
 
 async fn wait_for_none_open(service: &Service) {
-    let open = |s: &serde_json::Value| {
-        let counts = s["connections"].as_object().unwrap().values();
-        counts.map(|count| count.as_u64().unwrap()).sum::<u64>()
-    };
-    service.wait_for_status("without connections", |s| open(s) == 0).await;
+    service.wait_for_status("without connections", |s| open_connections(s) == 0).await;
 }
 
 #[tokio::test]
@@ -80,18 +76,35 @@ async fn half_a_head_that_came_with_the_request_before_is_not_lost_by_a_rest() {
     assert_eq!(client.receive().await.unwrap().text(), "two");
 }
 
+const SMUGGLED: &str = "GET /path/smuggled HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+
 #[tokio::test]
-async fn a_body_that_nobody_read_is_never_taken_for_a_request() {
+async fn a_small_body_that_nobody_read_is_thrown_away_and_never_taken_for_a_request() {
     let service = service().await;
-    let smuggled = "GET /path/smuggled HTTP/1.1\r\nHost: test\r\n\r\n";
     for rest in [Duration::ZERO, A_REST] {
         let mut client = service.connect().await;
-        let length = smuggled.len();
+        let length = SMUGGLED.len();
         client.send(format!("POST /ignore HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n")).await;
         assert_eq!(client.receive().await.unwrap().text(), "ignored");
         tokio::time::sleep(rest).await;
-        client.send(smuggled).await;
+        client.send(SMUGGLED).await;
         assert_eq!(client.get("/path/next").await.unwrap().text(), "next", "after {rest:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_large_body_that_nobody_read_closes_the_connection_and_is_never_taken_for_a_request() {
+    let service = service().await;
+    for rest in [Duration::ZERO, A_REST] {
+        let mut client = service.connect().await;
+        let head = "POST /ignore HTTP/1.1\r\nHost: test\r\nContent-Length: 1000000\r\n\r\n";
+        client.send(head).await;
+        let answer = client.receive().await.unwrap();
+        assert_eq!((answer.text(), answer.header("connection")), ("ignored", Some("close")));
+        tokio::time::sleep(rest).await;
+        client.send(SMUGGLED).await;
+        let answers = String::from_utf8(client.rest().await).unwrap();
+        assert_eq!(answers, "", "after {rest:?}");
     }
 }
 

@@ -117,7 +117,11 @@ fn clients_that_do_not_close_after_a_408_do_not_make_the_admin_listener_deaf() {
         stream.write_all(half).unwrap();
     }
     for stream in &mut rude {
-        assert_eq!(answer(stream, &mut Vec::new(), false).map(|answer| answer.status()), Ok(408));
+        let told = answer(stream, &mut Vec::new(), false).map(|answer| answer.status());
+        assert!(
+            told == Ok(408) || told.is_err_and(|lost| lost.starts_with("closed")),
+            "neither told nor closed"
+        );
     }
     let mut operator = Client::connect(site.admin).unwrap();
     operator.ask("/livez").unwrap();

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::recorder::Recorder;
-use crate::site::{Site, proxy};
+use crate::site::{Site, proxy, respond};
 use crate::wire::{answer, connect};
 
 /// Silence is allowed for so long that it ends nothing here.
@@ -68,6 +68,21 @@ fn a_min_rate_of_0_waits_for_every_byte() {
     let site = Site::start(&limits, &proxy("/app/*", recorder.address, ""));
     assert_eq!(trickle_a_body(&site, 30), 200);
     assert_eq!(recorder.requests()[0].body, [b'x'; 30]);
+}
+
+#[test]
+fn a_body_that_nobody_asked_for_and_that_comes_more_slowly_than_min_rate_holds_no_place() {
+    let limits = format!("{PATIENT}min_rate = \"240B\"\nmin_rate_grace = \"1s\"\n");
+    let site = Site::start(&limits, &respond("/hello", "hello"));
+    let mut client = connect(site.http);
+    client.write_all(b"POST /hello HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n").unwrap();
+    assert_eq!(answer(&mut client, &mut Vec::new(), false).unwrap().status(), 200);
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(1) || site.connections() > 0 {
+        assert!(began.elapsed() < SOON, "it is still read after {:?}", began.elapsed());
+        let _ = client.write(b"x");
+        thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// How much of an answer is read before anything else happens, in bytes.

@@ -15,8 +15,8 @@ fn with_connections_switched_off_they_may_ask_once_more_and_tunnels_are_carried(
     };
     let upstream = service.upstream();
     let mut tunnel = service.tunnel(&upstream, 0);
-    let [mut silent, mut client] = [answered(&service), answered(&service)];
-    restart_meanwhile(&service, || assert_last_answer(&mut client));
+    let [mut silent, mut client] = [service.answered(), service.answered()];
+    service.restart_meanwhile(|| assert_last_answer(&mut client));
     silent.wait_for_close().unwrap();
     tunnel.settle().unwrap();
     assert_reported(
@@ -32,8 +32,8 @@ fn without_a_store_every_connection_lingers() {
     };
     service.edit_unit("Environment=STEADFAST_FDSTORE=\nFileDescriptorStoreMax=0");
     service.ok(["systemctl", "start", UNIT]);
-    let mut client = answered(&service);
-    restart_meanwhile(&service, || assert_last_answer(&mut client));
+    let mut client = service.answered();
+    service.restart_meanwhile(|| assert_last_answer(&mut client));
     assert_reported(&service, "handed over 0 connections, 0 tunnels, 1 (1 without a store) could not be");
 }
 
@@ -52,12 +52,12 @@ fn a_connection_whose_small_request_body_nobody_read_is_carried_like_any_other()
 
 #[test]
 fn with_tunnels_switched_off_what_becomes_one_during_a_restart_stays_too() {
-    let Some(service) = Service::start(file!(), &format!("[handover]\ntunnels = false\n{PROXY}")) else {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "[handover]\ntunnels = false\n")
+    else {
         return;
     };
-    let upstream = service.upstream();
     let (client, exchange) = service.ask_for_tunnel(&upstream);
-    restart_meanwhile(&service, || {
+    service.restart_meanwhile(|| {
         let [client, upstream] = agree_to_tunnel(client, exchange);
         let mut tunnel = Tunnel::new(0, client, upstream);
         tunnel.settle().unwrap();
@@ -69,14 +69,15 @@ fn with_tunnels_switched_off_what_becomes_one_during_a_restart_stays_too() {
 
 #[test]
 fn with_connections_switched_off_what_becomes_a_tunnel_during_a_restart_is_carried() {
-    let config = format!("[shutdown]\ndeadline = \"5s\"\n[handover]\nconnections = false\n{PROXY}");
-    let Some(service) = Service::start(file!(), &config) else {
+    let Some((service, upstream)) = Service::start_with_upstream(
+        file!(),
+        "[shutdown]\ndeadline = \"5s\"\n[handover]\nconnections = false\n",
+    ) else {
         return;
     };
-    let upstream = service.upstream();
     let (client, exchange) = service.ask_for_tunnel(&upstream);
     let mut tunnel = None;
-    restart_meanwhile(&service, || {
+    service.restart_meanwhile(|| {
         let [client, upstream] = agree_to_tunnel(client, exchange);
         tunnel = Some(Tunnel::new(0, client, upstream));
     });
@@ -87,22 +88,6 @@ fn with_connections_switched_off_what_becomes_a_tunnel_during_a_restart_is_carri
 /// How many of a kind the process that serves now took over.
 fn taken_over(service: &Service, kind: &str) -> u64 {
     service.metric(&format!("steadfast_handover_taken_over_total{{kind=\"{kind}\"}}"))
-}
-
-fn answered(service: &Service) -> Client {
-    let mut client = service.connect();
-    assert_eq!(client.get("/").unwrap().status, 200);
-    client
-}
-
-/// Does something while a restart drains.
-fn restart_meanwhile(service: &Service, act: impl FnOnce()) {
-    std::thread::scope(|scope| {
-        let restart = scope.spawn(|| service.restart());
-        service.wait_for_drain();
-        act();
-        restart.join().unwrap();
-    });
 }
 
 fn assert_last_answer(client: &mut Client) {

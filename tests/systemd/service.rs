@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpStream};
 use std::ops::Deref;
 use std::path::Path;
-use std::thread::{Scope, ScopedJoinHandle};
+use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use steadfast_harness::{
@@ -81,6 +81,13 @@ impl Service {
         Some(service)
     }
 
+    /// The same with an upstream where [`PROXY`] leads.
+    pub(crate) fn start_with_upstream(file: &str, rest: &str) -> Option<(Self, Upstream)> {
+        let service = Self::start(file, &format!("{rest}{PROXY}"))?;
+        let upstream = service.upstream();
+        Some((service, upstream))
+    }
+
     pub(crate) fn configure(&self, rest: &str) {
         // No connection is closed for having asked often: what closes is what a test looks for.
         let http = format!("[http]\nlisten = [\"{HTTP}\"]\nrequests_per_connection = 1000000000\n");
@@ -101,6 +108,28 @@ impl Service {
         let stop = scope.spawn(|| self.stop());
         self.wait_for_drain();
         stop
+    }
+
+    /// Does something while a stop waits for what is in flight. Returns how the stop went: it succeeded.
+    pub(crate) fn stop_meanwhile(&self, act: impl FnOnce()) -> Stop {
+        thread::scope(|scope| {
+            let stop = self.begin_stop(scope);
+            assert!(!stop.is_finished(), "it waits for nothing");
+            act();
+            let stop = stop.join().expect("a stop does not panic");
+            assert!(stop.output.status.success(), "{:?}", stop.output);
+            stop
+        })
+    }
+
+    /// Does something while a restart drains.
+    pub(crate) fn restart_meanwhile(&self, act: impl FnOnce()) {
+        thread::scope(|scope| {
+            let restart = scope.spawn(|| self.restart());
+            self.wait_for_drain();
+            act();
+            restart.join().expect("a restart does not panic");
+        });
     }
 
     /// `systemctl stop`, timed.
@@ -182,6 +211,20 @@ impl Service {
     /// A connection to the daemon that has answered nothing yet.
     pub(crate) fn connect(&self) -> Client {
         self.try_connect().expect("steadfast accepts connections")
+    }
+
+    /// A connection to the daemon that has answered a request.
+    pub(crate) fn answered(&self) -> Client {
+        let mut client = self.connect();
+        assert_eq!(client.get("/").expect("it is answered").status, 200);
+        client
+    }
+
+    /// A request that the upstream has yet to answer.
+    pub(crate) fn in_flight(&self, upstream: &Upstream, path: &str) -> (Client, Exchange) {
+        let mut client = self.connect();
+        client.ask(path).expect("the daemon takes a request");
+        (client, upstream.next_request())
     }
 
     pub(crate) fn try_connect(&self) -> Result<Client, Failure> {

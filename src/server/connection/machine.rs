@@ -93,7 +93,7 @@ pub(crate) enum Machine {
     /// (hyper reads it as soon as the body before it has ended); its turn comes afterwards.
     Flushing { exchange: Box<Exchange>, next: Option<Box<Exchange>> },
     /// The answer is out; the rest of the request's body is read and thrown away.
-    Discarding { since: Tick },
+    Discarding { since: Tick, sending: Box<Pace> },
     /// It speaks another protocol, by an upgrade.
     Tunnel { exchange: Box<Exchange> },
     /// The last answer is out, or on its way; what the client still sends is thrown away.
@@ -243,7 +243,9 @@ impl Machine {
                 let state = match next {
                     Some(exchange) => Self::Answering { exchange },
                     None if exchange.last => Self::Closing { since: now },
-                    None if exchange.body_unread => Self::Discarding { since: now },
+                    None if exchange.body_unread => {
+                        Self::Discarding { since: now, sending: Box::new(exchange.sending) }
+                    }
                     None => Self::Parked { since: now },
                 };
                 (state, Some(Ended { exchange: *exchange, outcome: Outcome::Answered }))
@@ -273,6 +275,7 @@ impl Machine {
     pub(crate) fn due(&mut self, look: &Look<'_>) -> Option<Command> {
         let Look { now, command, progress, limits, .. } = *look;
         let leaving = command >= Command::Carry;
+        let demand = |silence| Demand { silence, rate: limits.min_rate, grace: limits.min_rate_grace };
         match self {
             Self::Parked { since } => {
                 let limit = if look.answered { limits.keepalive_timeout } else { limits.header_timeout };
@@ -299,9 +302,10 @@ impl Machine {
                     (false, false) => None,
                 }
             }
-            Self::Discarding { since } => {
-                let limit = if leaving { LEAVING } else { limits.read_timeout };
-                (now.since(*since) >= limit).then_some(Command::Drop)
+            Self::Discarding { since, sending } => {
+                let demand = demand(limits.read_timeout);
+                let too_slowly = sending.falls_short(true, progress.received(), look.passed, &demand);
+                (too_slowly || leaving && now.since(*since) >= LEAVING).then_some(Command::Drop)
             }
             Self::Tunnel { exchange } => {
                 let silence = limits.tunnel_idle_timeout?;

@@ -229,7 +229,7 @@ impl Connection {
             _ if self.commands.strongest() >= Command::Drop => None,
             Machine::Parked { since }
             | Machine::Reading { since }
-            | Machine::Discarding { since }
+            | Machine::Discarding { since, .. }
             | Machine::Closing { since } => Some(since),
             Machine::Answering { .. }
             | Machine::Flushing { .. }

@@ -178,7 +178,6 @@ fn a_state_lasts_until_its_limit() {
         (Machine::Parked { since }, false, limits.header_timeout, Command::Finish),
         (Machine::Parked { since }, true, limits.keepalive_timeout, Command::Finish),
         (Machine::Reading { since }, false, limits.header_timeout, Command::TimeOut),
-        (Machine::Discarding { since }, true, limits.read_timeout, Command::Drop),
         (Machine::Closing { since }, true, Duration::from_secs(2), Command::Drop),
     ] {
         let mut at = |after: Duration| {
