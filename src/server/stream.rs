@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use axum::http::StatusCode;
 use bytes::{Buf, Bytes};
+use rustix::net::RecvFlags;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::OwnedSemaphorePermit;
@@ -42,6 +43,16 @@ impl Socket {
             Self::Tcp(socket) => socket.into_std().map(Into::into),
             Self::Unix(socket) => socket.into_std().map(Into::into),
         }
+    }
+
+    /// Whether a byte waits in the kernel. Of a socket that is new to the runtime that would not know yet.
+    fn has_waiting_byte(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let peeked = match self {
+            Self::Tcp(s) => rustix::net::recv(s, &mut [0; 1], flags),
+            Self::Unix(s) => rustix::net::recv(s, &mut [0; 1], flags),
+        };
+        peeked.is_ok_and(|(_, n)| n > 0)
     }
 
     /// Returns when there is something to read: bytes, the end, or an error.
@@ -180,6 +191,11 @@ impl ClientStream {
     /// Puts back what hyper has read and not used.
     pub(super) fn unread(&mut self, bytes: Bytes) {
         self.read_ahead.take_back(bytes);
+    }
+
+    /// Whether a request has begun that nobody has read yet.
+    pub(super) fn has_waiting_byte(&self) -> bool {
+        self.has_read_ahead() || self.socket.has_waiting_byte()
     }
 
     pub(super) fn has_read_ahead(&self) -> bool {

@@ -57,6 +57,8 @@ impl Parked {
             tokio::pin!(readable);
             poll_fn(|cx| match connection.commands.poll(Waiter::Task, cx) {
                 Command::Carry if connection.may_leave() => Poll::Ready(Wake::Leave),
+                // Whoever has asked by now gets an answer.
+                Command::Finish if stream.has_waiting_byte() => Poll::Ready(Wake::Serve),
                 Command::Finish | Command::TimeOut | Command::Drop | Command::Cut => Poll::Ready(Wake::Close),
                 // What was read ahead belongs to a request: there is nothing to wait for.
                 Command::Serve | Command::Carry if stream.has_read_ahead() => Poll::Ready(Wake::Serve),
