@@ -3,12 +3,12 @@
 //! The environment says which child it has: `CHILD` is its name, `TROUBLE` what it does.
 
 use std::future::pending;
-use std::path::Path;
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::extract::Path;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use steadfast::{BoxError, Child, Config, Daemon, Exit, logging};
@@ -18,7 +18,7 @@ const FOR_EVER: Duration = Duration::from_secs(3600);
 
 fn main() -> ExitCode {
     let path = std::env::args_os().nth(1).expect("the path of a config");
-    let config = match Config::load(Path::new(&path)) {
+    let config = match Config::load(path.as_ref()) {
         Ok(config) => config,
         Err(error) => {
             eprintln!("{}", error.for_stderr());
@@ -48,6 +48,7 @@ fn router() -> Router {
         .route("/blocks", get(async || sleep(FOR_EVER)))
         .route("/panic", get(panics))
         .route("/failure", get(async || axum::http::StatusCode::INTERNAL_SERVER_ERROR))
+        .route("/traced/{id}", get(traced))
         .route(
             "/slow",
             get(async || {
@@ -59,6 +60,15 @@ fn router() -> Router {
 
 async fn panics() -> &'static str {
     panic!("the handler's own words")
+}
+
+/// Logs within a span of its own, which is within another.
+#[tracing::instrument(skip_all, fields(id = id.0, found = tracing::field::Empty))]
+async fn traced(id: Path<u64>) -> &'static str {
+    tracing::Span::current().record("found", true);
+    let step = tracing::info_span!("step", number = 7);
+    step.in_scope(|| tracing::info!("looked it up"));
+    "traced"
 }
 
 async fn trouble(child: Child) -> Result<(), BoxError> {
