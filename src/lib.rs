@@ -37,10 +37,11 @@ mod exit;
 pub mod fuzzing;
 pub mod handover;
 pub mod logging;
+mod rules;
 pub mod server;
 pub mod systemd;
 
-pub use config::{Config, Error as ConfigError};
-pub use daemon::Daemon;
+pub use config::Error as ConfigError;
 pub use daemon::child::{BoxError, Child};
+pub use daemon::{Config, Daemon};
 pub use exit::Exit;

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod child;
+mod config;
 #[cfg(feature = "faults")]
 mod faults;
 pub mod http;
@@ -27,6 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use self::admin::{Admin, Metrics};
 use self::child::{BoxError, Child};
+pub use self::config::Config;
 use self::http::Http;
 use self::http::routes;
 use self::phase::Lifecycle;
@@ -44,7 +46,7 @@ use crate::server::address::{Address, BindError};
 use crate::server::listener::RemovedListener;
 use crate::systemd::activation::{Inherited, restore_stderr};
 use crate::systemd::manager::Manager;
-use crate::{Config, Exit, logging};
+use crate::{Exit, logging};
 
 type Running = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
 

@@ -15,10 +15,12 @@ use super::http::Http;
 use super::phase::{Cause, Lifecycle, Phase};
 use super::supervisor::Supervisor;
 use crate::handover::predecessor::Predecessor;
+use crate::rules::Check;
 use crate::server::{Registry, Totals};
 
 /// `[shutdown]`.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Config {
     /// How long to serve on after readiness fails, for a load balancer to look away; nothing by default.
     pub delay: Duration,
@@ -34,6 +36,16 @@ impl Default for Config {
             delay: Duration::ZERO,
             linger: Duration::from_secs(1),
             deadline: Some(Duration::from_secs(30)),
+        }
+    }
+}
+
+impl Config {
+    pub(super) fn check(&self, check: &mut Check) {
+        check.delay("delay", self.delay);
+        check.delay("linger", self.linger);
+        if let Some(deadline) = self.deadline {
+            check.delay("deadline", deadline);
         }
     }
 }

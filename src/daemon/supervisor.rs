@@ -17,9 +17,11 @@ use tokio_graceful_shutdown::{NestedSubsystem, SubsystemBuilder, SubsystemHandle
 
 use super::child::{BoxError, Child, Vitals};
 use super::phase::{Cause, Lifecycle};
+use crate::rules::Check;
 
 /// `[supervision]`.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Config {
     /// How often a child may be restarted within `window` before the whole tree stops; 5 by default.
     pub max_restarts: u32,
@@ -38,6 +40,24 @@ impl Default for Config {
             window: Duration::from_secs(60),
             backoff: Duration::from_millis(100),
             backoff_max: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Config {
+    pub(super) fn check(&self, check: &mut Check) {
+        check.timeout("window", self.window);
+        check.delay("backoff", self.backoff);
+        check.delay("backoff_max", self.backoff_max);
+        if self.backoff > self.backoff_max {
+            let what = format!(
+                "`backoff`, {:?}, is longer than `backoff_max`, {:?}",
+                self.backoff, self.backoff_max
+            );
+            let also = check.path("backoff_max");
+            check
+                .note("backoff", what, "the first wait to be no longer than the longest")
+                .also(also, "the longest wait");
         }
     }
 }

@@ -18,7 +18,7 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::{Dispatch, Event, Metadata, Subscriber, Value, dispatcher};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::registry::{LookupSpan, Scope};
 
 /// How many events may wait to be written.
 const LENGTH: usize = 8192;
@@ -75,7 +75,7 @@ impl<S: Subscriber + for<'s> LookupSpan<'s>> Layer<S> for Queue {
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let mut copied = Copied::new(event.metadata());
         event.record(&mut copied);
-        let scope = context.event_scope(event).into_iter().flat_map(|scope| scope.from_root());
+        let scope = context.event_scope(event).into_iter().flat_map(Scope::from_root);
         let spans = scope.filter_map(|span| span.extensions().get::<Arc<Copied>>().cloned()).collect();
         if let Some(queue) = QUEUE.get()
             && queue.try_send(Entry::Event(copied, spans)).is_err()

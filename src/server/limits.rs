@@ -9,6 +9,7 @@ use crate::server::Peer;
 
 /// What clients may take, one by one and together.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Limits {
     /// How many connections may be open at once; more wait in the backlog. 10,000 by default.
     pub max_connections: usize,
@@ -49,6 +50,7 @@ impl Default for Limits {
 
 /// The peers whose word on where a request comes from is passed on: proxies in front of this one. None by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Trusted {
     /// Their addresses.
     pub networks: Vec<IpNet>,

@@ -3,7 +3,8 @@
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
-use crate::handover::predecessor::STDERR;
+/// The name under which a process to be relieved passes what stderr was before it listened in.
+pub(crate) const STDERR: &str = "stderr";
 
 /// What the environment announces. It can be owned only once, so the process has one place for it.
 static PASSED: LazyLock<Mutex<Inherited>> = LazyLock::new(|| Mutex::new(announced()));

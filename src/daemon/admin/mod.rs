@@ -21,10 +21,11 @@ use super::child::{BoxError, Child};
 use super::reload::Reloads;
 use super::status::{Observer, Status};
 use crate::handover::Handover;
+use crate::rules::Check;
 use crate::server::Registry;
 use crate::server::Server;
 use crate::server::access::AccessLog;
-use crate::server::address::{Address, BindError};
+use crate::server::address::{self, Address, BindError};
 use crate::server::limits::Limits;
 use crate::server::listener::{self, Listener};
 use crate::systemd::activation::Inherited;
@@ -35,6 +36,7 @@ pub const NAME: &str = "admin";
 
 /// `[admin]`.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Config {
     /// Where to listen; `127.0.0.1:9090` by default, none turns it off.
     pub listen: Vec<Address>,
@@ -43,6 +45,12 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self { listen: vec![Address::Tcp(([127, 0, 0, 1], 9090).into())] }
+    }
+}
+
+impl Config {
+    pub(super) fn check(&self, check: &mut Check) {
+        address::check_each(&self.listen, check);
     }
 }
 

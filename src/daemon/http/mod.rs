@@ -7,6 +7,7 @@
 pub mod routes;
 
 use std::convert::Infallible;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,8 @@ use self::routes::Route;
 use super::child::{BoxError, Child};
 use crate::handover::Handover;
 use crate::handover::predecessor::Predecessor;
-use crate::server::address::{Address, BindError};
+use crate::rules::Check;
+use crate::server::address::{self, Address, BindError};
 use crate::server::limits::{Limits, Trusted};
 use crate::server::listener;
 use crate::server::{Registry, Server};
@@ -27,6 +29,7 @@ pub const NAME: &str = "http";
 
 /// `[http]` and `[[route]]`.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Config {
     /// Where to listen; `127.0.0.1:8080` by default.
     pub listen: Vec<Address>,
@@ -46,6 +49,42 @@ impl Default for Config {
             trusted_proxies: Trusted::default(),
             routes: Vec::new(),
         }
+    }
+}
+
+/// How many connections or requests a limit may allow: a descriptor is a C `int`, so there can never be more.
+pub(crate) const COUNTS: RangeInclusive<u64> = 1..=i32::MAX as u64;
+/// How large a request's head may be, in bytes: hyper's buffers have a least size, and a head of many megabytes is an
+/// attack.
+const HEADER_LIMITS: RangeInclusive<usize> = 8 << 10..=1 << 20;
+/// What is expected of the limit of a head.
+pub(crate) const HEADER_LIMIT: &str = "a size from \"8KiB\" to \"1MiB\"";
+
+impl Config {
+    /// Checks `[http]`, all but the routes.
+    pub(super) fn check(&self, check: &mut Check) {
+        if self.listen.is_empty() {
+            check.note("listen", "`listen` is empty", "at least one address");
+        }
+        address::check_each(&self.listen, check);
+        let limits = &self.limits;
+        check.number("max_connections", limits.max_connections as u64, COUNTS);
+        check.number("connections_per_client", limits.connections_per_client as u64, COUNTS);
+        check.number("requests_per_connection", limits.requests_per_connection, COUNTS);
+        check.timeout("header_timeout", limits.header_timeout);
+        if limits.header_limit < *HEADER_LIMITS.start() {
+            check.note("header_limit", "`header_limit` is too small", HEADER_LIMIT);
+        } else if limits.header_limit > *HEADER_LIMITS.end() {
+            check.note("header_limit", "`header_limit` is too large", HEADER_LIMIT);
+        }
+        check.timeout("keepalive_timeout", limits.keepalive_timeout);
+        check.timeout("read_timeout", limits.read_timeout);
+        check.timeout("write_timeout", limits.write_timeout);
+    }
+
+    /// Checks each `[[route]]`.
+    pub(super) fn check_routes(&self, check: &mut Check) {
+        routes::check::check_routes(&self.routes, check);
     }
 }
 
