@@ -43,5 +43,6 @@ pub mod systemd;
 
 pub use config::Error as ConfigError;
 pub use daemon::child::{BoxError, Child};
-pub use daemon::{Config, Daemon};
+pub use daemon::{Bound, Config, Daemon, StartError};
 pub use exit::Exit;
+pub use server::address::BindError;

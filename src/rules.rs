@@ -59,6 +59,13 @@ impl fmt::Display for Violation {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violations(pub(crate) Vec<Violation>);
 
+impl Violations {
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Violation> {
+        self.0.iter()
+    }
+}
+
 impl std::error::Error for Violations {}
 
 impl fmt::Display for Violations {

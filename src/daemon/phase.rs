@@ -108,10 +108,21 @@ impl Lifecycle {
         self.0.phase.send_replace(phase);
     }
 
+    /// Returns when everything is served; never, if that never comes to be.
+    pub(super) async fn serving(&self) {
+        // The phase is there as long as this is.
+        let _ = self.watch().wait_for(|phase| *phase == Phase::Serving).await;
+    }
+
     /// Asks for a graceful stop. The first cause counts.
     pub fn stop(&self, cause: Cause) {
-        let _ = self.0.cause.set(cause);
+        self.blame(cause);
         self.0.stop.cancel();
+    }
+
+    /// Says why the tree stops, which does so by itself. The first cause counts.
+    pub(super) fn blame(&self, cause: Cause) {
+        let _ = self.0.cause.set(cause);
     }
 
     /// Asks for what is in flight to be cut.
@@ -124,7 +135,7 @@ impl Lifecycle {
         self.0.abandon.cancel();
     }
 
-    /// Is cancelled when a stop is asked for.
+    /// Is cancelled when a stop is asked for, and by the tree when a child fails for good.
     #[must_use]
     pub fn stopping(&self) -> &CancellationToken {
         &self.0.stop

@@ -86,7 +86,7 @@ async fn wait_at_the_gate(child: Child) -> Result<(), BoxError> {
     let gate = std::env::var_os("GATE").expect("the path of a socket");
     let mut gate = UnixStream::connect(gate).await?;
     tokio::select! {
-        read = gate.read_u8() => _ = read?,
+        read = gate.read_u8() => { read?; }
         () = child.stopping() => return Ok(()),
     }
     child.ready();

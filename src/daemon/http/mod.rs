@@ -15,6 +15,7 @@ use axum::Router;
 
 use self::routes::Route;
 use super::child::{BoxError, Child};
+use super::phase::Lifecycle;
 use crate::handover::Handover;
 use crate::handover::predecessor::Predecessor;
 use crate::rules::Check;
@@ -92,6 +93,7 @@ impl Config {
 #[derive(Clone, Debug)]
 pub(super) struct Http {
     server: Server,
+    lifecycle: Lifecycle,
     handover: Arc<Handover>,
     linger: Duration,
 }
@@ -103,13 +105,14 @@ impl Http {
         linger: Duration,
         router: Router,
         registry: Arc<Registry>,
+        lifecycle: Lifecycle,
         handover: Arc<Handover>,
         inherited: &mut Inherited,
     ) -> Result<Self, BindError> {
         let listeners = listener::bind_all(&config.listen, inherited)?;
         let server = Server::new(listeners, router, registry, config.limits.clone());
         let server = server.trusting(config.trusted_proxies.clone());
-        Ok(Self { server, handover, linger })
+        Ok(Self { server, lifecycle, handover, linger })
     }
 
     /// Its accept loops and connections.
@@ -126,11 +129,16 @@ impl Http {
         }
     }
 
-    /// Serves until it is told to stop, then drains.
+    /// Serves until it is told to stop, then drains. Until every child is ready, clients wait in the backlog.
     pub(super) async fn run(self, child: Child) -> Result<(), BoxError> {
-        child.doing("accepting connections");
+        child.doing("waiting for the others to be ready");
+        let serve = async {
+            self.lifecycle.serving().await;
+            child.doing("accepting connections");
+            self.server.serve().await;
+        };
         tokio::select! {
-            () = self.server.serve() => {}
+            () = serve => {}
             () = child.stopping() => {}
         }
         child.doing("draining connections");

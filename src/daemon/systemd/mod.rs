@@ -53,8 +53,11 @@ impl Systemd {
             _ = phase.wait_for(|p| *p != Phase::Starting) => {}
             () = child.stopping() => return Ok(()),
         }
-        child.doing("reporting what is served");
-        self.manager.tell(&[NotifyState::Ready, NotifyState::Status(&self.line())]);
+        // A stop may come before anything is served.
+        if lifecycle.phase() == Phase::Serving {
+            child.doing("reporting what is served");
+            self.manager.tell(&[NotifyState::Ready, NotifyState::Status(&self.line())]);
+        }
         tokio::select! {
             _ = phase.wait_for(|p| *p != Phase::Serving) => {}
             never = self.report_serving() => match never {},
