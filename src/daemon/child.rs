@@ -51,7 +51,7 @@ impl Child {
 
 /// What the supervisor knows of a child.
 #[derive(Debug)]
-pub struct Vitals {
+pub(crate) struct Vitals {
     pub(super) name: Arc<str>,
     /// It is the caller's own.
     pub(super) is_own: bool,
@@ -87,19 +87,19 @@ impl Vitals {
 
     /// The child's name.
     #[must_use]
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// How often it was restarted.
     #[must_use]
-    pub fn restarts(&self) -> u32 {
+    pub(crate) fn restarts(&self) -> u32 {
         self.restarts.load(Relaxed)
     }
 
     /// What it last said that it was doing.
     #[must_use]
-    pub fn last_doing(&self) -> &'static str {
+    pub(crate) fn last_doing(&self) -> &'static str {
         *self.doing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -120,7 +120,7 @@ impl Vitals {
 
     /// Whether it runs: neither ended nor waiting to be restarted.
     #[must_use]
-    pub fn is_running(&self) -> bool {
+    pub(crate) fn is_running(&self) -> bool {
         self.beat.load(Relaxed) != Self::NOT_RUNNING
     }
 }

@@ -1,18 +1,18 @@
 //! The daemon: what a caller adds to it, how it is bound, and what its children share. The tree is in `tree`.
 
-pub mod admin;
-pub mod child;
+pub(crate) mod admin;
+pub(crate) mod child;
 mod config;
 #[cfg(feature = "faults")]
 mod faults;
-pub mod http;
-pub mod phase;
+pub(crate) mod http;
+pub(crate) mod phase;
 mod reload;
-pub mod shutdown;
-pub mod signals;
-pub mod status;
-pub mod supervisor;
-pub mod systemd;
+pub(crate) mod shutdown;
+pub(crate) mod signals;
+pub(crate) mod status;
+pub(crate) mod supervisor;
+pub(crate) mod systemd;
 mod tree;
 
 use std::collections::BTreeMap;

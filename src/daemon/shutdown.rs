@@ -51,9 +51,9 @@ impl Config {
 }
 
 /// The `MESSAGE_ID` of the report, for `journalctl MESSAGE_ID=...`.
-pub const REPORT_ID: &str = "7f1c8a0f1e1f4c6a9b6f6c3f5d2f4a10";
+pub(crate) const REPORT_ID: &str = "7f1c8a0f1e1f4c6a9b6f6c3f5d2f4a10";
 /// The `MESSAGE_ID` of each request that was cut.
-pub const CUT_ID: &str = "3b9d1a52c80e4f6d8f0b7c1e9a64d2f3";
+pub(crate) const CUT_ID: &str = "3b9d1a52c80e4f6d8f0b7c1e9a64d2f3";
 
 /// How long what was cut may take to be gone.
 const AFTER_CUT: Duration = Duration::from_secs(1);

@@ -71,7 +71,7 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// Starts children and keeps them running.
 #[derive(Clone, Debug)]
-pub struct Supervisor {
+pub(crate) struct Supervisor {
     config: Config,
     lifecycle: Lifecycle,
     heartbeat: Duration,
@@ -93,7 +93,7 @@ impl Supervisor {
 
     /// Every child that was started: those of the daemon, and after them the caller's own.
     #[must_use]
-    pub fn children(&self) -> Vec<Arc<Vitals>> {
+    pub(crate) fn children(&self) -> Vec<Arc<Vitals>> {
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner).clone();
         children.sort_by_key(|child| child.is_own);
         children
@@ -101,7 +101,7 @@ impl Supervisor {
 
     /// The running children whose heart has not beaten for longer than `limit`.
     #[must_use]
-    pub fn stuck_for(&self, limit: Duration) -> Vec<Arc<Vitals>> {
+    pub(crate) fn stuck_for(&self, limit: Duration) -> Vec<Arc<Vitals>> {
         let now = self.now();
         let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         let is_stuck = |c: &Arc<Vitals>| {

@@ -54,7 +54,7 @@ impl RemovedListener {
 
 /// A bound and listening socket.
 #[derive(Debug)]
-pub struct Listener {
+pub(crate) struct Listener {
     /// As it is in the config.
     configured: Address,
     socket: Accepting,
@@ -77,7 +77,7 @@ impl Listener {
     ///
     /// # Errors
     /// [`BindError`]; what had been bound before is closed again by its drop.
-    pub fn bind(address: &Address, inherited: &mut Inherited) -> Result<Vec<Self>, BindError> {
+    pub(crate) fn bind(address: &Address, inherited: &mut Inherited) -> Result<Vec<Self>, BindError> {
         Self::bind_with(address, inherited, false)
     }
 
@@ -196,7 +196,7 @@ impl Listener {
 
     /// Where it listens, with the port that the kernel chose.
     #[must_use]
-    pub fn address(&self) -> Address {
+    pub(crate) fn address(&self) -> Address {
         match &self.socket {
             Accepting::Tcp(socket) => {
                 socket.local_addr().map_or_else(|_| self.configured.clone(), Address::Tcp)

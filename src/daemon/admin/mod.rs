@@ -32,7 +32,7 @@ use crate::systemd::activation::Inherited;
 use crate::systemd::manager::Manager;
 
 /// Its name in the tree.
-pub const NAME: &str = "admin";
+pub(crate) const NAME: &str = "admin";
 
 /// `[admin]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,7 +54,7 @@ impl Config {
     }
 }
 
-/// The control socket's file name.
+/// The control socket's file name, in the unit's `RuntimeDirectory=`.
 pub const CONTROL: &str = "control.sock";
 
 /// How often the metrics are tidied up where nobody scrapes them.

@@ -4,7 +4,7 @@
 //! Meanwhile the root waits on the mailbox for connections of an earlier process. Connections are tracked tasks, not
 //! subsystems: they outlive a restart of this child.
 
-pub mod routes;
+pub(crate) mod routes;
 
 use std::convert::Infallible;
 use std::ops::RangeInclusive;
@@ -26,7 +26,7 @@ use crate::server::{Registry, Server};
 use crate::systemd::activation::Inherited;
 
 /// Its name in the tree.
-pub const NAME: &str = "http";
+pub(crate) const NAME: &str = "http";
 
 /// `[http]` and `[[route]]`.
 #[derive(Clone, Debug, PartialEq)]

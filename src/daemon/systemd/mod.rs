@@ -17,10 +17,10 @@ use super::status::Observer;
 use crate::systemd::manager::{Manager, one_line};
 
 /// Its name in the tree.
-pub const NAME: &str = "systemd";
+pub(crate) const NAME: &str = "systemd";
 
 /// It has nothing to configure: the unit does that.
-pub type Config = ();
+pub(crate) type Config = ();
 
 /// How often STATUS is looked at while serving; it is sent when it has changed.
 const SERVING_TICK: Duration = Duration::from_secs(5);

@@ -1,9 +1,9 @@
 //! The config's routes, made into one axum `Router`.
 
 pub(crate) mod check;
-pub mod files;
-pub mod proxy;
-pub mod respond;
+pub(crate) mod files;
+pub(crate) mod proxy;
+pub(crate) mod respond;
 mod status;
 
 use std::collections::HashSet;
