@@ -46,7 +46,7 @@ pub use crate::handover::Config as Handover;
 pub use crate::logging::{Access, Config as Log, Format, Target};
 pub use crate::rules::{Violation, Violations};
 pub use crate::server::address::Address;
-pub use crate::server::limits::{Limits, Trusted};
+pub use crate::server::limits::{AtLimit, Limits, Trusted};
 
 use crate::daemon::Config;
 use diagnostic::Mistake;

@@ -12,8 +12,8 @@ use super::diagnostic::{Mistake, Span, list, nearest};
 use super::places::Places;
 use super::value::{
     Access, BodyLimit, Connections, ContentType, Deadline, Delay, Directory, FieldValue, Flag, Format,
-    HeaderLimit, Headers, Index, Level, Listen, Proxies, Restarts, RoutePath, Status, Target, Timeout, True,
-    Upstream, Words,
+    HeaderLimit, Headers, IdleTimeout, Index, Level, Listen, Proxies, Restarts, RoutePath, Status, Target,
+    Timeout, True, Upstream, Words,
 };
 
 /// How a value is written in the file.
@@ -168,6 +168,9 @@ tables! {
         keepalive_timeout: Timeout,
         read_timeout: Timeout,
         write_timeout: Timeout,
+        min_rate: BodyLimit,
+        min_rate_grace: Timeout,
+        tunnel_idle_timeout: IdleTimeout,
         body_limit: BodyLimit,
         trusted_proxies: List<Proxies>,
     }

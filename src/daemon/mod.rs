@@ -41,10 +41,10 @@ use self::tree::Tree;
 use crate::handover::Handover;
 use crate::handover::predecessor::Predecessor;
 use crate::rules::Violations;
-use crate::server::Registry;
 use crate::server::access::AccessLog;
 use crate::server::address::{Address, BindError};
 use crate::server::listener::RemovedListener;
+use crate::server::{Registry, Totals};
 use crate::systemd::activation::{Inherited, restore_stderr};
 use crate::systemd::manager::Manager;
 use crate::{Exit, logging};
@@ -235,7 +235,7 @@ impl Daemon {
             }
         };
         let metrics = Metrics::new();
-        let registry = Registry::new(metrics.durations(), AccessLog::new(&config.log));
+        let registry = Registry::new(Totals::new(metrics.durations(), AccessLog::new(&config.log)));
         let supervisor = Supervisor::new(config.supervision, lifecycle.clone(), Manager::watchdog());
         let observer = Observer {
             lifecycle: lifecycle.clone(),

@@ -178,7 +178,7 @@ impl Stop<'_> {
         }
 
         let took = asked.elapsed();
-        let Totals { handed_over, stayed, .. } = registry.totals();
+        let Totals { handed_over, not_carried, .. } = registry.totals();
         let finished = registry.totals().requests().saturating_sub(answered_before).saturating_sub(cut);
         let cause = lifecycle.cause().map(ToString::to_string).unwrap_or_default();
         tracing::info!(
@@ -188,12 +188,12 @@ impl Stop<'_> {
             cut,
             handed_over_connections = handed_over.connections.load(Relaxed),
             handed_over_tunnels = handed_over.tunnels.load(Relaxed),
-            not_carried = stayed.total(),
+            not_carried = not_carried.total(),
             delay_ms = millis(delayed),
             drain_ms = millis(drained.saturating_sub(delayed)),
             children_ms = millis(took.saturating_sub(drained)),
             total_ms = millis(took),
-            "stopped by {cause} in {} ms: {finished} requests finished, {cut} cut, handed over {handed_over}, {stayed} could not be",
+            "stopped by {cause} in {} ms: {finished} requests finished, {cut} cut, handed over {handed_over}, {not_carried} could not be",
             millis(took),
         );
         Report { cut }

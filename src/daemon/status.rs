@@ -73,14 +73,18 @@ pub struct ChildStatus {
 /// Open connections, by what they are doing.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Connections {
-    /// Between requests, or reading a head.
-    pub idle: usize,
-    /// Idle for a while.
+    /// Idle.
     pub parked: usize,
+    /// Reading the head of a request.
+    pub reading: usize,
     /// Being answered.
-    pub busy: usize,
+    pub answering: usize,
+    /// Being sent the last bytes of an answer.
+    pub flushing: usize,
+    /// Sending the rest of a body that nobody wanted.
+    pub discarding: usize,
     /// Speaking another protocol.
-    pub upgraded: usize,
+    pub tunnel: usize,
     /// Answered for the last time.
     pub closing: usize,
 }
@@ -88,8 +92,8 @@ pub struct Connections {
 impl Connections {
     /// The counts by the states' names.
     #[must_use]
-    pub fn by_state(&self) -> [(State, usize); 5] {
-        State::ALL.map(|state| (state, *self.clone().count(state)))
+    pub fn by_state(&self) -> [(State, usize); 7] {
+        State::OPEN.map(|state| (state, *self.clone().count(state)))
     }
 
     /// All of them.
@@ -100,11 +104,14 @@ impl Connections {
 
     fn count(&mut self, state: State) -> &mut usize {
         match state {
-            State::Idle => &mut self.idle,
             State::Parked => &mut self.parked,
-            State::Busy => &mut self.busy,
-            State::Upgraded => &mut self.upgraded,
-            State::Closing => &mut self.closing,
+            State::Reading => &mut self.reading,
+            State::Answering => &mut self.answering,
+            State::Flushing => &mut self.flushing,
+            State::Discarding => &mut self.discarding,
+            State::Tunnel => &mut self.tunnel,
+            // One that was closed while it was looked at was closing a moment ago.
+            State::Closing | State::Closed => &mut self.closing,
         }
     }
 }

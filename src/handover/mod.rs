@@ -10,6 +10,7 @@ pub(crate) mod parcel;
 pub(crate) mod predecessor;
 pub(crate) mod successor;
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -18,7 +19,6 @@ use std::time::Duration;
 use self::mailbox::Mailbox;
 use self::parcel::Parcel;
 use crate::rules::Check;
-use crate::server::NotCarried;
 use crate::systemd::activation::Inherited;
 use crate::systemd::manager::Manager;
 
@@ -43,6 +43,36 @@ impl Default for Config {
 impl Config {
     pub(crate) fn check(&self, check: &mut Check) {
         check.timeout("ready_timeout", self.ready_timeout);
+    }
+}
+
+/// Why a connection is not carried to the next process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum NotCarried {
+    /// Nothing keeps it until there is a next process.
+    NoStore,
+    /// The service is stopped for good.
+    NoNext,
+    /// `[handover]` says so.
+    SwitchedOff,
+    /// The mailbox did not take it.
+    MailboxFull,
+}
+
+impl NotCarried {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 4] = [Self::NoStore, Self::NoNext, Self::SwitchedOff, Self::MailboxFull];
+}
+
+impl fmt::Display for NotCarried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoStore => "without a store",
+            Self::NoNext => "without a next process",
+            Self::SwitchedOff => "switched off in [handover]",
+            Self::MailboxFull => "refused by the mailbox",
+        })
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::server::Peer;
+use super::peer::Peer;
 
 /// What clients may take, one by one and together.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,8 +28,27 @@ pub struct Limits {
     pub read_timeout: Duration,
     /// How long a client may read nothing of an answer that waits for it; 60 s by default.
     pub write_timeout: Duration,
+    /// The least that a client has to send of a body that is waited for, and to read of an answer that waits for it, in
+    /// bytes per second; 240 by default, 0 asks for nothing.
+    pub min_rate: u64,
+    /// How long a client may be waited for before `min_rate` counts; 30 s by default.
+    pub min_rate_grace: Duration,
+    /// How long neither side of a tunnel may send anything; `None`, the default, is "for ever".
+    pub tunnel_idle_timeout: Option<Duration>,
     /// The largest request body, in bytes; 10 MiB by default.
     pub body_limit: u64,
+    /// What a client finds when `max_connections` are open; [`AtLimit::Wait`] by default.
+    pub at_limit: AtLimit,
+}
+
+/// What becomes of one connection too many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AtLimit {
+    /// It waits in the backlog.
+    Wait,
+    /// It takes the place of the one that has been without a request for longest: of another machine's, if there is one.
+    Evict,
 }
 
 impl Default for Limits {
@@ -43,7 +62,11 @@ impl Default for Limits {
             keepalive_timeout: Duration::from_secs(75),
             read_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(60),
+            min_rate: 240,
+            min_rate_grace: Duration::from_secs(30),
+            tunnel_idle_timeout: None,
             body_limit: 10 << 20,
+            at_limit: AtLimit::Wait,
         }
     }
 }

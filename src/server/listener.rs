@@ -9,8 +9,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, SockAddr, Socket as RawSocket, Type};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use rustix::net::SocketFlags;
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket as RawSocket, TcpKeepalive, Type};
+use tokio::io::Interest;
+use tokio::net::{TcpStream, UnixStream};
 
 use super::address::{Address, BindError, STORED};
 use super::peer::Peer;
@@ -19,6 +21,12 @@ use crate::systemd::activation::Inherited;
 
 /// How many connections may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 65_535;
+
+/// How long a TCP connection may be silent before its peer is asked whether it is there, how long an answer is waited
+/// for, and how many questions without an answer end it: two minutes for a peer that vanished.
+const KEEP_ALIVE_TIME: Duration = Duration::from_secs(60);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEP_ALIVE_PROBES: u32 = 4;
 
 /// How long the service manager may take to close what it was told to.
 const CLOSING: Duration = Duration::from_secs(1);
@@ -57,27 +65,23 @@ impl RemovedListener {
 pub(crate) struct Listener {
     /// As it is in the config.
     configured: Address,
-    socket: Accepting,
-    /// The service manager, or an earlier process, passed it.
+    /// TCP or unix: tokio's own listeners do not tell that there is a connection without accepting it, but it watches
+    /// any socket as a stream.
+    socket: TcpStream,
+    /// The service manager, or another process, passed it.
     inherited: bool,
-    /// The next process listens on: its path stays.
-    left: AtomicBool,
+    /// This process made the socket's path and nobody else has got the socket yet: when this is dropped the path goes.
+    owns_path: AtomicBool,
     /// Only root and this process's own user may connect.
     private: bool,
-}
-
-#[derive(Debug)]
-enum Accepting {
-    Tcp(TcpListener),
-    Unix(UnixListener),
 }
 
 impl Listener {
     /// Takes an address's inherited descriptors, or binds it. Must run inside the runtime.
     ///
     /// # Errors
-    /// [`BindError`]; what had been bound before is closed again by its drop.
-    pub(crate) fn bind(address: &Address, inherited: &mut Inherited) -> Result<Vec<Self>, BindError> {
+    /// [`BindError`]; what had been bound before is closed again by its drop, and what was inherited stays as it was.
+    pub fn bind(address: &Address, inherited: &mut Inherited) -> Result<Vec<Self>, BindError> {
         Self::bind_with(address, inherited, false)
     }
 
@@ -112,16 +116,23 @@ impl Listener {
                 return Err(BindError::NotPassed(address.clone(), inherited.names().to_vec()));
             }
         };
-        Ok(vec![Self::new(address, socket, private, false)])
+        Ok(vec![Self::new(address, socket, private, false)?])
     }
 
-    fn new(address: &Address, socket: Accepting, private: bool, inherited: bool) -> Self {
-        Self { configured: address.clone(), socket, inherited, left: AtomicBool::new(false), private }
+    fn new(address: &Address, socket: RawSocket, private: bool, inherited: bool) -> Result<Self, BindError> {
+        let socket = TcpStream::from_std(OwnedFd::from(socket).into());
+        Ok(Self {
+            configured: address.clone(),
+            socket: socket.map_err(|e| BindError::new(address, e))?,
+            inherited,
+            owns_path: AtomicBool::new(!inherited),
+            private,
+        })
     }
 
     /// Binds an address that another listener may overlap with for a moment more. Nothing runs yet that could be held
     /// up by the wait.
-    fn bind_tcp_within(patience: Duration, address: SocketAddr) -> io::Result<Accepting> {
+    fn bind_tcp_within(patience: Duration, address: SocketAddr) -> io::Result<RawSocket> {
         let until = Instant::now() + patience;
         loop {
             match Self::bind_tcp(address) {
@@ -133,7 +144,7 @@ impl Listener {
         }
     }
 
-    fn bind_tcp(address: SocketAddr) -> io::Result<Accepting> {
+    fn bind_tcp(address: SocketAddr) -> io::Result<RawSocket> {
         let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
         // Without it a port could not be bound again while old connections are in TIME_WAIT.
@@ -142,12 +153,13 @@ impl Listener {
             // "[::]:80" is IPv6 alone, so that "0.0.0.0:80" can stand beside it.
             socket.set_only_v6(true)?;
         }
+        set_tcp_options(&socket)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
-        TcpListener::from_std(socket.into()).map(Accepting::Tcp)
+        Ok(socket)
     }
 
-    fn bind_unix(address: &Address, path: &Path, private: bool) -> Result<Accepting, BindError> {
+    fn bind_unix(address: &Address, path: &Path, private: bool) -> Result<RawSocket, BindError> {
         let wrong = |e| BindError::new(address, e);
         match path.symlink_metadata() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -171,9 +183,9 @@ impl Listener {
             let mode = if private { 0o600 } else { 0o666 };
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
             socket.listen(BACKLOG)?;
-            UnixListener::from_std(OwnedFd::from(socket).into())
+            Ok(socket)
         };
-        bind().map(Accepting::Unix).map_err(wrong)
+        bind().map_err(wrong)
     }
 
     fn adopt(address: &Address, descriptor: OwnedFd, private: bool) -> Result<Self, BindError> {
@@ -184,25 +196,19 @@ impl Listener {
         }
         socket.set_nonblocking(true).map_err(wrong)?;
         let local = socket.local_addr().map_err(wrong)?;
-        let socket = if local.is_unix() {
-            Accepting::Unix(UnixListener::from_std(OwnedFd::from(socket).into()).map_err(wrong)?)
-        } else if local.as_socket().is_some() {
-            Accepting::Tcp(TcpListener::from_std(socket.into()).map_err(wrong)?)
-        } else {
+        if local.as_socket().is_some() {
+            set_tcp_options(&socket).map_err(wrong)?;
+        } else if !local.is_unix() {
             return Err(BindError::NotListening(address.clone()));
-        };
-        Ok(Self::new(address, socket, private, true))
+        }
+        Self::new(address, socket, private, true)
     }
 
     /// Where it listens, with the port that the kernel chose.
     #[must_use]
-    pub(crate) fn address(&self) -> Address {
-        match &self.socket {
-            Accepting::Tcp(socket) => {
-                socket.local_addr().map_or_else(|_| self.configured.clone(), Address::Tcp)
-            }
-            Accepting::Unix(_) => self.configured.clone(),
-        }
+    pub fn address(&self) -> Address {
+        let local = SockRef::from(&self.socket).local_addr().ok().and_then(|local| local.as_socket());
+        local.map_or_else(|| self.configured.clone(), Address::Tcp)
     }
 
     /// Where the config has it.
@@ -215,54 +221,87 @@ impl Listener {
         self.inherited
     }
 
-    /// The next process listens on.
+    /// Another process listens on: the path stays.
     pub(super) fn leave(&self) {
-        self.left.store(true, Relaxed);
+        self.owns_path.store(false, Relaxed);
     }
 
-    /// Waits for the next connection.
-    pub(super) async fn accept(&self) -> io::Result<(Socket, Peer)> {
-        match &self.socket {
-            Accepting::Tcp(listener) => {
-                let (socket, peer) = listener.accept().await?;
-                // An answer's last packet must not wait for the client's ACK. It fails only where the client is gone.
-                let _ = socket.set_nodelay(true);
-                Ok((Socket::Tcp(socket), Peer::Tcp(peer)))
-            }
-            Accepting::Unix(listener) => loop {
-                let (socket, _) = listener.accept().await?;
-                if !self.private || is_ours(&socket)? {
-                    return Ok((Socket::Unix(socket), Peer::Unix));
-                }
-            },
+    /// Nobody listens on, in this process or another: removes the path, whoever made it.
+    pub(super) fn remove_path(&self) {
+        self.leave();
+        if let Address::Unix(path) = &self.configured {
+            // It may be gone already; there is nobody left to tell.
+            let _ = std::fs::remove_file(path);
         }
     }
+
+    /// Waits until there is a connection, then for `permit`, and accepts it. None if it has gone meanwhile, or is of a
+    /// client that is not let in.
+    pub(super) async fn accept<P>(
+        &self,
+        permit: impl Future<Output = P>,
+    ) -> io::Result<Option<(Socket, Peer, P)>> {
+        // A listener that waits for a client holds no permit, or it would be one less for the others' clients.
+        self.socket.readable().await?;
+        let permit = permit.await;
+        match self.socket.try_io(Interest::READABLE, || self.accept_now()) {
+            Ok(accepted) => Ok(accepted.map(|(socket, peer)| (socket, peer, permit))),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Accepts a connection. None if its client is not let in.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is none. It is the kernel that says so: tokio, asked for the next one, also says that for the sake of
+    /// other tasks, or because it has not heard of it yet.
+    pub(super) fn accept_now(&self) -> io::Result<Option<(Socket, Peer)>> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (socket, peer) = rustix::net::acceptfrom_with(&self.socket, flags)?;
+        if let Some(Ok(peer)) = peer.map(SocketAddr::try_from) {
+            let socket = TcpStream::from_std(socket.into())?;
+            return Ok(Some((Socket::Tcp(socket), Peer::Tcp(peer))));
+        }
+        if self.private && !is_ours(&socket)? {
+            return Ok(None);
+        }
+        let socket = UnixStream::from_std(socket.into())?;
+        Ok(Some((Socket::Unix(socket), Peer::Unix)))
+    }
+}
+
+/// The options of every TCP socket, towards clients and upstreams alike. What is accepted has its listener's. The last
+/// packet of a message does not wait for the peer's ACK, and a peer that vanished is noticed.
+pub(crate) fn set_tcp_options(socket: &impl AsFd) -> io::Result<()> {
+    let keep_alive = TcpKeepalive::new()
+        .with_time(KEEP_ALIVE_TIME)
+        .with_interval(KEEP_ALIVE_INTERVAL)
+        .with_retries(KEEP_ALIVE_PROBES);
+    let socket = SockRef::from(socket);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&keep_alive)
 }
 
 /// Whether a client is root or of this process's own user. The path's mode says so already; this holds also where
 /// somebody has changed that.
-fn is_ours(socket: &UnixStream) -> io::Result<bool> {
-    let user = socket.peer_cred()?.uid();
-    Ok(user == 0 || user == rustix::process::geteuid().as_raw())
+fn is_ours(socket: &OwnedFd) -> io::Result<bool> {
+    let user = rustix::net::sockopt::socket_peercred(socket)?.uid;
+    Ok(user.is_root() || user == rustix::process::geteuid())
 }
 
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.socket {
-            Accepting::Tcp(socket) => socket.as_fd(),
-            Accepting::Unix(socket) => socket.as_fd(),
-        }
+        self.socket.as_fd()
     }
 }
 
-/// A socket's path goes with its last listener.
+/// Takes back what this process alone has made, such as after a start that fails. An inherited socket is another's, who
+/// may be listening on it.
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Address::Unix(path) = &self.configured
-            && !self.left.load(Relaxed)
-        {
-            // It may be gone already; there is nobody left to tell.
-            let _ = std::fs::remove_file(path);
+        if self.owns_path.load(Relaxed) {
+            self.remove_path();
         }
     }
 }
@@ -274,4 +313,35 @@ pub(crate) fn bind_all(addresses: &[Address], inherited: &mut Inherited) -> Resu
         listeners.extend(Listener::bind(address, inherited)?);
     }
     Ok(listeners)
+}
+
+#[cfg(test)]
+mod tests {
+    //! What an accepted connection has from its listener.
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_vanished_is_noticed_by_keep_alive_whoever_bound_the_listener() {
+        let address = Address::Tcp(([127, 0, 0, 1], 0).into());
+        let bound = Listener::bind(&address, &mut Inherited::default()).expect("a port is free").remove(0);
+        // An earlier version may have bound it.
+        let foreign = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let adopted = Listener::adopt(&address, foreign.into(), false).expect("it listens");
+        for listener in [bound, adopted] {
+            let Address::Tcp(at) = listener.address() else { panic!("{listener:?}") };
+            let _client = TcpStream::connect(at).await.expect("it listens");
+            let accepted = listener.accept(std::future::ready(())).await.expect("a client is there");
+            let Some((Socket::Tcp(accepted), ..)) = accepted else {
+                panic!("of a TCP listener");
+            };
+            let accepted = SockRef::from(&accepted);
+            assert!(accepted.keepalive().expect("an option"));
+            let times = (accepted.tcp_keepalive_time(), accepted.tcp_keepalive_interval());
+            let times = (times.0.expect("an option"), times.1.expect("an option"));
+            assert_eq!(times, (Duration::from_secs(60), Duration::from_secs(15)));
+            assert_eq!(accepted.tcp_keepalive_retries().expect("an option"), 4);
+            assert!(accepted.tcp_nodelay().expect("an option"));
+        }
+    }
 }

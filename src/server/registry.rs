@@ -1,32 +1,26 @@
-//! Every connection the daemon holds, and the request that each is answering.
+//! The set of a server's open connections.
 //!
-//! One registry feeds the drain, the cut events, the report, `STATUS=`, the metrics and `/status` alike. It is
-//! written from three places: the accept loop opens a connection, the connection's IO says what was read and
-//! flushed and closes it, and the request's guard says what is being answered. Whoever wants something of a
-//! connection leaves an [`Order`] and wakes its task.
-//!
-//! A request costs two uncontended locks and a handful of relaxed atomics; a connection costs one shared lock when
-//! it opens and one when it closes.
+//! It feeds the sweep, the drain, the cut events, the report, `STATUS=`, the metrics and `/status` alike. A connection
+//! takes its lock when it opens and when it closes, a request never.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::fmt;
 use std::io;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::access::AccessLog;
-use super::connection::{Connection, RequestView};
+use super::clock::Clock;
+use super::connection::{Command, Connection, RequestView};
+use super::departures::Departures;
 use super::limits;
 use super::peer::Peer;
-use super::state::Command;
 use super::totals::Totals;
-use crate::handover::parcel::{ConnectionNote, Parcel, TunnelNote};
+use crate::handover::parcel::{ConnectionNote, TunnelNote};
 
 /// The open connections, and how many each client address has.
 #[derive(Debug, Default)]
@@ -35,77 +29,74 @@ struct Open {
     by_client: HashMap<IpAddr, usize>,
 }
 
-/// The connections of one listener child.
+/// The connections of one server.
+#[derive(Debug)]
 pub struct Registry {
-    /// What `Connection::since` counts from.
-    epoch: Instant,
-    /// The watchdog's clock in milliseconds, which nobody else has to read the time for; 0 without a watchdog.
-    pub(super) ticks: AtomicU64,
+    clock: Clock,
+    /// The watchdog's clock in milliseconds, for which nobody else has to read the time; 0 without a watchdog.
+    watchdog_now: AtomicU64,
+    started: Instant,
     next_id: AtomicU64,
     open: Mutex<Open>,
-    pub(super) in_flight: AtomicUsize,
-    pub(super) totals: Totals,
-    pub(super) durations: metrics::Histogram,
-    pub(super) access: AccessLog,
-    /// Connections that leave, on their way to the mailbox.
-    pub(super) outbox: mpsc::UnboundedSender<Parcel>,
-    leaving: tokio::sync::Mutex<mpsc::UnboundedReceiver<Parcel>>,
+    totals: Totals,
     /// Told when the last connection is gone, and when the first one comes.
     changed: Notify,
 }
 
-impl fmt::Debug for Registry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Registry").field("totals", &self.totals).finish_non_exhaustive()
-    }
-}
-
 impl Registry {
-    /// An empty registry that records each request's duration in seconds, and tells `access` of it.
+    /// An empty registry.
     #[must_use]
-    pub(crate) fn new(durations: metrics::Histogram, access: AccessLog) -> Arc<Self> {
-        let (outbox, leaving) = mpsc::unbounded_channel();
+    pub(crate) fn new(totals: Totals) -> Arc<Self> {
         Arc::new(Self {
-            epoch: Instant::now(),
-            ticks: AtomicU64::new(0),
+            clock: Clock::new(),
+            watchdog_now: AtomicU64::new(0),
+            started: Instant::now(),
             next_id: AtomicU64::new(0),
             open: Mutex::default(),
-            in_flight: AtomicUsize::new(0),
-            totals: Totals::default(),
-            durations,
-            access,
-            outbox,
-            leaving: tokio::sync::Mutex::new(leaving),
+            totals,
             changed: Notify::new(),
         })
     }
 
     /// A connection was accepted.
-    pub(crate) fn open(self: &Arc<Self>, peer: Peer, trusted: bool) -> Arc<Connection> {
+    pub(super) fn accepted(
+        self: &Arc<Self>,
+        peer: Peer,
+        trusted: bool,
+        departures: Option<Arc<Departures>>,
+    ) -> Arc<Connection> {
         self.totals.accepted.fetch_add(1, Relaxed);
-        self.insert(peer, trusted, 0, Duration::ZERO)
+        self.insert(Connection::accepted(self.next_id(), peer, trusted, Arc::clone(self), departures))
     }
 
-    /// A connection has come from an earlier process.
-    pub(super) fn reopen(self: &Arc<Self>, note: &ConnectionNote, trusted: bool) -> Arc<Connection> {
-        self.insert(note.peer.into(), trusted, note.answered, Duration::from_millis(note.idle_ms))
+    /// A connection has come from another process.
+    pub(super) fn taken_over(
+        self: &Arc<Self>,
+        trusted: bool,
+        departures: Option<Arc<Departures>>,
+        note: &ConnectionNote,
+    ) -> Arc<Connection> {
+        self.insert(Connection::taken_over(self.next_id(), trusted, Arc::clone(self), departures, note))
     }
 
-    /// A tunnel has come from an earlier process: a request that goes on.
-    pub(super) fn reopen_upgraded(self: &Arc<Self>, note: &TunnelNote) -> io::Result<Arc<Connection>> {
-        let method = note.method.parse().map_err(io::Error::other)?;
-        let uri = note.uri.parse().map_err(io::Error::other)?;
-        let connection = self.insert(note.peer.into(), false, 0, Duration::ZERO);
-        connection.go_on(method, uri, Duration::from_millis(note.age_ms));
-        Ok(connection)
+    /// A tunnel has come from another process.
+    pub(super) fn tunnel_taken_over(
+        self: &Arc<Self>,
+        departures: Option<Arc<Departures>>,
+        note: &TunnelNote,
+    ) -> io::Result<Arc<Connection>> {
+        Ok(self.insert(Connection::tunnel(self.next_id(), Arc::clone(self), departures, note)?))
     }
 
-    fn insert(self: &Arc<Self>, peer: Peer, trusted: bool, answered: u64, idle: Duration) -> Arc<Connection> {
-        let id = self.next_id.fetch_add(1, Relaxed);
-        let connection = Arc::new(Connection::new(id, peer, trusted, Arc::clone(self), answered, idle));
+    fn next_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Relaxed)
+    }
+
+    fn insert(&self, connection: Connection) -> Arc<Connection> {
+        let connection = Arc::new(connection);
         let mut open = self.lock();
-        open.connections.insert(id, Arc::clone(&connection));
-        if let Some(client) = limits::client(peer) {
+        open.connections.insert(connection.id(), Arc::clone(&connection));
+        if let Some(client) = limits::client(connection.peer()) {
             *open.by_client.entry(client).or_default() += 1;
         }
         if open.connections.len() == 1 {
@@ -137,7 +128,7 @@ impl Registry {
 
     /// Every open connection. A copy: none is held up while it is looked at.
     #[must_use]
-    pub fn connections(&self) -> Vec<Arc<Connection>> {
+    pub(crate) fn connections(&self) -> Vec<Arc<Connection>> {
         self.lock().connections.values().cloned().collect()
     }
 
@@ -153,10 +144,10 @@ impl Registry {
         self.lock().connections.is_empty()
     }
 
-    /// How many requests are being answered, upgraded connections among them.
+    /// How many requests are being answered, tunnels among them.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.in_flight.load(Relaxed)
+        self.totals.in_flight()
     }
 
     /// The requests in flight, oldest first.
@@ -173,23 +164,21 @@ impl Registry {
         &self.totals
     }
 
-    /// The connections that leave. Whoever holds the lock sees to it that they get there.
-    pub(super) async fn leaving(&self) -> tokio::sync::MutexGuard<'_, mpsc::UnboundedReceiver<Parcel>> {
-        self.leaving.lock().await
-    }
-
-    /// Puts connections that were taken out of [`Self::leaving`] back.
-    pub(super) fn bring_back(&self, parcels: impl Iterator<Item = Parcel>) {
-        for parcel in parcels {
-            // The registry holds the other end.
-            let _ = self.outbox.send(parcel);
-        }
-    }
-
     /// Closes every connection now, whatever is in flight.
     pub fn cut(&self) {
         for connection in self.connections() {
-            connection.give(Command::Cut);
+            connection.commands().give(Command::Cut);
+        }
+    }
+
+    /// Closes the connection that has been without a request for longest, so that there is a place for another. Those of
+    /// this machine come last: whoever looks after it is to get in.
+    pub(super) fn evict(&self) {
+        let connections = self.connections();
+        let candidates = connections.iter().filter_map(|c| Some((c.without_request_since()?, c)));
+        let first = candidates.min_by_key(|(since, c)| (limits::client(c.peer()).is_none(), *since));
+        if let Some((_, connection)) = first {
+            connection.commands().give(Command::Drop);
         }
     }
 
@@ -216,34 +205,35 @@ impl Registry {
         }
     }
 
+    /// The clock that connections are timed by.
+    pub(super) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// The time on the watchdog's clock.
+    pub(super) fn watchdog_now(&self) -> u64 {
+        self.watchdog_now.load(Relaxed)
+    }
+
     /// Sets the watchdog's clock.
     pub(crate) fn tick(&self) {
-        self.ticks.store(self.now(), Relaxed);
+        // Never 0, which means that there is none.
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1;
+        self.watchdog_now.store(now, Relaxed);
     }
 
     /// The requests whose handler has held its thread for `limit` or longer, with a number for the occasion.
     pub(crate) fn held_for(&self, limit: Duration) -> Vec<((u64, u64), RequestView, Duration)> {
-        let now = self.ticks.load(Relaxed);
+        let now = self.watchdog_now();
         let held_for = |connection: &Arc<Connection>| {
-            let since = connection.held_since()?;
+            let since = connection.progress().polled_since()?;
             let held = Duration::from_millis(now.saturating_sub(since));
             Some(((connection.id(), since), connection.view()?, held)).filter(|_| held >= limit)
         };
         self.connections().iter().filter_map(held_for).collect()
     }
 
-    /// Milliseconds of the registry's clock.
-    pub(super) fn now(&self) -> u64 {
-        // The offset leaves room for connections that have been idle since before the registry was made.
-        const OFFSET: u64 = 1 << 40;
-        OFFSET + millis(self.epoch.elapsed())
-    }
-
     fn lock(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-pub(super) fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,4 +1,4 @@
-//! A client's socket, as hyper and the registry see it.
+//! A client's socket, as hyper and the connection see it.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -6,13 +6,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use axum::http::StatusCode;
 use bytes::{Buf, Bytes};
+use rustix::net::RecvFlags;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::connection::{Command, Connection, State, Waiter};
 use crate::handover::parcel::{Flow, Parcel};
-use crate::server::{Command, Connection, State};
 
 /// An accepted socket.
 #[derive(Debug)]
@@ -41,6 +43,16 @@ impl Socket {
             Self::Tcp(socket) => socket.into_std().map(Into::into),
             Self::Unix(socket) => socket.into_std().map(Into::into),
         }
+    }
+
+    /// Whether a byte waits in the kernel. Of a socket that is new to the runtime that would not know yet.
+    fn has_waiting_byte(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let peeked = match self {
+            Self::Tcp(s) => rustix::net::recv(s, &mut [0; 1], flags),
+            Self::Unix(s) => rustix::net::recv(s, &mut [0; 1], flags),
+        };
+        peeked.is_ok_and(|(_, n)| n > 0)
     }
 
     /// Returns when there is something to read: bytes, the end, or an error.
@@ -97,14 +109,17 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// A client's socket with its place in the registry: it tells what passes through, obeys an order to close at once, also in
-/// the hands of whoever upgraded the connection, and when it is dropped the connection is closed.
+/// A client's socket with its place in the registry: it tells the connection of what passes through, and obeys a command
+/// to close at once, also in the hands of whoever upgraded the connection. When it is dropped the connection is closed.
 #[derive(Debug)]
 pub(super) struct ClientStream {
     socket: Socket,
-    /// Bytes already read, which come before the socket's.
-    read_ahead: Bytes,
-    connection: Place,
+    read_ahead: ReadAhead,
+    /// The status of an answer that hyper would have given by itself.
+    refused: Option<StatusCode>,
+    /// The client's end was seen while it was owed an answer.
+    ended: bool,
+    place: Place,
 }
 
 /// A connection's place in the registry and among `max_connections`; it is given up when this is dropped.
@@ -114,17 +129,47 @@ struct Place {
     _permit: Option<OwnedSemaphorePermit>,
 }
 
-impl std::ops::Deref for Place {
-    type Target = Arc<Connection>;
-
-    fn deref(&self) -> &Self::Target {
-        &self.connection
-    }
-}
-
 impl Drop for Place {
     fn drop(&mut self) {
         self.connection.closed();
+    }
+}
+
+/// Bytes that were read from the socket and belong to requests to come.
+#[derive(Debug, Default)]
+struct ReadAhead {
+    bytes: Bytes,
+    /// How many of them hyper has been given, and may give back.
+    given: usize,
+    /// It has been given more than these.
+    passed: bool,
+}
+
+impl ReadAhead {
+    fn left(&self) -> &[u8] {
+        &self.bytes[self.given..]
+    }
+
+    fn give(&mut self, buf: &mut ReadBuf<'_>) -> usize {
+        let n = buf.remaining().min(self.left().len());
+        buf.put_slice(&self.bytes[self.given..][..n]);
+        self.given += n;
+        n
+    }
+
+    /// Takes back what hyper has not used, which is the end of what it was given.
+    fn take_back(&mut self, unused: Bytes) {
+        if self.passed {
+            // An empty `Bytes` still pins hyper's whole buffer; do not store it.
+            self.bytes = if unused.is_empty() { Bytes::new() } else { unused };
+        } else {
+            // All of it is still here, so that a long row of requests is not copied again for each of them.
+            self.bytes.advance(self.given.saturating_sub(unused.len()));
+            if self.bytes.is_empty() {
+                self.bytes = Bytes::new();
+            }
+        }
+        (self.given, self.passed) = (0, false);
     }
 }
 
@@ -135,74 +180,111 @@ impl ClientStream {
         connection: Arc<Connection>,
         permit: Option<OwnedSemaphorePermit>,
     ) -> Self {
-        Self { socket, read_ahead, connection: Place { connection, _permit: permit } }
-    }
-
-    /// Leaves for the next process: an HTTP connection between two requests.
-    pub(super) fn leave(self) {
-        let Self { socket, read_ahead, connection } = self;
-        match socket.into_descriptor() {
-            Ok(socket) => connection.leave(Parcel::Connection(socket, connection.note(read_ahead))),
-            Err(error) => tracing::warn!(peer = %connection.peer(), %error, "cannot take a connection apart"),
-        }
-    }
-
-    /// Leaves for the next process: one end of a tunnel.
-    pub(super) fn leave_as_tunnel(self, upstream: OwnedFd, mut up: Flow, down: Flow) {
-        let Self { socket, read_ahead, connection } = self;
-        if !read_ahead.is_empty() {
-            up.unsent = [up.unsent, read_ahead].concat().into();
-        }
-        match (socket.into_descriptor(), connection.tunnel_note(up, down)) {
-            (Ok(client), Some(note)) => connection.leave(Parcel::Tunnel { client, upstream, note }),
-            (Ok(_), None) => tracing::warn!(peer = %connection.peer(), "a tunnel has no request"),
-            (Err(error), _) => {
-                tracing::warn!(peer = %connection.peer(), %error, "cannot take a tunnel apart");
-            }
-        }
-    }
-
-    /// Puts back what was read and not used.
-    pub(super) fn unread(&mut self, bytes: Bytes) {
-        debug_assert!(self.read_ahead.is_empty(), "a connection taken apart has read all of its read-ahead");
-        // Even none would keep hyper's whole buffer.
-        if !bytes.is_empty() {
-            self.read_ahead = bytes;
-        }
+        let read_ahead = ReadAhead { bytes: read_ahead, ..ReadAhead::default() };
+        Self { socket, read_ahead, refused: None, ended: false, place: Place { connection, _permit: permit } }
     }
 
     pub(super) fn connection(&self) -> &Arc<Connection> {
-        &self.connection
+        &self.place.connection
+    }
+
+    /// Puts back what hyper has read and not used.
+    pub(super) fn unread(&mut self, bytes: Bytes) {
+        self.read_ahead.take_back(bytes);
+    }
+
+    /// Whether a request has begun that nobody has read yet.
+    pub(super) fn has_waiting_byte(&self) -> bool {
+        self.has_read_ahead() || self.socket.has_waiting_byte()
     }
 
     pub(super) fn has_read_ahead(&self) -> bool {
-        !self.read_ahead.is_empty()
+        !self.read_ahead.left().is_empty()
+    }
+
+    /// Forgets what was read and belongs to no request that will be answered.
+    pub(super) fn forget_read_ahead(&mut self) {
+        self.read_ahead = ReadAhead::default();
+    }
+
+    /// The status of an answer that hyper would have given by itself.
+    pub(super) fn refused(&self) -> Option<StatusCode> {
+        self.refused
     }
 
     pub(super) async fn readable(&self) -> io::Result<()> {
         self.socket.readable().await
     }
 
-    fn alive(&self) -> io::Result<()> {
-        match self.connection.order() {
-            Command::Drop | Command::Cut => Err(io::ErrorKind::ConnectionAborted.into()),
-            _ => Ok(()),
+    // ---- to the next process ----
+
+    /// Leaves for the next process: an HTTP connection between two requests.
+    pub(super) fn leave(self) {
+        let Self { socket, read_ahead, place, .. } = self;
+        match socket.into_descriptor() {
+            Ok(socket) => {
+                let read_ahead = read_ahead.bytes.slice(read_ahead.given..);
+                place.connection.leave(Parcel::Connection(socket, place.connection.note(read_ahead)));
+            }
+            Err(error) => {
+                tracing::warn!(peer = %place.connection.peer(), %error, "cannot take a connection apart");
+            }
         }
     }
 
-    fn is_upgraded(&self) -> bool {
-        self.connection.state() == State::Upgraded
+    /// Leaves for the next process: one end of a tunnel.
+    pub(super) fn leave_as_tunnel(self, upstream: OwnedFd, mut up: Flow, down: Flow) {
+        let Self { socket, read_ahead, place, .. } = self;
+        if !read_ahead.left().is_empty() {
+            up.unsent = [&up.unsent, read_ahead.left()].concat().into();
+        }
+        match (socket.into_descriptor(), place.connection.tunnel_note(up, down)) {
+            (Ok(client), Some(note)) => place.connection.leave(Parcel::Tunnel { client, upstream, note }),
+            (Ok(_), None) => tracing::warn!(peer = %place.connection.peer(), "a tunnel has no request"),
+            (Err(error), _) => {
+                tracing::warn!(peer = %place.connection.peer(), %error, "cannot take a tunnel apart");
+            }
+        }
     }
 
-    /// After a write was tried: accounts for it, or enlists the writer of an upgraded connection.
+    // ---- in and out ----
+
+    /// Whether the socket may still be used.
+    fn obey(command: Command) -> io::Result<()> {
+        if command >= Command::Drop { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+    }
+
+    fn is_tunnel(&self) -> bool {
+        self.connection().state() == State::Tunnel
+    }
+
+    /// Whether hyper writes of its own accord: an answer to what is no request. It is swallowed, for it says neither that
+    /// the connection closes nor when it was sent; its status is noted.
+    fn swallows(&mut self, bytes: &[u8]) -> bool {
+        let answers_nobody = matches!(
+            self.connection().state(),
+            State::Parked | State::Reading | State::Discarding | State::Closing
+        );
+        if answers_nobody && self.refused.is_none() {
+            // "HTTP/1.1 400 Bad Request"
+            let status = bytes.get(9..12).and_then(|status| StatusCode::from_bytes(status).ok());
+            self.refused = Some(status.unwrap_or(StatusCode::BAD_REQUEST));
+        }
+        answers_nobody
+    }
+
+    /// Accounts for a write that was tried. The writer of a tunnel is woken by commands, too.
     fn wrote(&self, cx: &Context<'_>, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        let connection = self.connection();
         match result {
-            Poll::Ready(Ok(n)) => self.connection.sent(n),
-            Poll::Pending if self.is_upgraded() => {
-                self.connection.written_by(cx.waker());
-                self.alive()?;
+            Poll::Ready(Ok(n)) => connection.progress().add_sent(n),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => {
+                connection.progress().write_blocked();
+                if self.is_tunnel() {
+                    Self::obey(connection.commands().poll(Waiter::Writer, cx))?;
+                }
             }
-            Poll::Ready(Err(_)) | Poll::Pending => {}
         }
         result
     }
@@ -211,24 +293,30 @@ impl ClientStream {
 impl AsyncRead for ClientStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        // hyper's work is done; its connection is about to be taken apart.
+        if this.connection().state() == State::Parked {
+            return Poll::Pending;
+        }
         if this.has_read_ahead() {
-            let n = buf.remaining().min(this.read_ahead.len());
-            buf.put_slice(&this.read_ahead[..n]);
-            this.read_ahead.advance(n);
-            this.connection.heard(n);
+            let n = this.read_ahead.give(buf);
+            this.connection().progress().add_received(n);
             return Poll::Ready(Ok(()));
         }
-        this.alive()?;
+        Self::obey(this.connection().commands().strongest())?;
         let before = buf.filled().len();
         let result = Pin::new(&mut this.socket).poll_read(cx, buf);
-        if result.is_pending() {
-            if this.is_upgraded() {
-                this.connection.read_by(cx.waker());
-                // An order given before the waker was there would wake nobody.
-                this.alive()?;
-            }
-        } else if buf.filled().len() > before {
-            this.connection.heard(buf.filled().len() - before);
+        let n = buf.filled().len() - before;
+        if n > 0 {
+            this.read_ahead.passed = true;
+            this.connection().progress().add_received(n);
+        } else if result.is_pending() && this.is_tunnel() {
+            Self::obey(this.connection().commands().poll(Waiter::Reader, cx))?;
+        } else if result.is_ready() && this.connection().state() == State::Answering && !this.ended {
+            // hyper takes it for the client's death. One that has only finished sending, in the same packet as its
+            // request, still gets what its handler can answer at once.
+            this.ended = true;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
         result
     }
@@ -237,7 +325,10 @@ impl AsyncRead for ClientStream {
 impl AsyncWrite for ClientStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        this.alive()?;
+        if this.swallows(buf) {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        Self::obey(this.connection().commands().strongest())?;
         let result = Pin::new(&mut this.socket).poll_write(cx, buf);
         this.wrote(cx, result)
     }
@@ -248,7 +339,10 @@ impl AsyncWrite for ClientStream {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        this.alive()?;
+        if this.swallows(bufs.first().map_or(&[], |buf| buf)) {
+            return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
+        }
+        Self::obey(this.connection().commands().strongest())?;
         let result = Pin::new(&mut this.socket).poll_write_vectored(cx, bufs);
         this.wrote(cx, result)
     }
@@ -257,32 +351,24 @@ impl AsyncWrite for ClientStream {
         true
     }
 
+    /// With the flush of an answer hyper's work is done: it is told to wait, so that it does not look for the next request,
+    /// and is taken apart by the task that polls it.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(Pin::new(&mut this.socket).poll_flush(cx))?;
-        this.connection.flushed();
-        Poll::Ready(Ok(()))
+        if this.connection().flushed() { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 
-    /// Closes the sending half. Where the client may still be sending what nobody will read, a plain close would
-    /// reset the connection and take the answer with it, so what comes is read and thrown away until the client
-    /// closes or the sweep finds that it took too long (RFC 9112, section 9.6).
+    /// Of a tunnel, closes the sending half. How an HTTP connection is closed is the matter of its task, not of hyper.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.connection.state() != State::Closing {
-            ready!(Pin::new(&mut this.socket).poll_shutdown(cx))?;
-            if !this.connection.has_unread() {
-                return Poll::Ready(Ok(()));
-            }
-            this.connection.closing();
-        }
-        let mut waste = [0; 4096];
-        loop {
-            let mut waste = ReadBuf::new(&mut waste);
-            ready!(Pin::new(&mut this.socket).poll_read(cx, &mut waste))?;
-            if waste.filled().is_empty() {
-                return Poll::Ready(Ok(()));
-            }
-        }
+        if this.is_tunnel() { Pin::new(&mut this.socket).poll_shutdown(cx) } else { Poll::Ready(Ok(())) }
+    }
+}
+
+/// The socket itself, for the task that closes the connection.
+impl ClientStream {
+    pub(super) fn socket(&mut self) -> &mut Socket {
+        &mut self.socket
     }
 }

@@ -12,12 +12,13 @@ use rustix::net::SendFlags;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use super::Server;
+use super::Registry;
+use super::connection::Command;
+use super::departures::Departures;
 use super::limits::Limits;
+use super::{Server, Totals};
 use crate::handover::Handover;
 use crate::handover::mailbox::Mailbox;
-use crate::server::access::AccessLog;
-use crate::server::{Command, Registry};
 
 /// A safety net: everything here is a matter of microseconds.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -68,35 +69,42 @@ type Cut = (usize, u8, bool);
 struct Side {
     registry: Arc<Registry>,
     server: Server,
-    mailbox: Mailbox,
+    handover: Arc<Handover>,
+    departures: Arc<Departures>,
 }
 
 impl Side {
     fn new() -> Self {
+        Self::over(Mailbox::new().expect("a mailbox"))
+    }
+
+    fn over(mailbox: Mailbox) -> Self {
         let router = Router::new().fallback(async |method: Method, uri: Uri, body: Bytes| {
             // The answer comes later than the request, so that a handover may come between the two.
             tokio::task::yield_now().await;
             format!("{method} {uri} {}", body.escape_ascii())
         });
-        let registry = Registry::new(metrics::Histogram::noop(), AccessLog::off());
-        let server = Server::new(Vec::new(), router, Arc::clone(&registry), Limits::default());
-        Self { registry, server, mailbox: Mailbox::new().expect("a mailbox") }
+        let registry = Registry::new(Totals::unobserved());
+        let handover = Arc::new(Handover::over(mailbox));
+        let departures = Departures::new(Arc::clone(&handover));
+        let server = Server::new(Vec::new(), router, Arc::clone(&registry), Limits::default())
+            .with_departures(Arc::clone(&departures));
+        Self { registry, server, handover, departures }
     }
 
     /// Asks for every connection to leave.
     fn give_away(&self) {
         for connection in self.registry.connections() {
-            connection.give(Command::Carry);
+            connection.commands().give(Command::Carry);
         }
     }
 
     /// Passes on what leaves, through a real mailbox.
     async fn pass_to(&self, other: &Self) {
         loop {
-            let mut parcels = Vec::new();
-            self.registry.leaving().await.recv_many(&mut parcels, 16).await;
-            self.mailbox.put(parcels).expect("there is room");
-            other.server.take_over(&self.mailbox).expect("the mailbox works");
+            self.departures.pass_on().await;
+            let mailbox = self.handover.mailbox().expect("it was made with one");
+            other.server.take_over(mailbox).expect("the mailbox works");
         }
     }
 }
@@ -187,29 +195,27 @@ async fn a_connection_changes_hands_between_two_requests_and_within_a_head() {
 
 #[tokio::test]
 async fn what_the_mailbox_refuses_may_ask_once_more_and_is_counted() {
-    let side = Side::new();
+    let mailbox = Mailbox::new().expect("a mailbox");
+    rustix::net::sockopt::set_socket_send_buffer_size(mailbox.entrance(), 1).expect("it may be small");
+    while rustix::net::send(mailbox.entrance(), b"full", SendFlags::DONTWAIT).is_ok() {}
+    let side = Side::over(mailbox);
     let (mut client, theirs) = UnixStream::pair().expect("a pair of sockets");
     side.server.serve_one(theirs);
     client.write_all(REQUEST).await.expect("the server reads");
     answer(&mut client).await;
 
-    let mailbox = Mailbox::new().expect("a mailbox");
-    rustix::net::sockopt::set_socket_send_buffer_size(mailbox.entrance(), 1).expect("it may be small");
-    while rustix::net::send(mailbox.entrance(), b"full", SendFlags::DONTWAIT).is_ok() {}
-    let handover = Handover::over(mailbox);
-
-    let stayed = &side.registry.totals().stayed;
+    let not_carried = &side.registry.totals().not_carried;
     let ask_once_more = async {
-        while stayed.total() == 0 {
+        while not_carried.total() == 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         client.write_all(REQUEST).await.expect("the server reads");
         assert!(answer(&mut client).await.contains("connection: close"));
         assert_eq!(client.read(&mut [0]).await.expect("no error"), 0);
     };
-    let both = async { tokio::join!(side.server.carry(&handover, PATIENCE), ask_once_more) };
+    let both = async { tokio::join!(side.server.carry(PATIENCE), ask_once_more) };
     tokio::time::timeout(PATIENCE, both).await.expect("it is over when the client has its answer");
-    assert_eq!(stayed.to_string(), "1 (1 refused by the mailbox)");
+    assert_eq!(not_carried.to_string(), "1 (1 refused by the mailbox)");
     assert_eq!(side.registry.totals().handed_over.counts(), [0, 0]);
 }
 

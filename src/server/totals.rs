@@ -1,10 +1,12 @@
 //! What is counted: how requests ended, and which connections went from one process to the next.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-use axum::http::StatusCode;
-
+use super::access::{self, AccessLog};
+use super::connection::Ended;
+use super::peer::Peer;
+use crate::handover::NotCarried;
 use crate::handover::parcel::Parcel;
 
 /// How a request ended.
@@ -18,6 +20,8 @@ pub enum Outcome {
     Stalled,
     /// The stop cut it.
     Cut,
+    /// It goes on in the next process: for this one it neither ends nor counts.
+    Carried,
 }
 
 impl Outcome {
@@ -29,13 +33,16 @@ impl Outcome {
             Self::ClientGone => "client gone",
             Self::Stalled => "stalled",
             Self::Cut => "cut",
+            Self::Carried => "carried",
         }
     }
 }
 
-/// What has been counted since the start.
-#[derive(Debug, Default)]
+/// The account of a server's connections and requests since the start.
 pub struct Totals {
+    in_flight: AtomicUsize,
+    durations: metrics::Histogram,
+    access: AccessLog,
     /// Connections accepted.
     pub accepted: AtomicU64,
     /// Connections closed at once, for their client had too many.
@@ -49,7 +56,7 @@ pub struct Totals {
     /// Connections given to the next process.
     pub handed_over: Carried,
     /// Connections that could not be: they linger.
-    pub stayed: NotCarriedCounts,
+    pub not_carried: NotCarriedCounts,
     /// Connections taken from an earlier process.
     pub taken_over: Carried,
     /// Connections that an earlier process left and this one closed.
@@ -88,39 +95,6 @@ impl fmt::Display for Carried {
     }
 }
 
-/// Why a connection is not carried to the next process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum NotCarried {
-    /// Nothing keeps it until there is a next process.
-    NoStore,
-    /// The service is stopped for good.
-    NoNext,
-    /// `[handover]` says so.
-    SwitchedOff,
-    /// The body of its last request was not read to its end.
-    UnreadBody,
-    /// The mailbox did not take it.
-    MailboxFull,
-}
-
-impl NotCarried {
-    const ALL: [Self; 5] =
-        [Self::NoStore, Self::NoNext, Self::SwitchedOff, Self::UnreadBody, Self::MailboxFull];
-}
-
-impl fmt::Display for NotCarried {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NoStore => "without a store",
-            Self::NoNext => "without a next process",
-            Self::SwitchedOff => "switched off in [handover]",
-            Self::UnreadBody => "with an unread request body",
-            Self::MailboxFull => "refused by the mailbox",
-        })
-    }
-}
-
 /// Connections that are not carried, by the reason.
 #[derive(Debug, Default)]
 pub struct NotCarriedCounts([AtomicU64; NotCarried::ALL.len()]);
@@ -148,15 +122,70 @@ impl fmt::Display for NotCarriedCounts {
     }
 }
 
+impl fmt::Debug for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Totals").field("in_flight", &self.in_flight).finish_non_exhaustive()
+    }
+}
+
 impl Totals {
-    pub(super) fn count(&self, outcome: Outcome, status: Option<StatusCode>) {
-        let class = status.map_or(0, |s| usize::from(s.as_u16() / 100).min(5));
-        self.by_class[class].fetch_add(1, Relaxed);
+    /// An account that records each request's duration in seconds, and tells `access` of it.
+    pub(crate) fn new(durations: metrics::Histogram, access: AccessLog) -> Self {
+        Self {
+            in_flight: AtomicUsize::new(0),
+            durations,
+            access,
+            accepted: AtomicU64::default(),
+            turned_away: AtomicU64::default(),
+            by_class: Default::default(),
+            client_gone: AtomicU64::default(),
+            cut: AtomicU64::default(),
+            handed_over: Carried::default(),
+            not_carried: NotCarriedCounts::default(),
+            taken_over: Carried::default(),
+            not_understood: AtomicU64::default(),
+        }
+    }
+
+    /// An account that nobody reads.
+    pub(crate) fn unobserved() -> Self {
+        Self::new(metrics::Histogram::noop(), AccessLog::off())
+    }
+
+    /// A request has begun.
+    pub(super) fn begun(&self) {
+        self.in_flight.fetch_add(1, Relaxed);
+    }
+
+    /// A request has ended, with so many bytes of its answer sent.
+    pub(super) fn ended(&self, ended: Ended, peer: Peer, sent: u64) {
+        let Ended { exchange, outcome } = ended;
+        self.in_flight.fetch_sub(1, Relaxed);
         match outcome {
+            Outcome::Carried => return,
             Outcome::Answered => {}
             Outcome::ClientGone | Outcome::Stalled => _ = self.client_gone.fetch_add(1, Relaxed),
             Outcome::Cut => _ = self.cut.fetch_add(1, Relaxed),
         }
+        let class = exchange.status.map_or(0, |s| usize::from(s.as_u16() / 100).min(5));
+        self.by_class[class].fetch_add(1, Relaxed);
+        let took = exchange.started.elapsed();
+        self.durations.record(took.as_secs_f64());
+        self.access.log(&access::Record {
+            method: exchange.method,
+            uri: exchange.uri,
+            peer,
+            status: exchange.status,
+            outcome,
+            took,
+            sent,
+        });
+    }
+
+    /// How many requests are being answered, tunnels among them.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Relaxed)
     }
 
     /// Requests ended, in whatever way.

@@ -12,9 +12,9 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::connection::{Command, Waiter};
+use super::stream::{ClientStream, Socket};
 use crate::handover::parcel::Flow;
-use crate::server::Command;
-use crate::server::stream::{ClientStream, Socket};
 
 /// How much is read at once, in bytes, and the most that a direction ever holds.
 const CHUNK: usize = 16 << 10;
@@ -71,12 +71,9 @@ pub(super) async fn resume(client: ClientStream, upstream: Socket, up: Flow, dow
     let connection = Arc::clone(tunnel.client.connection());
     let ended = {
         let mut run = std::pin::pin!(tunnel.run());
-        poll_fn(|cx| {
-            connection.driven_by(cx.waker());
-            match connection.order() {
-                Command::Carry => Poll::Ready(None),
-                _ => run.as_mut().poll(cx).map(Some),
-            }
+        poll_fn(|cx| match connection.commands().poll(Waiter::Task, cx) {
+            Command::Carry if connection.may_leave() => Poll::Ready(None),
+            _ => run.as_mut().poll(cx).map(Some),
         })
         .await
     };

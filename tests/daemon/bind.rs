@@ -184,6 +184,8 @@ const WRONG: &[Wrong] = &[
     ("http.keepalive_timeout = '0s'", |c| c.http.limits.keepalive_timeout = Duration::ZERO),
     ("http.read_timeout = '0s'", |c| c.http.limits.read_timeout = Duration::ZERO),
     ("http.write_timeout = '9999h'", |c| c.http.limits.write_timeout = Duration::from_secs(9999 * 3600)),
+    ("http.min_rate_grace = '0s'", |c| c.http.limits.min_rate_grace = Duration::ZERO),
+    ("http.tunnel_idle_timeout = '0s'", |c| c.http.limits.tunnel_idle_timeout = Some(Duration::ZERO)),
     ("http.header_limit = '4KiB'", |c| c.http.limits.header_limit = 4096),
     ("http.header_limit = '1GiB'", |c| c.http.limits.header_limit = 1 << 30),
     ("shutdown.delay = '9999h'", |c| c.shutdown.delay = Duration::from_secs(9999 * 3600)),

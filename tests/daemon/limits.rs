@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use axum::body::Body;
+use axum::routing::post;
 use tokio::time::Instant;
 
 use crate::client::Lost;
@@ -126,6 +128,28 @@ async fn an_idle_connection_is_closed_silently_after_the_keepalive_timeout() {
     assert_about(began.elapsed(), Duration::from_secs(75));
 }
 
+/// The sweep's step, in a clock that stands while anyone has anything to do.
+const STEP: Duration = Duration::from_millis(250);
+
+#[tokio::test]
+async fn a_keepalive_timeout_is_exact_to_the_step_of_the_sweep_however_short_it_is() {
+    for limit in [100, 250, 400, 1000].map(Duration::from_millis) {
+        let keys = format!("http.keepalive_timeout = \"{}ms\"\n", limit.as_millis());
+        let service = Service::start_with_stopped_clock(&keys, |daemon| daemon.router(router())).await;
+        let mut client = service.connect().await;
+        client.get("/").await.unwrap();
+        let began = Instant::now();
+        assert_eq!(client.receive().await, Err(Lost::Closed));
+        let took = began.elapsed();
+        // Milliseconds are what the daemon counts in.
+        assert!(
+            (limit..=limit + STEP + Duration::from_millis(2)).contains(&took),
+            "{took:?} instead of {limit:?}"
+        );
+        tokio::time::resume();
+    }
+}
+
 #[tokio::test]
 async fn each_request_starts_the_keepalive_timeout_anew() {
     let service = Service::start_with_stopped_clock(TIMEOUTS, |daemon| daemon.router(router())).await;
@@ -153,13 +177,27 @@ async fn a_handler_may_take_longer_than_every_timeout_of_its_client() {
     let gate = Gate::new();
     let add = |daemon: steadfast::Daemon| daemon.router(router().route("/gate", gate.route()));
     let service = Service::start_with_stopped_clock(TIMEOUTS, add).await;
-    let mut client = service.connect().await;
-    client.ask("/gate").await;
-    gate.arrived().await;
+    let mut client = service.held(&gate, "/gate").await;
     tokio::time::sleep(Duration::from_secs(600)).await;
     gate.open();
     assert_eq!(client.receive().await.unwrap().text(), "passed");
     assert_eq!(client.get("/").await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn a_body_has_its_whole_read_timeout_from_when_it_is_waited_for() {
+    const BUSY: Duration = Duration::from_millis(2500);
+    let busy = post(async |body: Body| {
+        tokio::time::sleep(BUSY).await;
+        axum::body::to_bytes(body, usize::MAX).await.map_or(0, |body| body.len()).to_string()
+    });
+    let add = |daemon: steadfast::Daemon| daemon.router(router().route("/busy", busy));
+    let service = Service::start_with_stopped_clock("http.read_timeout = \"3s\"\n", add).await;
+    let mut client = service.connect().await;
+    client.send("POST /busy HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhalf").await;
+    let began = Instant::now();
+    assert_eq!(client.receive().await.unwrap().status, 408);
+    assert_about(began.elapsed(), BUSY + Duration::from_secs(3));
 }
 
 // ---------------------------------------------------------------------------
@@ -199,9 +237,7 @@ async fn a_stop_answers_those_who_still_wait_for_a_place() {
     let gate = Gate::new();
     let add = |daemon: steadfast::Daemon| daemon.router(router().route("/gate", gate.route()));
     let mut service = Service::start("http.max_connections = 1\nshutdown.linger = \"0s\"\n", add).await;
-    let mut first = service.connect().await;
-    first.ask("/gate").await;
-    gate.arrived().await;
+    let mut first = service.held(&gate, "/gate").await;
     let mut second = service.connect().await;
     second.ask("/").await;
 

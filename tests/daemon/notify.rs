@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use steadfast_harness::{Daemon, Signal};
 
-use crate::process::{BINARY, connect, serving, troubled};
+use crate::process::{BINARY, begin_upload, connect, serving, troubled};
 
 /// The values of an assignment in all that was said, in order.
 fn said(daemon: &Daemon, name: &str) -> Vec<String> {
@@ -44,9 +44,7 @@ fn the_status_line_says_what_goes_on() {
     let mut daemon = troubled("shutdown.linger = \"0s\"\n", |_| {});
     wait_for_ready(&daemon);
     assert!(said(&daemon, "STATUS")[0].starts_with("serving: 0 connections, 0 requests in flight"));
-    let mut client = connect(&daemon, "http");
-    client.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\n").unwrap();
-    client.receive_head().unwrap();
+    let mut client = begin_upload(&daemon, 4);
     daemon.wait_for_notification("the request in flight", |text| text.contains("1 request in flight"));
     daemon.signal(Signal::TERM);
     daemon.wait_for_notification("the drain", |text| {
@@ -61,9 +59,7 @@ fn the_status_line_says_what_goes_on() {
 fn a_drain_says_stopping_then_extends_its_time_at_once_and_each_second() {
     let mut daemon = troubled("shutdown.linger = \"0s\"\nshutdown.deadline = \"4s\"\n", |_| {});
     wait_for_ready(&daemon);
-    let mut client = connect(&daemon, "http");
-    client.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\n").unwrap();
-    client.receive_head().unwrap();
+    let _client = begin_upload(&daemon, 4);
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.wait(), 3);
 

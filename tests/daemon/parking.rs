@@ -7,9 +7,9 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use crate::handlers::router;
-use crate::service::Service;
+use crate::service::{Service, open_connections};
 
-/// Longer than a connection stays active without a request, the sweep included.
+/// Longer than any look of the sweep takes to come round.
 const A_REST: Duration = Duration::from_secs(1);
 /// A rest is no timeout.
 const PATIENT: &str = "http.header_timeout = \"24h\"\nhttp.keepalive_timeout = \"24h\"\n";
@@ -22,15 +22,19 @@ async fn parked(service: &Service) -> u64 {
     service.status().await["connections"]["parked"].as_u64().unwrap()
 }
 
+async fn wait_for_none_open(service: &Service) {
+    service.wait_for_status("without connections", |s| open_connections(s) == 0).await;
+}
+
 #[tokio::test]
-async fn a_connection_that_rests_is_parked_and_answers_again() {
+async fn a_connection_is_parked_before_its_first_request_and_right_after_each_answer() {
     let service = service().await;
     let mut client = service.connect().await;
-    assert_eq!(client.get("/path/before").await.unwrap().text(), "before");
-    assert_eq!(parked(&service).await, 0);
-    tokio::time::sleep(A_REST).await;
-    assert_eq!(parked(&service).await, 1);
-    assert_eq!(client.get("/path/after").await.unwrap().text(), "after");
+    service.wait_for_status("accepted", |s| s["connections"]["parked"] == 1).await;
+    for name in ["before", "after"] {
+        assert_eq!(client.get(&format!("/path/{name}")).await.unwrap().text(), name);
+        service.wait_for_status("parked", |s| s["connections"]["parked"] == 1).await;
+    }
     assert_eq!(service.status().await["totals"]["connections"], 1);
 }
 
@@ -58,11 +62,7 @@ async fn a_client_that_leaves_while_it_rests_is_forgotten() {
     tokio::time::sleep(A_REST).await;
     assert_eq!(parked(&service).await, 10);
     drop(clients);
-    service
-        .wait_for_status("without connections", |s| {
-            s["connections"]["parked"] == 0 && s["connections"]["idle"] == 0
-        })
-        .await;
+    wait_for_none_open(&service).await;
 }
 
 #[tokio::test]
@@ -76,18 +76,35 @@ async fn half_a_head_that_came_with_the_request_before_is_not_lost_by_a_rest() {
     assert_eq!(client.receive().await.unwrap().text(), "two");
 }
 
+const SMUGGLED: &str = "GET /path/smuggled HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+
 #[tokio::test]
-async fn a_body_that_nobody_read_is_never_taken_for_a_request() {
+async fn a_small_body_that_nobody_read_is_thrown_away_and_never_taken_for_a_request() {
     let service = service().await;
     for rest in [Duration::ZERO, A_REST] {
         let mut client = service.connect().await;
-        client.send("POST /ignore HTTP/1.1\r\nHost: test\r\nContent-Length: 60\r\n\r\n").await;
+        let length = SMUGGLED.len();
+        client.send(format!("POST /ignore HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n")).await;
         assert_eq!(client.receive().await.unwrap().text(), "ignored");
         tokio::time::sleep(rest).await;
-        let smuggled = "GET /path/smuggled HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
-        client.send(smuggled).await;
+        client.send(SMUGGLED).await;
+        assert_eq!(client.get("/path/next").await.unwrap().text(), "next", "after {rest:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_large_body_that_nobody_read_closes_the_connection_and_is_never_taken_for_a_request() {
+    let service = service().await;
+    for rest in [Duration::ZERO, A_REST] {
+        let mut client = service.connect().await;
+        let head = "POST /ignore HTTP/1.1\r\nHost: test\r\nContent-Length: 1000000\r\n\r\n";
+        client.send(head).await;
+        let answer = client.receive().await.unwrap();
+        assert_eq!((answer.text(), answer.header("connection")), ("ignored", Some("close")));
+        tokio::time::sleep(rest).await;
+        client.send(SMUGGLED).await;
         let answers = String::from_utf8(client.rest().await).unwrap();
-        assert!(!answers.contains("200"), "after {rest:?}: {answers}");
+        assert_eq!(answers, "", "after {rest:?}");
     }
 }
 
@@ -161,11 +178,7 @@ async fn answers(service: &Service, requests: &[Request], rests: &[usize]) -> (V
     }
     assert!(client.is_open_and_silent().await, "an answer nobody asked for");
     drop(client);
-    service
-        .wait_for_status("without connections", |s| {
-            s["connections"]["parked"] == 0 && s["connections"]["idle"] == 0
-        })
-        .await;
+    wait_for_none_open(service).await;
     (answers, parkings)
 }
 

@@ -32,6 +32,15 @@ pub(crate) fn connect(daemon: &Daemon, child: &str) -> Client {
     Client::connect(daemon.address(child)).expect("it accepts")
 }
 
+/// A request to [`troubled`] whose answer has begun and whose body, of so many bytes, is still due.
+pub(crate) fn begin_upload(daemon: &Daemon, length: usize) -> Client {
+    let mut client = connect(daemon, "http");
+    let head = format!("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n");
+    client.send(head).expect("the daemon takes a request");
+    client.receive_head().expect("the answer begins");
+    client
+}
+
 /// Says, past the capture of the test runner, what this machine cannot show.
 pub(crate) fn not_shown(file: &str, why: &str) {
     let _ = writeln!(io::stderr().lock(), "{file}: not shown here: {why}");

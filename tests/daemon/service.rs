@@ -21,6 +21,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 
 use crate::client::{Client, Response};
+use crate::handlers::Gate;
 
 /// A running daemon on the test's own runtime. It listens on unix sockets, where what one side writes the other can
 /// read at once: so a stopped clock never runs ahead of the bytes.
@@ -96,6 +97,14 @@ impl Service {
     /// A new connection to the http child.
     pub(crate) async fn connect(&self) -> Client {
         self.try_connect().await.expect("the service accepts")
+    }
+
+    /// A connection whose request, at this path, has arrived at a gate.
+    pub(crate) async fn held(&self, gate: &Gate, path: &str) -> Client {
+        let mut client = self.connect().await;
+        client.ask(path).await;
+        gate.arrived().await;
+        client
     }
 
     pub(crate) async fn try_connect(&self) -> io::Result<Client> {
@@ -179,6 +188,12 @@ impl Service {
         self.begin_stop().await;
         self.exit().await
     }
+}
+
+/// How many connections `/status` tells of, whatever they are doing.
+pub(crate) fn open_connections(status: &Value) -> u64 {
+    let by_state = status["connections"].as_object().expect("connections by their state");
+    by_state.values().map(|count| count.as_u64().expect("a number")).sum()
 }
 
 /// The events of one service.

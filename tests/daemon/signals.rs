@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use steadfast_harness::{Client, Daemon, Failure, Signal, print_figure};
+use steadfast_harness::{Client, Daemon, Failure, Signal, print_figure, raise_descriptor_limit, wait_until};
 
-use crate::process::{connect, troubled};
+use crate::process::{begin_upload, connect, troubled};
 
 /// Nothing but the signals ends this stop.
 const NEVER: &str = "shutdown.linger = \"0s\"\nshutdown.deadline = \"never\"\n";
@@ -17,9 +17,19 @@ fn wait_for_drain(daemon: &Daemon) {
 
 /// A request whose body the test may finish, or not.
 fn begin_request(daemon: &Daemon) -> Client {
+    let mut client = begin_upload(daemon, 8);
+    client.send("half").unwrap();
+    client
+}
+
+/// A request whose handler holds its thread and never answers.
+fn block_a_thread(daemon: &Daemon) -> Client {
     let mut client = connect(daemon, "http");
-    client.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 8\r\n\r\nhalf").unwrap();
-    client.receive_head().unwrap();
+    client.ask("/blocks").unwrap();
+    let mut admin = connect(daemon, "admin");
+    wait_until("the request to be in flight", || {
+        admin.get("/status").unwrap().text().contains("/blocks").then_some(())
+    });
     client
 }
 
@@ -51,7 +61,7 @@ fn the_same_signal_again_cuts_at_once_names_what_it_cut_and_the_exit_code_is_3()
     print_figure("a cut by a second signal", format!("{:.1?}", began.elapsed()));
     assert!(began.elapsed() < AT_ONCE);
     let cut = daemon.wait_for_line("what was cut", |line| line.contains("cut by the second signal"));
-    for part in [" WARN ", "POST /echo", &peer, "waiting for the rest of the answer"] {
+    for part in [" WARN ", "POST /echo", &peer, "waiting for the client to send the body"] {
         assert!(cut.contains(part), "no {part} in {cut}");
     }
     client.take(4).unwrap();
@@ -70,12 +80,7 @@ fn the_deadline_cuts_by_itself_and_the_exit_code_is_3() {
 #[test]
 fn a_third_signal_exits_at_once_even_while_a_handler_blocks_its_thread() {
     let mut daemon = troubled(NEVER, |_| {});
-    let mut client = connect(&daemon, "http");
-    client.ask("/blocks").unwrap();
-    let mut admin = connect(&daemon, "admin");
-    steadfast_harness::wait_until("the request to be in flight", || {
-        admin.get("/status").unwrap().text().contains("/blocks").then_some(())
-    });
+    let _client = block_a_thread(&daemon);
     daemon.signal(Signal::TERM);
     wait_for_drain(&daemon);
     daemon.signal(Signal::TERM);
@@ -90,12 +95,7 @@ fn a_third_signal_exits_at_once_even_while_a_handler_blocks_its_thread() {
 #[test]
 fn a_blocked_thread_cannot_hold_a_stop_beyond_its_deadline() {
     let mut daemon = troubled("shutdown.linger = \"0s\"\nshutdown.deadline = \"500ms\"\n", |_| {});
-    let mut client = connect(&daemon, "http");
-    client.ask("/blocks").unwrap();
-    let mut admin = connect(&daemon, "admin");
-    steadfast_harness::wait_until("the request to be in flight", || {
-        admin.get("/status").unwrap().text().contains("/blocks").then_some(())
-    });
+    let _client = block_a_thread(&daemon);
     let began = Instant::now();
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.wait(), 3);
@@ -111,4 +111,28 @@ fn a_signal_during_an_idle_moment_stops_at_once() {
     assert_eq!(daemon.wait(), 0);
     print_figure("SIGTERM to exit, idle", format!("{:.1?}", began.elapsed()));
     assert!(began.elapsed() < AT_ONCE);
+}
+
+#[test]
+fn whoever_had_connected_and_asked_before_the_signal_is_answered_however_many_wait_in_the_backlog() {
+    const WAITING: usize = 1000;
+    raise_descriptor_limit(WAITING as u64 + 1000);
+    let mut daemon = troubled(&format!("{NEVER}http.max_connections = 1\n"), |_| {});
+    let mut first = begin_request(&daemon);
+    let mut waiting: Vec<Client> = (0..WAITING).map(|_| connect(&daemon, "http")).collect();
+    for client in &mut waiting {
+        client.ask("/").unwrap();
+    }
+    daemon.signal(Signal::TERM);
+    let lost: Vec<String> = waiting
+        .iter_mut()
+        .filter_map(|client| match client.receive() {
+            Ok(answer) => (answer.status != 200).then(|| answer.status.to_string()),
+            Err(failure) => Some(failure.to_string()),
+        })
+        .collect();
+    assert!(lost.is_empty(), "{} of {WAITING}, the first: {}", lost.len(), lost[0]);
+    first.send("half").unwrap();
+    assert_eq!(first.take(8).unwrap(), b"halfhalf");
+    assert_eq!(daemon.wait(), 0);
 }

@@ -35,9 +35,7 @@ fn report<const N: usize>(service: &Service, fields: [&str; N]) -> [String; N] {
 async fn a_request_in_flight_is_answered_and_its_connection_closed_in_good_form() {
     let gate = Gate::new();
     let mut service = Service::start(NO_LINGER, with(&gate)).await;
-    let mut client = service.connect().await;
-    client.ask("/gate").await;
-    gate.arrived().await;
+    let mut client = service.held(&gate, "/gate").await;
 
     service.begin_stop().await;
     assert!(service.still_runs().await);
@@ -91,9 +89,7 @@ async fn a_drain_without_a_deadline_waits_as_long_as_it_takes() {
     let gate = Gate::new();
     let keys = "shutdown.linger = \"0s\"\nshutdown.deadline = \"never\"\n";
     let mut service = Service::start_with_stopped_clock(keys, with(&gate)).await;
-    let mut client = service.connect().await;
-    client.ask("/gate").await;
-    gate.arrived().await;
+    let mut client = service.held(&gate, "/gate").await;
 
     service.begin_stop().await;
     tokio::time::sleep(Duration::from_secs(10 * 3600)).await;
@@ -107,9 +103,7 @@ async fn a_drain_without_a_deadline_waits_as_long_as_it_takes() {
 async fn the_admin_child_is_there_until_the_last_request_is_answered() {
     let gate = Gate::new();
     let mut service = Service::start(NO_LINGER, with(&gate)).await;
-    let mut client = service.connect().await;
-    client.ask("/gate?not=shown").await;
-    gate.arrived().await;
+    let mut client = service.held(&gate, "/gate?not=shown").await;
 
     service.begin_stop().await;
     let refused = || std::os::unix::net::UnixStream::connect(service.http_socket()).is_err();

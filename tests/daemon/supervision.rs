@@ -139,9 +139,7 @@ async fn failing_too_often_stops_the_tree_which_first_finishes_what_is_in_flight
     };
     let keys = "supervision.max_restarts = 2\nsupervision.window = \"60s\"\n";
     let mut service = Service::start_with_stopped_clock(keys, add).await;
-    let mut client = service.connect().await;
-    client.ask("/gate").await;
-    gate.arrived().await;
+    let mut client = service.held(&gate, "/gate").await;
 
     fail.send(()).unwrap();
     service.wait_for("that it drains", |e| e.message.starts_with("draining")).await;
@@ -204,9 +202,7 @@ async fn a_child_is_told_to_stop_when_no_request_needs_it_any_more() {
         })
     };
     let mut service = Service::start_with_stopped_clock("", add).await;
-    let mut client = service.connect().await;
-    client.ask("/work").await;
-    gate.arrived().await;
+    let mut client = service.held(&gate, "/work").await;
     service.begin_stop().await;
     tokio::time::sleep(Duration::from_secs(5)).await;
     gate.open();

@@ -64,7 +64,7 @@ async fn a_web_socket_speaks_both_ways_and_is_no_idle_connection() {
     let mut socket = web_socket(&service).await;
     say(&mut socket, "before").await;
     let status = service.status().await;
-    assert_eq!(status["connections"]["upgraded"], 1);
+    assert_eq!(status["connections"]["tunnel"], 1);
     assert_eq!(status["requests"][0]["path"], "/socket");
     // Longer than any timeout of a request.
     tokio::time::sleep(Duration::from_secs(3600)).await;

@@ -5,6 +5,8 @@
 //! goes to the loopback, or into a box of the test's own. The daemon writes no file, so a full disk is none of its
 //! troubles.
 
+mod accounting;
+mod closing;
 mod differential;
 mod files;
 mod floods;
@@ -17,6 +19,10 @@ mod site;
 mod slow;
 mod slowhttptest;
 mod smuggling;
+mod table;
+mod trickling;
+mod tunnels;
+mod uncooperative;
 mod upgrades;
 mod upstreams;
 mod wire;

@@ -1,7 +1,7 @@
 //! The binary under test, with what it serves.
 
 use std::net::SocketAddr;
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::process::Command;
 
@@ -36,6 +36,12 @@ impl Deref for Site {
     }
 }
 
+impl DerefMut for Site {
+    fn deref_mut(&mut self) -> &mut Daemon {
+        &mut self.daemon
+    }
+}
+
 impl Site {
     /// Starts it with these keys in `[http]`, and these further tables.
     pub(crate) fn start(limits: &str, tables: &str) -> Self {
@@ -66,8 +72,17 @@ impl Site {
 
     /// A value of the admin listener's metrics.
     pub(crate) fn metric(&self, series: &str) -> u64 {
+        metric_in(&self.metrics(), series)
+    }
+
+    pub(crate) fn metrics(&self) -> String {
         let answer = Client::connect(self.admin).and_then(|mut client| client.get("/metrics"));
-        metric_in(&answer.expect("the admin child answers").text(), series)
+        answer.expect("the admin child answers").text()
+    }
+
+    /// How many connections are open at the http child, whatever they are doing.
+    pub(crate) fn connections(&self) -> u64 {
+        sum_in(&self.metrics(), "steadfast_http_connections")
     }
 
     /// How much memory it has in use, in bytes.
@@ -88,6 +103,19 @@ impl Site {
 pub(crate) fn metric_in(metrics: &str, series: &str) -> u64 {
     let line = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
     line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {series} in:\n{metrics}"))
+}
+
+/// The sum over all labels of a metric in that text.
+///
+/// # Panics
+///
+/// When there is none.
+pub(crate) fn sum_in(metrics: &str, name: &str) -> u64 {
+    let labelled =
+        |line: &str| line.strip_prefix(name)?.strip_prefix('{')?.rsplit_once(' ')?.1.parse::<u64>().ok();
+    let values: Vec<u64> = metrics.lines().filter_map(labelled).collect();
+    assert!(!values.is_empty(), "no {name} in:\n{metrics}");
+    values.iter().sum()
 }
 
 /// A route that answers with a text.

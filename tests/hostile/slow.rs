@@ -101,14 +101,14 @@ fn whoever_does_not_read_is_dropped_after_the_write_timeout_and_costs_a_bounded_
             client
         })
         .collect();
-    let open = "steadfast_http_connections{state=\"busy\"}";
-    wait_until("all of them to be answered", || (site.metric(open) == 20).then_some(()));
+    let in_flight = "steadfast_http_requests_in_flight";
+    wait_until("all of them to be answered", || (site.metric(in_flight) == 20).then_some(()));
     let mut strict = site.client();
     let mut most = 0;
     wait_until("all of them to be dropped", || {
         assert_eq!(strict.get("/hello").unwrap().status, 200);
         most = most.max(site.resident());
-        (site.metric(open) == 0).then_some(())
+        (site.metric(in_flight) == 0).then_some(())
     });
     drop(readers);
     print_figure(
@@ -134,11 +134,7 @@ fn a_client_that_closes_its_half_gets_its_answer_or_a_close_and_keeps_nothing_op
             "{sent:?}: {answered:?}"
         );
     }
-    wait_until("no connection to be left", || {
-        let open = ["idle", "parked", "busy", "closing"];
-        let count = |state| site.metric(&format!("steadfast_http_connections{{state=\"{state}\"}}"));
-        (open.map(count) == [0; 4]).then_some(())
-    });
+    wait_until("no connection to be left", || (site.connections() == 0).then_some(()));
 }
 
 #[test]

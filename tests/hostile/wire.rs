@@ -27,6 +27,42 @@ pub(crate) fn read_to_end(stream: &mut TcpStream) -> Vec<u8> {
     received
 }
 
+/// The next answer; what comes behind it stays in `received`.
+///
+/// # Errors
+///
+/// What came instead: the end of the connection, a reset, or no HTTP.
+pub(crate) fn answer(
+    stream: &mut TcpStream,
+    received: &mut Vec<u8>,
+    to_head: bool,
+) -> Result<Message, String> {
+    let parse = if to_head { Message::parse_answer_to_head } else { Message::parse };
+    loop {
+        let mut rest = &received[..];
+        match parse(&mut rest) {
+            Ok(answer) => {
+                *received = rest.to_vec();
+                return Ok(answer);
+            }
+            Err(Wrong::Short) => more(stream, received)?,
+            Err(wrong) => return Err(format!("{wrong} in {}", received.escape_ascii())),
+        }
+    }
+}
+
+fn more(stream: &mut TcpStream, received: &mut Vec<u8>) -> Result<(), String> {
+    let mut bytes = [0; 16 * 1024];
+    match stream.read(&mut bytes) {
+        Ok(0) => Err(format!("closed after {:?}", received.escape_ascii().to_string())),
+        Ok(count) => {
+            received.extend_from_slice(&bytes[..count]);
+            Ok(())
+        }
+        Err(error) => Err(format!("{error} after {:?}", received.escape_ascii().to_string())),
+    }
+}
+
 /// Sends these bytes, and returns all that is answered until the daemon closes. The client's own side stays open.
 pub(crate) fn say(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut stream = connect(address);
@@ -46,8 +82,7 @@ pub(crate) fn statuses(answers: &[u8]) -> Vec<u16> {
     while !rest.is_empty() {
         let message =
             Message::parse(&mut rest).unwrap_or_else(|wrong| panic!("{wrong} in {}", answers.escape_ascii()));
-        let status = message.start.split(' ').nth(1).and_then(|code| code.parse().ok());
-        statuses.push(status.unwrap_or_else(|| panic!("no status in {:?}", message.start)));
+        statuses.push(message.status());
     }
     statuses
 }
@@ -84,6 +119,15 @@ impl std::fmt::Display for Wrong {
 impl Message {
     /// Takes a message from the front of `bytes`, which else stay as they are.
     pub(crate) fn parse(bytes: &mut &[u8]) -> Result<Self, Wrong> {
+        Self::take(bytes, false)
+    }
+
+    /// The same for an answer to `HEAD`, which has no body whatever its head announces (RFC 9112, section 6.3).
+    pub(crate) fn parse_answer_to_head(bytes: &mut &[u8]) -> Result<Self, Wrong> {
+        Self::take(bytes, true)
+    }
+
+    fn take(bytes: &mut &[u8], to_head: bool) -> Result<Self, Wrong> {
         let mut rest = *bytes;
         let start = line(&mut rest)?;
         let fields = fields(&mut rest)?;
@@ -94,6 +138,7 @@ impl Message {
         let bodyless = start.contains(" 204 ") || start.contains(" 304 ") || start.contains(" 1");
         let mut trailers = Vec::new();
         let body = match (&lengths[..], &codings[..]) {
+            _ if to_head => Vec::new(),
             ([], ["chunked"]) => {
                 let body = chunks(&mut rest)?;
                 trailers = self::fields(&mut rest)?;
@@ -108,6 +153,21 @@ impl Message {
         };
         *bytes = rest;
         Ok(Self { start, fields, body, trailers })
+    }
+
+    /// The status of an answer.
+    ///
+    /// # Panics
+    ///
+    /// When it is none.
+    pub(crate) fn status(&self) -> u16 {
+        let status = self.start.split(' ').nth(1).and_then(|code| code.parse().ok());
+        status.unwrap_or_else(|| panic!("no status in {:?}", self.start))
+    }
+
+    /// Whether it says that its connection is closed after it (RFC 9112, section 9.6).
+    pub(crate) fn says_close(&self) -> bool {
+        self.fields.iter().any(|(name, value)| name == "connection" && value.eq_ignore_ascii_case("close"))
     }
 
     /// The only field of this name.

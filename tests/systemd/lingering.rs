@@ -1,8 +1,8 @@
 //! What cannot be carried lingers, and the report says how many and why.
 
-use steadfast_harness::{Client, Failure};
+use steadfast_harness::{Client, Failure, Tunnel};
 
-use crate::service::{PROXY, Service, UNIT};
+use crate::service::{PROXY, Service, UNIT, agree_to_tunnel};
 
 /// Long enough for a client to ask once more on a busy machine.
 const LINGER: &str = "[shutdown]\nlinger = \"2s\"\n";
@@ -15,8 +15,8 @@ fn with_connections_switched_off_they_may_ask_once_more_and_tunnels_are_carried(
     };
     let upstream = service.upstream();
     let mut tunnel = service.tunnel(&upstream, 0);
-    let [mut silent, mut client] = [answered(&service), answered(&service)];
-    restart_meanwhile(&service, || assert_last_answer(&mut client));
+    let [mut silent, mut client] = [service.answered(), service.answered()];
+    service.restart_meanwhile(|| assert_last_answer(&mut client));
     silent.wait_for_close().unwrap();
     tunnel.settle().unwrap();
     assert_reported(
@@ -32,43 +32,62 @@ fn without_a_store_every_connection_lingers() {
     };
     service.edit_unit("Environment=STEADFAST_FDSTORE=\nFileDescriptorStoreMax=0");
     service.ok(["systemctl", "start", UNIT]);
-    let mut client = answered(&service);
-    restart_meanwhile(&service, || assert_last_answer(&mut client));
+    let mut client = service.answered();
+    service.restart_meanwhile(|| assert_last_answer(&mut client));
     assert_reported(&service, "handed over 0 connections, 0 tunnels, 1 (1 without a store) could not be");
 }
 
 #[test]
-fn a_connection_whose_request_body_nobody_read_is_closed_and_the_others_are_carried() {
+fn a_connection_whose_small_request_body_nobody_read_is_carried_like_any_other() {
     let Some(service) = Service::start(file!(), LINGER) else {
         return;
     };
-    let mut carried = answered(&service);
     let mut client = service.connect();
     client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\nhello").unwrap();
     assert_eq!(client.receive().unwrap().status, 200);
     service.restart();
-    client.wait_for_close().unwrap();
-    assert_eq!(carried.get("/").unwrap().status, 200);
-    assert_reported(
-        &service,
-        "handed over 1 connections, 0 tunnels, 1 (1 with an unread request body) could not be",
-    );
-}
-
-fn answered(service: &Service) -> Client {
-    let mut client = service.connect();
     assert_eq!(client.get("/").unwrap().status, 200);
-    client
+    assert_reported(&service, "handed over 1 connections, 0 tunnels");
 }
 
-/// Does something while a restart drains.
-fn restart_meanwhile(service: &Service, act: impl FnOnce()) {
-    std::thread::scope(|scope| {
-        let restart = scope.spawn(|| service.restart());
-        service.wait_for_drain();
-        act();
-        restart.join().unwrap();
+#[test]
+fn with_tunnels_switched_off_what_becomes_one_during_a_restart_stays_too() {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "[handover]\ntunnels = false\n")
+    else {
+        return;
+    };
+    let (client, exchange) = service.ask_for_tunnel(&upstream);
+    service.restart_meanwhile(|| {
+        let [client, upstream] = agree_to_tunnel(client, exchange);
+        let mut tunnel = Tunnel::new(0, client, upstream);
+        tunnel.settle().unwrap();
+        // When it ends, so does the process that waits for it.
+        drop(tunnel);
     });
+    assert_eq!(taken_over(&service, "tunnel"), 0, "{}", service.journal(UNIT, &[]));
+}
+
+#[test]
+fn with_connections_switched_off_what_becomes_a_tunnel_during_a_restart_is_carried() {
+    let Some((service, upstream)) = Service::start_with_upstream(
+        file!(),
+        "[shutdown]\ndeadline = \"5s\"\n[handover]\nconnections = false\n",
+    ) else {
+        return;
+    };
+    let (client, exchange) = service.ask_for_tunnel(&upstream);
+    let mut tunnel = None;
+    service.restart_meanwhile(|| {
+        let [client, upstream] = agree_to_tunnel(client, exchange);
+        tunnel = Some(Tunnel::new(0, client, upstream));
+    });
+    tunnel.unwrap().settle().unwrap_or_else(|lost| panic!("{lost}\n{}", service.journal(UNIT, &[])));
+    assert_eq!(taken_over(&service, "tunnel"), 1, "{}", service.journal(UNIT, &[]));
+}
+
+/// How many of a kind the process that serves now took over.
+fn taken_over(service: &Service, kind: &str) -> u64 {
+    service.metric(&format!("steadfast_handover_taken_over_total{{kind=\"{kind}\"}}"))
 }
 
 fn assert_last_answer(client: &mut Client) {

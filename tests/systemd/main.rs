@@ -5,6 +5,7 @@
 //! `systemctl`, reads `journalctl`. Needs root and systemd; without them the
 //! tests say so and pass, unless `STEADFAST_REQUIRE_SYSTEMD=1`.
 
+mod admin;
 mod idle;
 mod lingering;
 mod listeners;

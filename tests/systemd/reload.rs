@@ -2,7 +2,7 @@
 
 use steadfast_harness::print_figure;
 
-use crate::service::{PROXY, Service, UNIT};
+use crate::service::{Service, UNIT};
 
 #[test]
 fn ten_reloads_under_load_refuse_drop_and_close_nothing() {
@@ -33,15 +33,11 @@ fn ten_reloads_under_load_refuse_drop_and_close_nothing() {
 
 #[test]
 fn a_request_in_flight_finishes_over_a_reload_while_others_are_answered_at_once() {
-    let Some(service) = Service::start(file!(), PROXY) else {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "") else {
         return;
     };
-    let upstream = service.upstream();
-    let mut client = service.connect();
-    client.ask("/app/slow").unwrap();
-    let exchange = upstream.next_request();
-    let mut idle = service.connect();
-    assert_eq!(idle.get("/").unwrap().status, 200);
+    let (mut client, exchange) = service.in_flight(&upstream, "/app/slow");
+    let mut idle = service.answered();
 
     service.reload();
     // Nobody has answered the first request yet: these are the new process's.

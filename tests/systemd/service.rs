@@ -1,12 +1,14 @@
 //! An installed steadfast, as its operator sees it.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::ops::Deref;
 use std::path::Path;
-use std::thread::{Scope, ScopedJoinHandle};
+use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use steadfast_harness::{Client, Failure, Load, Machine, Output, Response, Tunnel, Upstream, wait_until};
+use steadfast_harness::{
+    Client, Exchange, Failure, Load, Machine, Output, Response, Tunnel, Upstream, wait_until,
+};
 
 /// The unit under test.
 pub(crate) const UNIT: &str = "steadfast.service";
@@ -79,6 +81,13 @@ impl Service {
         Some(service)
     }
 
+    /// The same with an upstream where [`PROXY`] leads.
+    pub(crate) fn start_with_upstream(file: &str, rest: &str) -> Option<(Self, Upstream)> {
+        let service = Self::start(file, &format!("{rest}{PROXY}"))?;
+        let upstream = service.upstream();
+        Some((service, upstream))
+    }
+
     pub(crate) fn configure(&self, rest: &str) {
         // No connection is closed for having asked often: what closes is what a test looks for.
         let http = format!("[http]\nlisten = [\"{HTTP}\"]\nrequests_per_connection = 1000000000\n");
@@ -99,6 +108,28 @@ impl Service {
         let stop = scope.spawn(|| self.stop());
         self.wait_for_drain();
         stop
+    }
+
+    /// Does something while a stop waits for what is in flight. Returns how the stop went: it succeeded.
+    pub(crate) fn stop_meanwhile(&self, act: impl FnOnce()) -> Stop {
+        thread::scope(|scope| {
+            let stop = self.begin_stop(scope);
+            assert!(!stop.is_finished(), "it waits for nothing");
+            act();
+            let stop = stop.join().expect("a stop does not panic");
+            assert!(stop.output.status.success(), "{:?}", stop.output);
+            stop
+        })
+    }
+
+    /// Does something while a restart drains.
+    pub(crate) fn restart_meanwhile(&self, act: impl FnOnce()) {
+        thread::scope(|scope| {
+            let restart = scope.spawn(|| self.restart());
+            self.wait_for_drain();
+            act();
+            restart.join().expect("a restart does not panic");
+        });
     }
 
     /// `systemctl stop`, timed.
@@ -145,16 +176,23 @@ impl Service {
         self.enter_network(|| Load::start(clients, address(HTTP), "/"))
     }
 
+    /// The same with this request, and up to `depth` of them on their way at a time.
+    pub(crate) fn load_of(&self, clients: usize, request: &str, depth: usize) -> Load {
+        self.enter_network(|| Load::pipelining(clients, address(HTTP), request, depth))
+    }
+
     /// A tunnel through [`PROXY`], to an upstream that gets no other request meanwhile.
     pub(crate) fn tunnel(&self, upstream: &Upstream, number: usize) -> Tunnel {
+        let (client, exchange) = self.ask_for_tunnel(upstream);
+        let [client, upstream] = agree_to_tunnel(client, exchange);
+        Tunnel::new(number, client, upstream)
+    }
+
+    /// A request for a tunnel, unanswered.
+    pub(crate) fn ask_for_tunnel(&self, upstream: &Upstream) -> (Client, Exchange) {
         let mut client = self.connect();
         client.send(UPGRADE).expect("the daemon takes a request");
-        let mut exchange = upstream.next_request();
-        exchange.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: numbers\r\n\r\n");
-        let head = client.receive_head().expect("the upgrade is answered");
-        assert_eq!(head.status, 101);
-        let client = client.into_stream().expect("it is a TCP connection");
-        Tunnel::new(number, client, exchange.into_stream())
+        (client, upstream.next_request())
     }
 
     /// A value of the admin listener's metrics.
@@ -173,6 +211,20 @@ impl Service {
     /// A connection to the daemon that has answered nothing yet.
     pub(crate) fn connect(&self) -> Client {
         self.try_connect().expect("steadfast accepts connections")
+    }
+
+    /// A connection to the daemon that has answered a request.
+    pub(crate) fn answered(&self) -> Client {
+        let mut client = self.connect();
+        assert_eq!(client.get("/").expect("it is answered").status, 200);
+        client
+    }
+
+    /// A request that the upstream has yet to answer.
+    pub(crate) fn in_flight(&self, upstream: &Upstream, path: &str) -> (Client, Exchange) {
+        let mut client = self.connect();
+        client.ask(path).expect("the daemon takes a request");
+        (client, upstream.next_request())
     }
 
     pub(crate) fn try_connect(&self) -> Result<Client, Failure> {
@@ -202,6 +254,14 @@ const UPSTREAM: &str = "127.0.0.1:3000";
 /// Asks the upstream for another protocol.
 const UPGRADE: &str =
     "GET /app/numbers HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: numbers\r\n\r\n";
+
+/// The upstream makes a request a tunnel: the client's end and the upstream's.
+pub(crate) fn agree_to_tunnel(mut client: Client, mut exchange: Exchange) -> [TcpStream; 2] {
+    exchange.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: numbers\r\n\r\n");
+    let head = client.receive_head().expect("the upgrade is answered");
+    assert_eq!(head.status, 101);
+    [client.into_stream().expect("it is a TCP connection"), exchange.into_stream()]
+}
 
 /// A route to [`Service::upstream`].
 pub(crate) const PROXY: &str = "[[route]]\npath = \"/app/*\"\nproxy = \"http://127.0.0.1:3000\"\n";

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use steadfast_harness::{Client, Failure, print_figure, wait_until};
+use steadfast_harness::{Failure, print_figure, wait_until};
 
 use crate::service::{PROXY, Service, UNIT};
 
@@ -27,23 +27,17 @@ fn add_large_file(service: &Service) {
 
 #[test]
 fn a_proxied_request_in_flight_at_systemctl_stop_finishes_with_200() {
-    let Some(service) = Service::start(file!(), PROXY) else {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "") else {
         return;
     };
-    let upstream = service.upstream();
-    let mut client = service.connect();
-    client.ask("/app/slow").unwrap();
-    let exchange = upstream.next_request();
+    let (mut client, exchange) = service.in_flight(&upstream, "/app/slow");
 
-    thread::scope(|scope| {
-        let stop = service.begin_stop(scope);
-        assert!(!stop.is_finished());
+    service.stop_meanwhile(|| {
         exchange.answer(200, "worth the wait");
         let response = client.receive().unwrap();
         assert_eq!((response.status, response.text().as_str()), (200, "worth the wait"));
         // Nobody comes after a stop for whom the connection could wait.
         assert_eq!(response.header("connection"), Some("close"));
-        assert!(stop.join().unwrap().output.status.success());
     });
     service.assert_stopped_with(0);
 }
@@ -60,53 +54,44 @@ fn a_large_file_on_a_slow_reader_arrives_whole_although_systemctl_stop_came() {
     let head = client.receive_head().unwrap();
     assert_eq!(head.status, 200);
 
-    thread::scope(|scope| {
-        let stop = service.begin_stop(scope);
+    service.stop_meanwhile(|| {
         let body = client.receive_body(&head).unwrap();
         assert_eq!(body.len(), LARGE);
-        assert!(stop.join().unwrap().output.status.success());
     });
     service.assert_stopped_with(0);
 }
 
 #[test]
 fn a_streaming_body_goes_on_to_its_end_although_systemctl_stop_came() {
-    let Some(service) = Service::start(file!(), PROXY) else {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "") else {
         return;
     };
-    let upstream = service.upstream();
-    let mut client = service.connect();
-    client.ask("/app/events").unwrap();
-    let mut exchange = upstream.next_request();
+    let (mut client, mut exchange) = service.in_flight(&upstream, "/app/events");
     exchange.begin_chunked();
     exchange.chunk("before");
     let head = client.receive_head().unwrap();
     assert_eq!(head.status, 200);
     assert_eq!(client.receive_chunk().unwrap().unwrap(), b"before");
 
-    thread::scope(|scope| {
-        let stop = service.begin_stop(scope);
+    service.stop_meanwhile(|| {
         exchange.chunk("after");
         assert_eq!(client.receive_chunk().unwrap().unwrap(), b"after");
         exchange.end_chunked();
         assert!(client.receive_chunk().unwrap().is_none());
-        assert!(stop.join().unwrap().output.status.success());
     });
     service.assert_stopped_with(0);
 }
 
 #[test]
 fn a_request_body_still_being_sent_is_received_to_its_end() {
-    let Some(service) = Service::start(file!(), PROXY) else {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "") else {
         return;
     };
-    let upstream = service.upstream();
     let mut client = service.connect();
     client.send("POST /app/upload HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nfirst").unwrap();
     let exchange = upstream.next_request();
 
-    thread::scope(|scope| {
-        let stop = service.begin_stop(scope);
+    service.stop_meanwhile(|| {
         client.send("later").unwrap();
         let mut stream = exchange.into_stream();
         let mut body = Vec::new();
@@ -118,7 +103,6 @@ fn a_request_body_still_being_sent_is_received_to_its_end() {
         });
         std::io::Write::write_all(&mut stream, b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n").unwrap();
         assert_eq!(client.receive().unwrap().status, 201);
-        assert!(stop.join().unwrap().output.status.success());
     });
     service.assert_stopped_with(0);
 }
@@ -131,19 +115,15 @@ fn a_deadline_longer_than_the_units_timeoutstopsec_is_honoured() {
     service.edit_unit("TimeoutStopSec=2s");
     service.ok(["systemctl", "start", UNIT]);
     let upstream = service.upstream();
-    let mut client = service.connect();
-    client.ask("/app/slow").unwrap();
-    let exchange = upstream.next_request();
+    let (mut client, exchange) = service.in_flight(&upstream, "/app/slow");
 
-    thread::scope(|scope| {
-        let stop = service.begin_stop(scope);
+    let stop = service.stop_meanwhile(|| {
         // Three times what systemd would wait: time itself is the test.
         thread::sleep(Duration::from_secs(6));
         exchange.answer(200, "worth the wait");
         assert_eq!(client.receive().unwrap().status, 200);
-        let stop = stop.join().unwrap();
-        assert!(stop.took >= Duration::from_secs(6), "{:?}", stop.took);
     });
+    assert!(stop.took >= Duration::from_secs(6), "{:?}", stop.took);
     service.assert_stopped_with(0);
 }
 
@@ -153,13 +133,11 @@ fn a_deadline_longer_than_the_units_timeoutstopsec_is_honoured() {
 
 #[test]
 fn a_request_longer_than_the_deadline_is_cut_then_and_the_journal_names_it() {
-    let Some(service) = Service::start(file!(), &format!("[shutdown]\ndeadline = \"4s\"\n{PROXY}")) else {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "[shutdown]\ndeadline = \"4s\"\n")
+    else {
         return;
     };
-    let upstream = service.upstream();
-    let mut client = service.connect();
-    client.ask("/app/export?all=1").unwrap();
-    let _unanswered = upstream.next_request();
+    let (mut client, _unanswered) = service.in_flight(&upstream, "/app/export?all=1");
 
     let stop = service.stop();
     print_figure(
@@ -185,11 +163,11 @@ fn a_request_longer_than_the_deadline_is_cut_then_and_the_journal_names_it() {
 
 #[test]
 fn a_tunnel_that_is_not_carried_is_waited_for_and_cut_at_the_deadline_by_name() {
-    let config = format!("[shutdown]\ndeadline = \"2s\"\n[handover]\ntunnels = false\n{PROXY}");
-    let Some(service) = Service::start(file!(), &config) else {
+    let Some((service, upstream)) =
+        Service::start_with_upstream(file!(), "[shutdown]\ndeadline = \"2s\"\n[handover]\ntunnels = false\n")
+    else {
         return;
     };
-    let upstream = service.upstream();
     let mut client = service.connect();
     client
         .send("GET /app/socket HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
@@ -200,14 +178,12 @@ fn a_tunnel_that_is_not_carried_is_waited_for_and_cut_at_the_deadline_by_name() 
     exchange.send("hello");
     assert_eq!(client.take(5).unwrap(), b"hello");
 
-    thread::scope(|scope| {
-        let stop = service.begin_stop(scope);
+    let stop = service.stop_meanwhile(|| {
         exchange.send("still");
         assert_eq!(client.take(5).unwrap(), b"still");
-        let stop = stop.join().unwrap();
-        assert!(stop.took >= Duration::from_secs(2), "{:?}", stop.took);
-        assert!(stop.took < Duration::from_secs(2) + LENIENCE, "{:?}", stop.took);
     });
+    assert!(stop.took >= Duration::from_secs(2), "{:?}", stop.took);
+    assert!(stop.took < Duration::from_secs(2) + LENIENCE, "{:?}", stop.took);
     service.assert_stopped_with(3);
     let warnings = service.journal(UNIT, &["-p", "warning"]);
     assert!(warnings.contains("/app/socket"), "{warnings}");
@@ -215,20 +191,15 @@ fn a_tunnel_that_is_not_carried_is_waited_for_and_cut_at_the_deadline_by_name() 
 
 #[test]
 fn the_same_signal_again_cuts_at_once_and_names_what_it_cut() {
-    let Some(service) = Service::start(file!(), PROXY) else {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "") else {
         return;
     };
-    let upstream = service.upstream();
-    let mut client = service.connect();
-    client.ask("/app/export").unwrap();
-    let _unanswered = upstream.next_request();
+    let (_client, _unanswered) = service.in_flight(&upstream, "/app/export");
 
-    thread::scope(|scope| {
-        let stop = service.begin_stop(scope);
+    let stop = service.stop_meanwhile(|| {
         service.ok(["systemctl", "kill", "--signal=TERM", "--kill-whom=main", UNIT]);
-        let stop = stop.join().unwrap();
-        assert!(stop.took < LENIENCE, "{:?}", stop.took);
     });
+    assert!(stop.took < LENIENCE, "{:?}", stop.took);
     service.assert_stopped_with(3);
     let warnings = service.journal(UNIT, &["-p", "warning"]);
     assert!(warnings.contains("/app/export"), "{warnings}");
@@ -254,10 +225,7 @@ fn a_thousand_idle_keep_alives_do_not_hold_up_a_stop_that_does_not_linger() {
     let Some(service) = Service::start(file!(), "[shutdown]\nlinger = \"0s\"\n") else {
         return;
     };
-    let mut clients: Vec<Client> = (0..1000).map(|_| service.connect()).collect();
-    for client in &mut clients {
-        assert_eq!(client.get("/").unwrap().status, 200);
-    }
+    let mut clients: Vec<_> = (0..1000).map(|_| service.answered()).collect();
     let stop = service.stop();
     print_figure(
         "a stop with 1,000 idle keep-alive connections, linger = 0s",
@@ -310,17 +278,13 @@ fn a_client_that_stops_reading_cannot_hold_the_stop_beyond_the_deadline() {
 
 #[test]
 fn readiness_fails_from_the_first_moment_and_the_admin_child_answers_to_the_end() {
-    let Some(service) = Service::start(file!(), PROXY) else {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "") else {
         return;
     };
-    let upstream = service.upstream();
-    let mut client = service.connect();
-    client.ask("/app/export").unwrap();
-    let exchange = upstream.next_request();
+    let (mut client, exchange) = service.in_flight(&upstream, "/app/export");
     assert_eq!(service.admin("/readyz").status, 200);
 
-    thread::scope(|scope| {
-        let stop = service.begin_stop(scope);
+    service.stop_meanwhile(|| {
         assert_eq!(service.admin("/readyz").status, 503);
         assert_eq!(service.admin("/livez").status, 200);
         assert!(service.admin("/status").text().contains("/app/export"));
@@ -330,7 +294,6 @@ fn readiness_fails_from_the_first_moment_and_the_admin_child_answers_to_the_end(
         assert_eq!(service.show(UNIT, "ActiveState"), "deactivating");
         exchange.answer(200, "");
         assert_eq!(client.receive().unwrap().status, 200);
-        stop.join().unwrap();
     });
     service.assert_stopped_with(0);
 }

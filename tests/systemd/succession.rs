@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use steadfast_harness::{Client, Exchange, Upstream, wait_until};
+use steadfast_harness::wait_until;
 
 use crate::service::{PROXY, Service, UNIT};
 
@@ -25,11 +25,10 @@ fn a_successor_that_crashes_is_restarted_and_one_that_is_stopped_stops() {
 
 #[test]
 fn a_successor_that_crashes_is_replaced_at_once_while_the_old_process_finishes() {
-    let Some(service) = Service::start(file!(), PROXY) else {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "") else {
         return;
     };
-    let upstream = service.upstream();
-    let (mut client, exchange) = in_flight(&service, &upstream);
+    let (mut client, exchange) = service.in_flight(&upstream, "/app/slow");
     service.reload();
     let successor = service.main_pid();
     let began = Instant::now();
@@ -46,14 +45,10 @@ fn a_successor_that_crashes_is_replaced_at_once_while_the_old_process_finishes()
 
 #[test]
 fn the_new_process_tells_what_it_took_over_when_the_old_one_has_ended() {
-    let Some(service) = Service::start(file!(), PROXY) else {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "") else {
         return;
     };
-    let upstream = service.upstream();
-    let mut clients: Vec<Client> = (0..3).map(|_| service.connect()).collect();
-    for client in &mut clients {
-        assert_eq!(client.get("/").unwrap().status, 200);
-    }
+    let _clients: Vec<_> = (0..3).map(|_| service.answered()).collect();
     let mut tunnel = service.tunnel(&upstream, 0);
     let first = service.main_pid();
     service.reload();
@@ -74,29 +69,25 @@ fn a_stop_waits_for_a_predecessor_beyond_the_units_timeoutstopsec() {
     service.edit_unit("TimeoutStopSec=2s");
     service.ok(["systemctl", "start", UNIT]);
     let upstream = service.upstream();
-    let (mut client, exchange) = in_flight(&service, &upstream);
+    let (mut client, exchange) = service.in_flight(&upstream, "/app/slow");
     service.reload();
-    let began = Instant::now();
-    thread::scope(|scope| {
-        let stop = service.begin_stop(scope);
+    let stop = service.stop_meanwhile(|| {
         // Time itself is the test: the unit's own limit passes.
         thread::sleep(Duration::from_secs(4));
-        assert!(!stop.is_finished());
         exchange.answer(200, "worth the wait");
         assert_eq!(client.receive().unwrap().status, 200);
-        stop.join().unwrap();
     });
-    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert!((4..20).contains(&stop.took.as_secs()), "{:?}", stop.took);
     service.assert_stopped_with(0);
 }
 
 #[test]
 fn a_predecessor_cuts_at_its_own_deadline() {
-    let Some(service) = Service::start(file!(), &format!("[shutdown]\ndeadline = \"2s\"\n{PROXY}")) else {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "[shutdown]\ndeadline = \"2s\"\n")
+    else {
         return;
     };
-    let upstream = service.upstream();
-    let (mut client, _unanswered) = in_flight(&service, &upstream);
+    let (mut client, _unanswered) = service.in_flight(&upstream, "/app/slow");
     service.reload();
     assert!(client.receive().is_err());
     let warnings = service.journal(UNIT, &["-p", "warning"]);
@@ -107,19 +98,16 @@ fn a_predecessor_cuts_at_its_own_deadline() {
 
 #[test]
 fn a_second_signal_cuts_what_a_predecessor_still_has_in_flight() {
-    let Some(service) = Service::start(file!(), PROXY) else {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "") else {
         return;
     };
-    let upstream = service.upstream();
-    let (mut client, _unanswered) = in_flight(&service, &upstream);
+    let (mut client, _unanswered) = service.in_flight(&upstream, "/app/slow");
     service.reload();
-    thread::scope(|scope| {
-        let stop = service.begin_stop(scope);
+    service.stop_meanwhile(|| {
         // The first one was systemd's, to both processes.
         assert!(client.is_open());
         service.ok(["systemctl", "kill", "--signal=TERM", "--kill-whom=main", UNIT]);
         assert!(client.receive().is_err());
-        stop.join().unwrap();
     });
     let warnings = service.journal(UNIT, &["-p", "warning"]);
     assert!(warnings.contains("cut by the second signal: GET /app/slow"), "{warnings}");
@@ -127,18 +115,15 @@ fn a_second_signal_cuts_what_a_predecessor_still_has_in_flight() {
 
 #[test]
 fn a_predecessor_that_hangs_ends_with_the_second_signal() {
-    let Some(service) = Service::start(file!(), PROXY) else {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "") else {
         return;
     };
-    let upstream = service.upstream();
-    let (_client, _unanswered) = in_flight(&service, &upstream);
+    let (_client, _unanswered) = service.in_flight(&upstream, "/app/slow");
     let first = service.main_pid();
     service.reload();
     service.ok(["kill", "-STOP", &first]);
-    thread::scope(|scope| {
-        let stop = service.begin_stop(scope);
+    service.stop_meanwhile(|| {
         service.ok(["systemctl", "kill", "--signal=TERM", "--kill-whom=main", UNIT]);
-        stop.join().unwrap();
     });
     assert_eq!(service.show(UNIT, "ActiveState"), "inactive");
     assert!(!service.path(format!("/proc/{first}")).exists());
@@ -146,23 +131,20 @@ fn a_predecessor_that_hangs_ends_with_the_second_signal() {
 
 #[test]
 fn reloads_one_after_the_other_while_every_predecessor_still_drains() {
-    let Some(service) = Service::start(file!(), PROXY) else {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "") else {
         return;
     };
-    let upstream = service.upstream();
-    let (mut first, exchange_of_first) = in_flight(&service, &upstream);
+    let (mut first, exchange_of_first) = service.in_flight(&upstream, "/app/slow");
     service.reload();
-    let (mut second, exchange_of_second) = in_flight(&service, &upstream);
+    let (mut second, exchange_of_second) = service.in_flight(&upstream, "/app/slow");
     service.reload();
     assert_eq!(service.connect().get("/").unwrap().status, 200);
-    thread::scope(|scope| {
-        let stop = service.begin_stop(scope);
+    service.stop_meanwhile(|| {
         for (exchange, client) in [(exchange_of_second, &mut second), (exchange_of_first, &mut first)] {
-            assert!(!stop.is_finished());
+            assert_eq!(service.show(UNIT, "ActiveState"), "deactivating");
             exchange.answer(200, "");
             assert_eq!(client.receive().unwrap().status, 200);
         }
-        stop.join().unwrap();
     });
     service.assert_stopped_with(0);
 }
@@ -198,26 +180,16 @@ fn of_many_reloads_at_once_each_succeeds_or_is_refused_with_the_reason() {
 
 #[test]
 fn a_reload_while_stopping_is_refused() {
-    let Some(service) = Service::start(file!(), PROXY) else {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "") else {
         return;
     };
-    let upstream = service.upstream();
-    let (mut client, exchange) = in_flight(&service, &upstream);
-    thread::scope(|scope| {
-        let stop = service.begin_stop(scope);
+    let (mut client, exchange) = service.in_flight(&upstream, "/app/slow");
+    service.stop_meanwhile(|| {
         let reload = service.run(["steadfast", "reload"]);
         assert!(!reload.status.success());
         assert!(reload.stderr.contains("the daemon is stopping"), "{}", reload.stderr);
         exchange.answer(200, "");
         assert_eq!(client.receive().unwrap().status, 200);
-        stop.join().unwrap();
     });
     service.assert_stopped_with(0);
-}
-
-/// A request that the upstream has yet to answer.
-fn in_flight(service: &Service, upstream: &Upstream) -> (Client, Exchange) {
-    let mut client = service.connect();
-    client.ask("/app/slow").unwrap();
-    (client, upstream.next_request())
 }

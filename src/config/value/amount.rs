@@ -58,6 +58,21 @@ impl Text for Deadline {
     }
 }
 
+/// A duration in which something must happen, or "never".
+pub(in crate::config) struct IdleTimeout;
+
+impl Text for IdleTimeout {
+    type Value = Option<Duration>;
+
+    fn expected() -> String {
+        "a duration of more than zero, such as \"1h\", or \"never\"".to_owned()
+    }
+
+    fn parse(text: &str) -> Result<Option<Duration>, Refusal> {
+        if text == "never" { Ok(None) } else { Timeout::parse(text).map(Some) }
+    }
+}
+
 fn duration(text: &str) -> Result<Duration, Refusal> {
     match SpanParser::new().parse_unsigned_duration(text) {
         Ok(duration) => Ok(duration),

@@ -9,7 +9,9 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 pub(super) use address::{Listen, Proxies, Proxy, Upstream};
-pub(super) use amount::{BodyLimit, Connections, Deadline, Delay, HeaderLimit, Restarts, Timeout};
+pub(super) use amount::{
+    BodyLimit, Connections, Deadline, Delay, HeaderLimit, IdleTimeout, Restarts, Timeout,
+};
 pub(super) use choice::{Access, Format, Level, Target};
 pub(super) use route::{ContentType, Directory, FieldValue, Headers, Index, RoutePath, Status, True};
 

@@ -104,7 +104,7 @@ impl Metrics {
             counter!(CUT).absolute(totals.cut.load(Relaxed));
             counter!(TURNED_AWAY).absolute(totals.turned_away.load(Relaxed));
             counter!(ACCEPTED).absolute(totals.accepted.load(Relaxed));
-            let handed_over = (HANDED_OVER, &totals.handed_over, totals.stayed.total());
+            let handed_over = (HANDED_OVER, &totals.handed_over, totals.not_carried.total());
             let taken_over = (TAKEN_OVER, &totals.taken_over, totals.not_understood.load(Relaxed));
             for (name, carried, refused) in [handed_over, taken_over] {
                 let [connections, tunnels] = carried.counts();

@@ -22,12 +22,11 @@ use super::reload::Reloads;
 use super::status::{Observer, Status};
 use crate::handover::Handover;
 use crate::rules::Check;
-use crate::server::Registry;
 use crate::server::Server;
-use crate::server::access::AccessLog;
 use crate::server::address::{self, Address, BindError};
-use crate::server::limits::Limits;
+use crate::server::limits::{AtLimit, Limits};
 use crate::server::listener::{self, Listener};
+use crate::server::{Registry, Totals};
 use crate::systemd::activation::Inherited;
 use crate::systemd::manager::Manager;
 
@@ -60,9 +59,16 @@ pub const CONTROL: &str = "control.sock";
 /// How often the metrics are tidied up where nobody scrapes them.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// Operators and their tools are few, and their requests small.
+/// The limits of its listeners. Operators and their tools are few, and their requests small and quick. Whatever clients
+/// hold its connections, one more gets in.
 fn limits() -> Limits {
-    Limits { max_connections: 256, body_limit: 64 << 10, ..Limits::default() }
+    Limits {
+        max_connections: 256,
+        header_timeout: Duration::from_secs(5),
+        body_limit: 64 << 10,
+        at_limit: AtLimit::Evict,
+        ..Limits::default()
+    }
 }
 
 /// The child, bound.
@@ -89,7 +95,7 @@ impl Admin {
     ) -> Result<Self, BindError> {
         let listeners = listener::bind_all(&config.listen, inherited)?;
         // Their own connections do not count among those they report.
-        let registry = || Registry::new(::metrics::Histogram::noop(), AccessLog::off());
+        let registry = || Registry::new(Totals::unobserved());
         let closed = CancellationToken::new();
         let context = Arc::new(Context {
             observer,

@@ -20,6 +20,7 @@ use crate::handover::Handover;
 use crate::handover::predecessor::Predecessor;
 use crate::rules::Check;
 use crate::server::address::{self, Address, BindError};
+use crate::server::departures::Departures;
 use crate::server::limits::{Limits, Trusted};
 use crate::server::listener;
 use crate::server::{Registry, Server};
@@ -81,6 +82,10 @@ impl Config {
         check.timeout("keepalive_timeout", limits.keepalive_timeout);
         check.timeout("read_timeout", limits.read_timeout);
         check.timeout("write_timeout", limits.write_timeout);
+        check.timeout("min_rate_grace", limits.min_rate_grace);
+        if let Some(timeout) = limits.tunnel_idle_timeout {
+            check.timeout("tunnel_idle_timeout", timeout);
+        }
     }
 
     /// Checks each `[[route]]`.
@@ -111,7 +116,9 @@ impl Http {
     ) -> Result<Self, BindError> {
         let listeners = listener::bind_all(&config.listen, inherited)?;
         let server = Server::new(listeners, router, registry, config.limits.clone());
-        let server = server.trusting(config.trusted_proxies.clone());
+        let server = server
+            .trusting(config.trusted_proxies.clone())
+            .with_departures(Departures::new(Arc::clone(&handover)));
         Ok(Self { server, lifecycle, handover, linger })
     }
 
@@ -150,7 +157,7 @@ impl Http {
     /// this again goes on where it was left: the connections are not the child's.
     pub(super) async fn finish(&self) {
         self.server.close(self.handover.keeps_listeners()).await;
-        self.server.carry(&self.handover, self.linger).await;
+        self.server.carry(self.linger).await;
     }
 
     /// Takes over what comes through the mailbox while a process that this one relieves drains, and tells of its end.

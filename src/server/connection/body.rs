@@ -1,60 +1,84 @@
-//! The bodies of a request and of its answer, as the registry follows them.
+//! The bodies of a request and of its answer, as the connection follows them.
+//!
+//! A request's body that its handler leaves unread is thrown away while the answer is sent, if that is little enough:
+//! then the connection is kept. If it is not, the answer says that the connection closes (RFC 9112, section 9.3).
 
+use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use axum::body::Body;
-use axum::http::{Request, Response, StatusCode, header};
-use axum::response::IntoResponse;
+use axum::http::{HeaderMap, Request, Response, StatusCode, header};
 use bytes::Bytes;
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::Limited;
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 
-use super::{Answering, Connection};
-use crate::server::{Command, Waiting};
+use super::{Command, Connection, Waiter, Waiting};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-const TOO_LATE: &str = "the client sent nothing for too long";
+const TOO_LATE: &str = "the client took too long to send the body";
+
+/// How many bytes of a body that nobody wants are read for the sake of the connection.
+const DISCARD: u64 = 256 << 10;
+
+/// How many chunks of such a body are looked for before the answer has to say whether the connection closes.
+const CHUNKS: u32 = 4;
+
+// ---- the request's -------------------------------------------------------------------------------------------
 
 /// A request's body, at most `body_limit` bytes of it.
 pub(super) struct RequestBody {
-    inner: Limited<Incoming>,
+    /// None once it has failed.
+    inner: Option<Limited<Incoming>>,
     connection: Arc<Connection>,
+    /// The client waits for `100 Continue`, which hyper sends when the body is first asked for.
+    unasked: bool,
+}
+
+/// How many bytes a request's body has; `u64::MAX` where it does not say.
+pub(super) fn announced(body: &Incoming) -> u64 {
+    if body.is_end_stream() {
+        return 0;
+    }
+    body.size_hint().exact().unwrap_or(u64::MAX)
 }
 
 impl RequestBody {
-    /// Gives a request the body its handler reads, or says at once that the announced one is too large.
+    /// Gives a request the body that its handler reads.
     pub(super) fn wrap(
         request: Request<Incoming>,
         connection: &Arc<Connection>,
         limit: u64,
-    ) -> Result<Request<Body>, TooLarge> {
-        let hint = http_body::Body::size_hint(request.body());
-        if hint.lower() > limit {
-            return Err(TooLarge(limit));
+    ) -> Request<Body> {
+        if announced(request.body()) == 0 {
+            return request.map(|_| Body::empty());
         }
-        if hint.exact() == Some(0) {
-            return Ok(request.map(|_| Body::empty()));
-        }
+        let unasked = expects_continue(request.headers());
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        Ok(request.map(|incoming| {
-            Body::new(Self { inner: Limited::new(incoming, limit), connection: Arc::clone(connection) })
-        }))
+        request.map(|body| {
+            let inner = Some(Limited::new(body, limit));
+            Body::new(Self { inner, connection: Arc::clone(connection), unasked })
+        })
+    }
+
+    /// Leaves alone a body that no handler is to see.
+    pub(super) fn refuse(request: Request<Incoming>, connection: &Arc<Connection>) {
+        drop(Self::wrap(request, connection, u64::MAX));
+    }
+
+    fn fail(&mut self, error: BoxError) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.inner = None;
+        self.connection.progress.lose_body();
+        Poll::Ready(Some(Err(error)))
     }
 }
 
-/// The announced body is larger than this, in bytes.
-pub(super) struct TooLarge(u64);
-
-impl IntoResponse for TooLarge {
-    fn into_response(self) -> Response<Body> {
-        let text = format!("the body is larger than {} bytes\n", self.0);
-        (StatusCode::PAYLOAD_TOO_LARGE, text).into_response()
-    }
+fn expects_continue(headers: &HeaderMap) -> bool {
+    headers.get(header::EXPECT).is_some_and(|e| e.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 impl http_body::Body for RequestBody {
@@ -66,68 +90,166 @@ impl http_body::Body for RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
-        if this.connection.order() == Command::TimeOut {
-            return Poll::Ready(Some(Err(TOO_LATE.into())));
-        }
-        let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
-            this.connection.waiting_for(Waiting::RequestBody);
-            // Whoever reads it may be another task than the connection's.
-            this.connection.read_by(cx.waker());
-            return if this.connection.order() == Command::TimeOut {
-                Poll::Ready(Some(Err(TOO_LATE.into())))
-            } else {
-                Poll::Pending
-            };
+        this.unasked = false;
+        let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
+        let frame = match Pin::new(&mut *inner).poll_frame(cx) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                this.connection.waiting_for(Waiting::RequestBody);
+                // Whoever reads it may be another task than the connection's.
+                return match this.connection.commands.poll(Waiter::Reader, cx) {
+                    Command::TimeOut => this.fail(TOO_LATE.into()),
+                    _ => Poll::Pending,
+                };
+            }
         };
-        if frame.is_none() || this.inner.is_end_stream() {
+        let ended = frame.is_none() || inner.is_end_stream();
+        match frame {
+            Some(Err(error)) => return this.fail(error),
+            Some(Ok(ref frame)) => {
+                let bytes = frame.data_ref().map_or(0, Bytes::len);
+                this.connection.progress.read_body(bytes);
+            }
+            None => {}
+        }
+        if ended {
+            this.inner = None;
             this.connection.body_read();
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.inner.as_ref().is_none_or(Limited::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Limited::size_hint)
     }
 }
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        let Some(inner) = self.inner.take() else { return };
+        if self.unasked {
+            // The client may or may not send it (RFC 9110, section 10.1.1).
+            self.connection.progress.lose_body();
+            return;
+        }
+        *self.connection.leftover() = Some(Leftover(Box::new(inner)));
+        // The task that is to throw it away may be another than the one that drops it.
+        self.connection.commands.wake_task();
+    }
+}
+
+/// The rest of a body that its handler did not read.
+#[derive(Debug)]
+pub(super) struct Leftover(Box<Limited<Incoming>>);
+
+impl Connection {
+    /// Throws away what there is of a body that nobody wants.
+    pub(super) fn discard_body(&self, cx: &mut Context<'_>) {
+        if self.progress.body_left() == 0 {
+            return;
+        }
+        let mut leftover = self.leftover();
+        while let Some(Leftover(body)) = &mut *leftover {
+            let Poll::Ready(frame) = Pin::new(&mut **body).poll_frame(cx) else { return };
+            let ended = frame.is_none() || body.is_end_stream();
+            match frame {
+                _ if ended => {
+                    *leftover = None;
+                    self.body_read();
+                }
+                Some(Ok(frame)) => self.progress.read_body(frame.data_ref().map_or(0, Bytes::len)),
+                // hyper, which has seen the same, closes the connection.
+                Some(Err(_)) | None => {
+                    *leftover = None;
+                    self.progress.lose_body();
+                }
+            }
+        }
+    }
+
+    /// Whether the connection has to close after an answer because of the request's body: too much of it is left, or
+    /// nobody knows how much, or it is out of reach.
+    pub(super) async fn is_ended_by_body(&self, answer: StatusCode) -> bool {
+        let left = self.progress.body_left();
+        // Chunks that are there already come one at a time, and hyper has to be asked for each.
+        for _ in 0..CHUNKS {
+            if self.progress.body_left() == 0 {
+                return false;
+            }
+            poll_fn(|cx| Poll::Ready(self.discard_body(cx))).await;
+            if left == u64::MAX && self.leftover().is_some() {
+                tokio::task::yield_now().await;
+            }
+        }
+        match self.progress.body_left() {
+            0 => false,
+            _ if self.progress.is_body_lost() => true,
+            // Its handler is still reading it, and may be answering with what it reads.
+            u64::MAX if self.leftover().is_none() => answer.is_client_error() || answer.is_server_error(),
+            _ => left > DISCARD,
+        }
+    }
+
+    fn leftover(&self) -> MutexGuard<'_, Option<Leftover>> {
+        self.leftover.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// ---- the answer's --------------------------------------------------------------------------------------------
 
 pin_project! {
     /// The body of an answer. The request is in flight until it was produced whole.
     pub(super) struct AnswerBody {
         #[pin]
         inner: Body,
-        answering: Option<Answering>,
+        // None once it was produced whole, or has failed.
+        connection: Option<Arc<Connection>>,
         // What is left of an announced length, when the body itself does not know.
         announced: Option<u64>,
+    }
+
+    impl PinnedDrop for AnswerBody {
+        // hyper lets go of a body that it needs no more of without asking it whether that was all.
+        fn drop(this: Pin<&mut Self>) {
+            let this = this.project();
+            if this.announced.is_none_or(|left| left == 0) && let Some(connection) = this.connection.take() {
+                connection.produced();
+            }
+        }
     }
 }
 
 impl AnswerBody {
     /// Gives an answer the body that hyper reads. `bodyless`: its body will not be sent (an answer to `HEAD`).
-    pub(super) fn wrap(response: Response<Body>, answering: Answering, bodyless: bool) -> Response<Self> {
-        answering.answered_with(response.status());
-        let status = response.status();
-        let bodyless = bodyless
-            || status.is_informational()
-            || status == StatusCode::NO_CONTENT
-            || status == StatusCode::NOT_MODIFIED
-            || http_body::Body::is_end_stream(response.body());
-        let announced = match http_body::Body::size_hint(response.body()).exact() {
+    pub(super) fn wrap(
+        response: Response<Body>,
+        connection: Arc<Connection>,
+        bodyless: bool,
+    ) -> Response<Self> {
+        let announced = match response.body().size_hint().exact() {
             Some(_) => None,
             None => {
                 response.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok())
             }
         };
-        let answering = if bodyless {
-            answering.produced();
+        let bodyless = bodyless
+            || matches!(
+                response.status(),
+                StatusCode::SWITCHING_PROTOCOLS | StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+            )
+            || response.body().is_end_stream()
+            || announced == Some(0);
+        let connection = if bodyless {
+            connection.produced();
             None
         } else {
-            Some(answering)
+            Some(connection)
         };
-        response.map(|inner| Self { inner, answering, announced })
+        response.map(|inner| Self { inner, connection, announced })
     }
 }
 
@@ -141,17 +263,17 @@ impl http_body::Body for AnswerBody {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let mut this = self.project();
         let Poll::Ready(frame) = this.inner.as_mut().poll_frame(cx) else {
-            if let Some(answering) = this.answering {
-                answering.connection().waiting_for(Waiting::ResponseBody);
+            if let Some(connection) = this.connection {
+                connection.waiting_for(Waiting::ResponseBody);
             }
             return Poll::Pending;
         };
-        if let Some(answering) = this.answering.as_ref() {
-            answering.connection().waiting_for(Waiting::Client);
-        }
         let whole = match &frame {
             None => true,
-            Some(Err(_)) => false,
+            Some(Err(_)) => {
+                *this.connection = None;
+                false
+            }
             Some(Ok(frame)) => {
                 if let (Some(left), Some(data)) = (this.announced.as_mut(), frame.data_ref()) {
                     *left = left.saturating_sub(data.len() as u64);
@@ -160,8 +282,8 @@ impl http_body::Body for AnswerBody {
                 this.inner.is_end_stream() || *this.announced == Some(0)
             }
         };
-        if whole && let Some(answering) = this.answering.take() {
-            answering.produced();
+        if whole && let Some(connection) = this.connection.take() {
+            connection.produced();
         }
         Poll::Ready(frame)
     }

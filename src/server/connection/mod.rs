@@ -1,70 +1,72 @@
-//! One connection, and the request it is answering.
+//! One connection: the handle that the registry, its task, its bodies and the sweep share.
+//!
+//! What a connection does stands in `machine`, what it is told in `commands`, what moves on it in `progress`; `task`
+//! drives it, `service` answers its requests, `body` follows their bodies. This file joins them: it runs the machine
+//! under the connection's one lock, and counts, times and logs the requests that it says have ended.
 
-pub(super) mod body;
+mod body;
+mod commands;
+mod machine;
+mod pace;
+mod progress;
+mod service;
 pub(super) mod task;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
+use std::future::poll_fn;
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Waker;
+use std::task::Poll;
 use std::time::Duration;
 
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{Method, Request, StatusCode, Uri, Version};
 use bytes::Bytes;
-use futures_util::task::AtomicWaker;
-use tokio::time::Instant;
 
+pub(crate) use self::commands::{Command, Waiter};
+pub(super) use self::machine::Ended;
+pub use self::machine::State;
+pub use self::progress::Waiting;
+pub(super) use self::service::Serving;
+
+use self::body::Leftover;
+use self::commands::Commands;
+use self::machine::{Event, Exchange, Look, Machine};
+use self::progress::Progress;
+use super::clock::Tick;
+use super::departures::Departures;
+use super::limits::Limits;
+use super::peer::Peer;
+use super::registry::Registry;
+use super::totals::Outcome;
 use crate::handover::parcel::{ConnectionNote, Flow, Parcel, TunnelNote};
-use crate::server::access;
-use crate::server::peer::Peer;
-use crate::server::registry::{Registry, millis};
-use crate::server::state::{Command, State, Waiting};
-use crate::server::totals::{NotCarried, Outcome};
 
 /// A connection, from `accept` until its socket is closed.
+///
+/// A request takes the lock four times at most, uncontended: for its head, its answer's head, its answer's end and the
+/// flush. Each byte counted takes none.
 #[derive(Debug)]
-pub struct Connection {
+pub(crate) struct Connection {
     id: u64,
     peer: Peer,
     /// The peer's word on where a request comes from is passed on.
     trusted: bool,
     registry: Arc<Registry>,
+    /// The way to the next process, if connections of this server go there.
+    departures: Option<Arc<Departures>>,
+    commands: Commands,
+    progress: Progress,
+    machine: Mutex<Machine>,
+    /// The machine's state, for those who only look: written under the lock.
     state: AtomicU8,
-    /// Milliseconds of the registry's clock at the last change of `state` that a timeout counts from.
-    since: AtomicU64,
-    /// Requests answered on it.
+    /// Requests answered. Written under the lock.
     answered: AtomicU64,
-    /// Bytes were read since the last answer: the head of the next request has begun.
-    heard: AtomicBool,
-    /// The body of the last request was not read to its end: where the next head begins is hyper's secret.
-    unread_body: AtomicBool,
-    /// The answer was produced whole; only its last bytes may still wait to be written.
-    produced: AtomicBool,
-    /// Bytes sent of the current answer.
-    sent: AtomicU64,
-    /// Bytes received since the connection was opened.
-    received: AtomicU64,
-    /// When its task began to be polled, on the watchdog's clock; 0 while it is not polled.
-    held: AtomicU64,
-    /// What the sweep last saw move, and when that was; nobody else touches them.
-    moved: AtomicU64,
-    moved_at: AtomicU64,
-    waiting: AtomicU8,
-    order: AtomicU8,
-    /// The connection's task.
-    task: AtomicWaker,
-    /// After an upgrade: the tasks that read and write the socket.
-    reader: AtomicWaker,
-    writer: AtomicWaker,
-    request: Mutex<Option<Request>>,
-}
-
-#[derive(Debug)]
-struct Request {
-    method: Method,
-    uri: Uri,
-    started: Instant,
-    status: Option<StatusCode>,
+    /// Its not being carried has been counted.
+    refused: AtomicBool,
+    /// The body of a request whose handler did not read it to its end.
+    leftover: Mutex<Option<Leftover>>,
 }
 
 /// A copy of what is known of a request in flight.
@@ -101,378 +103,319 @@ impl fmt::Display for RequestView {
     }
 }
 
+// ---- who it is -------------------------------------------------------------------------------------------------
+
 impl Connection {
-    pub(in crate::server) fn new(
+    fn new(
         id: u64,
         peer: Peer,
         trusted: bool,
         registry: Arc<Registry>,
+        departures: Option<Arc<Departures>>,
+        machine: Machine,
         answered: u64,
-        idle: Duration,
     ) -> Self {
-        let since = registry.now().saturating_sub(millis(idle));
         Self {
             id,
             peer,
             trusted,
             registry,
-            state: AtomicU8::new(State::Idle as u8),
-            since: AtomicU64::new(since),
+            departures,
+            commands: Commands::new(),
+            progress: Progress::new(),
+            state: AtomicU8::new(machine.state() as u8),
+            machine: Mutex::new(machine),
             answered: AtomicU64::new(answered),
-            heard: AtomicBool::new(false),
-            unread_body: AtomicBool::new(false),
-            produced: AtomicBool::new(false),
-            sent: AtomicU64::new(0),
-            received: AtomicU64::new(0),
-            held: AtomicU64::new(0),
-            moved: AtomicU64::new(0),
-            moved_at: AtomicU64::new(0),
-            waiting: AtomicU8::new(Waiting::Handler as u8),
-            order: AtomicU8::new(Command::None as u8),
-            task: AtomicWaker::new(),
-            reader: AtomicWaker::new(),
-            writer: AtomicWaker::new(),
-            request: Mutex::default(),
+            refused: AtomicBool::new(false),
+            leftover: Mutex::default(),
         }
+    }
+
+    /// A connection that was accepted just now.
+    pub(super) fn accepted(
+        id: u64,
+        peer: Peer,
+        trusted: bool,
+        registry: Arc<Registry>,
+        departures: Option<Arc<Departures>>,
+    ) -> Self {
+        let machine = Machine::Parked { since: registry.clock().now() };
+        Self::new(id, peer, trusted, registry, departures, machine, 0)
+    }
+
+    /// A connection that another process has left between two requests.
+    pub(super) fn taken_over(
+        id: u64,
+        trusted: bool,
+        registry: Arc<Registry>,
+        departures: Option<Arc<Departures>>,
+        note: &ConnectionNote,
+    ) -> Self {
+        let idle = Duration::from_millis(note.idle_ms);
+        let machine = Machine::Parked { since: registry.clock().now().before(idle) };
+        Self::new(id, note.peer.into(), trusted, registry, departures, machine, note.answered)
+    }
+
+    /// A tunnel that another process has left: a request that goes on.
+    pub(super) fn tunnel(
+        id: u64,
+        registry: Arc<Registry>,
+        departures: Option<Arc<Departures>>,
+        note: &TunnelNote,
+    ) -> io::Result<Self> {
+        let method = note.method.parse().map_err(io::Error::other)?;
+        let uri = note.uri.parse().map_err(io::Error::other)?;
+        let mut exchange = Exchange::new(method, uri, false);
+        let age = Duration::from_millis(note.age_ms);
+        exchange.started = exchange.started.checked_sub(age).unwrap_or(exchange.started);
+        exchange.status = Some(StatusCode::SWITCHING_PROTOCOLS);
+        registry.totals().begun();
+        let machine = Machine::Tunnel { exchange: Box::new(exchange) };
+        Ok(Self::new(id, note.peer.into(), false, registry, departures, machine, 0))
     }
 
     /// Its number in the registry.
-    pub(in crate::server) fn id(&self) -> u64 {
+    pub(super) fn id(&self) -> u64 {
         self.id
     }
 
-    /// A tunnel goes on that another process began.
-    pub(in crate::server) fn go_on(&self, method: Method, uri: Uri, age: Duration) {
-        let now = Instant::now();
-        let started = now.checked_sub(age).unwrap_or(now);
-        let status = Some(StatusCode::SWITCHING_PROTOCOLS);
-        *self.request() = Some(Request { method, uri, started, status });
-        self.registry.in_flight.fetch_add(1, Relaxed);
-        self.state.store(State::Upgraded as u8, Relaxed);
-    }
-
-    /// When its task began to be polled, if it is being polled now.
-    pub(in crate::server) fn held_since(&self) -> Option<u64> {
-        Some(self.held.load(Relaxed)).filter(|since| *since > 0)
-    }
-
     /// The other end.
-    #[must_use]
-    pub fn peer(&self) -> Peer {
+    pub(super) fn peer(&self) -> Peer {
         self.peer
     }
 
+    /// What it is told.
+    pub(super) fn commands(&self) -> &Commands {
+        &self.commands
+    }
+
+    /// What moves on it.
+    pub(super) fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
     /// What it is doing.
-    #[must_use]
-    pub fn state(&self) -> State {
-        State::ALL[usize::from(self.state.load(Relaxed))]
-    }
-
-    /// The gravest order that stands.
-    #[must_use]
-    pub fn order(&self) -> Command {
-        Command::ALL[usize::from(self.order.load(Relaxed))]
-    }
-
-    /// Leaves an order and wakes whoever drives the connection.
-    pub fn give(&self, order: Command) {
-        if self.order.fetch_max(order as u8, Relaxed) < order as u8 {
-            self.task.wake();
-            self.reader.wake();
-            self.writer.wake();
-        }
-    }
-
-    /// Whether it is between two requests, with no byte of the next one read.
-    #[must_use]
-    pub fn is_quiet(&self) -> bool {
-        self.state() == State::Idle && !self.has_unread()
-    }
-
-    /// Whether it is between two requests, so that its socket and what was read ahead are all there is to it.
-    pub(in crate::server) fn can_be_taken_apart(&self) -> bool {
-        self.state() == State::Idle && !self.unread_body.load(Relaxed)
-    }
-
-    /// Whether it is between two requests, but only hyper knows where the next one begins.
-    pub(in crate::server) fn is_out_of_step(&self) -> bool {
-        self.state() == State::Idle && self.unread_body.load(Relaxed)
-    }
-
-    /// Whether bytes were read since the last answer.
-    pub(in crate::server) fn has_heard(&self) -> bool {
-        self.heard.load(Relaxed)
-    }
-
-    /// Whether the client has sent, or may be sending, what was not read as a request.
-    pub(in crate::server) fn has_unread(&self) -> bool {
-        self.has_heard() || self.unread_body.load(Relaxed)
-    }
-
-    /// The request's body was read to its end.
-    pub(in crate::server) fn body_read(&self) {
-        self.unread_body.store(false, Relaxed);
-        let (body, handler) = (Waiting::RequestBody as u8, Waiting::Handler as u8);
-        let _ = self.waiting.compare_exchange(body, handler, Relaxed, Relaxed);
-    }
-
-    /// It waits for the client to close.
-    pub(in crate::server) fn closing(&self) {
-        self.since.store(self.registry.now(), Relaxed);
-        self.state.store(State::Closing as u8, Relaxed);
-    }
-
-    /// How long the current state has lasted, as far as timeouts are concerned.
-    #[must_use]
-    pub fn idle_for(&self) -> Duration {
-        Duration::from_millis(self.registry.now().saturating_sub(self.since.load(Relaxed)))
-    }
-
-    /// Whether a request was answered on it before.
-    #[must_use]
-    pub fn has_answered(&self) -> bool {
-        self.answered.load(Relaxed) > 0
-    }
-
-    /// Says what the request in flight waits for.
-    pub fn waiting_for(&self, what: Waiting) {
-        self.waiting.store(what as u8, Relaxed);
-    }
-
-    /// Runs a poll of the connection's task, which the watchdog times.
-    pub(in crate::server) fn hold<T>(&self, poll: impl FnOnce() -> T) -> T {
-        self.held.store(self.registry.ticks.load(Relaxed), Relaxed);
-        let polled = poll();
-        self.held.store(0, Relaxed);
-        polled
-    }
-
-    /// The connection's task will be woken for an order.
-    pub(in crate::server) fn driven_by(&self, task: &Waker) {
-        self.task.register(task);
-    }
-
-    /// After an upgrade nobody drives the connection but those who read and write it.
-    pub(in crate::server) fn read_by(&self, reader: &Waker) {
-        self.reader.register(reader);
-    }
-
-    pub(in crate::server) fn written_by(&self, writer: &Waker) {
-        self.writer.register(writer);
-    }
-
-    /// It was taken apart; its idle time goes on counting.
-    pub(in crate::server) fn parked(&self) {
-        self.state.store(State::Parked as u8, Relaxed);
-        self.unpark();
-    }
-
-    /// An order to park is done with, or came too late; a graver one stands.
-    fn unpark(&self) {
-        if self.order() == Command::Park {
-            let _ = self.order.compare_exchange(Command::Park as u8, Command::None as u8, Relaxed, Relaxed);
-        }
-    }
-
-    /// Its first byte has come: a head is due.
-    pub(in crate::server) fn woken(&self) {
-        self.since.store(self.registry.now(), Relaxed);
-        self.state.store(State::Idle as u8, Relaxed);
-    }
-
-    /// What the request in flight waits for.
-    pub(in crate::server) fn waits_for(&self) -> Waiting {
-        if self.produced.load(Relaxed) {
-            return Waiting::Client;
-        }
-        Waiting::ALL[usize::from(self.waiting.load(Relaxed))]
-    }
-
-    /// How long the sweep has seen no byte move in either direction.
-    pub(in crate::server) fn stalled_for(&self) -> Duration {
-        let now = self.registry.now();
-        let answered = self.answered.load(Relaxed);
-        // Not a sum of bytes alone: the bytes sent count from zero for each answer.
-        let moved =
-            self.received.load(Relaxed).wrapping_add(self.sent.load(Relaxed)).wrapping_add(answered << 32);
-        if self.moved.swap(moved, Relaxed) != moved {
-            self.moved_at.store(now, Relaxed);
-        }
-        Duration::from_millis(now.saturating_sub(self.moved_at.load(Relaxed)))
+    pub(crate) fn state(&self) -> State {
+        State::OPEN.get(usize::from(self.state.load(Relaxed))).copied().unwrap_or(State::Closed)
     }
 
     /// Requests answered on it.
-    pub(in crate::server) fn answered(&self) -> u64 {
+    fn answered(&self) -> u64 {
         self.answered.load(Relaxed)
     }
 
-    /// Bytes were read from the socket.
-    pub(in crate::server) fn heard(&self, bytes: usize) {
-        // Only the connection's own task reads: no read-modify-write is needed.
-        self.received.store(self.received.load(Relaxed) + bytes as u64, Relaxed);
-        if !self.heard.load(Relaxed) {
-            self.heard.store(true, Relaxed);
-        }
-    }
-
-    /// Bytes were written to the socket.
-    pub(in crate::server) fn sent(&self, bytes: usize) {
-        // Only the connection's own task writes: no read-modify-write is needed.
-        self.sent.store(self.sent.load(Relaxed) + bytes as u64, Relaxed);
-    }
-
-    /// All that was written has left for the socket: an answer that was produced whole is finished.
-    pub(in crate::server) fn flushed(&self) {
-        if self.produced.load(Relaxed) {
-            self.produced.store(false, Relaxed);
-            let upgrading =
-                self.request().as_ref().is_some_and(|r| r.status == Some(StatusCode::SWITCHING_PROTOCOLS));
-            if upgrading {
-                self.state.store(State::Upgraded as u8, Relaxed);
-            } else {
-                self.finish(Outcome::Answered);
-            }
-        }
-    }
-
-    /// A request's head was read.
-    pub(crate) fn begin(self: &Arc<Self>, method: &Method, uri: &Uri, has_body: bool) -> Answering {
-        let started = Instant::now();
-        *self.request() = Some(Request { method: method.clone(), uri: uri.clone(), started, status: None });
-        self.sent.store(0, Relaxed);
-        self.unread_body.store(has_body, Relaxed);
-        self.produced.store(false, Relaxed);
-        self.waiting_for(Waiting::Handler);
-        self.unpark();
-        self.state.store(State::Busy as u8, Relaxed);
-        self.registry.in_flight.fetch_add(1, Relaxed);
-        Answering { connection: Arc::clone(self) }
-    }
-
     /// What is known of the request in flight.
-    #[must_use]
-    pub fn view(&self) -> Option<RequestView> {
-        let request = self.request();
-        let request = request.as_ref()?;
+    pub(super) fn view(&self) -> Option<RequestView> {
+        let machine = self.machine();
+        let exchange = machine.exchange()?;
         Some(RequestView {
-            method: request.method.clone(),
-            uri: request.uri.clone(),
+            method: exchange.method.clone(),
+            uri: exchange.uri.clone(),
             peer: self.peer,
-            age: request.started.elapsed(),
-            sent: self.sent.load(Relaxed),
-            waiting: self.waits_for(),
-            upgraded: self.state() == State::Upgraded,
+            age: exchange.started.elapsed(),
+            sent: self.progress.sent().saturating_sub(exchange.sent_before),
+            waiting: match machine.state() {
+                State::Flushing => Waiting::Client,
+                _ => self.progress.waiting(),
+            },
+            upgraded: machine.state() == State::Tunnel,
         })
     }
 
-    fn request(&self) -> MutexGuard<'_, Option<Request>> {
-        self.request.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Since when it has had no request; None while it has one, and once it was told to close.
+    pub(super) fn without_request_since(&self) -> Option<Tick> {
+        let machine = self.machine();
+        match *machine {
+            _ if self.commands.strongest() >= Command::Drop => None,
+            Machine::Parked { since }
+            | Machine::Reading { since }
+            | Machine::Discarding { since, .. }
+            | Machine::Closing { since } => Some(since),
+            Machine::Answering { .. }
+            | Machine::Flushing { .. }
+            | Machine::Tunnel { .. }
+            | Machine::Closed => None,
+        }
     }
 
-    fn finish(&self, outcome: Outcome) {
-        let Some(request) = self.request().take() else {
-            return;
-        };
-        let registry = &*self.registry;
-        let took = request.started.elapsed();
-        self.answered.fetch_add(1, Relaxed);
-        self.heard.store(false, Relaxed);
-        self.since.store(registry.now(), Relaxed);
-        self.state.store(State::Idle as u8, Relaxed);
-        registry.in_flight.fetch_sub(1, Relaxed);
-        registry.totals.count(outcome, request.status);
-        registry.durations.record(took.as_secs_f64());
-        registry.access.log(&access::Record {
-            method: request.method,
-            uri: request.uri,
-            peer: self.peer,
-            status: request.status,
-            outcome,
-            took,
-            sent: self.sent.load(Relaxed),
-        });
+    fn machine(&self) -> MutexGuard<'_, Machine> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// ---- what happens to it ----------------------------------------------------------------------------------------
+
+impl Connection {
+    /// Runs the machine, and accounts for a request that has ended. Returns of that whether hyper decides what becomes of
+    /// the connection.
+    fn on(&self, event: Event) -> Option<bool> {
+        let now = self.registry.clock().now();
+        let mut machine = self.machine();
+        let ended = machine.on(event, now);
+        self.state.store(machine.state() as u8, Relaxed);
+        let ended = ended?;
+        self.answered.store(self.answered() + 1, Relaxed);
+        drop(machine);
+        let hyper_decides = ended.exchange.hyper_decides;
+        let sent = self.progress.sent().saturating_sub(ended.exchange.sent_before);
+        self.registry.totals().ended(ended, self.peer, sent);
+        Some(hyper_decides)
     }
 
-    /// Its socket is closed, or is another process's now.
-    pub(in crate::server) fn closed(&self) {
-        let outcome = match (self.order(), self.state()) {
+    /// The first byte of a request is there.
+    fn first_byte(&self) {
+        self.on(Event::FirstByte);
+    }
+
+    /// A request's head was read. Its body has so many bytes, or more than anybody knows: `u64::MAX`.
+    fn head<B>(&self, request: &Request<B>, body: u64) {
+        self.registry.totals().begun();
+        self.progress.begin(body);
+        let mut exchange = Exchange::new(request.method().clone(), request.uri().clone(), body > 0);
+        exchange.hyper_decides = request.version() < Version::HTTP_11 || body == u64::MAX;
+        exchange.sent_before = self.progress.sent();
+        self.on(Event::Head(Box::new(exchange)));
+    }
+
+    /// Returns when the answer before this one is out.
+    async fn turn(&self) {
+        // The flush that ends the other answer wakes the task, in which this waits.
+        poll_fn(|_| if self.state() == State::Flushing { Poll::Pending } else { Poll::Ready(()) }).await;
+    }
+
+    /// The request's body was read to its end.
+    fn body_read(&self) {
+        self.progress.body_ended();
+        self.on(Event::BodyRead);
+    }
+
+    /// The head of the answer is decided.
+    fn decided(&self, status: StatusCode, last: bool) {
+        self.on(Event::Decided { status, last });
+        self.progress.set_waiting(Waiting::ResponseBody);
+    }
+
+    /// The answer is complete; the next flush ends the request.
+    fn produced(&self) {
+        self.on(Event::Produced);
+    }
+
+    /// All that was written has left for the socket. Returns whether hyper's work is done with that: its connection is
+    /// to be taken apart before it looks for another request.
+    pub(super) fn flushed(&self) -> bool {
+        if self.state() != State::Flushing {
+            return false;
+        }
+        let Some(hyper_decides) = self.on(Event::Flushed) else { return false };
+        match self.state() {
+            State::Parked | State::Closing => !hyper_decides,
+            State::Answering => {
+                // The next request has been waiting for this.
+                self.commands.wake_task();
+                false
+            }
+            _ => false,
+        }
+    }
+
+    /// No further request is answered.
+    fn close(&self) {
+        self.on(Event::Close);
+    }
+
+    /// The socket is closed.
+    pub(super) fn closed(&self) {
+        let outcome = match (self.commands.strongest(), self.state()) {
             (Command::Cut, _) => Outcome::Cut,
             (Command::Drop, _) => Outcome::Stalled,
-            (_, State::Upgraded) => Outcome::Answered,
+            (_, State::Tunnel) => Outcome::Answered,
             _ => Outcome::ClientGone,
         };
-        self.finish(outcome);
+        self.end(outcome);
         self.registry.remove(self);
     }
 
-    /// Leaves for the next process, in which a tunnel's request goes on.
-    pub(in crate::server) fn leave(&self, parcel: Parcel) {
-        if self.request().take().is_some() {
-            self.registry.in_flight.fetch_sub(1, Relaxed);
-        }
-        // The registry holds the other end.
-        let _ = self.registry.outbox.send(parcel);
+    fn end(&self, outcome: Outcome) {
+        while self.on(Event::End(outcome)).is_some() {}
     }
 
-    /// It cannot leave as it was ordered to.
-    pub(in crate::server) fn stays(&self, reason: NotCarried) {
-        self.registry.totals.stayed.add(reason, 1);
-        self.give(Command::Finish);
+    /// Says what the request in flight waits for.
+    fn waiting_for(&self, what: Waiting) {
+        self.progress.set_waiting(what);
+    }
+
+    /// Looks whether its client takes too long, and tells it so.
+    pub(super) fn look(&self, now: Tick, passed: Duration, limits: &Limits) {
+        let mut machine = self.machine();
+        let look = Look {
+            now,
+            passed,
+            command: self.commands.strongest(),
+            answered: self.answered() > 0,
+            progress: &self.progress,
+            limits,
+        };
+        let due = machine.due(&look);
+        drop(machine);
+        if let Some(command) = due {
+            self.commands.give(command);
+        }
+    }
+}
+
+// ---- how it travels --------------------------------------------------------------------------------------------
+
+impl Connection {
+    /// Whether it may leave for the next process, as what it is now. That it may not is counted once.
+    pub(super) fn may_leave(&self) -> bool {
+        let Some(departures) = &self.departures else { return false };
+        let Some(reason) = departures.refuses(self.state() == State::Tunnel) else { return true };
+        if !self.refused.swap(true, Relaxed) {
+            self.registry.totals().not_carried.add(reason, 1);
+        }
+        false
+    }
+
+    /// Leaves for the next process, in which a tunnel's request goes on.
+    pub(super) fn leave(&self, parcel: Parcel) {
+        if let Some(departures) = &self.departures {
+            self.end(Outcome::Carried);
+            departures.send(parcel);
+        }
     }
 
     /// What the next process must know of it between two requests.
-    pub(in crate::server) fn note(&self, read_ahead: Bytes) -> ConnectionNote {
-        ConnectionNote {
-            peer: self.peer.address(),
-            answered: self.answered.load(Relaxed),
-            idle_ms: millis(self.idle_for()),
-            read_ahead,
-        }
+    pub(super) fn note(&self, read_ahead: Bytes) -> ConnectionNote {
+        let idle = match *self.machine() {
+            Machine::Parked { since } | Machine::Reading { since } => {
+                self.registry.clock().now().since(since)
+            }
+            _ => Duration::ZERO,
+        };
+        let idle_ms = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
+        ConnectionNote { peer: self.peer.address(), answered: self.answered(), idle_ms, read_ahead }
     }
 
     /// What the next process must know of it as a tunnel.
-    pub(in crate::server) fn tunnel_note(&self, up: Flow, down: Flow) -> Option<TunnelNote> {
-        let request = self.request();
-        let request = request.as_ref()?;
+    pub(super) fn tunnel_note(&self, up: Flow, down: Flow) -> Option<TunnelNote> {
+        let machine = self.machine();
+        let exchange = machine.exchange()?;
         Some(TunnelNote {
             peer: self.peer.address(),
-            method: request.method.to_string(),
-            uri: request.uri.to_string(),
-            age_ms: millis(request.started.elapsed()),
+            method: exchange.method.to_string(),
+            uri: exchange.uri.to_string(),
+            age_ms: u64::try_from(exchange.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             up,
             down,
         })
     }
 }
 
-/// Held while a request is being answered: by its handler, then by the body of its answer.
-#[derive(Debug)]
-pub(crate) struct Answering {
-    connection: Arc<Connection>,
-}
-
-impl Answering {
-    pub(in crate::server) fn connection(&self) -> &Arc<Connection> {
-        &self.connection
-    }
-
-    /// The head of the answer is known.
-    pub(in crate::server) fn answered_with(&self, status: StatusCode) {
-        if let Some(request) = &mut *self.connection.request() {
-            request.status = Some(status);
-        }
-        self.connection.waiting_for(Waiting::ResponseBody);
-    }
-
-    /// The answer was produced whole; the next flush ends the request.
-    pub(in crate::server) fn produced(self) {
-        self.connection.produced.store(true, Relaxed);
-    }
-}
+// ---- what a handler sees of it ---------------------------------------------------------------------------------
 
 /// The request being answered, as its handler finds it in the request's extensions.
 #[derive(Clone, Debug)]
-pub struct InFlight(pub(crate) Arc<Connection>);
+pub struct InFlight(Arc<Connection>);
 
 impl InFlight {
     /// The client.
@@ -490,5 +433,25 @@ impl InFlight {
     /// Says what the request waits for, for the log of a cut and for `/status`.
     pub fn waiting_for(&self, what: Waiting) {
         self.0.waiting_for(what);
+    }
+
+    /// A request that nobody sent.
+    #[cfg(test)]
+    pub(crate) fn of(peer: Peer) -> Self {
+        let registry = Registry::new(super::totals::Totals::unobserved());
+        Self(registry.accepted(peer, false, None))
+    }
+
+    /// What is known of the request.
+    #[cfg(test)]
+    pub(crate) fn view(&self) -> Option<RequestView> {
+        self.0.view()
+    }
+
+    /// Its head was read.
+    #[cfg(test)]
+    pub(crate) fn begin<B>(&self, request: &Request<B>) {
+        self.0.first_byte();
+        self.0.head(request, 0);
     }
 }

@@ -149,6 +149,12 @@ impl Client {
         open && self.stream.set_nonblocking(false).is_ok()
     }
 
+    /// Whether something has come that has not been handed out: [`Self::is_open`] looks.
+    #[must_use]
+    pub fn has_received(&self) -> bool {
+        !self.received.is_empty()
+    }
+
     /// Waits until the server ends the connection, and says whether it did so
     /// without sending anything more.
     ///

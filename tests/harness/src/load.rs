@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::client::{Client, Failure};
+use crate::client::{Client, Failure, Response};
 use crate::wait::wait_until;
 
 /// Clients that each keep one connection busy: the next request goes out as soon as the answer is there. A client
@@ -62,10 +62,24 @@ impl fmt::Display for Account {
 impl Load {
     /// Starts this many clients in the calling thread's network.
     #[must_use]
-    pub fn start(clients: usize, address: SocketAddr, path: &'static str) -> Self {
+    pub fn start(clients: usize, address: SocketAddr, path: &str) -> Self {
+        Self::sending(clients, address, &format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"))
+    }
+
+    /// The same with this request, head and body.
+    #[must_use]
+    pub fn sending(clients: usize, address: SocketAddr, request: &str) -> Self {
+        Self::pipelining(clients, address, request, 1)
+    }
+
+    /// The same with up to `depth` requests on their way at a time. Those behind an answer that says
+    /// `Connection: close` are not lost: their client knows that nobody has begun them (RFC 9112, section 9.3.2).
+    #[must_use]
+    pub fn pipelining(clients: usize, address: SocketAddr, request: &str, depth: usize) -> Self {
         let book = Arc::new(Book::default());
-        let work = |book: Arc<Book>| move || book.keep_asking(address, path);
-        let clients = (0..clients).map(|_| thread::spawn(work(Arc::clone(&book)))).collect();
+        let work = |book: Arc<Book>, request: String| move || book.keep_asking(address, &request, depth);
+        let clients =
+            (0..clients).map(|_| thread::spawn(work(Arc::clone(&book), request.to_owned()))).collect();
         Self { book, clients }
     }
 
@@ -112,33 +126,67 @@ impl Drop for Load {
     }
 }
 
+/// A connection of one of the clients.
+struct Asking {
+    client: Client,
+    /// Requests on their way.
+    unanswered: usize,
+}
+
+impl Asking {
+    fn connect(address: SocketAddr) -> Result<Self, Failure> {
+        Ok(Self { client: Client::connect(address)?, unanswered: 0 })
+    }
+
+    /// Sends requests until so many are on their way, and receives an answer.
+    fn turn(&mut self, request: &str, depth: usize) -> Result<Response, Failure> {
+        let more = depth.saturating_sub(self.unanswered);
+        self.unanswered += more;
+        if more > 0 {
+            self.client.send(request.repeat(more))?;
+        }
+        let answer = self.client.receive()?;
+        self.unanswered -= 1;
+        Ok(answer)
+    }
+}
+
 impl Book {
-    fn keep_asking(&self, address: SocketAddr, path: &str) {
-        let mut kept: Option<Client> = None;
+    fn keep_asking(&self, address: SocketAddr, request: &str, depth: usize) {
+        let mut kept: Option<Asking> = None;
         while !self.stop.load(Relaxed) {
             let began = Instant::now();
-            let connected = kept.take().map_or_else(|| Client::connect(address), Ok);
-            let answered = connected.and_then(|mut client| client.get(path).map(|answer| (client, answer)));
+            let connected = kept.take().map_or_else(|| Asking::connect(address), Ok);
+            let answered = connected.and_then(|mut asking| asking.turn(request, depth).map(|a| (asking, a)));
             let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
             self.longest.fetch_max(took, Relaxed);
-            match answered {
-                Ok((client, answer)) if answer.status == 200 => {
-                    self.answered.fetch_add(1, Relaxed);
-                    if answer.header("connection") == Some("close") {
-                        self.closed.fetch_add(1, Relaxed);
-                    } else {
-                        kept = Some(client);
-                    }
-                }
-                Ok((_, answer)) => self.lost(&self.dropped, format!("the answer was {}", answer.status)),
-                Err(failure @ Failure::Refused(_)) => {
-                    self.lost(&self.refused, failure.to_string());
-                    // Nobody listens: the processor is needed elsewhere.
-                    thread::sleep(Duration::from_millis(1));
-                }
-                Err(failure) => self.lost(&self.dropped, failure.to_string()),
-            }
+            kept = self.note(answered);
         }
+        // Every request that was sent is one that can be lost.
+        while let Some(mut asking) = kept.take().filter(|asking| asking.unanswered > 0) {
+            kept = self.note(asking.turn(request, 0).map(|answer| (asking, answer)));
+        }
+    }
+
+    /// Notes what came of a request, and returns the connection if it goes on.
+    fn note(&self, answered: Result<(Asking, Response), Failure>) -> Option<Asking> {
+        match answered {
+            Ok((asking, answer)) if answer.status == 200 => {
+                self.answered.fetch_add(1, Relaxed);
+                if answer.header("connection") != Some("close") {
+                    return Some(asking);
+                }
+                self.closed.fetch_add(1, Relaxed);
+            }
+            Ok((_, answer)) => self.lost(&self.dropped, format!("the answer was {}", answer.status)),
+            Err(failure @ Failure::Refused(_)) => {
+                self.lost(&self.refused, failure.to_string());
+                // Nobody listens: the processor is needed elsewhere.
+                thread::sleep(Duration::from_millis(1));
+            }
+            Err(failure) => self.lost(&self.dropped, failure.to_string()),
+        }
+        None
     }
 
     fn lost(&self, counter: &AtomicU64, reason: String) {

@@ -58,6 +58,16 @@ impl Upstream {
         Self { address, requests }
     }
 
+    /// Answers every request with 200 and this body from now on.
+    pub fn answer_all(self, body: &'static str) {
+        // As long as the test process: nobody hangs up.
+        thread::spawn(move || {
+            while let Ok(exchange) = self.requests.recv() {
+                exchange.try_answer(200, body);
+            }
+        });
+    }
+
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
@@ -100,6 +110,12 @@ fn read_requests(mut stream: TcpStream, arrived: &Sender<Exchange>) {
     }
 }
 
+/// An answer with a whole body.
+fn whole(status: u16, body: &str) -> String {
+    let length = body.len();
+    format!("HTTP/1.1 {status} Test\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n\r\n{body}")
+}
+
 fn read_head(mut stream: &TcpStream) -> io::Result<(String, Vec<u8>)> {
     let mut received = Vec::new();
     let mut bytes = [0; 16 * 1024];
@@ -125,11 +141,15 @@ impl Exchange {
     ///
     /// When the proxy does not take the answer.
     pub fn answer(mut self, status: u16, body: &str) {
-        self.send(format!(
-            "HTTP/1.1 {status} Test\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        ));
+        self.send(whole(status, body));
         self.keep();
+    }
+
+    /// The same for a proxy that may have gone.
+    fn try_answer(mut self, status: u16, body: &str) {
+        if self.stream.write_all(whole(status, body).as_bytes()).is_ok() {
+            self.keep();
+        }
     }
 
     /// Begins an answer whose body comes in chunks.

@@ -18,11 +18,10 @@ use tower::ServiceExt;
 use super::*;
 use crate::daemon::http::routes::{Action, Route, router};
 use crate::server::Server;
-use crate::server::access::AccessLog;
 use crate::server::address::Address;
 use crate::server::limits::Limits;
 use crate::server::listener::Listener;
-use crate::server::{Peer, Registry, Waiting};
+use crate::server::{Peer, Registry, Totals, Waiting};
 use crate::systemd::activation::Inherited;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -51,7 +50,7 @@ fn serve_proxy(config: Config) -> SocketAddr {
     let listeners = Listener::bind(&address, &mut Inherited::default()).expect("a listener");
     let Address::Tcp(address) = listeners[0].address() else { unreachable!("it was of TCP") };
     let limits = Limits::default();
-    let registry = Registry::new(metrics::Histogram::noop(), AccessLog::off());
+    let registry = Registry::new(Totals::unobserved());
     let server = Server::new(listeners, proxied(config), registry, limits);
     spawn(async move { server.serve().await });
     address
@@ -234,7 +233,6 @@ async fn what_concerns_one_hop_stays_on_it() {
 async fn the_upstream_learns_who_asks_and_not_what_the_client_claims() {
     let upstream = serve(Router::new().fallback(told)).await;
     let router = proxied(config(http(upstream)));
-    let registry = Registry::new(metrics::Histogram::noop(), AccessLog::off());
     let peer = Peer::Tcp("[2001:db8::1]:4711".parse().expect("an address"));
     let mut request = Request::get("/")
         .header("host", "h:1")
@@ -245,7 +243,7 @@ async fn the_upstream_learns_who_asks_and_not_what_the_client_claims() {
         .header("forwarded", "for=6.6.6.6")
         .body(Body::empty())
         .expect("a request");
-    request.extensions_mut().insert(InFlight(registry.open(peer, false)));
+    request.extensions_mut().insert(InFlight::of(peer));
     let asked = text_of(ask(&router, request).await).await;
     assert!(!asked.contains("666") && !asked.contains("6.6.6.6"), "{asked}");
     assert!(asked.contains("\nx-forwarded-for: 2001:db8::1\n"), "{asked}");
@@ -799,12 +797,11 @@ async fn a_body_that_breaks_off_is_not_the_upstreams_fault() {
 async fn the_registry_knows_what_a_request_waits_for() {
     let upstream = Scripted::absent();
     let router = upstream.proxied();
-    let registry = Registry::new(metrics::Histogram::noop(), AccessLog::off());
-    let connection = registry.open(Peer::Unix, false);
     let mut request = get("/");
-    let answering = connection.begin(request.method(), request.uri(), false);
-    request.extensions_mut().insert(InFlight(Arc::clone(&connection)));
-    let waiting = || connection.view().map(|view| view.waiting);
+    let in_flight = InFlight::of(Peer::Unix);
+    in_flight.begin(&request);
+    request.extensions_mut().insert(in_flight.clone());
+    let waiting = || in_flight.view().map(|view| view.waiting);
 
     let asked = spawn(async move { ask(&router, request).await });
     sleep(SECOND).await;
@@ -813,7 +810,6 @@ async fn the_registry_knows_what_a_request_waits_for() {
     sleep(SECOND).await;
     assert_eq!(waiting(), Some(Waiting::UpstreamResponse));
     asked.abort();
-    drop(answering);
 }
 
 // ---------------------------------------------------------------- upgrades

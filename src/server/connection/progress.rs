@@ -1,0 +1,197 @@
+//! What moves on a connection, counted without a lock by whoever moves it and read by the sweep.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+
+/// What a request in flight is waiting for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Waiting {
+    /// The handler has yet to answer.
+    Handler,
+    /// The client has yet to send the rest of the request's body.
+    RequestBody,
+    /// The upstream has yet to accept a connection.
+    UpstreamConnect,
+    /// The upstream has yet to send the head of its answer.
+    UpstreamResponse,
+    /// The handler, or the upstream, has yet to produce the rest of the answer.
+    ResponseBody,
+    /// The client has yet to read the rest of the answer.
+    Client,
+}
+
+impl Waiting {
+    const ALL: [Self; 6] = [
+        Self::Handler,
+        Self::RequestBody,
+        Self::UpstreamConnect,
+        Self::UpstreamResponse,
+        Self::ResponseBody,
+        Self::Client,
+    ];
+}
+
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Handler => "the handler",
+            Self::RequestBody => "the client to send the body",
+            Self::UpstreamConnect => "the upstream to accept",
+            Self::UpstreamResponse => "the upstream to answer",
+            Self::ResponseBody => "the rest of the answer",
+            Self::Client => "the client to read the answer",
+        })
+    }
+}
+
+/// Counters of one connection. Each has one writer at a time, and nobody draws a conclusion from two of them together,
+/// so `Relaxed` is enough and no read-modify-write is needed.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    /// Bytes read from the socket since it was opened.
+    received: AtomicU64,
+    /// Bytes written to it.
+    sent: AtomicU64,
+    /// Bytes of the request's body that nobody has read yet; `u64::MAX` where their number is not known.
+    body_left: AtomicU64,
+    /// The rest of it is out of reach.
+    body_lost: AtomicBool,
+    /// The request's body is asked for and nothing of it has come since.
+    awaits_body: AtomicBool,
+    /// The socket takes no more of the answer.
+    blocked: AtomicBool,
+    /// What else a request waits for.
+    waiting: AtomicU8,
+    /// When the connection's task began to be polled, on the watchdog's clock; 0 while it is not polled.
+    polled_since: AtomicU64,
+}
+
+impl Progress {
+    pub(super) fn new() -> Self {
+        Self {
+            received: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            body_left: AtomicU64::new(0),
+            body_lost: AtomicBool::new(false),
+            awaits_body: AtomicBool::new(false),
+            blocked: AtomicBool::new(false),
+            waiting: AtomicU8::new(Waiting::Handler as u8),
+            polled_since: AtomicU64::new(0),
+        }
+    }
+
+    /// Bytes were read from the socket.
+    pub(crate) fn add_received(&self, bytes: usize) {
+        self.received.store(self.received.load(Relaxed) + bytes as u64, Relaxed);
+        set(&self.awaits_body, false);
+    }
+
+    /// Bytes were written to the socket.
+    pub(crate) fn add_sent(&self, bytes: usize) {
+        self.sent.store(self.sent.load(Relaxed) + bytes as u64, Relaxed);
+        set(&self.blocked, false);
+    }
+
+    /// The socket would take no byte.
+    pub(crate) fn write_blocked(&self) {
+        set(&self.blocked, true);
+    }
+
+    /// A request begins, with a body of so many bytes: nobody waits for its client yet.
+    pub(super) fn begin(&self, body: u64) {
+        self.body_left.store(body, Relaxed);
+        set(&self.body_lost, false);
+        set(&self.awaits_body, false);
+        set(&self.blocked, false);
+        self.waiting.store(Waiting::Handler as u8, Relaxed);
+    }
+
+    /// Some bytes of the request's body were read.
+    pub(super) fn read_body(&self, bytes: usize) {
+        let left = self.body_left();
+        if left != u64::MAX {
+            self.body_left.store(left.saturating_sub(bytes as u64), Relaxed);
+        }
+    }
+
+    /// The request's body has come to its end.
+    pub(super) fn body_ended(&self) {
+        self.body_left.store(0, Relaxed);
+        set(&self.awaits_body, false);
+    }
+
+    /// The rest of the request's body is out of reach.
+    pub(super) fn lose_body(&self) {
+        set(&self.body_lost, true);
+    }
+
+    /// Whether the rest of the request's body is out of reach.
+    pub(super) fn is_body_lost(&self) -> bool {
+        self.body_lost.load(Relaxed)
+    }
+
+    /// Bytes of the request's body that nobody has read yet; `u64::MAX` where their number is not known.
+    pub(super) fn body_left(&self) -> u64 {
+        self.body_left.load(Relaxed)
+    }
+
+    pub(super) fn set_waiting(&self, what: Waiting) {
+        if what == Waiting::RequestBody {
+            set(&self.awaits_body, true);
+        } else {
+            self.waiting.store(what as u8, Relaxed);
+        }
+    }
+
+    /// Bytes read from the socket since it was opened.
+    pub(crate) fn received(&self) -> u64 {
+        self.received.load(Relaxed)
+    }
+
+    /// Bytes written to the socket since it was opened.
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent.load(Relaxed)
+    }
+
+    /// Whether the client is waited for, to send the rest of a body.
+    pub(super) fn awaits_body(&self) -> bool {
+        self.awaits_body.load(Relaxed)
+    }
+
+    /// Whether the client is waited for, to read.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked.load(Relaxed)
+    }
+
+    /// The one thing to tell an operator. A client that is waited for comes before all else.
+    pub(super) fn waiting(&self) -> Waiting {
+        if self.is_blocked() {
+            Waiting::Client
+        } else if self.awaits_body() {
+            Waiting::RequestBody
+        } else {
+            Waiting::ALL[usize::from(self.waiting.load(Relaxed))]
+        }
+    }
+
+    /// Runs a poll of the connection's task, which the watchdog times.
+    pub(crate) fn timed<T>(&self, now: u64, poll: impl FnOnce() -> T) -> T {
+        self.polled_since.store(now, Relaxed);
+        let polled = poll();
+        self.polled_since.store(0, Relaxed);
+        polled
+    }
+
+    /// When the connection's task began to be polled, if it is being polled now.
+    pub(crate) fn polled_since(&self) -> Option<u64> {
+        Some(self.polled_since.load(Relaxed)).filter(|since| *since > 0)
+    }
+}
+
+/// Leaves the cache line alone where nothing changes.
+fn set(flag: &AtomicBool, value: bool) {
+    if flag.load(Relaxed) != value {
+        flag.store(value, Relaxed);
+    }
+}

@@ -1,0 +1,177 @@
+//! The answer to a request: from its head to the head of its answer.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use axum::response::IntoResponse;
+use futures_util::FutureExt;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use tower::Service as _;
+
+use super::body::{AnswerBody, RequestBody, announced};
+use super::{Command, Connection, InFlight};
+use crate::server::peer::Peer;
+
+/// Everything that the connections of a server share.
+#[derive(Debug)]
+pub(in crate::server) struct Serving {
+    pub(in crate::server) http1: http1::Builder,
+    pub(in crate::server) router: Router,
+    pub(in crate::server) body_limit: u64,
+    pub(in crate::server) requests_per_connection: u64,
+    /// Every answer from now on is its connection's last.
+    pub(in crate::server) last_answers: AtomicBool,
+}
+
+/// Answers the requests of one connection.
+pub(super) struct Service {
+    connection: Arc<Connection>,
+    serving: Arc<Serving>,
+}
+
+impl Service {
+    pub(super) fn new(connection: &Arc<Connection>, serving: &Arc<Serving>) -> Self {
+        Self { connection: Arc::clone(connection), serving: Arc::clone(serving) }
+    }
+}
+
+impl hyper::service::Service<Request<Incoming>> for Service {
+    type Response = Response<AnswerBody>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        self.connection.head(&request, announced(request.body()));
+        let (connection, serving) = (Arc::clone(&self.connection), Arc::clone(&self.serving));
+        Box::pin(async move {
+            connection.turn().await;
+            let bodyless = request.method() == Method::HEAD;
+            // Behind a CONNECT may be what is meant for the tunnel that it does not get.
+            let asks_for_the_end = request.method() == Method::CONNECT || asks_to_close(&request);
+            let mut response = serving.answer(request, &connection).await;
+            // The version is hyper's to choose: it goes by the request's.
+            *response.version_mut() = Version::HTTP_11;
+            let status = response.status();
+            let last = asks_for_the_end
+                || serving.is_last(&connection)
+                || closes(&response)
+                || connection.is_ended_by_body(status).await;
+            if last && status != StatusCode::SWITCHING_PROTOCOLS {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            connection.decided(status, last);
+            Ok(AnswerBody::wrap(response, connection, bodyless))
+        })
+    }
+}
+
+impl Serving {
+    async fn answer(&self, request: Request<Incoming>, connection: &Arc<Connection>) -> Response<Body> {
+        if let Some(refusal) = self.refusal(&request, connection) {
+            RequestBody::refuse(request, connection);
+            return refusal;
+        }
+        let mut request = RequestBody::wrap(request, connection, self.body_limit);
+        request.extensions_mut().insert(InFlight(Arc::clone(connection)));
+        if let Peer::Tcp(peer) = connection.peer() {
+            request.extensions_mut().insert(ConnectInfo(peer));
+        }
+        let mut router = self.router.clone();
+        let response = match AssertUnwindSafe(router.call(request)).catch_unwind().await {
+            Ok(Ok(response)) => response,
+            // The panic hook has logged the message and its place.
+            Err(_panic) => (StatusCode::INTERNAL_SERVER_ERROR, "the handler failed\n").into_response(),
+        };
+        if connection.commands.strongest() == Command::TimeOut {
+            // Whatever the handler made of a body that did not come.
+            return too_late();
+        }
+        if response.status().is_informational() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            tracing::error!("a handler answered with status {}, which is no answer", response.status());
+            return (StatusCode::INTERNAL_SERVER_ERROR, "the handler failed\n").into_response();
+        }
+        response
+    }
+
+    /// The answer to a request that is not for any handler.
+    fn refusal(&self, request: &Request<Incoming>, connection: &Connection) -> Option<Response<Body>> {
+        if connection.commands.strongest() == Command::TimeOut {
+            // The sweep has just given the head up. The client will be told so, and may send the request again.
+            return Some(too_late());
+        }
+        if let Some(reason) = invalid_host(request) {
+            return Some(closing(StatusCode::BAD_REQUEST, reason));
+        }
+        let limit = self.body_limit;
+        http_body::Body::size_hint(request.body()).lower().gt(&limit).then(|| {
+            (StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {limit} bytes\n"))
+                .into_response()
+        })
+    }
+
+    /// Whether the connection's next answer is its last, whatever the answer is.
+    fn is_last(&self, connection: &Connection) -> bool {
+        self.last_answers.load(Relaxed)
+            || connection.commands.strongest() >= Command::Finish
+            || connection.answered() + 1 >= self.requests_per_connection
+    }
+}
+
+fn too_late() -> Response<Body> {
+    closing(StatusCode::REQUEST_TIMEOUT, "the request did not come in time\n")
+}
+
+/// An answer after which nothing that the client sends can be understood.
+fn closing(status: StatusCode, reason: &'static str) -> Response<Body> {
+    (status, [(header::CONNECTION, "close")], reason).into_response()
+}
+
+/// Whether a request asks for its connection to be closed (RFC 9112, section 9.3).
+fn asks_to_close(request: &Request<Incoming>) -> bool {
+    has_option(request.headers(), "close")
+        || (request.version() < Version::HTTP_11 && !has_option(request.headers(), "keep-alive"))
+}
+
+/// Whether an answer ends its connection: by its handler's word, or because only the close says where its body ends
+/// (RFC 9112, section 6.3).
+fn closes(response: &Response<Body>) -> bool {
+    let coding = response.headers().get(header::TRANSFER_ENCODING);
+    has_option(response.headers(), "close")
+        || coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+}
+
+/// Whether the `Connection` field has an option (RFC 9110, section 7.6.1).
+fn has_option(headers: &HeaderMap, option: &str) -> bool {
+    let values = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|given| given.trim().eq_ignore_ascii_case(option))
+}
+
+/// Why a request's host is none: whoever reads the request next might see another host in it (RFC 9112, section 3.2).
+///
+/// Of a request with both a length and chunks hyper goes by the chunks and shows only these, as section 6.1 allows;
+/// nobody behind this server sees the length, so there is nothing to refuse.
+fn invalid_host(request: &Request<Incoming>) -> Option<&'static str> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) if request.version() == Version::HTTP_11 => Some("the request has no Host\n"),
+        (Some(_), Some(_)) => Some("the request has more than one Host\n"),
+        (Some(host), None) if !host.as_bytes().iter().copied().all(is_of_host) => {
+            Some("the request's Host is not a host\n")
+        }
+        _ => None,
+    }
+}
+
+/// The characters of a host and its port (RFC 3986, section 3.2).
+fn is_of_host(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(&byte)
+}

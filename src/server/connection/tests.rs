@@ -1,0 +1,216 @@
+//! The machine keeps account of every request, and lets no client stay for ever, whatever happens in whatever order.
+
+use std::time::Duration;
+
+use axum::http::{Method, StatusCode, Uri};
+use proptest::prelude::*;
+
+use super::commands::Command;
+use super::machine::{Event, Exchange, Look, Machine, State};
+use super::progress::{Progress, Waiting};
+use crate::server::clock::{Clock, Tick};
+use crate::server::limits::Limits;
+use crate::server::sweep::STEP;
+use crate::server::totals::Outcome;
+
+/// Longer than any state may last by [`Limits::default`], one after the other.
+const LONG: Duration = Duration::from_secs(300);
+
+/// Something that may happen, in any order.
+#[derive(Clone, Copy, Debug)]
+enum Happening {
+    FirstByte,
+    Head { body: bool },
+    BodyRead,
+    Decided { status: u16, last: bool },
+    Produced,
+    Flushed,
+    Close,
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    prop_oneof![
+        Just(Happening::FirstByte),
+        any::<bool>().prop_map(|body| Happening::Head { body }),
+        Just(Happening::BodyRead),
+        (prop_oneof![4 => Just(200_u16), 1 => Just(101)], prop::bool::weighted(0.1))
+            .prop_map(|(status, last)| Happening::Decided { status, last }),
+        Just(Happening::Produced),
+        Just(Happening::Flushed),
+        prop::bool::weighted(0.1).prop_filter("seldom", |close| *close).prop_map(|_| Happening::Close),
+    ]
+}
+
+/// A machine, and an account of its requests that is kept beside it.
+struct Subject {
+    machine: Machine,
+    now: Tick,
+    heads: u32,
+    ended: u32,
+}
+
+impl Subject {
+    fn new() -> Self {
+        let now = Clock::new().now();
+        Self { machine: Machine::Parked { since: now }, now, heads: 0, ended: 0 }
+    }
+
+    fn on(&mut self, event: Event) -> bool {
+        let ended = self.machine.on(event, self.now).is_some();
+        self.ended += u32::from(ended);
+        ended
+    }
+
+    fn happens(&mut self, happening: Happening) {
+        self.now = self.now.after(Duration::from_millis(1));
+        match happening {
+            Happening::FirstByte => _ = self.on(Event::FirstByte),
+            Happening::Head { body } if self.takes_a_head() => {
+                self.heads += 1;
+                let exchange = Exchange::new(Method::GET, Uri::from_static("/"), body);
+                self.on(Event::Head(Box::new(exchange)));
+            }
+            // hyper reads no head there.
+            Happening::Head { .. } => {}
+            Happening::BodyRead => _ = self.on(Event::BodyRead),
+            Happening::Decided { status, last } => {
+                let status = StatusCode::from_u16(status).expect("a status");
+                self.on(Event::Decided { status, last });
+            }
+            Happening::Produced => _ = self.on(Event::Produced),
+            Happening::Flushed => _ = self.on(Event::Flushed),
+            Happening::Close => _ = self.on(Event::Close),
+        }
+    }
+
+    fn takes_a_head(&self) -> bool {
+        match &self.machine {
+            Machine::Reading { .. } | Machine::Parked { .. } | Machine::Discarding { .. } => true,
+            Machine::Flushing { exchange, next } => next.is_none() && !exchange.body_unread,
+            _ => false,
+        }
+    }
+
+    fn in_flight(&self) -> u32 {
+        match &self.machine {
+            Machine::Answering { .. } | Machine::Tunnel { .. } | Machine::Flushing { next: None, .. } => 1,
+            Machine::Flushing { next: Some(_), .. } => 2,
+            _ => 0,
+        }
+    }
+}
+
+/// A client that never does anything again, in the eyes of the sweep: where it can be waited for, it is.
+fn silent_client(state: State) -> Progress {
+    let progress = Progress::new();
+    progress.begin(u64::MAX);
+    match state {
+        State::Answering => progress.set_waiting(Waiting::RequestBody),
+        State::Flushing => progress.write_blocked(),
+        _ => {}
+    }
+    progress
+}
+
+proptest! {
+    #[test]
+    fn every_request_that_begins_ends_once(happenings in prop::collection::vec(happening(), 0..60)) {
+        let mut subject = Subject::new();
+        for happening in happenings {
+            subject.happens(happening);
+            prop_assert_eq!(subject.heads, subject.ended + subject.in_flight(), "after {:?}", happening);
+            prop_assert_eq!(subject.machine.exchange().is_some(), subject.in_flight() > 0);
+        }
+        while subject.on(Event::End(Outcome::Cut)) {}
+        prop_assert_eq!(subject.heads, subject.ended);
+        prop_assert_eq!(subject.machine.state(), State::Closed);
+    }
+
+    #[test]
+    fn no_state_lasts_for_a_client_that_never_does_anything_again(
+        happenings in prop::collection::vec(happening(), 0..60),
+        leaving: bool,
+    ) {
+        let limits = Limits { tunnel_idle_timeout: Some(Duration::from_secs(60)), ..Limits::default() };
+        let mut subject = Subject::new();
+        for happening in happenings {
+            subject.happens(happening);
+        }
+        let end = subject.now.after(LONG);
+        let command = if leaving { Command::Finish } else { Command::Serve };
+        while subject.now < end && subject.machine.state() != State::Closed {
+            let progress = silent_client(subject.machine.state());
+            let look = Look {
+                now: subject.now,
+                passed: STEP,
+                command,
+                answered: subject.ended > 0,
+                progress: &progress,
+                limits: &limits,
+            };
+            let due = subject.machine.due(&look);
+            // As the connection's task does it.
+            match due {
+                None => {}
+                Some(Command::TimeOut) if subject.machine.state() == State::Reading => _ = subject.on(Event::Close),
+                Some(Command::TimeOut) => {
+                    subject.on(Event::Decided { status: StatusCode::REQUEST_TIMEOUT, last: true });
+                    subject.on(Event::Produced);
+                }
+                Some(Command::Finish | Command::Drop) => while subject.on(Event::End(Outcome::Stalled)) {},
+                Some(command) => prop_assert!(false, "the sweep gave {:?}", command),
+            }
+            subject.now = subject.now.after(STEP);
+        }
+        prop_assert_eq!(subject.machine.state(), State::Closed, "it stayed for {:?}", LONG);
+        prop_assert_eq!(subject.heads, subject.ended);
+    }
+}
+
+/// Without this the property above could be that of a machine which closes at once.
+#[test]
+fn a_state_lasts_until_its_limit() {
+    let limits = Limits::default();
+    let clock = Clock::new();
+    let progress = Progress::new();
+    let since = clock.now();
+    for (mut machine, answered, limit, due) in [
+        (Machine::Parked { since }, false, limits.header_timeout, Command::Finish),
+        (Machine::Parked { since }, true, limits.keepalive_timeout, Command::Finish),
+        (Machine::Reading { since }, false, limits.header_timeout, Command::TimeOut),
+        (Machine::Closing { since }, true, Duration::from_secs(2), Command::Drop),
+    ] {
+        let mut at = |after: Duration| {
+            let now = since.after(after);
+            let command = Command::Serve;
+            machine.due(&Look { now, passed: STEP, command, answered, progress: &progress, limits: &limits })
+        };
+        assert_eq!(at(limit.saturating_sub(Duration::from_micros(1))), None);
+        assert_eq!(at(limit), Some(due));
+    }
+}
+
+/// The head of a pipelined request may be there before the answer to an upload has been read.
+#[test]
+fn a_head_that_comes_while_an_answer_is_flushed_has_its_turn_afterwards() {
+    let mut subject = Subject::new();
+    for happening in [
+        Happening::FirstByte,
+        Happening::Head { body: true },
+        Happening::Decided { status: 200, last: false },
+        Happening::Produced,
+        Happening::BodyRead,
+        Happening::Head { body: false },
+    ] {
+        subject.happens(happening);
+    }
+    assert_eq!((subject.machine.state(), subject.in_flight()), (State::Flushing, 2));
+    subject.happens(Happening::Flushed);
+    assert_eq!((subject.machine.state(), subject.in_flight(), subject.ended), (State::Answering, 1, 1));
+    for happening in
+        [Happening::Decided { status: 200, last: false }, Happening::Produced, Happening::Flushed]
+    {
+        subject.happens(happening);
+    }
+    assert_eq!((subject.machine.state(), subject.in_flight(), subject.ended), (State::Parked, 0, 2));
+}

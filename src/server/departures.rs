@@ -1,0 +1,193 @@
+//! The way of connections to the next process, and from an earlier one.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::{Instant, sleep_until};
+
+use super::connection::{Command, task};
+use super::stream::{ClientStream, Socket};
+use super::{Server, tunnel};
+use crate::handover::mailbox::Mailbox;
+use crate::handover::parcel::Parcel;
+use crate::handover::{Handover, NotCarried};
+
+/// How many connections leave together, if so many are ready to.
+const BATCH: usize = 250;
+/// How long the first of them waits for others, where nobody waits for them.
+const GATHER: Duration = Duration::from_millis(5);
+
+/// Connections that leave, on their way to the mailbox.
+#[derive(Debug)]
+pub(crate) struct Departures {
+    handover: Arc<Handover>,
+    outbox: UnboundedSender<Parcel>,
+    /// Whoever holds the lock sees to it that they get there.
+    leaving: tokio::sync::Mutex<UnboundedReceiver<Parcel>>,
+}
+
+impl Departures {
+    pub(crate) fn new(handover: Arc<Handover>) -> Arc<Self> {
+        let (outbox, leaving) = unbounded_channel();
+        Arc::new(Self { handover, outbox, leaving: tokio::sync::Mutex::new(leaving) })
+    }
+
+    /// Why a connection is not carried; `None` if it is. Asked when it leaves: a request may have become a tunnel since it
+    /// was told to.
+    pub(super) fn refuses(&self, is_tunnel: bool) -> Option<NotCarried> {
+        self.handover.refuses(is_tunnel)
+    }
+
+    /// Puts a connection on its way.
+    pub(super) fn send(&self, parcel: Parcel) {
+        // The other end is in `self`.
+        let _ = self.outbox.send(parcel);
+    }
+
+    /// Puts whatever leaves into the mailbox, once.
+    #[cfg(test)]
+    pub(super) async fn pass_on(&self) {
+        let mut parcels = Vec::new();
+        self.leaving.lock().await.recv_many(&mut parcels, BATCH).await;
+        self.handover.put(parcels).await.expect("there is room");
+    }
+}
+
+// ---- to the next process -------------------------------------------------------------------------------------
+
+impl Server {
+    /// Hands every connection over that can be: an idle one and a tunnel now, a busy one after its answer. The others
+    /// linger, as in [`Self::drain`]. Returns when none is left.
+    pub(crate) async fn carry(&self, linger: Duration) {
+        let Some(departures) = &self.departures else { return self.drain(linger).await };
+        self.command_all(Command::Carry);
+        let mut finish = None;
+        if departures.refuses(false).is_some() {
+            self.announce_close();
+            finish = Some(Instant::now() + linger);
+        }
+        tokio::select! {
+            () = self.see_off(departures, linger, finish) => {}
+            never = self.sweep() => match never {},
+        }
+    }
+
+    async fn see_off(&self, departures: &Departures, linger: Duration, mut finish: Option<Instant>) {
+        let handover = &departures.handover;
+        let mut leaving = departures.leaving.lock().await;
+        loop {
+            let mut gathered = Gathered { parcels: Vec::new(), departures };
+            let parcels = &mut gathered.parcels;
+            tokio::select! {
+                biased;
+                _ = leaving.recv_many(parcels, BATCH) => {}
+                () = self.registry.emptied() => {
+                    // The last one may have left since the outbox was looked at.
+                    parcels.extend(std::iter::from_fn(|| leaving.try_recv().ok()));
+                    if parcels.is_empty() {
+                        return;
+                    }
+                }
+                () = at(finish) => {
+                    finish = None;
+                    self.command_all(Command::Finish);
+                    continue;
+                }
+            }
+            if !handover.is_taken_out() {
+                // Each message takes room in a queue that nobody empties: a few full ones rather than many.
+                tokio::time::sleep(GATHER).await;
+                parcels.extend(std::iter::from_fn(|| leaving.try_recv().ok()));
+            }
+            let handed_over = &self.registry.totals().handed_over;
+            let parcels = std::mem::take(parcels);
+            let mut counters: Vec<_> = parcels.iter().map(|parcel| handed_over.counter(parcel)).collect();
+            if let Err((refused, error)) = handover.put(parcels).await {
+                tracing::warn!("{} connections cannot be handed over and linger: {error}", refused.len());
+                self.registry.totals().not_carried.add(NotCarried::MailboxFull, refused.len());
+                counters.truncate(counters.len() - refused.len());
+                for parcel in refused {
+                    // A connection that cannot be taken back either is closed.
+                    let _ = self.adopt(parcel);
+                }
+                self.announce_close();
+                finish.get_or_insert(Instant::now() + linger);
+            }
+            for counter in counters {
+                counter.fetch_add(1, Relaxed);
+            }
+        }
+    }
+}
+
+/// Parcels on their way from the outbox to the mailbox. They go back if the child ends meanwhile: whoever sees the
+/// others off is to find them.
+struct Gathered<'a> {
+    parcels: Vec<Parcel>,
+    departures: &'a Departures,
+}
+
+impl Drop for Gathered<'_> {
+    fn drop(&mut self) {
+        for parcel in self.parcels.drain(..) {
+            self.departures.send(parcel);
+        }
+    }
+}
+
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+// ---- from an earlier process ---------------------------------------------------------------------------------
+
+impl Server {
+    /// Takes over everything that waits in the mailbox.
+    pub(crate) fn take_over(&self, mailbox: &Mailbox) -> io::Result<()> {
+        let totals = self.registry.totals();
+        while let Some(parcels) = mailbox.take()? {
+            for parcel in parcels {
+                let counter =
+                    parcel.as_ref().map_or(&totals.not_understood, |p| totals.taken_over.counter(p));
+                match parcel.map_err(io::Error::other).and_then(|p| self.adopt(p)) {
+                    Ok(()) => _ = counter.fetch_add(1, Relaxed),
+                    Err(error) => {
+                        totals.not_understood.fetch_add(1, Relaxed);
+                        tracing::warn!("closed a connection that was handed over: {error}");
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a connection over from an earlier process, or back from the way to the next one.
+    fn adopt(&self, parcel: Parcel) -> io::Result<()> {
+        // At the limit it comes all the same: it was there before those that wait in the backlog.
+        let permit = Arc::clone(&self.permits).try_acquire_owned().ok();
+        let departures = self.departures.clone();
+        match parcel {
+            Parcel::Connection(descriptor, note) => {
+                let socket = Socket::adopt(descriptor)?;
+                let trusted = self.trusted.contains(note.peer.into());
+                let connection = self.registry.taken_over(trusted, departures, &note);
+                let stream = ClientStream::new(socket, note.read_ahead, connection, permit);
+                self.tasks.spawn(task::serve(stream, Arc::clone(&self.serving)));
+            }
+            Parcel::Tunnel { client, upstream, note } => {
+                let (client, upstream) = (Socket::adopt(client)?, Socket::adopt(upstream)?);
+                let connection = self.registry.tunnel_taken_over(departures, &note)?;
+                let client = ClientStream::new(client, Bytes::new(), connection, permit);
+                self.tasks.spawn(tunnel::resume(client, upstream, note.up, note.down));
+            }
+        }
+        Ok(())
+    }
+}
