@@ -11,7 +11,7 @@ _default:
     @just --list --unsorted
 
 # everything that CI checks
-check: fmt lint test harness faults soak doc deny configs metrics fuzz
+check: fmt lint test harness faults soak doc package deny configs metrics fuzz
 
 # the formatting, without changing it
 fmt:
@@ -41,6 +41,10 @@ soak length="60s":
 # the library's documentation builds without a warning
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+
+# what crates.io would get builds by itself; nothing is sent
+package:
+    cargo publish --dry-run
 
 # licences, sources and banned crates
 deny:

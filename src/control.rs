@@ -11,8 +11,7 @@ use http_body_util::BodyExt;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use steadfast::Exit;
-use steadfast::daemon::admin::CONTROL;
-use steadfast::daemon::status::Status;
+use steadfast::status::{CONTROL_SOCKET, Status};
 use tokio::net::UnixStream;
 
 /// Where the shipped unit's `RuntimeDirectory=` is.
@@ -94,7 +93,7 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
 /// One request to the daemon.
 async fn ask(method: Method, path: &str) -> Result<(StatusCode, String), Failure> {
     let folder = std::env::var_os("RUNTIME_DIRECTORY").map_or(RUNTIME_DIRECTORY.into(), PathBuf::from);
-    let socket = folder.join(CONTROL);
+    let socket = folder.join(CONTROL_SOCKET);
     let stream = UnixStream::connect(&socket).await.map_err(|error| {
         let socket = socket.display();
         match error.kind() {

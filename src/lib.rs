@@ -1,11 +1,39 @@
 //! steadfast: an HTTP server for systemd whose clients never notice a restart.
 //!
+//! ```no_run
+//! use std::process::ExitCode;
+//!
+//! use axum::{Router, routing::get};
+//! use steadfast::{BoxError, Child, Config, Daemon, logging};
+//!
+//! fn main() -> ExitCode {
+//!     let config = Config::default(); // or Config::load(path)
+//!     logging::start(&config.log);
+//!     let router = Router::new().route("/hello", get(async || "hello\n"));
+//!     Daemon::new(config).router(router).child("worker", work).run_blocking().into()
+//! }
+//!
+//! async fn work(child: Child) -> Result<(), BoxError> {
+//!     while !child.is_stopping() {
+//!         tokio::select! {
+//!             () = tokio::time::sleep(std::time::Duration::from_secs(60)) => tracing::info!("tick"),
+//!             () = child.stopping() => {}
+//!         }
+//!     }
+//!     Ok(())
+//! }
+//! ```
+//!
+//! This is a whole service: it answers `/hello`, and whatever its [`Config`] has routes for, while its worker works. A
+//! `systemctl restart` of it refuses nobody, drops no request, and leaves idle connections open. `systemctl stop`
+//! finishes what is in flight.
+//!
 //! # The way of a daemon
 //!
-//! A [`Config`] is read and checked once, and is one process's for its life. [`Daemon::new`] takes it, together with
-//! what a program of its own adds: an axum `Router`, further children, a future that stops it all. [`Daemon::run`]
-//! binds every socket, installs the signal handlers, starts the tree below, and returns an [`Exit`] that is the
-//! process's exit code. The binary uses this face and nothing else.
+//! A [`Config`] is read from a file, or made in code, and is one process's for its life. [`Daemon::new`] takes it,
+//! together with what a program of its own adds: an axum `Router`, further children, a future that stops it all.
+//! [`Daemon::bind`] checks the config and binds every socket; [`Bound::run`] installs the signal handlers, starts the
+//! tree below, and returns an [`Exit`] that is the process's exit code. [`Daemon::run`] is both.
 //!
 //! ```text
 //! steadfast
@@ -13,34 +41,43 @@
 //! ├── http        listeners, connections, routes
 //! ├── admin       health, metrics, status; stops last
 //! ├── systemd     readiness, status, watchdog; the only one that talks to the manager
-//! └── (yours)     each a closure that is given a Child
+//! └── (yours)     each a function that is given a Child
 //! ```
 //!
 //! # The way of a request
 //!
-//! `daemon::http::server` accepts, and gives the connection its place in `daemon::registry`; `connection` lets hyper
-//! read a head from its `stream` and asks the `routes`, an axum `Router`, for the answer; `body` follows the two
-//! bodies. When the last byte is written the registry counts the request and the access log hears of it. A
-//! connection that stays idle is parked: taken apart until its next byte.
+//! `http` accepts, reads a request's head, and asks the config's routes, and then your `Router`, for the answer. A
+//! handler finds an [`InFlight`] among the request's extensions: who asks, and a place to say what the answer waits for,
+//! which the log of a stop then tells. When the last byte is written the request is counted and the access log hears of
+//! it. A connection that stays idle is parked: taken apart until its next byte.
 //!
 //! # The way of a stop
 //!
-//! `daemon::signals`, the caller, or a child that fails too often asks `daemon::phase` for it. The root then walks
-//! through `daemon::shutdown`: readiness fails, http stops accepting and finishes, your children finish, what is left
-//! at the deadline is cut by name, one report says what became of everything, and admin stops last.
+//! A signal, a reload, the future given to [`Daemon::stop_when`], or a child that fails too often asks for it. Then
+//! readiness fails, `http` stops accepting and finishes, your children finish, what is left at the deadline is cut by
+//! name, one report says what became of everything, and `admin` stops last.
 
 pub mod config;
-pub mod daemon;
+mod daemon;
 mod exit;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
-pub mod handover;
+mod handover;
 pub mod logging;
-pub mod server;
-pub mod systemd;
+mod rules;
+mod server;
+pub mod status;
+mod systemd;
 
-pub use config::{Config, Error as ConfigError};
-pub use daemon::Daemon;
+pub use config::Error as ConfigError;
 pub use daemon::child::{BoxError, Child};
+pub use daemon::{Bound, Config, Daemon, StartError};
 pub use exit::Exit;
+pub use server::address::BindError;
+pub use server::{InFlight, Peer, Waiting};
+
+/// The README's own example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

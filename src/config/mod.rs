@@ -1,10 +1,26 @@
-//! The config as it is meant: parsed, checked, and complete.
+//! The config: its file, and the parts that a [`Config`] is made of.
 //!
-//! `written` is the file's tables and `value` what stands in them; `check` makes them this. One process has one
-//! config for its life: a changed file is the next process's.
+//! Each part is named for its section. A program that has no file starts from a part's `default()`, or its `new(..)`
+//! where there is no default, and sets what is to be different:
+//!
+//! ```
+//! use steadfast::Config;
+//! use steadfast::config::{Action, Address, Proxy, Route, Upstream};
+//!
+//! let mut config = Config::default();
+//! config.http.listen = vec![Address::Tcp(([127, 0, 0, 1], 8080).into())];
+//! let mut app = Proxy::new(Upstream::Unix("/run/app.sock".into()));
+//! app.timeout = std::time::Duration::from_secs(10);
+//! config.http.routes.push(Route::new("/app/*", Action::Proxy(app)));
+//! ```
+//!
+//! One process has one config for its life: a changed file is the next process's.
+// `written` is the file's tables, and `value` what stands in them; `meant` makes them a config, `places` finds in the
+// file what the config's own rules refuse, and `diagnostic` shows it.
 
-mod check;
 mod diagnostic;
+mod meant;
+mod places;
 mod tree;
 mod value;
 mod written;
@@ -18,29 +34,25 @@ use annotate_snippets::{Level, Renderer};
 pub use diagnostic::Mistakes;
 pub use tree::Tree;
 
-use crate::daemon::{admin, http, shutdown, supervisor};
-use crate::{handover, logging};
+pub use crate::daemon::admin::Config as Admin;
+pub use crate::daemon::http::Config as Http;
+pub use crate::daemon::http::routes::files::Config as Files;
+pub use crate::daemon::http::routes::proxy::{Config as Proxy, Upstream};
+pub use crate::daemon::http::routes::respond::Config as Respond;
+pub use crate::daemon::http::routes::{Action, Route};
+pub use crate::daemon::shutdown::Config as Shutdown;
+pub use crate::daemon::supervisor::Config as Supervision;
+pub use crate::handover::Config as Handover;
+pub use crate::logging::{Access, Config as Log, Format, Target};
+pub use crate::rules::{Violation, Violations};
+pub use crate::server::address::Address;
+pub use crate::server::limits::{AtLimit, Limits, Trusted};
+
+use crate::daemon::Config;
 use diagnostic::Mistake;
 
 /// A larger file is not read: it is not a config.
 const LARGEST: u64 = 1 << 20;
-
-/// A whole config. [`Config::default`] has every key's default and no route.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Config {
-    /// `[http]` and `[[route]]`.
-    pub http: http::Config,
-    /// `[admin]`.
-    pub admin: admin::Config,
-    /// `[shutdown]`.
-    pub shutdown: shutdown::Config,
-    /// `[supervision]`.
-    pub supervision: supervisor::Config,
-    /// `[handover]`.
-    pub handover: handover::Config,
-    /// `[log]`.
-    pub log: logging::Config,
-}
 
 /// Why there is no config. Whichever it is, the operator must act before a start can succeed.
 #[derive(Debug, thiserror::Error)]
@@ -121,7 +133,7 @@ impl Config {
     /// The text is wrong: [`Error::Wrong`].
     pub fn parse(text: &str, origin: &str) -> Result<Self, Error> {
         let mut mistakes = Vec::new();
-        match written::File::parse(text, &mut mistakes).map(|file| check::config(file, &mut mistakes)) {
+        match written::File::parse(text, &mut mistakes).map(|file| meant::config(file, &mut mistakes)) {
             Some(config) if mistakes.is_empty() => Ok(config),
             _ => Err(Mistakes::new(origin, text, mistakes).into()),
         }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::Config;
+use crate::daemon::Config;
 use crate::daemon::http::routes::Action;
 use crate::server::address::Address;
 

@@ -9,6 +9,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::diagnostic::{Mistake, Span, list, nearest};
+use super::places::Places;
 use super::value::{
     Access, BodyLimit, Connections, ContentType, Deadline, Delay, Directory, FieldValue, Flag, Format,
     HeaderLimit, Headers, IdleTimeout, Index, Level, Listen, Proxies, Restarts, RoutePath, Status, Target,
@@ -61,9 +62,13 @@ impl<T> Key<T> {
         }
     }
 
-    /// Whether something was wrong with its value.
-    pub(super) fn refused(&self) -> bool {
-        matches!(self, Self::Refused(_))
+    /// Notes where the value stands, by its whole path.
+    fn note(&self, path: String, places: &mut Places) {
+        match self {
+            Self::Absent => {}
+            Self::Refused(_) => places.refuse(path),
+            Self::Given { value, .. } => places.give(path, value.span()),
+        }
     }
 
     /// The value and where it stands.
@@ -95,6 +100,11 @@ macro_rules! tables {
 
         impl $name {
             const KEYS: &[&str] = &[$(stringify!($key)),*];
+
+            /// Notes where its values stand, each by its key below `table`: `"http."`.
+            pub(super) fn note(&self, table: &str, places: &mut Places) {
+                $(self.$key.note(format!("{table}{}", stringify!($key)), places);)*
+            }
 
             fn set(&mut self, key: &str, at: Span, value: Spanned<DeValue<'_>>, name: &str, mistakes: &mut Vec<Mistake>) {
                 match key {

@@ -1,8 +1,11 @@
 //! A child of the tree: what it sees of the tree, and what the tree knows of it.
 
+use std::fmt;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Why a child failed.
@@ -32,6 +35,13 @@ impl Child {
         *self.vitals.doing.lock().unwrap_or_else(PoisonError::into_inner) = what;
     }
 
+    /// Says that the child is ready: of one that was added by
+    /// [`Daemon::child_with_readiness`](crate::Daemon::child_with_readiness) this is waited for before anything is
+    /// served. Once is enough, also for a child that is restarted; to all others it means nothing.
+    pub fn ready(&self) {
+        self.vitals.ready.send_replace(true);
+    }
+
     /// Whether the child is to stop.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
@@ -41,12 +51,18 @@ impl Child {
 
 /// What the supervisor knows of a child.
 #[derive(Debug)]
-pub struct Vitals {
+pub(crate) struct Vitals {
     pub(super) name: Arc<str>,
+    /// It is the caller's own.
+    pub(super) is_own: bool,
     pub(super) restarts: AtomicU32,
     /// Milliseconds of the supervisor's clock; `u64::MAX` while it does not run.
     pub(super) beat: AtomicU64,
     pub(super) doing: Mutex<&'static str>,
+    /// Nothing is served before this is so; written by the child, waited for by the root.
+    pub(super) ready: watch::Sender<bool>,
+    /// What its last panic said, which the tree does not tell.
+    pub(super) panic: Mutex<String>,
     #[cfg(feature = "faults")]
     pub(super) faults: super::faults::Faults,
 }
@@ -54,27 +70,94 @@ pub struct Vitals {
 impl Vitals {
     pub(super) const NOT_RUNNING: u64 = u64::MAX;
 
+    /// Of a child of the daemon that has not been started yet.
+    pub(super) fn new(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            is_own: false,
+            restarts: AtomicU32::new(0),
+            beat: AtomicU64::new(Self::NOT_RUNNING),
+            doing: Mutex::new("starting"),
+            ready: watch::Sender::new(true),
+            panic: Mutex::default(),
+            #[cfg(feature = "faults")]
+            faults: super::faults::Faults::default(),
+        }
+    }
+
     /// The child's name.
     #[must_use]
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// How often it was restarted.
     #[must_use]
-    pub fn restarts(&self) -> u32 {
+    pub(crate) fn restarts(&self) -> u32 {
         self.restarts.load(Relaxed)
     }
 
     /// What it last said that it was doing.
     #[must_use]
-    pub fn last_doing(&self) -> &'static str {
+    pub(crate) fn last_doing(&self) -> &'static str {
         *self.doing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what a panic said.
+    pub(super) fn panicked(&self, message: &str) {
+        message.clone_into(&mut self.panic.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// What its last panic said.
+    pub(super) fn last_panic(&self) -> String {
+        self.panic.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether it is ready, or nobody waits for that.
+    pub(super) fn is_ready(&self) -> bool {
+        *self.ready.borrow()
     }
 
     /// Whether it runs: neither ended nor waiting to be restarted.
     #[must_use]
-    pub fn is_running(&self) -> bool {
+    pub(crate) fn is_running(&self) -> bool {
         self.beat.load(Relaxed) != Self::NOT_RUNNING
+    }
+}
+
+type Running = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
+
+/// A child of the caller's own.
+#[derive(Clone)]
+pub(super) struct UserChild {
+    pub(super) name: Arc<str>,
+    /// Nothing is served before it says that it is ready.
+    pub(super) holds_ready: bool,
+    run: Arc<dyn Fn(Child) -> Running + Send + Sync>,
+}
+
+impl UserChild {
+    pub(super) fn new<F, R, E>(name: &str, holds_ready: bool, run: F) -> Self
+    where
+        F: Fn(Child) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        let run = move |child| -> Running {
+            let running = run(child);
+            Box::pin(async move { running.await.map_err(Into::into) })
+        };
+        Self { name: name.into(), holds_ready, run: Arc::new(run) }
+    }
+
+    /// Runs what the caller gave.
+    pub(super) fn run(self, child: Child) -> Running {
+        (self.run)(child)
+    }
+}
+
+impl fmt::Debug for UserChild {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UserChild").field("name", &self.name).finish_non_exhaustive()
     }
 }

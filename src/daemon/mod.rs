@@ -1,19 +1,21 @@
-//! The daemon: the tree on one screen, and what its children share.
+//! The daemon: what a caller adds to it, how it is bound, and what its children share. The tree is in `tree`.
 
-pub mod admin;
-pub mod child;
+pub(crate) mod admin;
+pub(crate) mod child;
+mod config;
 #[cfg(feature = "faults")]
 mod faults;
-pub mod http;
-pub mod phase;
+pub(crate) mod http;
+pub(crate) mod phase;
 mod reload;
-pub mod shutdown;
-pub mod signals;
-pub mod status;
-pub mod supervisor;
-pub mod systemd;
+pub(crate) mod shutdown;
+pub(crate) mod signals;
+pub(crate) mod status;
+pub(crate) mod supervisor;
+pub(crate) mod systemd;
 mod tree;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -26,34 +28,26 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::admin::{Admin, Metrics};
-use self::child::{BoxError, Child};
+use self::child::{BoxError, Child, UserChild};
+pub use self::config::Config;
 use self::http::Http;
 use self::http::routes;
 use self::phase::Lifecycle;
 use self::reload::{Reload, Reloads};
-use self::signals::Signals;
 use self::status::Observer;
 use self::supervisor::Supervisor;
 use self::systemd::Systemd;
 use self::tree::Tree;
 use crate::handover::Handover;
 use crate::handover::predecessor::Predecessor;
+use crate::rules::Violations;
 use crate::server::access::AccessLog;
 use crate::server::address::{Address, BindError};
 use crate::server::listener::RemovedListener;
 use crate::server::{Registry, Totals};
 use crate::systemd::activation::{Inherited, restore_stderr};
 use crate::systemd::manager::Manager;
-use crate::{Config, Exit, logging};
-
-type Running = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
-
-/// A child of the caller's own.
-#[derive(Clone)]
-struct UserChild {
-    name: Arc<str>,
-    run: Arc<dyn Fn(Child) -> Running + Send + Sync>,
-}
+use crate::{Exit, logging};
 
 /// A daemon: a config, and what the caller adds to it.
 pub struct Daemon {
@@ -72,16 +66,43 @@ impl fmt::Debug for Daemon {
 
 /// Why a daemon cannot start.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum StartError {
+    /// The config is wrong. One that was read from a file is not, as far as it was not changed since.
+    #[error(transparent)]
+    Config(#[from] Violations),
     /// A listener cannot be bound.
     #[error(transparent)]
     Bind(#[from] BindError),
     /// The process that this one was to relieve is not there.
     #[error("cannot take over from the running daemon: {0}")]
     Predecessor(#[source] io::Error),
-    /// A signal handler or a thread is refused by the system.
+    /// A socket, a thread or something else of the process's own is refused by the system.
     #[error("cannot set up the process: {0}")]
     Process(#[from] io::Error),
+}
+
+impl StartError {
+    /// How a process ends that cannot start for this reason: [`Exit::Config`] or [`Exit::Failed`].
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Config(_) => Exit::Config,
+            Self::Bind(_) | Self::Predecessor(_) | Self::Process(_) => Exit::Failed,
+        }
+    }
+
+    /// Logs it, and returns how the process ends.
+    fn log(&self) -> Exit {
+        match self {
+            Self::Config(violations) => {
+                violations.iter().for_each(|violation| tracing::error!("the config is wrong: {violation}"));
+            }
+            other => tracing::error!("{other}"),
+        }
+        logging::flush();
+        self.exit()
+    }
 }
 
 impl Daemon {
@@ -113,11 +134,22 @@ impl Daemon {
         R: Future<Output = Result<(), E>> + Send + 'static,
         E: Into<BoxError>,
     {
-        let run = move |child| -> Running {
-            let running = run(child);
-            Box::pin(async move { running.await.map_err(Into::into) })
-        };
-        self.own.push(UserChild { name: name.into(), run: Arc::new(run) });
+        self.own.push(UserChild::new(name, false, run));
+        self
+    }
+
+    /// The same for a child that others cannot do without. Until it has called [`Child::ready`] clients wait in the
+    /// listeners' backlog, `/readyz` fails, the service manager is not told that the service is ready, and a reload
+    /// goes on being served by the old process, for `[handover] ready_timeout` at most. One that ends before that has
+    /// failed.
+    #[must_use]
+    pub fn child_with_readiness<F, R, E>(mut self, name: &str, run: F) -> Self
+    where
+        F: Fn(Child) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        self.own.push(UserChild::new(name, true, run));
         self
     }
 
@@ -144,7 +176,7 @@ impl Daemon {
             tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
         let runtime = match runtime {
             Ok(runtime) => runtime,
-            Err(error) => return failed(&StartError::Process(error)),
+            Err(error) => return StartError::Process(error).log(),
         };
         let exit = runtime.block_on(self.run());
         // All that was promised is done: nothing that is left is waited for.
@@ -152,54 +184,45 @@ impl Daemon {
         exit
     }
 
-    /// Runs until it is stopped, or cannot go on. Why it cannot is logged. Needs a multi-threaded runtime with its
-    /// I/O and timers enabled.
+    /// [`Self::bind`] and [`Bound::run`]. Why it cannot start is logged. Needs a multi-threaded runtime with its I/O
+    /// and timers enabled.
     pub async fn run(self) -> Exit {
+        match self.bind().await {
+            Ok(bound) => bound.run().await,
+            Err(error) => error.log(),
+        }
+    }
+
+    /// Checks the config and binds every socket; starts nothing. Needs a runtime, which the sockets belong to from now
+    /// on. Takes the descriptors that the process was started with: only the first daemon of a process gets these.
+    ///
+    /// # Errors
+    /// [`StartError`]; what had been bound is closed again.
+    pub async fn bind(self) -> Result<Bound, StartError> {
         restore_stderr();
         let mut inherited = Inherited::from_environment();
-        let predecessor = match Predecessor::find(&mut inherited) {
-            Ok(predecessor) => predecessor,
-            Err(error) => return failed(&StartError::Predecessor(error)),
-        };
-        let lifecycle = self.lifecycle.clone();
-        let (tree, departed) = match self.bind(inherited, predecessor.is_none()) {
-            Ok(bound) => bound,
+        let predecessor = Predecessor::find(&mut inherited).map_err(StartError::Predecessor)?;
+        match self.bind_tree(inherited, predecessor.is_none()) {
+            Ok(tree) => Ok(Bound(Tree { predecessor, ..tree })),
             Err(error) => {
                 if let Some(predecessor) = &predecessor {
                     predecessor.decline(&error.to_string()).await;
                 }
-                return failed(&error);
+                Err(error)
             }
-        };
-        if let Some(predecessor) = &predecessor
-            && let Err(error) = predecessor.relieve().await
-        {
-            return failed(&StartError::Predecessor(error));
         }
-        tree.become_main(&departed);
-        let exit = tokio::select! {
-            exit = tree.run(predecessor) => exit,
-            () = lifecycle.abandoned().cancelled() => Exit::Cut,
-        };
-        logging::flush();
-        exit
     }
 
-    /// Binds every socket and installs the signal handlers; starts nothing. Returns beside the tree the inherited
-    /// listeners that this config has no use for.
-    fn bind(
-        self,
-        mut inherited: Inherited,
-        is_main: bool,
-    ) -> Result<(Tree, Vec<RemovedListener>), StartError> {
+    /// Binds every child. Of a process that is to take another's place, that one still listens.
+    fn bind_tree(self, mut inherited: Inherited, is_main: bool) -> Result<Tree, StartError> {
         let Self { config, router, own, lifecycle, stop_when } = self;
-        raise_descriptor_limit();
+        config.check()?;
         let manager = Manager::from_environment(is_main);
         let handover = Arc::new(Handover::bind(config.handover.clone(), &mut inherited, &manager)?);
-        let departed = depart(&config, &mut inherited);
-        if is_main && !departed.is_empty() {
+        let removed = remove(&config, &mut inherited);
+        if is_main && !removed.is_empty() {
             // What they leave free may be needed right now.
-            for listener in &departed {
+            for listener in &removed {
                 manager.unstore(&listener.name);
             }
             inherited.expect_closing();
@@ -208,7 +231,7 @@ impl Daemon {
             if is_main {
                 error
             } else {
-                error.beside(departed.iter().filter_map(|listener| listener.address.as_ref()))
+                error.beside(removed.iter().filter_map(|listener| listener.address.as_ref()))
             }
         };
         let metrics = Metrics::new();
@@ -230,6 +253,7 @@ impl Daemon {
             config.shutdown.linger,
             router,
             Arc::clone(&registry),
+            lifecycle.clone(),
             Arc::clone(&handover),
             &mut inherited,
         )
@@ -244,7 +268,6 @@ impl Daemon {
             &mut inherited,
         )
         .map_err(beside)?;
-        let signals = Signals::bind((), lifecycle.clone(), reloads)?;
         let systemd = Systemd::bind((), observer.clone(), manager.clone());
 
         let reload = Reload {
@@ -255,37 +278,69 @@ impl Daemon {
             program: std::env::current_exe().map_err(|e| e.kind()),
             servers: std::iter::once(http.server()).chain(admin.servers()).cloned().collect(),
         };
-        let tree = Tree {
+        Ok(Tree {
             shutdown: config.shutdown,
             lifecycle,
             supervisor,
             registry,
-            signals,
             http,
             admin,
             systemd,
             own,
             reload,
+            reloads,
             requests,
             stop_when,
-        };
-        Ok((tree, departed))
+            predecessor: None,
+            removed,
+        })
     }
 }
 
-fn failed(error: &StartError) -> Exit {
-    tracing::error!("{error}");
-    logging::flush();
-    Exit::Failed
+/// A daemon that listens: clients wait in the backlog until it runs. Dropped before that it leaves nothing behind, but
+/// for what the service manager had kept for listeners that the config does not name any more.
+pub struct Bound(Tree);
+
+impl Bound {
+    /// Where each child listens, by the child's name (`http`, `admin`) and in the config's order, with the ports that
+    /// the kernel chose. The control socket is one of `admin`'s.
+    #[must_use]
+    pub fn addresses(&self) -> BTreeMap<&'static str, Vec<Address>> {
+        let mut addresses: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (child, server) in self.0.servers() {
+            let listeners = server.listeners().into_iter().map(|listener| listener.address());
+            addresses.entry(child).or_default().extend(listeners);
+        }
+        addresses
+    }
+
+    /// Installs the signal handlers, starts the children, and runs until it is stopped or cannot go on. Why it cannot
+    /// is logged. Binds nothing.
+    pub async fn run(self) -> Exit {
+        raise_descriptor_limit();
+        let lifecycle = self.0.lifecycle.clone();
+        let exit = tokio::select! {
+            exit = self.0.run() => exit,
+            () = lifecycle.abandoned().cancelled() => Exit::Cut,
+        };
+        logging::flush();
+        exit
+    }
+}
+
+impl fmt::Debug for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Bound").field(&self.addresses()).finish()
+    }
 }
 
 /// Closes inherited listeners that the config does not name any more.
-fn depart(config: &Config, inherited: &mut Inherited) -> Vec<RemovedListener> {
+fn remove(config: &Config, inherited: &mut Inherited) -> Vec<RemovedListener> {
     let control = admin::control_socket();
     let wanted = config.http.listen.iter().chain(&config.admin.listen).chain(&control);
     let wanted: Vec<_> = wanted.map(Address::passed_as).collect();
-    let departed = inherited.retain(|name| wanted.iter().any(|w| w == name));
-    departed.into_iter().map(RemovedListener::close).collect()
+    let removed = inherited.retain(|name| wanted.iter().any(|w| w == name));
+    removed.into_iter().map(RemovedListener::close).collect()
 }
 
 /// A connection is a descriptor: take as many as the service manager allows.

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Where the daemon stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub(crate) enum Phase {
     /// Sockets are bound, children are being started.
     Starting,
     /// Everything is served.
@@ -28,7 +28,7 @@ pub enum Phase {
 impl Phase {
     /// Its name in `STATUS=`, in `/status` and in the log.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Starting => "starting",
             Self::Serving => "serving",
@@ -39,14 +39,14 @@ impl Phase {
 
     /// Whether new clients should come.
     #[must_use]
-    pub fn is_ready(self) -> bool {
+    pub(crate) fn is_ready(self) -> bool {
         self == Self::Serving
     }
 }
 
 /// What asked for a stop.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Cause {
+pub(crate) enum Cause {
     /// A signal.
     Signal(&'static str),
     /// The future that the caller gave.
@@ -70,7 +70,7 @@ impl fmt::Display for Cause {
 
 /// The daemon's phase, shared by the whole tree. Anyone may ask for a stop; only the root moves the phase.
 #[derive(Clone, Debug)]
-pub struct Lifecycle(Arc<Inner>);
+pub(crate) struct Lifecycle(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -94,13 +94,13 @@ impl Lifecycle {
 
     /// Where the daemon stands.
     #[must_use]
-    pub fn phase(&self) -> Phase {
+    pub(crate) fn phase(&self) -> Phase {
         *self.0.phase.borrow()
     }
 
     /// Follows the phase.
     #[must_use]
-    pub fn watch(&self) -> watch::Receiver<Phase> {
+    pub(crate) fn watch(&self) -> watch::Receiver<Phase> {
         self.0.phase.subscribe()
     }
 
@@ -108,43 +108,54 @@ impl Lifecycle {
         self.0.phase.send_replace(phase);
     }
 
+    /// Returns when everything is served; never, if that never comes to be.
+    pub(super) async fn serving(&self) {
+        // The phase is there as long as this is.
+        let _ = self.watch().wait_for(|phase| *phase == Phase::Serving).await;
+    }
+
     /// Asks for a graceful stop. The first cause counts.
-    pub fn stop(&self, cause: Cause) {
-        let _ = self.0.cause.set(cause);
+    pub(crate) fn stop(&self, cause: Cause) {
+        self.blame(cause);
         self.0.stop.cancel();
     }
 
+    /// Says why the tree stops, which does so by itself. The first cause counts.
+    pub(super) fn blame(&self, cause: Cause) {
+        let _ = self.0.cause.set(cause);
+    }
+
     /// Asks for what is in flight to be cut.
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.0.cut.cancel();
     }
 
     /// Asks for the process to end without another look at anything.
-    pub fn abandon(&self) {
+    pub(crate) fn abandon(&self) {
         self.0.abandon.cancel();
     }
 
-    /// Is cancelled when a stop is asked for.
+    /// Is cancelled when a stop is asked for, and by the tree when a child fails for good.
     #[must_use]
-    pub fn stopping(&self) -> &CancellationToken {
+    pub(crate) fn stopping(&self) -> &CancellationToken {
         &self.0.stop
     }
 
     /// Is cancelled when a cut is asked for.
     #[must_use]
-    pub fn cutting(&self) -> &CancellationToken {
+    pub(crate) fn cutting(&self) -> &CancellationToken {
         &self.0.cut
     }
 
     /// Is cancelled when the process is to end at once.
     #[must_use]
-    pub fn abandoned(&self) -> &CancellationToken {
+    pub(crate) fn abandoned(&self) -> &CancellationToken {
         &self.0.abandon
     }
 
     /// What asked for the stop.
     #[must_use]
-    pub fn cause(&self) -> Option<&Cause> {
+    pub(crate) fn cause(&self) -> Option<&Cause> {
         self.0.cause.get()
     }
 }

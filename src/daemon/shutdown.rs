@@ -15,10 +15,12 @@ use super::http::Http;
 use super::phase::{Cause, Lifecycle, Phase};
 use super::supervisor::Supervisor;
 use crate::handover::predecessor::Predecessor;
+use crate::rules::Check;
 use crate::server::{Registry, Totals};
 
 /// `[shutdown]`.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Config {
     /// How long to serve on after readiness fails, for a load balancer to look away; nothing by default.
     pub delay: Duration,
@@ -38,10 +40,20 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    pub(super) fn check(&self, check: &mut Check) {
+        check.delay("delay", self.delay);
+        check.delay("linger", self.linger);
+        if let Some(deadline) = self.deadline {
+            check.delay("deadline", deadline);
+        }
+    }
+}
+
 /// The `MESSAGE_ID` of the report, for `journalctl MESSAGE_ID=...`.
-pub const REPORT_ID: &str = "7f1c8a0f1e1f4c6a9b6f6c3f5d2f4a10";
+pub(crate) const REPORT_ID: &str = "7f1c8a0f1e1f4c6a9b6f6c3f5d2f4a10";
 /// The `MESSAGE_ID` of each request that was cut.
-pub const CUT_ID: &str = "3b9d1a52c80e4f6d8f0b7c1e9a64d2f3";
+pub(crate) const CUT_ID: &str = "3b9d1a52c80e4f6d8f0b7c1e9a64d2f3";
 
 /// How long what was cut may take to be gone.
 const AFTER_CUT: Duration = Duration::from_secs(1);

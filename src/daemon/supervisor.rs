@@ -1,25 +1,31 @@
 //! The layer between the tree and a child: it restarts one that fails, and hears its heart beat.
 //!
-//! A child that returns an error or panics is started again after a wait that doubles each time, with jitter so that
-//! children that failed together do not come back together. More than `max_restarts` within `window` are the tree's
-//! failure: it stops gracefully, exits 1, and systemd takes over.
+//! A child has two subsystems, one within the other: the outer is its place in the tree, the inner one is one run of
+//! it. A run that returns an error or panics is the outer one's to catch: it starts another after a wait that doubles
+//! each time, with jitter so that children that failed together do not come back together. More than `max_restarts`
+//! within `window` it does not catch but returns: that is the tree's own failure, which stops gracefully, exits 1, and
+//! systemd takes over.
 
 use std::any::Any;
 use std::collections::VecDeque;
-use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::panic::{AssertUnwindSafe, resume_unwind};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::time::Instant;
-use tokio_graceful_shutdown::{NestedSubsystem, SubsystemBuilder, SubsystemHandle};
+use tokio_graceful_shutdown::errors::{SubsystemError, SubsystemJoinError};
+use tokio_graceful_shutdown::{ErrorAction, SubsystemBuilder, SubsystemHandle};
 
-use super::child::{BoxError, Child, Vitals};
+use super::child::{BoxError, Child, UserChild, Vitals};
 use super::phase::{Cause, Lifecycle};
+use super::shutdown::Stoppable;
+use crate::rules::Check;
 
 /// `[supervision]`.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Config {
     /// How often a child may be restarted within `window` before the whole tree stops; 5 by default.
     pub max_restarts: u32,
@@ -42,12 +48,30 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    pub(super) fn check(&self, check: &mut Check) {
+        check.timeout("window", self.window);
+        check.delay("backoff", self.backoff);
+        check.delay("backoff_max", self.backoff_max);
+        if self.backoff > self.backoff_max {
+            let what = format!(
+                "`backoff`, {:?}, is longer than `backoff_max`, {:?}",
+                self.backoff, self.backoff_max
+            );
+            let also = check.path("backoff_max");
+            check
+                .note("backoff", what, "the first wait to be no longer than the longest")
+                .also(also, "the longest wait");
+        }
+    }
+}
+
 /// How often a child's heart beats, unless the service manager's watchdog is so impatient that it must beat faster.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// Starts children and keeps them running.
 #[derive(Clone, Debug)]
-pub struct Supervisor {
+pub(crate) struct Supervisor {
     config: Config,
     lifecycle: Lifecycle,
     heartbeat: Duration,
@@ -67,15 +91,17 @@ impl Supervisor {
         self.heartbeat
     }
 
-    /// Every child, in the order of their start.
+    /// Every child that was started: those of the daemon, and after them the caller's own.
     #[must_use]
-    pub fn children(&self) -> Vec<Arc<Vitals>> {
-        self.children.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(crate) fn children(&self) -> Vec<Arc<Vitals>> {
+        let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        children.sort_by_key(|child| child.is_own);
+        children
     }
 
     /// The running children whose heart has not beaten for longer than `limit`.
     #[must_use]
-    pub fn stuck_for(&self, limit: Duration) -> Vec<Arc<Vitals>> {
+    pub(crate) fn stuck_for(&self, limit: Duration) -> Vec<Arc<Vitals>> {
         let now = self.now();
         let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         let is_stuck = |c: &Arc<Vitals>| {
@@ -105,42 +131,70 @@ impl Supervisor {
         }
     }
 
-    /// Starts a child below `parent`. It is told to stop on its own, in the order that `shutdown` keeps.
-    pub(super) fn start<F, R>(&self, parent: &SubsystemHandle, name: &str, run: F) -> NestedSubsystem
-    where
-        F: Fn(Child) -> R + Send + Sync + 'static,
-        R: Future<Output = Result<(), BoxError>> + Send + 'static,
-    {
-        let vitals = Arc::new(Vitals {
-            name: name.into(),
-            restarts: AtomicU32::new(0),
-            beat: AtomicU64::new(Vitals::NOT_RUNNING),
-            doing: Mutex::new("starting"),
-            #[cfg(feature = "faults")]
-            faults: super::faults::Faults::default(),
-        });
-        self.children.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&vitals));
-        let supervisor = self.clone();
-        let subsystem = async move |handle: &mut SubsystemHandle| {
-            let child = Child { stopping: handle.create_cancellation_token(), vitals };
-            supervisor.supervise(&child, run).await
-        };
-        parent.start(SubsystemBuilder::new(name.to_owned(), subsystem).detached())
+    /// Returns when every child that has been started is ready.
+    pub(super) async fn ready(&self) {
+        for child in self.children() {
+            // Its sender is part of the child.
+            let _ = child.ready.subscribe().wait_for(|ready| *ready).await;
+        }
     }
 
-    async fn supervise<F, R>(&self, child: &Child, run: F) -> Result<(), BoxError>
+    /// Starts a child in the tree. It is told to stop on its own, in the order that `shutdown` keeps.
+    pub(super) fn start<C, F, R>(&self, tree: &SubsystemHandle, name: &str, child: C, run: F) -> Stoppable
     where
-        F: Fn(Child) -> R,
-        R: Future<Output = Result<(), BoxError>>,
+        C: Clone + Send + Sync + 'static,
+        F: Fn(C, Child) -> R + Clone + Send + Sync + 'static,
+        R: Future<Output = Result<(), BoxError>> + Send + 'static,
     {
-        let name = child.name();
+        self.start_from(tree, Vitals::new(name), child, run)
+    }
+
+    /// Starts a child of the caller's own.
+    pub(super) fn start_own(&self, tree: &SubsystemHandle, own: UserChild) -> Stoppable {
+        let mut vitals = Vitals::new(&own.name);
+        vitals.is_own = true;
+        vitals.ready.send_replace(!own.holds_ready);
+        self.start_from(tree, vitals, own, UserChild::run)
+    }
+
+    fn start_from<C, F, R>(&self, tree: &SubsystemHandle, vitals: Vitals, child: C, run: F) -> Stoppable
+    where
+        C: Clone + Send + Sync + 'static,
+        F: Fn(C, Child) -> R + Clone + Send + Sync + 'static,
+        R: Future<Output = Result<(), BoxError>> + Send + 'static,
+    {
+        let vitals = Arc::new(vitals);
+        let name = Arc::clone(&vitals.name);
+        self.children.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&vitals));
+        let supervisor = self.clone();
+        let supervise =
+            async move |place: &mut SubsystemHandle| supervisor.supervise(place, &vitals, &child, &run).await;
+        let subsystem = tree.start(SubsystemBuilder::new(&*name, supervise).detached());
+        Stoppable { name, subsystem }
+    }
+
+    /// Runs a child again and again, until it ends, or has failed too often.
+    async fn supervise<C, F, R>(
+        &self,
+        place: &SubsystemHandle,
+        vitals: &Arc<Vitals>,
+        child: &C,
+        run: &F,
+    ) -> Result<(), BoxError>
+    where
+        C: Clone + Send + Sync + 'static,
+        F: Fn(C, Child) -> R + Clone + Send + Sync + 'static,
+        R: Future<Output = Result<(), BoxError>> + Send + 'static,
+    {
+        let name = vitals.name();
         let mut restarts = VecDeque::new();
         loop {
-            let fault = match self.run_once(child, run(child.clone())).await {
-                Ok(()) => return Ok(()),
+            let fault = match self.run_once(place, vitals, child.clone(), run.clone()).await {
+                Ok(()) if vitals.is_ready() || place.is_shutdown_requested() => return Ok(()),
+                Ok(()) => "ended before it was ready".to_owned(),
                 Err(fault) => fault,
             };
-            if child.is_stopping() {
+            if place.is_shutdown_requested() {
                 tracing::error!(child = name, "{name} {fault}, while it was stopping");
                 return Ok(());
             }
@@ -155,47 +209,79 @@ impl Supervisor {
                     restarts.len(),
                     self.config.window
                 );
-                self.lifecycle.stop(Cause::ChildFailed(name.into()));
-                return Ok(());
+                self.lifecycle.blame(Cause::ChildFailed(name.into()));
+                return Err(fault.into());
             }
             let wait = self.backoff(restarts.len());
             restarts.push_back(now);
-            child.vitals.restarts.fetch_add(1, Relaxed);
+            vitals.restarts.fetch_add(1, Relaxed);
             tracing::error!(
                 child = name,
-                restarts = child.vitals.restarts(),
+                restarts = vitals.restarts(),
                 "{name} {fault}; restarting it in {} ms",
                 wait.as_millis()
             );
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 // It may have begun what it can still finish.
-                () = child.stopping() => {}
+                () = place.on_shutdown_requested() => {}
             }
         }
     }
 
-    /// Runs a child until it ends, with its heart beating from within its own task.
-    async fn run_once(
+    /// Runs a child until it ends, and returns what became of it if it did not end well.
+    async fn run_once<C, F, R>(
         &self,
-        child: &Child,
+        place: &SubsystemHandle,
+        vitals: &Arc<Vitals>,
+        child: C,
+        run: F,
+    ) -> Result<(), String>
+    where
+        C: Send + 'static,
+        F: Fn(C, Child) -> R + Send + 'static,
+        R: Future<Output = Result<(), BoxError>> + Send + 'static,
+    {
+        let supervisor = self.clone();
+        let own = Arc::clone(vitals);
+        let one_run = async move |handle: &mut SubsystemHandle| {
+            let stopping = handle.create_cancellation_token();
+            supervisor.keep_alive(&own, run(child, Child { stopping, vitals: Arc::clone(&own) })).await
+        };
+        let one_run = SubsystemBuilder::new("run", one_run)
+            .on_failure(ErrorAction::CatchAndLocalShutdown)
+            .on_panic(ErrorAction::CatchAndLocalShutdown);
+        let Err(SubsystemJoinError::SubsystemsFailed(errors)) = place.start(one_run).join().await else {
+            return Ok(());
+        };
+        // Of one subsystem there is one error.
+        Err(match errors.first() {
+            Some(SubsystemError::Failed(_, error)) => format!("failed: {}", chain(&**error.get_error())),
+            Some(SubsystemError::Panicked(_)) | None => format!("panicked: {}", vitals.last_panic()),
+        })
+    }
+
+    /// Runs a child with its heart beating from within its own task.
+    async fn keep_alive(
+        &self,
+        vitals: &Vitals,
         run: impl Future<Output = Result<(), BoxError>>,
-    ) -> Result<(), String> {
+    ) -> Result<(), BoxError> {
         let alive = async {
             tokio::select! {
                 result = run => result,
-                never = self.beat(&child.vitals) => match never {},
+                never = self.beat(vitals) => match never {},
             }
         };
         #[cfg(feature = "faults")]
-        let alive = child.vitals.faults.strike(alive);
+        let alive = vitals.faults.strike(alive);
         // Also one that is aborted runs no more.
-        let _running = Running(&child.vitals);
-        match AssertUnwindSafe(alive).catch_unwind().await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(format!("failed: {}", chain(&*error))),
-            Err(payload) => Err(format!("panicked: {}", message(&*payload))),
-        }
+        let _running = Running(vitals);
+        // The tree tells that a child has panicked, but not what the panic said.
+        AssertUnwindSafe(alive).catch_unwind().await.unwrap_or_else(|panic| {
+            vitals.panicked(message(&*panic));
+            resume_unwind(panic)
+        })
     }
 
     async fn beat(&self, vitals: &Vitals) -> std::convert::Infallible {

@@ -1,31 +1,31 @@
 //! The tree on one screen: its children are started, one waits for a reason to stop, and they are stopped in order.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Duration;
 use tokio_graceful_shutdown::{SubsystemHandle, Toplevel};
 
 use super::admin::{self, Admin};
-use super::child::Child;
+use super::child::UserChild;
 use super::http::{self, Http};
 use super::phase::{Cause, Lifecycle, Phase};
-use super::reload::{self, Reload};
-use super::shutdown::{self, Stop, Stoppable};
+use super::reload::{self, Reload, Reloads};
+use super::shutdown::{self, Stop};
 use super::signals::{self, Signals};
 use super::supervisor::Supervisor;
 use super::systemd::watchdog::Watchdog;
 use super::systemd::{self, Systemd};
-use super::{Running, UserChild};
 use crate::Exit;
 use crate::handover::predecessor::Predecessor;
 use crate::handover::successor::Transfer;
-use crate::server::Registry;
 use crate::server::listener::RemovedListener;
+use crate::server::{Registry, Server};
 
-/// How long each of the last children may take to stop.
+/// How long each of the last children may take to stop, and after it the tree to be gone.
 const LAST_CHILDREN: Duration = Duration::from_secs(2);
 
 /// Every child, bound and not yet running.
@@ -34,30 +34,131 @@ pub(super) struct Tree {
     pub(super) lifecycle: Lifecycle,
     pub(super) supervisor: Supervisor,
     pub(super) registry: Arc<Registry>,
-    pub(super) signals: Signals,
     pub(super) http: Http,
     pub(super) admin: Admin,
     pub(super) systemd: Systemd,
     pub(super) own: Vec<UserChild>,
     pub(super) reload: Reload,
+    pub(super) reloads: Reloads,
     pub(super) requests: mpsc::Receiver<reload::Request>,
     pub(super) stop_when: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// The process whose place this one is to take.
+    pub(super) predecessor: Option<Predecessor>,
+    /// Inherited listeners that the config does not name any more.
+    pub(super) removed: Vec<RemovedListener>,
 }
 
 impl Tree {
+    /// Whatever listens, with the child that it belongs to.
+    pub(super) fn servers(&self) -> impl Iterator<Item = (&'static str, &Server)> {
+        let admin = self.admin.servers().into_iter().map(|server| (admin::NAME, server));
+        std::iter::once((http::NAME, self.http.server())).chain(admin)
+    }
+
+    /// Runs until all of it has stopped. The lifecycle's token is the tree's own, so whoever asks for a stop and a
+    /// child that fails for good come to the same.
+    pub(super) async fn run(self) -> Exit {
+        // Of all that a daemon needs of its process this alone cannot be given back.
+        let signals = match Signals::bind((), self.lifecycle.clone(), self.reloads.clone()) {
+            Ok(signals) => signals,
+            Err(error) => {
+                tracing::error!("cannot install the signal handlers: {error}");
+                return Exit::Failed;
+            }
+        };
+        let stop = self.lifecycle.stopping().clone();
+        let (tell, told) = oneshot::channel();
+        let root = async move |root: &mut SubsystemHandle| {
+            // Nobody waits for the exit if the tree was abandoned.
+            let _ = tell.send(self.run_children(root, signals).await);
+            root.request_shutdown();
+        };
+        let tree = Toplevel::new_with_shutdown_token(root, stop);
+        // The stop keeps its own deadlines. A child that is left after it blocks its thread, and is not waited for.
+        let exit = told.await;
+        let ended = tree.handle_shutdown_requests(LAST_CHILDREN).await;
+        let failures = ended.as_ref().err().map_or(&[][..], |error| error.get_subsystem_errors());
+        exit.ok().filter(|_| failures.is_empty()).unwrap_or(Exit::Failed)
+    }
+
+    /// Starts the children, waits for a reason to stop, and stops them: those with work first, admin last but for the
+    /// two that must see it end.
+    async fn run_children(mut self, root: &SubsystemHandle, signals: Signals) -> Exit {
+        let supervisor = self.supervisor.clone();
+        let signals = supervisor.start(root, signals::NAME, signals, Signals::run);
+        let own: Vec<_> = self.own.drain(..).map(|own| supervisor.start_own(root, own)).collect();
+        if let Err(reason) = self.relieve_predecessor(root).await {
+            tracing::error!("cannot take over from the running daemon: {reason}");
+            for child in own.iter().chain([&signals]) {
+                child.stop_within(LAST_CHILDREN).await;
+            }
+            return Exit::Failed;
+        }
+        self.become_main();
+        let http = supervisor.start(root, http::NAME, self.http.clone(), Http::run);
+        let admin = supervisor.start(root, admin::NAME, self.admin.clone(), Admin::run);
+        let systemd = supervisor.start(root, systemd::NAME, self.systemd.clone(), Systemd::run);
+        let _watchdog = Watchdog::start(self.reload.observer.clone(), self.reload.manager.clone())
+            .inspect_err(|error| tracing::error!(%error, "there is no watchdog"));
+
+        let mut transfer = self.serve(root).await;
+        if transfer.is_some() {
+            // The successor's own admin child answers on these listeners now.
+            admin.subsystem.initiate_shutdown();
+        }
+        let Self { shutdown, lifecycle, supervisor, registry, http: connections, predecessor, .. } = &self;
+        if self.reload.handover.refuses(false).is_some() {
+            // Also within `delay` an answer tells its client to connect elsewhere next time.
+            connections.server().announce_close();
+        }
+        let stop = Stop {
+            config: shutdown,
+            lifecycle,
+            registry,
+            supervisor,
+            http: &http,
+            connections,
+            own: &own,
+            predecessor: predecessor.as_ref(),
+        };
+        let report = tokio::select! {
+            report = stop.run() => report,
+            never = cut_on_request(transfer.as_mut(), lifecycle) => match never {},
+        };
+
+        lifecycle.enter(Phase::Stopped);
+        for child in [&admin, &systemd, &signals] {
+            child.stop_within(LAST_CHILDREN).await;
+        }
+        if report.cut == 0 { Exit::Clean } else { Exit::Cut }
+    }
+
+    /// Takes the place of the process that started this one, if one did, once every child that holds READY back is
+    /// ready.
+    async fn relieve_predecessor(&mut self, root: &SubsystemHandle) -> Result<(), String> {
+        let Self { lifecycle, supervisor, stop_when, predecessor, .. } = self;
+        let Some(predecessor) = predecessor else { return Ok(()) };
+        tokio::select! {
+            () = supervisor.ready() => return predecessor.relieve().await.map_err(|error| error.to_string()),
+            () = root.on_shutdown_requested() => {}
+            () = stop_when => lifecycle.stop(Cause::Caller),
+        }
+        let cause = lifecycle.cause().map(ToString::to_string).unwrap_or_default();
+        let reason = format!("stopped by {cause} before it was ready");
+        predecessor.decline(&reason).await;
+        Err(reason)
+    }
+
     /// From now on this is the unit's main process: it leaves with the manager what the next one is to find.
-    pub(super) fn become_main(&self, departed: &[RemovedListener]) {
+    fn become_main(&self) {
         let manager = &self.reload.manager;
         manager.speak();
-        for listener in departed {
+        for listener in &self.removed {
             manager.unstore(&listener.name);
             listener.unlink();
         }
         self.reload.handover.store(manager);
-        let [admin, control] = self.admin.servers();
-        for (child, server) in
-            [(http::NAME, self.http.server()), (admin::NAME, admin), (admin::NAME, control)]
-        {
+        for (child, server) in self.servers() {
             for listener in server.listeners() {
                 let inherited = listener.is_inherited();
                 let address = listener.address();
@@ -80,128 +181,53 @@ impl Tree {
         }
     }
 
-    pub(super) async fn run(self, predecessor: Option<Predecessor>) -> Exit {
-        let (tell, told) = tokio::sync::oneshot::channel();
-        let toplevel = Toplevel::new(async move |root: &mut SubsystemHandle| {
-            // Nobody waits for the exit if the tree was abandoned.
-            let _ = tell.send(self.run_children(root, predecessor).await);
-        });
-        // The stop keeps its own deadlines; the tree's only limit must lie beyond them all.
-        let tree = toplevel.handle_shutdown_requests(Duration::MAX);
-        tokio::pin!(tree, told);
-        let ended = tokio::select! {
-            ended = &mut tree => ended,
-            exit = &mut told => {
-                // Every child has been stopped. One that blocks its thread cannot be, and is not waited for.
-                let _ = tokio::time::timeout(LAST_CHILDREN, tree).await;
-                return exit.unwrap_or(Exit::Failed);
+    /// Serves, once every child is ready, until something asks for a stop. A reload that succeeds does, and leaves the
+    /// transfer that the successor was given.
+    async fn serve(&mut self, root: &SubsystemHandle) -> Option<Transfer> {
+        let Self { lifecycle, supervisor, registry, http, reload, requests, stop_when, predecessor, .. } =
+            self;
+        let reloaded = async {
+            supervisor.ready().await;
+            http.take_over();
+            lifecycle.enter(Phase::Serving);
+            tracing::info!("serving; took over {}", registry.totals().taken_over);
+            tokio::select! {
+                transfer = reload_on_request(reload, requests) => transfer,
+                never = http.keep_taking_over(predecessor.as_ref()) => match never {},
             }
         };
-        if let Err(error) = ended {
-            tracing::error!(%error, "the tree failed");
-            return Exit::Failed;
-        }
-        told.await.unwrap_or(Exit::Failed)
-    }
-
-    /// Starts the children, waits for a reason to stop, and stops them: those with work first, admin last but for the
-    /// two that must see it end.
-    async fn run_children(self, root: &SubsystemHandle, predecessor: Option<Predecessor>) -> Exit {
-        let Self { shutdown, lifecycle, supervisor, registry, .. } = self;
-        let start = |name: &str, run: Box<dyn Fn(Child) -> Running + Send + Sync>| Stoppable {
-            name: name.into(),
-            subsystem: supervisor.start(root, name, run),
-        };
-        self.http.take_over();
-        let connections = self.http.clone();
-        let (signals, http, admin, systemd) = (self.signals, self.http, self.admin, self.systemd);
-        let signals = start(signals::NAME, Box::new(move |child| Box::pin(signals.clone().run(child))));
-        let http = start(http::NAME, Box::new(move |child| Box::pin(http.clone().run(child))));
-        let admin = start(admin::NAME, Box::new(move |child| Box::pin(admin.clone().run(child))));
-        let systemd = start(systemd::NAME, Box::new(move |child| Box::pin(systemd.clone().run(child))));
-        let start_own = |own: UserChild| start(&own.name, Box::new(move |child| (own.run)(child)));
-        let own: Vec<_> = self.own.into_iter().map(start_own).collect();
-
-        let Reload { observer, manager, .. } = &self.reload;
-        let _watchdog = Watchdog::start(observer.clone(), manager.clone())
-            .inspect_err(|error| tracing::error!(%error, "there is no watchdog"));
-        lifecycle.enter(Phase::Serving);
-        tracing::info!("serving; took over {}", registry.totals().taken_over);
-        let mut transfer = tokio::select! {
-            transfer = reason_to_stop(&lifecycle, &self.reload, self.requests, self.stop_when) => transfer,
-            never = connections.keep_taking_over(predecessor.as_ref()) => match never {},
-        };
-        if transfer.is_some() {
-            // The successor's own admin child answers on these listeners now.
-            admin.subsystem.initiate_shutdown();
-        }
-        if self.reload.handover.refuses(false).is_some() {
-            // Also within `delay` an answer tells its client to connect elsewhere next time.
-            connections.server().announce_close();
-        }
-        let stop = Stop {
-            config: &shutdown,
-            lifecycle: &lifecycle,
-            registry: &registry,
-            supervisor: &supervisor,
-            http: &http,
-            connections: &connections,
-            own: &own,
-            predecessor: predecessor.as_ref(),
-        };
-        let cut_asked = async {
-            match &mut transfer {
-                Some(transfer) => transfer.cut_asked().await,
-                None => std::future::pending().await,
+        tokio::select! {
+            () = root.on_shutdown_requested() => None,
+            () = stop_when => {
+                lifecycle.stop(Cause::Caller);
+                None
             }
-            lifecycle.cut();
-            std::future::pending().await
-        };
-        let report = tokio::select! {
-            report = stop.run() => report,
-            never = cut_asked => match never {},
-        };
-
-        lifecycle.enter(Phase::Stopped);
-        for child in [&admin, &systemd, &signals] {
-            child.stop_within(LAST_CHILDREN).await;
-        }
-        match (lifecycle.cause(), report.cut) {
-            (Some(Cause::ChildFailed(_)), _) => Exit::Failed,
-            (_, 0) => Exit::Clean,
-            (_, _) => Exit::Cut,
+            transfer = reloaded => {
+                lifecycle.stop(Cause::Reload);
+                Some(transfer)
+            }
         }
     }
 }
 
-/// Serves until something asks for a stop. Reloads meanwhile, if asked to; one that succeeds is a reason to stop, and
-/// returns the transfer that the successor was given.
-async fn reason_to_stop(
-    lifecycle: &Lifecycle,
-    reload: &Reload,
-    mut requests: mpsc::Receiver<reload::Request>,
-    stop_when: Pin<Box<dyn Future<Output = ()> + Send>>,
-) -> Option<Transfer> {
-    let reload_on_request = async {
-        while let Some(request) = requests.recv().await {
-            let outcome = reload.run().await;
-            // Whoever asked may be gone.
-            let _ = request.send(outcome.as_ref().map(Transfer::pid).map_err(ToString::to_string));
-            if let Ok(transfer) = outcome {
-                return transfer;
-            }
-        }
-        std::future::pending().await
-    };
-    tokio::select! {
-        () = lifecycle.stopping().cancelled() => None,
-        () = stop_when => {
-            lifecycle.stop(Cause::Caller);
-            None
-        }
-        transfer = reload_on_request => {
-            lifecycle.stop(Cause::Reload);
-            Some(transfer)
+/// Reloads whenever it is asked to, until that succeeds.
+async fn reload_on_request(reload: &Reload, requests: &mut mpsc::Receiver<reload::Request>) -> Transfer {
+    while let Some(request) = requests.recv().await {
+        let outcome = reload.run().await;
+        // Whoever asked may be gone.
+        let _ = request.send(outcome.as_ref().map(Transfer::pid).map_err(ToString::to_string));
+        if let Ok(transfer) = outcome {
+            return transfer;
         }
     }
+    std::future::pending().await
+}
+
+/// Cuts what is in flight when the successor asks for it.
+async fn cut_on_request(transfer: Option<&mut Transfer>, lifecycle: &Lifecycle) -> Infallible {
+    if let Some(transfer) = transfer {
+        transfer.cut_asked().await;
+        lifecycle.cut();
+    }
+    std::future::pending().await
 }

@@ -18,11 +18,13 @@ use std::time::Duration;
 
 use self::mailbox::Mailbox;
 use self::parcel::Parcel;
+use crate::rules::Check;
 use crate::systemd::activation::Inherited;
 use crate::systemd::manager::Manager;
 
 /// `[handover]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Config {
     /// Whether connections between two requests are carried to the next process; they are by default.
     pub connections: bool,
@@ -35,6 +37,12 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self { connections: true, tunnels: true, ready_timeout: Duration::from_secs(30) }
+    }
+}
+
+impl Config {
+    pub(crate) fn check(&self, check: &mut Check) {
+        check.timeout("ready_timeout", self.ready_timeout);
     }
 }
 

@@ -12,9 +12,8 @@ use tokio::sync::Mutex;
 
 use crate::systemd::activation::Inherited;
 
-/// The names under which the old process passes the socket to itself, and what stderr was before it listened in.
+/// The name under which the old process passes the socket to itself.
 pub(super) const CHANNEL: &str = "predecessor";
-pub(crate) const STDERR: &str = "stderr";
 
 /// The process that started this one and drains while this one serves.
 #[derive(Debug)]

@@ -18,7 +18,8 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
 use super::named;
-use super::predecessor::{CHANNEL, STDERR};
+use super::predecessor::CHANNEL;
+use crate::systemd::activation::STDERR;
 
 /// The first descriptor that is passed on (`SD_LISTEN_FDS_START`).
 const FIRST: usize = 3;

@@ -14,10 +14,12 @@ use tracing_subscriber::{Layer, Registry};
 
 use self::queue::Queue;
 pub(crate) use self::queue::lost;
+use crate::rules::Check;
 use crate::systemd::activation::restore_stderr;
 
 /// `[log]`.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Config {
     /// The least severe level that is logged; `None` is "off". Info by default.
     pub level: Option<Level>,
@@ -43,8 +45,15 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    pub(crate) fn check(&self, check: &mut Check) {
+        check.delay("slow", self.slow);
+    }
+}
+
 /// Where events go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Target {
     /// To journald when systemd connected stderr to it, else to stderr.
     Auto,
@@ -56,6 +65,7 @@ pub enum Target {
 
 /// How events look on stderr.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Format {
     /// A line of text.
     Text,
@@ -65,6 +75,7 @@ pub enum Format {
 
 /// Which requests are logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Access {
     /// Every request.
     All,

@@ -3,17 +3,22 @@
 //! To write to the journal is to wait for it, and it may be slow, or stopped. So whoever logs only puts a copy of the
 //! event into a bounded queue; one thread takes events out and hands them to the layer that writes. What the full
 //! queue refuses is counted.
+//!
+//! An event takes the spans that it was logged in with it. The writing thread opens them anew around the event, so
+//! that each layer shows them in its own way: text before the message, JSON as objects, the journal as fields.
 
 use std::fmt;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tracing::field::{Field, Visit, display};
-use tracing::{Dispatch, Event, Metadata, Subscriber, Value};
+use tracing::field::{Field, ValueSet, Visit, display};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Dispatch, Event, Metadata, Subscriber, Value, dispatcher};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
+use tracing_subscriber::registry::{LookupSpan, Scope};
 
 /// How many events may wait to be written.
 const LENGTH: usize = 8192;
@@ -23,7 +28,8 @@ static LOST: AtomicU64 = AtomicU64::new(0);
 
 /// What waits to be written.
 enum Entry {
-    Event(&'static Metadata<'static>, Fields),
+    /// An event, and the spans it was logged in, outermost first.
+    Event(Copied, Vec<Arc<Copied>>),
     /// Tells when all before it is written.
     Flush(Sender<()>),
 }
@@ -40,17 +46,39 @@ impl Queue {
         if QUEUE.set(queue).is_err() {
             return Ok(None);
         }
-        std::thread::Builder::new().name("log".into()).spawn(move || write(&entries, &writer))?;
+        std::thread::Builder::new().name("log".into()).spawn(move || {
+            // A closed span closes its parent through the thread's own subscriber, which must be the same.
+            dispatcher::with_default(&writer, || write(&entries, &writer));
+        })?;
         Ok(Some(Self(())))
     }
 }
 
-impl<S: Subscriber> Layer<S> for Queue {
-    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let mut fields = Fields(event.metadata().fields().iter().map(|_| None).collect());
-        event.record(&mut fields);
+impl<S: Subscriber + for<'s> LookupSpan<'s>> Layer<S> for Queue {
+    /// Keeps a copy of the span's fields with the span itself.
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        if let Some(span) = context.span(id) {
+            let mut copied = Copied::new(attributes.metadata());
+            attributes.record(&mut copied);
+            span.extensions_mut().insert(Arc::new(copied));
+        }
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
+        if let Some(span) = context.span(id)
+            && let Some(copied) = span.extensions_mut().get_mut::<Arc<Copied>>()
+        {
+            values.record(Arc::<Copied>::make_mut(copied));
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        let mut copied = Copied::new(event.metadata());
+        event.record(&mut copied);
+        let scope = context.event_scope(event).into_iter().flat_map(Scope::from_root);
+        let spans = scope.filter_map(|span| span.extensions().get::<Arc<Copied>>().cloned()).collect();
         if let Some(queue) = QUEUE.get()
-            && queue.try_send(Entry::Event(event.metadata(), fields)).is_err()
+            && queue.try_send(Entry::Event(copied, spans)).is_err()
         {
             LOST.fetch_add(1, Relaxed);
         }
@@ -76,11 +104,19 @@ pub(crate) fn flush(limit: Duration) {
 fn write(entries: &Receiver<Entry>, writer: &Dispatch) {
     for entry in entries {
         match entry {
-            Entry::Event(metadata, fields) => {
-                let values: Vec<_> = fields.0.iter().map(|f| f.as_ref().map(Owned::value)).collect();
-                let values: Vec<_> = values.iter().map(|v| v.as_deref()).collect();
-                let values = metadata.fields().value_set_all(&values);
-                writer.event(&Event::new(metadata, &values));
+            Entry::Event(event, spans) => {
+                let open = |span: Arc<Copied>| {
+                    let id =
+                        span.with_values(|values| writer.new_span(&Attributes::new(span.metadata, values)));
+                    writer.enter(&id);
+                    id
+                };
+                let opened: Vec<Id> = spans.into_iter().map(open).collect();
+                event.with_values(|values| writer.event(&Event::new(event.metadata, values)));
+                for id in opened.into_iter().rev() {
+                    writer.exit(&id);
+                    writer.try_close(id);
+                }
             }
             // Whoever waited may have given up.
             Entry::Flush(written) => _ = written.send(()),
@@ -88,9 +124,14 @@ fn write(entries: &Receiver<Entry>, writer: &Dispatch) {
     }
 }
 
-/// A copy of an event's values, by the index of their field.
-struct Fields(Vec<Option<Owned>>);
+/// A copy of an event, or of a span: its values by the index of their field.
+#[derive(Clone, Debug)]
+struct Copied {
+    metadata: &'static Metadata<'static>,
+    values: Vec<Option<Owned>>,
+}
 
+#[derive(Clone, Debug)]
 enum Owned {
     Bool(bool),
     F64(f64),
@@ -114,15 +155,26 @@ impl Owned {
     }
 }
 
-impl Fields {
+impl Copied {
+    fn new(metadata: &'static Metadata<'static>) -> Self {
+        Self { metadata, values: metadata.fields().iter().map(|_| None).collect() }
+    }
+
     fn set(&mut self, field: &Field, value: Owned) {
-        if let Some(place) = self.0.get_mut(field.index()) {
+        if let Some(place) = self.values.get_mut(field.index()) {
             *place = Some(value);
         }
     }
+
+    /// Lends the values in the form that a subscriber takes.
+    fn with_values<T>(&self, take: impl FnOnce(&ValueSet<'_>) -> T) -> T {
+        let values: Vec<_> = self.values.iter().map(|value| value.as_ref().map(Owned::value)).collect();
+        let values: Vec<_> = values.iter().map(Option::as_deref).collect();
+        take(&self.metadata.fields().value_set_all(&values))
+    }
 }
 
-impl Visit for Fields {
+impl Visit for Copied {
     fn record_bool(&mut self, field: &Field, value: bool) {
         self.set(field, Owned::Bool(value));
     }
@@ -150,7 +202,7 @@ impl Visit for Fields {
 
 #[cfg(test)]
 mod tests {
-    //! An event is the same after the queue as before it.
+    //! An event is the same after the queue as before it, with the spans it was logged in.
 
     use std::io;
     use std::sync::{Arc, Mutex};
@@ -181,6 +233,11 @@ mod tests {
     }
 
     fn log() {
+        let outer =
+            tracing::info_span!("outer", id = 42_u64, who = %"a client", found = tracing::field::Empty);
+        let _outer = outer.enter();
+        let _inner = tracing::info_span!("inner", id = "another").entered();
+        outer.record("found", true);
         let none: Option<u64> = None;
         tracing::warn!(
             target: "here",
@@ -200,7 +257,7 @@ mod tests {
     #[test]
     fn an_event_is_the_same_after_the_queue_as_before_it() {
         let direct = Written::default();
-        tracing::dispatcher::with_default(&writer(&direct), log);
+        dispatcher::with_default(&writer(&direct), log);
 
         let queued = Written::default();
         let queue = Queue::start(writer(&queued)).expect("a thread").expect("the first in this process");
@@ -208,7 +265,9 @@ mod tests {
         flush(Duration::from_secs(60));
 
         let text = |w: &Written| String::from_utf8(w.0.lock().expect("no panic").clone()).expect("text");
-        assert!(text(&direct).contains("lost 1 of 2"), "{}", text(&direct));
+        for part in ["lost 1 of 2", r#""found":true"#, r#""name":"inner""#] {
+            assert!(text(&direct).contains(part), "{}", text(&direct));
+        }
         assert_eq!(text(&queued), text(&direct));
         assert_eq!(lost(), 0);
     }

@@ -1,12 +1,19 @@
 //! An address to listen on, and why that may fail.
 
+use std::collections::HashMap;
 use std::fmt::{self, Write};
 use std::io;
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use crate::rules::Check;
+
+/// What is expected where an address stands.
+pub(crate) const EXPECTED: &str = "\"HOST:PORT\", \"unix:/path\" or \"fd:NAME\"";
 
 /// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Address {
     /// A TCP address and port; port 0 lets the kernel choose one.
     Tcp(SocketAddr),
@@ -61,11 +68,85 @@ impl Address {
     }
 }
 
+/// Checks the `listen` of a section: each address by itself.
+pub(crate) fn check_each(addresses: &[Address], check: &mut Check) {
+    for (index, address) in addresses.iter().enumerate() {
+        let key = format!("listen[{index}]");
+        match address {
+            Address::Tcp(_) => {}
+            Address::Unix(path) => check_socket_path(path, &key, "listen", EXPECTED, check),
+            Address::Inherited(name) => check_name(name, &key, check),
+        }
+    }
+}
+
+/// Checks the path of a unix socket, which is the value at `key`, in the file that of `name`.
+pub(crate) fn check_socket_path(path: &Path, key: &str, name: &str, expected: &str, check: &mut Check) {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    if !path.is_absolute() {
+        check
+            .note(key, format!("`{name}` is not an absolute path"), expected)
+            .help("write it from the root: \"unix:/run/...\"");
+    } else if bytes.len() > 107 {
+        // `sun_path` has 108 bytes, the last of them zero (unix(7)).
+        let what = format!("`{name}` is {} bytes long, and a socket's path at most 107", bytes.len());
+        check.note(key, what, expected);
+    } else if bytes.ends_with(b"/") || path.to_string_lossy().contains(char::is_control) {
+        check.note(key, format!("`{name}` is not the path of a socket"), expected);
+    }
+}
+
+/// Checks the name of a descriptor, as systemd.socket(5) has it.
+fn check_name(name: &str, key: &str, check: &mut Check) {
+    let valid = (1..=255).contains(&name.len())
+        && name.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b':');
+    if !valid {
+        check
+            .note(key, "`listen` is not the name of a descriptor", EXPECTED)
+            .help("it is the FileDescriptorName= of the .socket unit, or the unit's own name");
+    }
+}
+
+/// Checks that nothing listens twice on one address, nor on every address of a port and on one of them. Port 0 is
+/// another one each time. The sections' keys come with their addresses.
+pub(crate) fn check_apart(sections: &[(&str, &[Address])], check: &mut Check) {
+    let all = || {
+        let entries = sections.iter().flat_map(|(key, addresses)| {
+            addresses.iter().enumerate().map(move |(index, address)| (format!("{key}[{index}]"), address))
+        });
+        entries.filter(|(_, address)| !matches!(address, Address::Tcp(address) if address.port() == 0))
+    };
+    let mut twice = |key: &str, address: &Address, first: &str| {
+        check
+            .note(key, format!("{address} is listened on twice"), "another address")
+            .also(first, "it is listened on here");
+    };
+    let mut taken: HashMap<&Address, String> = HashMap::new();
+    for (key, address) in all() {
+        match taken.get(address) {
+            Some(first) => twice(&key, address, first),
+            None => _ = taken.insert(address, key),
+        }
+    }
+    for (key, address) in all() {
+        let Address::Tcp(one) = address else { continue };
+        let every = match one.ip() {
+            ip if ip.is_unspecified() => continue,
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        if let Some(first) = taken.get(&Address::Tcp(SocketAddr::new(every, one.port()))) {
+            twice(&key, address, first);
+        }
+    }
+}
+
 /// What the names of stored listeners begin with.
 pub(crate) const STORED: &str = "listen=";
 
 /// Why an address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum BindError {
     /// Something else listens there.
     #[error(

@@ -9,6 +9,7 @@ use super::peer::Peer;
 
 /// What clients may take, one by one and together.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Limits {
     /// How many connections may be open at once; more wait in the backlog. 10,000 by default.
     pub max_connections: usize,
@@ -42,6 +43,7 @@ pub struct Limits {
 
 /// What becomes of one connection too many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AtLimit {
     /// It waits in the backlog.
     Wait,
@@ -71,6 +73,7 @@ impl Default for Limits {
 
 /// The peers whose word on where a request comes from is passed on: proxies in front of this one. None by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Trusted {
     /// Their addresses.
     pub networks: Vec<IpNet>,

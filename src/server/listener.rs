@@ -62,7 +62,7 @@ impl RemovedListener {
 
 /// A bound and listening socket.
 #[derive(Debug)]
-pub struct Listener {
+pub(crate) struct Listener {
     /// As it is in the config.
     configured: Address,
     /// TCP or unix: tokio's own listeners do not tell that there is a connection without accepting it, but it watches

@@ -3,14 +3,15 @@
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
-use crate::handover::predecessor::STDERR;
+/// The name under which a process to be relieved passes what stderr was before it listened in.
+pub(crate) const STDERR: &str = "stderr";
 
 /// What the environment announces. It can be owned only once, so the process has one place for it.
 static PASSED: LazyLock<Mutex<Inherited>> = LazyLock::new(|| Mutex::new(announced()));
 
 /// The descriptors this process was started with, by name.
 #[derive(Debug, Default)]
-pub struct Inherited {
+pub(crate) struct Inherited {
     left: Vec<(String, OwnedFd)>,
     /// Also of those that were taken.
     names: Vec<String>,
@@ -22,13 +23,13 @@ impl Inherited {
     /// Takes what `LISTEN_FDS` and `LISTEN_FDNAMES` announce to this process (`LISTEN_PID`). Only the first call in a
     /// process gets anything; without such an announcement there is nothing to get.
     #[must_use]
-    pub fn from_environment() -> Self {
+    pub(crate) fn from_environment() -> Self {
         std::mem::take(&mut *passed())
     }
 
     /// Takes the descriptors of a name out; systemd passes several under one name if a unit has several sockets.
     #[must_use]
-    pub fn take(&mut self, name: &str) -> Vec<OwnedFd> {
+    pub(crate) fn take(&mut self, name: &str) -> Vec<OwnedFd> {
         let (taken, left): (Vec<_>, _) =
             std::mem::take(&mut self.left).into_iter().partition(|(n, _)| n == name);
         self.left = left;
@@ -37,7 +38,7 @@ impl Inherited {
 
     /// Keeps what is `wanted`, and returns the rest.
     #[must_use]
-    pub fn retain(&mut self, wanted: impl Fn(&str) -> bool) -> Vec<(String, OwnedFd)> {
+    pub(crate) fn retain(&mut self, wanted: impl Fn(&str) -> bool) -> Vec<(String, OwnedFd)> {
         let (kept, rest) = std::mem::take(&mut self.left).into_iter().partition(|(name, _)| wanted(name));
         self.left = kept;
         rest
@@ -55,7 +56,7 @@ impl Inherited {
 
     /// The names of all that was passed.
     #[must_use]
-    pub fn names(&self) -> &[String] {
+    pub(crate) fn names(&self) -> &[String] {
         &self.names
     }
 }

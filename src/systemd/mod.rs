@@ -2,5 +2,5 @@
 //!
 //! `daemon/systemd` is the child that speaks it; the server and the handover leave their descriptors with it.
 
-pub mod activation;
+pub(crate) mod activation;
 pub(crate) mod manager;

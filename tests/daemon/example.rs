@@ -36,3 +36,22 @@ fn the_example_fits_on_one_screen() {
     let lines = include_str!("../../examples/own_service.rs").lines().count();
     assert!(lines < 40, "{lines} lines");
 }
+
+/// The first Rust program in a text, without what its fence says.
+fn program(text: &str) -> String {
+    let fence = text.lines().skip_while(|line| !line.starts_with("```")).skip(1);
+    let lines: Vec<_> = fence.take_while(|line| *line != "```").collect();
+    lines.join("\n")
+}
+
+#[test]
+fn the_librarys_front_page_opens_with_the_readmes_program() {
+    let library = include_str!("../../src/lib.rs");
+    let page: Vec<_> = library.lines().map_while(|line| line.strip_prefix("//!")).collect();
+    let page: Vec<_> = page.iter().map(|line| line.strip_prefix(' ').unwrap_or(line)).collect();
+    let readme = include_str!("../../README.md");
+    let (_, developers) = readme.split_once("# For developers").expect("it has a part for developers");
+    let program_of_readme = program(developers);
+    assert!(program_of_readme.contains("fn main()"), "{program_of_readme}");
+    assert_eq!(program(&page.join("\n")), program_of_readme);
+}

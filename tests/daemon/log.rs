@@ -112,3 +112,25 @@ fn level_off_says_nothing_and_level_warn_only_what_was_lost() {
         assert_eq!(stop(&mut daemon), Vec::<String>::new());
     }
 }
+
+#[test]
+fn the_fields_of_a_users_spans_are_in_the_log() {
+    let log = log_of("", &[("/traced/42", 200)]);
+    let line = log.iter().find(|line| line.contains("looked it up")).expect("it is logged");
+    assert!(line.contains("traced{id=42 found=true}:step{number=7}: "), "{line}");
+}
+
+#[test]
+fn the_fields_of_a_users_spans_are_in_the_log_as_json() {
+    let mut daemon = troubled("log.format = \"json\"\n", |_| {});
+    let listening = daemon.wait_for_line("where it listens", |line| line.contains("\"child\":\"http\""));
+    let listening: Value = serde_json::from_str(&listening).unwrap();
+    let mut client = Client::connect(listening["address"].as_str().unwrap().parse().unwrap()).unwrap();
+    assert_eq!(client.get("/traced/42").unwrap().status, 200);
+    drop(client);
+    let log = stop(&mut daemon);
+    let line = log.iter().find(|line| line.contains("looked it up")).expect("it is logged");
+    let event: Value = serde_json::from_str(line).unwrap();
+    assert_eq!(event["spans"][0], serde_json::json!({ "name": "traced", "id": 42, "found": true }));
+    assert_eq!(event["span"], serde_json::json!({ "name": "step", "number": 7 }));
+}

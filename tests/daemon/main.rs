@@ -7,6 +7,7 @@
 //! [`steadfast_harness::Daemon`].
 
 mod admin;
+mod bind;
 mod client;
 mod cut;
 mod example;
@@ -17,6 +18,7 @@ mod log;
 mod notify;
 mod parking;
 mod process;
+mod readiness;
 mod refusal;
 mod service;
 mod serving;

@@ -48,7 +48,21 @@ impl Service {
         Self::run(keys, add, Duration::from_secs(24 * 3600)).await
     }
 
+    /// The same, and returns when it listens: it may be long until it serves.
+    pub(crate) async fn begin_with_stopped_clock(keys: &str, add: impl FnOnce(Daemon) -> Daemon) -> Self {
+        tokio::time::pause();
+        let service = Self::spawn(keys, add, Duration::from_secs(24 * 3600));
+        service.wait_for("that it listens", |e| e.field("child") == "admin").await;
+        service
+    }
+
     async fn run(keys: &str, add: impl FnOnce(Daemon) -> Daemon, patience: Duration) -> Self {
+        let service = Self::spawn(keys, add, patience);
+        service.wait_for("that it serves", |e| e.message.starts_with("serving")).await;
+        service
+    }
+
+    fn spawn(keys: &str, add: impl FnOnce(Daemon) -> Daemon, patience: Duration) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let socket = |name| folder.path().join(name).display().to_string();
         let config = format!(
@@ -68,9 +82,7 @@ impl Service {
         });
         let mut running = JoinSet::new();
         running.spawn(daemon.run());
-        let service = Self { log, folder, patience, stop: Some(stop), running, _subscriber: subscriber };
-        service.wait_for("that it serves", |e| e.message.starts_with("serving")).await;
-        service
+        Self { log, folder, patience, stop: Some(stop), running, _subscriber: subscriber }
     }
 
     /// A folder of this test's own; the listeners' sockets are in it.

@@ -1,14 +1,13 @@
 //! Where to listen, and where to pass requests to.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
 
 use axum::http::uri::Authority;
 use ipnet::IpNet;
 
 use super::{Refusal, Text, is_number};
-use crate::daemon::http::routes::proxy;
-use crate::server::address::Address;
+use crate::daemon::http::routes::{check, proxy};
+use crate::server::address::{self, Address};
 
 /// Where to listen.
 pub(in crate::config) struct Listen;
@@ -17,15 +16,15 @@ impl Text for Listen {
     type Value = Address;
 
     fn expected() -> String {
-        "\"HOST:PORT\", \"unix:/path\" or \"fd:NAME\"".to_owned()
+        address::EXPECTED.to_owned()
     }
 
     fn parse(text: &str) -> Result<Address, Refusal> {
         if let Some(path) = text.strip_prefix("unix:") {
-            return socket_path(path).map(Address::Unix);
+            return Ok(Address::Unix(path.into()));
         }
         if let Some(name) = text.strip_prefix("fd:") {
-            return descriptor_name(name).map(Address::Inherited);
+            return Ok(Address::Inherited(name.to_owned()));
         }
         if text.starts_with('/') {
             return Err(
@@ -86,12 +85,12 @@ impl Text for Upstream {
     type Value = proxy::Upstream;
 
     fn expected() -> String {
-        "\"http://HOST:PORT\" or \"unix:/path\"".to_owned()
+        check::UPSTREAM.to_owned()
     }
 
     fn parse(text: &str) -> Result<proxy::Upstream, Refusal> {
         if let Some(path) = text.strip_prefix("unix:") {
-            return socket_path(path).map(proxy::Upstream::Unix);
+            return Ok(proxy::Upstream::Unix(path.into()));
         }
         let Some(rest) = text.strip_prefix("http://") else {
             return Err(match text.split_once("://") {
@@ -110,12 +109,10 @@ impl Text for Upstream {
                 format!("http://{server}"),
             )));
         }
-        match host_and_port(rest)? {
-            (_, 0) => Err(Refusal::new("has port 0, where nobody can be reached")),
-            _ => match rest.parse::<Authority>() {
-                Ok(authority) => Ok(proxy::Upstream::Http(authority)),
-                Err(_) => Err(Refusal::new("has no valid host")),
-            },
+        host_and_port(rest)?;
+        match rest.parse::<Authority>() {
+            Ok(authority) => Ok(proxy::Upstream::Http(authority)),
+            Err(_) => Err(Refusal::new("has no valid host")),
         }
     }
 }
@@ -155,30 +152,4 @@ fn host_and_port(text: &str) -> Result<(Host<'_>, u16), Refusal> {
         },
     };
     host.map(|host| (host, port)).ok_or_else(|| Refusal::new("has no valid host"))
-}
-
-fn socket_path(path: &str) -> Result<PathBuf, Refusal> {
-    if !path.starts_with('/') {
-        return Err(Refusal::new("is not an absolute path").help("write it from the root: \"unix:/run/...\""));
-    }
-    // `sun_path` has 108 bytes, the last of them zero.
-    if path.len() > 107 {
-        return Err(Refusal::new(format!("is {} bytes long, and a socket's path at most 107", path.len())));
-    }
-    if path.contains(char::is_control) || path.ends_with('/') {
-        return Err(Refusal::new("is not the path of a socket"));
-    }
-    Ok(PathBuf::from(path))
-}
-
-/// As systemd.socket(5) has it.
-fn descriptor_name(name: &str) -> Result<String, Refusal> {
-    let valid = (1..=255).contains(&name.len())
-        && name.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b':');
-    if valid {
-        Ok(name.to_owned())
-    } else {
-        Err(Refusal::new("is not the name of a descriptor")
-            .help("it is the FileDescriptorName= of the .socket unit, or the unit's own name"))
-    }
 }

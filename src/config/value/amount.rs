@@ -10,25 +10,21 @@ use toml::de::DeValue;
 use super::{Refusal, Text, is_number, whole};
 use crate::config::diagnostic::Mistake;
 use crate::config::written::Kind;
+use crate::daemon::http::{COUNTS, HEADER_LIMIT};
+use crate::rules;
 
-/// No duration is longer: the clock can always be added to it.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-
-/// A duration in which something must happen: more than nothing.
+/// A duration in which something must happen.
 pub(in crate::config) struct Timeout;
 
 impl Text for Timeout {
     type Value = Duration;
 
     fn expected() -> String {
-        "a duration of more than zero, such as \"10s\" or \"1m 30s\"".to_owned()
+        rules::TIMEOUT.to_owned()
     }
 
     fn parse(text: &str) -> Result<Duration, Refusal> {
-        match duration(text)? {
-            Duration::ZERO => Err(Refusal::new("is zero")),
-            timeout => Ok(timeout),
-        }
+        duration(text)
     }
 }
 
@@ -39,7 +35,7 @@ impl Text for Delay {
     type Value = Duration;
 
     fn expected() -> String {
-        "a duration, such as \"10s\" or \"250ms\"".to_owned()
+        rules::DELAY.to_owned()
     }
 
     fn parse(text: &str) -> Result<Duration, Refusal> {
@@ -79,7 +75,6 @@ impl Text for IdleTimeout {
 
 fn duration(text: &str) -> Result<Duration, Refusal> {
     match SpanParser::new().parse_unsigned_duration(text) {
-        Ok(duration) if duration > LONGEST => Err(Refusal::new("is longer than a year")),
         Ok(duration) => Ok(duration),
         Err(_) if is_number(text) => Err(Refusal::new("has no unit")
             .help(format!("{text} seconds are \"{text}s\", {text} minutes \"{text}m\""))),
@@ -103,22 +98,18 @@ impl Text for BodyLimit {
     }
 }
 
-/// How large a request's head may be. hyper's buffers have a least size, and a head of many megabytes is an attack.
+/// How large a request's head may be, in bytes.
 pub(in crate::config) struct HeaderLimit;
 
 impl Text for HeaderLimit {
     type Value = usize;
 
     fn expected() -> String {
-        "a size from \"8KiB\" to \"1MiB\"".to_owned()
+        HEADER_LIMIT.to_owned()
     }
 
     fn parse(text: &str) -> Result<usize, Refusal> {
-        match usize::try_from(size(text)?) {
-            Ok(bytes) if bytes < 8 << 10 => Err(Refusal::new("is too small")),
-            Ok(bytes) if bytes <= 1 << 20 => Ok(bytes),
-            _ => Err(Refusal::new("is too large")),
-        }
+        usize::try_from(size(text)?).map_err(|_| Refusal::new("is too large"))
     }
 }
 
@@ -132,19 +123,18 @@ fn size(text: &str) -> Result<u64, Refusal> {
     }
 }
 
-/// How many connections may be open. A descriptor is a C `int`, so there can never be more.
+/// How many connections or requests there may be.
 pub(in crate::config) struct Connections;
 
 impl Kind for Connections {
     type Value = usize;
 
     fn expected() -> String {
-        format!("a whole number from 1 to {}", i32::MAX)
+        rules::whole_number(&COUNTS)
     }
 
     fn read(value: Spanned<DeValue<'_>>, name: &str, mistakes: &mut Vec<Mistake>) -> Option<usize> {
-        whole::<Self, i32>(&value, name, mistakes, |number| number >= 1)
-            .and_then(|number| number.try_into().ok())
+        whole::<Self, usize>(&value, name, mistakes)
     }
 }
 
@@ -159,6 +149,6 @@ impl Kind for Restarts {
     }
 
     fn read(value: Spanned<DeValue<'_>>, name: &str, mistakes: &mut Vec<Mistake>) -> Option<u32> {
-        whole::<Self, u32>(&value, name, mistakes, |_| true)
+        whole::<Self, u32>(&value, name, mistakes)
     }
 }

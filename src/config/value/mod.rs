@@ -102,18 +102,17 @@ impl Kind for Flag {
     }
 }
 
-/// A whole number that is `possible`.
-fn whole<K: Kind, N: TryFrom<i128> + Copy>(
+/// A whole number that an `N` can be.
+fn whole<K: Kind, N: TryFrom<i128>>(
     value: &Spanned<DeValue<'_>>,
     name: &str,
     mistakes: &mut Vec<Mistake>,
-    possible: impl Fn(N) -> bool,
 ) -> Option<N> {
     let number = match value.get_ref() {
         DeValue::Integer(integer) => i128::from_str_radix(integer.as_str(), integer.radix()).ok(),
         _ => None,
     };
-    let number = number.and_then(|number| N::try_from(number).ok()).filter(|number| possible(*number));
+    let number = number.and_then(|number| N::try_from(number).ok());
     if number.is_none() {
         mistakes.push(wrong_type::<K>(name, value.span(), value.get_ref()));
     }

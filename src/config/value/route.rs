@@ -4,13 +4,14 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
 use toml::Spanned;
 use toml::de::DeValue;
 
 use super::{Refusal, Text, whole};
 use crate::config::diagnostic::Mistake;
 use crate::config::written::{Kind, wrong_type};
+use crate::daemon::http::routes::check;
 
 /// `/exact/path`, or `/below/*`.
 pub(in crate::config) struct RoutePath;
@@ -19,26 +20,11 @@ impl Text for RoutePath {
     type Value = String;
 
     fn expected() -> String {
-        "a path such as \"/health\", or \"/app/*\" for everything below".to_owned()
+        check::PATH.to_owned()
     }
 
     fn parse(text: &str) -> Result<String, Refusal> {
-        if !text.starts_with('/') {
-            return Err(Refusal::new("does not begin with \"/\""));
-        }
-        let fixed = text.strip_suffix("/*").unwrap_or(text);
-        if fixed.contains('*') {
-            return Err(Refusal::new("has a \"*\" that is not its whole last segment"));
-        }
-        // RFC 3986: what a path in a request can hold. Anything else would never be asked for.
-        let stranger =
-            fixed.chars().find(|char| !char.is_ascii_alphanumeric() && !"/-._~!$&'()+,;=:@%".contains(*char));
-        match stranger {
-            None => Ok(text.to_owned()),
-            Some('?') => Err(Refusal::new("has a query").help("a route is chosen by its path alone")),
-            Some(char) => Err(Refusal::new(format!("has {char:?}, which no request's path can have"))
-                .help("write it percent-encoded, as clients do")),
-        }
+        Ok(text.to_owned())
     }
 }
 
@@ -103,14 +89,6 @@ impl Kind for Headers {
                 return None;
             }
         };
-        if table.len() > 100 {
-            mistakes.push(Mistake::new(
-                span,
-                format!("`{name}` has {} headers", table.len()),
-                "expected at most 100",
-            ));
-            return None;
-        }
         let mut headers: Self::Value = Vec::new();
         for (key, value) in table {
             let at = key.span();
@@ -123,14 +101,6 @@ impl Kind for Headers {
                 ));
                 continue;
             };
-            if FRAMING.contains(&header) {
-                let help = "leave it out: it is different on each connection".to_owned();
-                mistakes.push(
-                    Mistake::new(at, format!("`{shown}` is set by the server"), "expected another header")
-                        .help(help),
-                );
-                continue;
-            }
             if let Some((first, _)) = headers.iter().find(|(other, _)| *other.get_ref() == header) {
                 mistakes.push(
                     Mistake::new(at, format!("`{shown}` is given twice"), "expected each header once")
@@ -146,32 +116,20 @@ impl Kind for Headers {
     }
 }
 
-/// The headers that say where a message ends and what becomes of its connection: the server's own.
-static FRAMING: [HeaderName; 8] = [
-    header::CONNECTION,
-    header::CONTENT_LENGTH,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-];
-
-/// A directory to serve files from, there and readable now.
+/// A directory to serve files from, there and readable now; one that is not absolute is its owner's to refuse.
 pub(in crate::config) struct Directory;
 
 impl Text for Directory {
     type Value = PathBuf;
 
     fn expected() -> String {
-        "the absolute path of a directory".to_owned()
+        check::ROOT.to_owned()
     }
 
     fn parse(text: &str) -> Result<PathBuf, Refusal> {
         let path = PathBuf::from(text);
         if !path.is_absolute() {
-            return Err(Refusal::new("is not absolute").help("a service has no working directory of its own"));
+            return Ok(path);
         }
         // The dot asks for what serving needs: to enter it, not only to list it.
         match fs::read_dir(path.join(".")) {
@@ -196,42 +154,38 @@ impl Kind for Index {
     type Value = Option<String>;
 
     fn expected() -> String {
-        "a file's name, such as \"index.html\", or false for none".to_owned()
+        check::INDEX.to_owned()
     }
 
     fn read(value: Spanned<DeValue<'_>>, name: &str, mistakes: &mut Vec<Mistake>) -> Option<Option<String>> {
         match value.get_ref() {
-            DeValue::Boolean(false) => return Some(None),
-            DeValue::String(file) if !file.contains(['/', '\0']) && !matches!(&**file, "" | "." | "..") => {
-                return Some(Some(file.clone().into_owned()));
+            DeValue::Boolean(false) => Some(None),
+            DeValue::String(file) => Some(Some(file.clone().into_owned())),
+            other => {
+                mistakes.push(wrong_type::<Self>(name, value.span(), other));
+                None
             }
-            DeValue::String(_) => {
-                let expected = format!("expected {}", Self::expected());
-                mistakes.push(Mistake::new(
-                    value.span(),
-                    format!("`{name}` is not the name of a file"),
-                    expected,
-                ));
-            }
-            other => mistakes.push(wrong_type::<Self>(name, value.span(), other)),
         }
-        None
     }
 }
 
-/// The status of an answer. 1xx announce an answer and are none.
+/// The status of an answer.
 pub(in crate::config) struct Status;
 
 impl Kind for Status {
     type Value = StatusCode;
 
     fn expected() -> String {
-        "a status from 200 to 599".to_owned()
+        check::STATUS.to_owned()
     }
 
     fn read(value: Spanned<DeValue<'_>>, name: &str, mistakes: &mut Vec<Mistake>) -> Option<StatusCode> {
-        whole::<Self, u16>(&value, name, mistakes, |number| (200..=599).contains(&number))
-            .and_then(|number| StatusCode::from_u16(number).ok())
+        let number = whole::<Self, u16>(&value, name, mistakes)?;
+        let status = StatusCode::from_u16(number).ok();
+        if status.is_none() {
+            mistakes.push(wrong_type::<Self>(name, value.span(), value.get_ref()));
+        }
+        status
     }
 }
 

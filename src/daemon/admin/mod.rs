@@ -21,8 +21,9 @@ use super::child::{BoxError, Child};
 use super::reload::Reloads;
 use super::status::{Observer, Status};
 use crate::handover::Handover;
+use crate::rules::Check;
 use crate::server::Server;
-use crate::server::address::{Address, BindError};
+use crate::server::address::{self, Address, BindError};
 use crate::server::limits::{AtLimit, Limits};
 use crate::server::listener::{self, Listener};
 use crate::server::{Registry, Totals};
@@ -30,10 +31,11 @@ use crate::systemd::activation::Inherited;
 use crate::systemd::manager::Manager;
 
 /// Its name in the tree.
-pub const NAME: &str = "admin";
+pub(crate) const NAME: &str = "admin";
 
 /// `[admin]`.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Config {
     /// Where to listen; `127.0.0.1:9090` by default, none turns it off.
     pub listen: Vec<Address>,
@@ -45,7 +47,13 @@ impl Default for Config {
     }
 }
 
-/// The control socket's file name.
+impl Config {
+    pub(super) fn check(&self, check: &mut Check) {
+        address::check_each(&self.listen, check);
+    }
+}
+
+/// The control socket's file name, in the unit's `RuntimeDirectory=`.
 pub const CONTROL: &str = "control.sock";
 
 /// How often the metrics are tidied up where nobody scrapes them.

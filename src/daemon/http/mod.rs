@@ -4,9 +4,10 @@
 //! Meanwhile the root waits on the mailbox for connections of an earlier process. Connections are tracked tasks, not
 //! subsystems: they outlive a restart of this child.
 
-pub mod routes;
+pub(crate) mod routes;
 
 use std::convert::Infallible;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +15,11 @@ use axum::Router;
 
 use self::routes::Route;
 use super::child::{BoxError, Child};
+use super::phase::Lifecycle;
 use crate::handover::Handover;
 use crate::handover::predecessor::Predecessor;
-use crate::server::address::{Address, BindError};
+use crate::rules::Check;
+use crate::server::address::{self, Address, BindError};
 use crate::server::departures::Departures;
 use crate::server::limits::{Limits, Trusted};
 use crate::server::listener;
@@ -24,10 +27,11 @@ use crate::server::{Registry, Server};
 use crate::systemd::activation::Inherited;
 
 /// Its name in the tree.
-pub const NAME: &str = "http";
+pub(crate) const NAME: &str = "http";
 
 /// `[http]` and `[[route]]`.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Config {
     /// Where to listen; `127.0.0.1:8080` by default.
     pub listen: Vec<Address>,
@@ -50,10 +54,51 @@ impl Default for Config {
     }
 }
 
+/// How many connections or requests a limit may allow: a descriptor is a C `int`, so there can never be more.
+pub(crate) const COUNTS: RangeInclusive<u64> = 1..=i32::MAX as u64;
+/// How large a request's head may be, in bytes: hyper's buffers have a least size, and a head of many megabytes is an
+/// attack.
+const HEADER_LIMITS: RangeInclusive<usize> = 8 << 10..=1 << 20;
+/// What is expected of the limit of a head.
+pub(crate) const HEADER_LIMIT: &str = "a size from \"8KiB\" to \"1MiB\"";
+
+impl Config {
+    /// Checks `[http]`, all but the routes.
+    pub(super) fn check(&self, check: &mut Check) {
+        if self.listen.is_empty() {
+            check.note("listen", "`listen` is empty", "at least one address");
+        }
+        address::check_each(&self.listen, check);
+        let limits = &self.limits;
+        check.number("max_connections", limits.max_connections as u64, COUNTS);
+        check.number("connections_per_client", limits.connections_per_client as u64, COUNTS);
+        check.number("requests_per_connection", limits.requests_per_connection, COUNTS);
+        check.timeout("header_timeout", limits.header_timeout);
+        if limits.header_limit < *HEADER_LIMITS.start() {
+            check.note("header_limit", "`header_limit` is too small", HEADER_LIMIT);
+        } else if limits.header_limit > *HEADER_LIMITS.end() {
+            check.note("header_limit", "`header_limit` is too large", HEADER_LIMIT);
+        }
+        check.timeout("keepalive_timeout", limits.keepalive_timeout);
+        check.timeout("read_timeout", limits.read_timeout);
+        check.timeout("write_timeout", limits.write_timeout);
+        check.timeout("min_rate_grace", limits.min_rate_grace);
+        if let Some(timeout) = limits.tunnel_idle_timeout {
+            check.timeout("tunnel_idle_timeout", timeout);
+        }
+    }
+
+    /// Checks each `[[route]]`.
+    pub(super) fn check_routes(&self, check: &mut Check) {
+        routes::check::check_routes(&self.routes, check);
+    }
+}
+
 /// The child, bound.
 #[derive(Clone, Debug)]
 pub(super) struct Http {
     server: Server,
+    lifecycle: Lifecycle,
     handover: Arc<Handover>,
     linger: Duration,
 }
@@ -65,6 +110,7 @@ impl Http {
         linger: Duration,
         router: Router,
         registry: Arc<Registry>,
+        lifecycle: Lifecycle,
         handover: Arc<Handover>,
         inherited: &mut Inherited,
     ) -> Result<Self, BindError> {
@@ -73,7 +119,7 @@ impl Http {
         let server = server
             .trusting(config.trusted_proxies.clone())
             .with_departures(Departures::new(Arc::clone(&handover)));
-        Ok(Self { server, handover, linger })
+        Ok(Self { server, lifecycle, handover, linger })
     }
 
     /// Its accept loops and connections.
@@ -90,11 +136,16 @@ impl Http {
         }
     }
 
-    /// Serves until it is told to stop, then drains.
+    /// Serves until it is told to stop, then drains. Until every child is ready, clients wait in the backlog.
     pub(super) async fn run(self, child: Child) -> Result<(), BoxError> {
-        child.doing("accepting connections");
+        child.doing("waiting for the others to be ready");
+        let serve = async {
+            self.lifecycle.serving().await;
+            child.doing("accepting connections");
+            self.server.serve().await;
+        };
         tokio::select! {
-            () = self.server.serve() => {}
+            () = serve => {}
             () = child.stopping() => {}
         }
         child.doing("draining connections");

@@ -14,10 +14,10 @@ use super::phase::{Cause, Lifecycle};
 use super::reload::Reloads;
 
 /// Its name in the tree.
-pub const NAME: &str = "signals";
+pub(crate) const NAME: &str = "signals";
 
 /// It has nothing to configure.
-pub type Config = ();
+pub(crate) type Config = ();
 
 /// The handlers, installed.
 #[derive(Clone, Debug)]

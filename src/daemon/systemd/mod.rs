@@ -17,10 +17,10 @@ use super::status::Observer;
 use crate::systemd::manager::{Manager, one_line};
 
 /// Its name in the tree.
-pub const NAME: &str = "systemd";
+pub(crate) const NAME: &str = "systemd";
 
 /// It has nothing to configure: the unit does that.
-pub type Config = ();
+pub(crate) type Config = ();
 
 /// How often STATUS is looked at while serving; it is sent when it has changed.
 const SERVING_TICK: Duration = Duration::from_secs(5);
@@ -53,8 +53,11 @@ impl Systemd {
             _ = phase.wait_for(|p| *p != Phase::Starting) => {}
             () = child.stopping() => return Ok(()),
         }
-        child.doing("reporting what is served");
-        self.manager.tell(&[NotifyState::Ready, NotifyState::Status(&self.line())]);
+        // A stop may come before anything is served.
+        if lifecycle.phase() == Phase::Serving {
+            child.doing("reporting what is served");
+            self.manager.tell(&[NotifyState::Ready, NotifyState::Status(&self.line())]);
+        }
         tokio::select! {
             _ = phase.wait_for(|p| *p != Phase::Serving) => {}
             never = self.report_serving() => match never {},

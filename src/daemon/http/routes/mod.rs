@@ -1,8 +1,9 @@
 //! The config's routes, made into one axum `Router`.
 
-pub mod files;
-pub mod proxy;
-pub mod respond;
+pub(crate) mod check;
+pub(crate) mod files;
+pub(crate) mod proxy;
+pub(crate) mod respond;
 mod status;
 
 use std::collections::HashSet;
@@ -17,6 +18,7 @@ use tower::Service;
 
 /// One `[[route]]`: a path, and what answers there.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Route {
     /// `/exact/path`, or `/below/*` for everything below; the most specific route wins. It is compared with the
     /// request's path as that was sent, percent-encoding and all.
@@ -25,8 +27,17 @@ pub struct Route {
     pub action: Action,
 }
 
+impl Route {
+    /// A path, and what answers there.
+    #[must_use]
+    pub fn new(path: impl Into<String>, action: Action) -> Self {
+        Self { path: path.into(), action }
+    }
+}
+
 /// What answers at a route.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Action {
     /// A fixed answer.
     Respond(respond::Config),

@@ -13,13 +13,14 @@ use bytes::Bytes;
 use tower::Service;
 
 /// A fixed answer, to any method.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Config {
     /// The status; 200 unless given.
     pub status: StatusCode,
-    /// The headers, `Content-Type` among them.
+    /// The headers, `Content-Type` among them; none unless given.
     pub headers: HeaderMap,
-    /// The body.
+    /// The body; empty unless given.
     pub body: String,
 }
 

@@ -36,6 +36,7 @@ const CHUNK: usize = 128 << 10;
 /// A folder that is asked for without a slash at the end redirects to itself with one. `Range` (a single range of
 /// bytes) and the conditions of RFC 9110, section 13, are honoured.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Config {
     /// The folder.
     pub root: PathBuf,
@@ -45,6 +46,19 @@ pub struct Config {
     pub precompressed: bool,
     /// The `Cache-Control` of every file; none unless given.
     pub cache_control: Option<HeaderValue>,
+}
+
+impl Config {
+    /// The files below `root`, all else as it is unless given.
+    #[must_use]
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self {
+            root: root.into(),
+            index: Some("index.html".to_owned()),
+            precompressed: false,
+            cache_control: None,
+        }
+    }
 }
 
 /// Answers with the file at what follows the route's own path.

@@ -49,6 +49,7 @@ const BUFFER: usize = 64 << 10;
 
 /// Where a route's requests go.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Config {
     /// The server that answers.
     pub to: Upstream,
@@ -61,8 +62,22 @@ pub struct Config {
     pub timeout: Duration,
 }
 
+impl Config {
+    /// An upstream, all else as it is unless given.
+    #[must_use]
+    pub fn new(to: Upstream) -> Self {
+        Self {
+            to,
+            retry_for: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(5),
+            timeout: Duration::from_secs(60),
+        }
+    }
+}
+
 /// A server to pass requests to. Path, query and `Host` are passed on as they came.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Upstream {
     /// `http://HOST:PORT`.
     Http(Authority),

@@ -1,0 +1,289 @@
+//! From what is written to what is meant: what is not given has its default, and what is given its place, by which the
+//! rules of each section find their way back into the file.
+
+use std::path::PathBuf;
+
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use toml::Spanned;
+
+use super::diagnostic::{Mistake, Span};
+use super::places::Places;
+use super::value::Proxy;
+use super::written::{self, File, Key};
+use crate::daemon::http::routes::{Action, Route, files, proxy, respond};
+use crate::daemon::{Config, admin, http, shutdown, supervisor};
+use crate::server::address::Address;
+use crate::server::limits::{Limits, Trusted};
+use crate::{handover, logging};
+
+/// The config that a file means. It is worth something only while there is no mistake.
+pub(super) fn config(file: File, mistakes: &mut Vec<Mistake>) -> Config {
+    let mut places = Places::default();
+    file.note("", &mut places);
+    let default = Config::default();
+    let mut config = Config { http: http(file.http, default.http, &mut places), ..Config::default() };
+    config.http.routes = routes(file.route.or(Vec::new()), &mut places, mistakes);
+    config.admin = admin(file.admin, default.admin, &mut places);
+    config.shutdown = shutdown(file.shutdown, &default.shutdown, &mut places);
+    config.handover = handover(file.handover, &default.handover, &mut places);
+    config.supervision = supervision(file.supervision, &default.supervision, &mut places);
+    config.log = log(file.log, &default.log, &mut places);
+    if let Err(violations) = config.check() {
+        mistakes.extend(violations.0.into_iter().filter_map(|violation| places.mistake(violation)));
+    }
+    config
+}
+
+/// A section, whose keys' places are noted.
+macro_rules! section {
+    ($written:expr, $key:literal, $places:expr) => {{
+        let section = $written.or(Default::default());
+        section.note(concat!($key, "."), $places);
+        section
+    }};
+}
+
+fn http(written: Key<written::Http>, default: http::Config, places: &mut Places) -> http::Config {
+    let written = section!(written, "http", places);
+    let limits = default.limits;
+    http::Config {
+        listen: listen(written.listen, "http.listen", default.listen, places),
+        limits: Limits {
+            max_connections: written.max_connections.or(limits.max_connections),
+            connections_per_client: written.connections_per_client.or(limits.connections_per_client),
+            requests_per_connection: written
+                .requests_per_connection
+                .given()
+                .map_or(limits.requests_per_connection, |n| n.into_inner() as u64),
+            header_timeout: written.header_timeout.or(limits.header_timeout),
+            header_limit: written.header_limit.or(limits.header_limit),
+            keepalive_timeout: written.keepalive_timeout.or(limits.keepalive_timeout),
+            read_timeout: written.read_timeout.or(limits.read_timeout),
+            write_timeout: written.write_timeout.or(limits.write_timeout),
+            min_rate: written.min_rate.or(limits.min_rate),
+            min_rate_grace: written.min_rate_grace.or(limits.min_rate_grace),
+            tunnel_idle_timeout: written.tunnel_idle_timeout.or(limits.tunnel_idle_timeout),
+            body_limit: written.body_limit.or(limits.body_limit),
+            at_limit: limits.at_limit,
+        },
+        trusted_proxies: trusted(written.trusted_proxies.or(Vec::new())),
+        routes: default.routes,
+    }
+}
+
+fn trusted(written: Vec<Spanned<Proxy>>) -> Trusted {
+    let mut trusted = Trusted::default();
+    for proxy in written {
+        match proxy.into_inner() {
+            Proxy::Network(network) => trusted.networks.push(network),
+            Proxy::Unix => trusted.unix = true,
+        }
+    }
+    trusted
+}
+
+fn admin(written: Key<written::Admin>, default: admin::Config, places: &mut Places) -> admin::Config {
+    let written = section!(written, "admin", places);
+    admin::Config { listen: listen(written.listen, "admin.listen", default.listen, places) }
+}
+
+fn listen(
+    written: Key<Vec<Spanned<Address>>>,
+    key: &str,
+    default: Vec<Address>,
+    places: &mut Places,
+) -> Vec<Address> {
+    let Some(addresses) = written.given() else { return default };
+    let mut meant = Vec::new();
+    for (index, address) in addresses.into_inner().into_iter().enumerate() {
+        places.give(format!("{key}[{index}]"), address.span());
+        meant.push(address.into_inner());
+    }
+    meant
+}
+
+fn shutdown(
+    written: Key<written::Shutdown>,
+    default: &shutdown::Config,
+    places: &mut Places,
+) -> shutdown::Config {
+    let written = section!(written, "shutdown", places);
+    shutdown::Config {
+        delay: written.delay.or(default.delay),
+        linger: written.linger.or(default.linger),
+        deadline: written.deadline.or(default.deadline),
+    }
+}
+
+fn handover(
+    written: Key<written::Handover>,
+    default: &handover::Config,
+    places: &mut Places,
+) -> handover::Config {
+    let written = section!(written, "handover", places);
+    handover::Config {
+        connections: written.connections.or(default.connections),
+        tunnels: written.tunnels.or(default.tunnels),
+        ready_timeout: written.ready_timeout.or(default.ready_timeout),
+    }
+}
+
+fn supervision(
+    written: Key<written::Supervision>,
+    default: &supervisor::Config,
+    places: &mut Places,
+) -> supervisor::Config {
+    let written = section!(written, "supervision", places);
+    supervisor::Config {
+        max_restarts: written.max_restarts.or(default.max_restarts),
+        window: written.window.or(default.window),
+        backoff: written.backoff.or(default.backoff),
+        backoff_max: written.backoff_max.or(default.backoff_max),
+    }
+}
+
+fn log(written: Key<written::Log>, default: &logging::Config, places: &mut Places) -> logging::Config {
+    let written = section!(written, "log", places);
+    logging::Config {
+        level: written.level.or(default.level),
+        target: written.target.or(default.target),
+        format: written.format.or(default.format),
+        access: written.access.or(default.access),
+        slow: written.slow.or(default.slow),
+    }
+}
+
+// ---- routes --------------------------------------------------------------------------------------------------
+
+fn routes(
+    written: Vec<Spanned<written::Route>>,
+    places: &mut Places,
+    mistakes: &mut Vec<Mistake>,
+) -> Vec<Route> {
+    let mut routes = Vec::new();
+    for (index, route) in written.into_iter().enumerate() {
+        let whole = route.span();
+        let mut route = route.into_inner();
+        let key = format!("route[{index}]");
+        route.note(&format!("{key}."), places);
+        let path = std::mem::take(&mut route.path);
+        if path.at().is_none() {
+            mistakes.push(Mistake::new(whole.clone(), "this route has no path", "expected a `path` in it"));
+            places.refuse(format!("{key}.path"));
+        }
+        let action = action(route, whole, &key, places, mistakes);
+        routes.push(Route::new(path.or("/".to_owned()), action));
+    }
+    routes
+}
+
+fn action(
+    route: written::Route,
+    whole: Span,
+    key: &str,
+    places: &mut Places,
+    mistakes: &mut Vec<Mistake>,
+) -> Action {
+    let mut given: Vec<_> = [route.respond.at(), route.status.at(), route.files.at(), route.proxy.at()]
+        .into_iter()
+        .flatten()
+        .collect();
+    given.sort_by_key(|span| span.start);
+    match given[..] {
+        [] => {
+            let expected = "expected one of `respond`, `status`, `files`, `proxy` in it";
+            mistakes.push(Mistake::new(whole, "this route has no answer", expected));
+        }
+        [first, ref more @ ..] => mistakes.extend(more.iter().map(|second| {
+            let second =
+                Mistake::new((*second).clone(), "this route has two answers", "expected only one of them");
+            second.also(first.clone(), "the first is here")
+        })),
+    }
+    if let Some(written) = route.respond.given() {
+        Action::Respond(respond(written.into_inner(), &format!("{key}.respond"), places, mistakes))
+    } else if let Some(written) = route.files.given() {
+        Action::Files(files(written, &format!("{key}.files"), places, mistakes))
+    } else if let Some(written) = route.proxy.given() {
+        proxy(written, &format!("{key}.proxy"), places, mistakes).map_or(Action::Status, Action::Proxy)
+    } else {
+        Action::Status
+    }
+}
+
+fn respond(
+    written: written::Respond,
+    key: &str,
+    places: &mut Places,
+    mistakes: &mut Vec<Mistake>,
+) -> respond::Config {
+    written.note(&format!("{key}."), places);
+    let mut headers = HeaderMap::new();
+    for (name, value) in written.headers.or(Vec::new()) {
+        if let (Some(content_type), &header::CONTENT_TYPE) = (written.content_type.at(), name.get_ref()) {
+            let mistake =
+                Mistake::new(name.span(), "the content type is given twice", "expected it only once");
+            mistakes.push(mistake.also(content_type.clone(), "it is given here"));
+        }
+        places.give(format!("{key}.headers.{}", name.get_ref()), name.span());
+        headers.insert(name.into_inner(), value);
+    }
+    let body = written.body.or(String::new());
+    if let Some(content_type) = written.content_type.given() {
+        headers.insert(header::CONTENT_TYPE, content_type.into_inner());
+    } else if let Some(likely) = likely_type(&body) {
+        headers.entry(header::CONTENT_TYPE).or_insert(likely);
+    }
+    respond::Config { status: written.status.or(StatusCode::OK), headers, body }
+}
+
+/// The type of a body whose type is not given: what begins with a tag is HTML, all else is plain text.
+fn likely_type(body: &str) -> Option<HeaderValue> {
+    match body.trim_start().chars().next()? {
+        '<' => Some(HeaderValue::from_static("text/html; charset=utf-8")),
+        _ => Some(HeaderValue::from_static("text/plain; charset=utf-8")),
+    }
+}
+
+fn files(
+    written: Spanned<written::Files>,
+    key: &str,
+    places: &mut Places,
+    mistakes: &mut Vec<Mistake>,
+) -> files::Config {
+    let whole = written.span();
+    let written = written.into_inner();
+    written.note(&format!("{key}."), places);
+    if written.root.at().is_none() {
+        mistakes.push(Mistake::new(whole, "`files` has no root", "expected a `root` in it"));
+        places.refuse(format!("{key}.root"));
+    }
+    let default = files::Config::new(written.root.or(PathBuf::new()));
+    files::Config {
+        index: written.index.or(default.index),
+        precompressed: written.precompressed.or(default.precompressed),
+        cache_control: written.cache_control.given().map(Spanned::into_inner),
+        root: default.root,
+    }
+}
+
+fn proxy(
+    written: Spanned<written::Proxy>,
+    key: &str,
+    places: &mut Places,
+    mistakes: &mut Vec<Mistake>,
+) -> Option<proxy::Config> {
+    let whole = written.span();
+    let written = written.into_inner();
+    written.note(&format!("{key}."), places);
+    if written.to.at().is_none() {
+        mistakes.push(Mistake::new(whole, "`proxy` has no upstream", "expected a `to` in it"));
+    }
+    let default = proxy::Config::new(written.to.given()?.into_inner());
+    Some(proxy::Config {
+        retry_for: written.retry_for.or(default.retry_for),
+        connect_timeout: written.connect_timeout.or(default.connect_timeout),
+        timeout: written.timeout.or(default.timeout),
+        to: default.to,
+    })
+}

@@ -1,0 +1,150 @@
+//! The rules of a `[[route]]`.
+
+use std::collections::HashMap;
+
+use axum::http::uri::Authority;
+use axum::http::{HeaderName, StatusCode, header};
+
+use super::proxy::Upstream;
+use super::{Action, Route, files, proxy, respond};
+use crate::rules::Check;
+use crate::server::address::check_socket_path;
+
+/// What is expected of a route's path.
+pub(crate) const PATH: &str = "a path such as \"/health\", or \"/app/*\" for everything below";
+/// What is expected of the root of `files`.
+pub(crate) const ROOT: &str = "the absolute path of a directory";
+/// What is expected of the index of `files`.
+pub(crate) const INDEX: &str = "a file's name, such as \"index.html\", or false for none";
+/// What is expected of the status of `respond`.
+pub(crate) const STATUS: &str = "a status from 200 to 599";
+/// What is expected of the upstream of `proxy`.
+pub(crate) const UPSTREAM: &str = "\"http://HOST:PORT\" or \"unix:/path\"";
+
+/// The most headers that an answer may be given.
+const MOST_HEADERS: usize = 100;
+
+/// The headers that say where a message ends and what becomes of its connection: the server's own.
+static FRAMING: [HeaderName; 8] = [
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// Checks each route by itself, and that no two have one path.
+pub(crate) fn check_routes(routes: &[Route], check: &mut Check) {
+    let mut paths: HashMap<&str, String> = HashMap::new();
+    for (index, route) in routes.iter().enumerate() {
+        check.table(&format!("route[{index}]"), |check| {
+            route.check(check);
+            match paths.get(&*route.path) {
+                Some(first) => {
+                    check
+                        .note("path", format!("two routes have the path {:?}", route.path), "another path")
+                        .also(first, "the first is here");
+                }
+                None => _ = paths.insert(&route.path, check.path("path")),
+            }
+        });
+    }
+}
+
+impl Route {
+    fn check(&self, check: &mut Check) {
+        check_path(&self.path, check);
+        match &self.action {
+            Action::Respond(respond) => check.table("respond", |check| respond.check(check)),
+            Action::Status => {}
+            Action::Files(files) => check.table("files", |check| files.check(check)),
+            Action::Proxy(proxy) => check.table("proxy", |check| proxy.check(check)),
+        }
+    }
+}
+
+fn check_path(path: &str, check: &mut Check) {
+    let fixed = path.strip_suffix("/*").unwrap_or(path);
+    // RFC 3986, section 3.3: what a path in a request can hold. Anything else would never be asked for.
+    let stranger =
+        fixed.chars().find(|char| !char.is_ascii_alphanumeric() && !"/-._~!$&'()+,;=:@%*".contains(*char));
+    if !path.starts_with('/') {
+        check.note("path", "`path` does not begin with \"/\"", PATH);
+    } else if fixed.contains('*') {
+        check.note("path", "`path` has a \"*\" that is not its whole last segment", PATH);
+    } else if stranger == Some('?') {
+        check.note("path", "`path` has a query", PATH).help("a route is chosen by its path alone");
+    } else if let Some(char) = stranger {
+        check
+            .note("path", format!("`path` has {char:?}, which no request's path can have"), PATH)
+            .help("write it percent-encoded, as clients do");
+    }
+}
+
+impl respond::Config {
+    fn check(&self, check: &mut Check) {
+        let status = self.status.as_u16();
+        // 1xx announce an answer and are none (RFC 9110, section 15.2).
+        if !(200..=599).contains(&status) {
+            check.note("status", format!("`status` is {status}"), STATUS);
+        }
+        // RFC 9110, sections 15.3.5, 15.3.6 and 15.4.5.
+        let bodiless = [StatusCode::NO_CONTENT, StatusCode::RESET_CONTENT, StatusCode::NOT_MODIFIED];
+        if bodiless.contains(&self.status) && !self.body.is_empty() {
+            let also = check.path("status");
+            check
+                .note("body", format!("an answer of status {status} has no body"), "none")
+                .also(also, "the status");
+        }
+        if self.headers.len() > MOST_HEADERS {
+            let what = format!("`headers` has {} headers", self.headers.len());
+            check.note("headers", what, format!("at most {MOST_HEADERS}"));
+        }
+        for name in self.headers.keys().filter(|name| FRAMING.contains(name)) {
+            check
+                .note(&format!("headers.{name}"), format!("`{name}` is set by the server"), "another header")
+                .help("leave it out: it is different on each connection");
+        }
+    }
+}
+
+impl files::Config {
+    fn check(&self, check: &mut Check) {
+        if !self.root.is_absolute() {
+            check
+                .note("root", "`root` is not absolute", ROOT)
+                .help("a service has no working directory of its own");
+        }
+        let is_name = |index: &String| !index.contains(['/', '\0']) && !matches!(&**index, "" | "." | "..");
+        if !self.index.as_ref().is_none_or(is_name) {
+            check.note("index", "`index` is not the name of a file", INDEX);
+        }
+    }
+}
+
+impl proxy::Config {
+    fn check(&self, check: &mut Check) {
+        match &self.to {
+            Upstream::Http(authority) => check_upstream(authority, check),
+            Upstream::Unix(path) => check_socket_path(path, "to", "to", UPSTREAM, check),
+        }
+        check.delay("retry_for", self.retry_for);
+        check.timeout("connect_timeout", self.connect_timeout);
+        check.timeout("timeout", self.timeout);
+    }
+}
+
+fn check_upstream(authority: &Authority, check: &mut Check) {
+    match authority.port_u16() {
+        None => _ = check.note("to", "`to` has no port", UPSTREAM),
+        Some(0) => _ = check.note("to", "`to` has port 0, where nobody can be reached", UPSTREAM),
+        // A name and a password before the host are for the server, in a header of their own.
+        Some(_) if authority.as_str().contains('@') => {
+            check.note("to", "`to` has no valid host", UPSTREAM);
+        }
+        Some(_) => {}
+    }
+}

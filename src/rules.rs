@@ -1,0 +1,151 @@
+//! The rules that a config's values keep, and what is said about one that does not.
+//!
+//! The owner of a section checks its values, each by the key that it has in the file. So a rule stands once, whether
+//! the config was read from a file, where [`crate::config`] finds each key's place, or made in code.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+/// The longest duration that a config may have: the clock can always be added to it.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// What is expected of a duration that may be nothing.
+pub(crate) const DELAY: &str = "a duration, such as \"10s\" or \"250ms\"";
+/// What is expected of a duration in which something must happen.
+pub(crate) const TIMEOUT: &str = "a duration of more than zero, such as \"10s\" or \"1m 30s\"";
+
+/// A value that breaks a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The value, by its keys in the file: `http.listen[0]`.
+    pub(crate) key: String,
+    pub(crate) what: String,
+    pub(crate) expected: String,
+    pub(crate) help: Option<String>,
+    /// Another value that has to do with it, and what that is.
+    pub(crate) also: Option<(String, &'static str)>,
+}
+
+impl Violation {
+    /// Says what to do about it.
+    pub(crate) fn help(&mut self, help: impl Into<String>) -> &mut Self {
+        self.help = Some(help.into());
+        self
+    }
+
+    /// Names another value that has to do with it.
+    pub(crate) fn also(&mut self, key: impl Into<String>, label: &'static str) -> &mut Self {
+        self.also = Some((key.into(), label));
+        self
+    }
+}
+
+/// On one line: `http.max_connections: ...`.
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}, expected {}", self.key, self.what, self.expected)?;
+        if let Some((key, label)) = &self.also {
+            write!(f, "; {key}: {label}")?;
+        }
+        match &self.help {
+            Some(help) => write!(f, "; {help}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// All that is wrong with a config, in the order of its sections; [`Display`](fmt::Display) has a line for each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violations(pub(crate) Vec<Violation>);
+
+impl Violations {
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Violation> {
+        self.0.iter()
+    }
+}
+
+impl std::error::Error for Violations {}
+
+impl fmt::Display for Violations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<_> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+/// Collects the violations of one config.
+#[derive(Debug, Default)]
+pub(crate) struct Check {
+    /// What the keys are below: `http`, `route[0].files`.
+    below: String,
+    found: Vec<Violation>,
+}
+
+impl Check {
+    /// Checks the keys of a table.
+    pub(crate) fn table(&mut self, key: &str, check: impl FnOnce(&mut Self)) {
+        let below = self.path(key);
+        let above = std::mem::replace(&mut self.below, below);
+        check(self);
+        self.below = above;
+    }
+
+    /// Notes what is wrong at a key.
+    pub(crate) fn note(
+        &mut self,
+        key: &str,
+        what: impl Into<String>,
+        expected: impl Into<String>,
+    ) -> &mut Violation {
+        let violation = Violation {
+            key: self.path(key),
+            what: what.into(),
+            expected: expected.into(),
+            help: None,
+            also: None,
+        };
+        self.found.push(violation);
+        let last = self.found.len() - 1;
+        &mut self.found[last]
+    }
+
+    /// A duration that may be nothing.
+    pub(crate) fn delay(&mut self, key: &str, value: Duration) {
+        if value > LONGEST {
+            self.note(key, format!("`{key}` is longer than a year"), DELAY);
+        }
+    }
+
+    /// A duration in which something must happen.
+    pub(crate) fn timeout(&mut self, key: &str, value: Duration) {
+        if value.is_zero() {
+            self.note(key, format!("`{key}` is zero"), TIMEOUT);
+        } else if value > LONGEST {
+            self.note(key, format!("`{key}` is longer than a year"), TIMEOUT);
+        }
+    }
+
+    /// A number within a range.
+    pub(crate) fn number(&mut self, key: &str, value: u64, range: RangeInclusive<u64>) {
+        if !range.contains(&value) {
+            self.note(key, format!("`{key}` is {value}"), whole_number(&range));
+        }
+    }
+
+    /// Ends the check.
+    pub(crate) fn finish(self) -> Result<(), Violations> {
+        if self.found.is_empty() { Ok(()) } else { Err(Violations(self.found)) }
+    }
+
+    /// The whole path of a key.
+    pub(crate) fn path(&self, key: &str) -> String {
+        if self.below.is_empty() { key.to_owned() } else { format!("{}.{key}", self.below) }
+    }
+}
+
+/// What is expected of a number.
+pub(crate) fn whole_number(range: &RangeInclusive<u64>) -> String {
+    format!("a whole number from {} to {}", range.start(), range.end())
+}
