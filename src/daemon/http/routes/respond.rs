@@ -1,16 +1,11 @@
 //! `respond`: a fixed answer.
 
-use std::convert::Infallible;
-use std::future::{Ready, ready};
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use axum::body::Body;
-use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::Response;
 use bytes::Bytes;
-use tower::Service;
 
 /// A fixed answer, to any method.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,20 +39,10 @@ impl Respond {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(config.body.len()));
         Self(Arc::new(Answer { status: config.status, headers, body: config.body.clone().into() }))
     }
-}
 
-impl Service<Request> for Respond {
-    type Response = Response;
-    type Error = Infallible;
-    type Future = Ready<Result<Response, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request) -> Self::Future {
+    pub(super) fn answer(&self, method: &Method) -> Response {
         let Answer { status, headers, body } = &*self.0;
-        let mut response = if request.method() == Method::HEAD {
+        let mut response = if method == Method::HEAD {
             Response::new(Body::empty())
         } else {
             Response::new(Body::from(body.clone()))
@@ -66,6 +51,6 @@ impl Service<Request> for Respond {
         // Not a clone of the map: hyper reads the next request's headers into it, and a clone has no room for them.
         response.headers_mut().reserve(ROOM);
         response.headers_mut().extend(headers.iter().map(|(name, value)| (name.clone(), value.clone())));
-        ready(Ok(response))
+        response
     }
 }

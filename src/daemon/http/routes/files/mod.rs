@@ -7,13 +7,9 @@
 mod beneath;
 
 use std::convert::Infallible;
-use std::fmt::Write;
-use std::future::Future;
 use std::io;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -21,7 +17,7 @@ use axum::http::request::Parts;
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use tower::Service;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tower_http::services::ServeDir;
 use tower_http::services::fs::DefaultServeDirFallback;
 
@@ -53,8 +49,8 @@ pub(super) struct Files(Arc<Folder>);
 
 #[derive(Debug)]
 struct Folder {
-    /// The part of the request's path that is the route's, without the last slash.
-    prefix: String,
+    /// How many segments of the request's path are the route's own.
+    depth: usize,
     files: ServeDir<DefaultServeDirFallback, Beneath>,
     /// Percent-encoded, to stand in a path.
     index: Option<String>,
@@ -62,7 +58,7 @@ struct Folder {
 }
 
 impl Files {
-    /// `path` is the route's: what stands in it before the last slash is no part of a file's path.
+    /// `path` is the route's, normal: what stands in it before the last slash is no part of a file's path.
     pub(super) fn new(config: &Config, path: &str) -> Self {
         let prefix = path.rsplit_once('/').map_or("", |(prefix, _)| prefix);
         let mut files = ServeDir::with_backend("", Beneath::new(&config.root))
@@ -74,27 +70,20 @@ impl Files {
             files = files.precompressed_br().precompressed_zstd().precompressed_gzip();
         }
         Self(Arc::new(Folder {
-            prefix: prefix.to_owned(),
+            depth: prefix.matches('/').count(),
             files,
             index: config.index.as_deref().map(percent_encoded),
             cache_control: config.cache_control.clone(),
         }))
     }
-}
 
-impl Service<Request> for Files {
-    type Response = Response;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request) -> Self::Future {
+    pub(super) fn answer(
+        &self,
+        request: Request,
+    ) -> impl Future<Output = Result<Response, Infallible>> + use<> {
         let folder = Arc::clone(&self.0);
         let (asked, _) = request.into_parts();
-        Box::pin(async move { Ok(folder.answer(&asked).await) })
+        async move { Ok(folder.answer(&asked).await) }
     }
 }
 
@@ -137,11 +126,14 @@ impl Folder {
         response
     }
 
-    /// Where the file is for `ServeDir`, which takes the whole path to be below its root.
+    /// Where the file is for `ServeDir`, which takes the whole path to be below its root, and an encoded slash for one
+    /// between folders: no file has it in its name.
     fn uri_of_file(&self, asked: &Uri) -> Option<Uri> {
-        let path = asked.path().strip_prefix(self.prefix.as_str())?;
-        // A path of two slashes would be the name of a host, once it stands in a redirect.
-        let path = path.trim_start_matches('/');
+        let (slash, _) = asked.path().match_indices('/').nth(self.depth)?;
+        let path = &asked.path()[slash + 1..];
+        if path.contains("%2F") {
+            return None;
+        }
         let index = match &self.index {
             Some(index) if path.is_empty() || path.ends_with('/') => index,
             _ => "",
@@ -194,29 +186,17 @@ fn range_still_applies(asked: &HeaderMap, file: &HeaderMap) -> bool {
 }
 
 /// Redirects `/folder` to `/folder/`, below which the links of its index are right.
-pub(super) async fn to_folder(request: Request) -> Result<Response, Infallible> {
-    let path = request.uri().path();
-    let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
+pub(super) fn to_folder(uri: &Uri) -> Response {
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
     let mut response = StatusCode::TEMPORARY_REDIRECT.into_response();
-    if let Ok(location) = HeaderValue::try_from(format!("{path}/{query}")) {
+    if let Ok(location) = HeaderValue::try_from(format!("{}/{query}", uri.path())) {
         response.headers_mut().insert(header::LOCATION, location);
     }
-    Ok(response)
+    response
 }
 
 /// A file's name as it stands in a URI's path (RFC 3986, section 2.3).
 fn percent_encoded(name: &str) -> String {
-    let mut encoded = String::with_capacity(name.len());
-    for byte in name.bytes() {
-        match byte {
-            b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~' | b'/' => {
-                encoded.push(byte.into());
-            }
-            _ => {
-                // A string takes whatever is written.
-                let _ = write!(encoded, "%{byte:02X}");
-            }
-        }
-    }
-    encoded
+    const RESERVED: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+    utf8_percent_encode(name, &RESERVED).to_string()
 }

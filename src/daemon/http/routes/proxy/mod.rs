@@ -1,6 +1,7 @@
 //! `proxy`: another server's answer.
 //!
-//! A request is passed to the upstream as it came, but for what concerns one hop only (`headers`). Both bodies are
+//! A request is passed to the upstream as it came, but for its path, which is the one that the routes have read, and for
+//! what concerns one hop only (`headers`). Both bodies are
 //! streamed (`body`). An upstream that refuses connections is waited for (`upstream`): nothing has been sent to it
 //! yet. What was sent is sent again only where that cannot matter (`RESENDS`). A connection that changes protocol
 //! becomes a `tunnel`.
@@ -13,9 +14,7 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::fmt;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -29,7 +28,6 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio_util::task::TaskTracker;
-use tower::Service;
 
 use self::body::{Download, Turn, Upload};
 use self::upstream::{ConnectError, Connector};
@@ -61,7 +59,7 @@ pub struct Config {
     pub timeout: Duration,
 }
 
-/// A server to pass requests to. Path, query and `Host` are passed on as they came.
+/// A server to pass requests to. Query and `Host` are passed on as they came, the path as the routes read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Upstream {
     /// `http://HOST:PORT`.
@@ -118,25 +116,18 @@ impl Proxy {
             tunnels: tunnels.clone(),
         }))
     }
-}
 
-impl Service<Request> for Proxy {
-    type Response = Response;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request) -> Self::Future {
+    pub(super) fn answer(
+        &self,
+        request: Request,
+    ) -> impl Future<Output = Result<Response, Infallible>> + use<> {
         let exchange = Exchange {
             passing: Arc::clone(&self.0),
             method: request.method().clone(),
             uri: request.uri().clone(),
             in_flight: request.extensions().get::<InFlight>().cloned(),
         };
-        Box::pin(async move { Ok(exchange.answer(request).await) })
+        async move { Ok(exchange.answer(request).await) }
     }
 }
 
