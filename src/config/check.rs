@@ -11,7 +11,7 @@ use super::Config;
 use super::diagnostic::{Mistake, Span};
 use super::value::Proxy;
 use super::written::{self, File, Key};
-use crate::daemon::http::routes::{Action, Route, files, proxy, respond};
+use crate::daemon::http::routes::{Action, Route, claim, files, proxy, respond};
 use crate::daemon::{admin, http, shutdown, supervisor};
 use crate::server::address::Address;
 use crate::server::limits::{Limits, Trusted};
@@ -214,7 +214,8 @@ fn twice(
 // ---- routes --------------------------------------------------------------------------------------------------
 
 fn routes(written: Vec<Spanned<written::Route>>, mistakes: &mut Vec<Mistake>) -> Vec<Route> {
-    let mut paths: HashMap<String, Span> = HashMap::new();
+    // By what they claim, however that is spelled.
+    let mut paths: HashMap<(bool, Vec<u8>), Span> = HashMap::new();
     let mut routes = Vec::new();
     for route in written {
         let whole = route.span();
@@ -225,7 +226,9 @@ fn routes(written: Vec<Spanned<written::Route>>, mistakes: &mut Vec<Mistake>) ->
         }
         let action = action(route, whole, mistakes);
         let Some(path) = path.given() else { continue };
-        if let Some(first) = paths.get(path.get_ref()) {
+        let Ok((is_folder, reading)) = claim(path.get_ref()) else { continue };
+        let claimed = (is_folder, reading.compared.into_owned());
+        if let Some(first) = paths.get(&claimed) {
             let what = format!("two routes have the path {:?}", path.get_ref());
             mistakes.push(
                 Mistake::new(path.span(), what, "expected another path")
@@ -233,7 +236,7 @@ fn routes(written: Vec<Spanned<written::Route>>, mistakes: &mut Vec<Mistake>) ->
             );
             continue;
         }
-        paths.insert(path.get_ref().clone(), path.span());
+        paths.insert(claimed, path.span());
         routes.extend(action.map(|action| Route { path: path.into_inner(), action }));
     }
     routes

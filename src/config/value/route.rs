@@ -11,6 +11,8 @@ use toml::de::DeValue;
 use super::{Refusal, Text, whole};
 use crate::config::diagnostic::Mistake;
 use crate::config::written::{Kind, wrong_type};
+use crate::daemon::http::routes::claim;
+use crate::daemon::http::routes::path::Reading;
 
 /// `/exact/path`, or `/below/*`.
 pub(in crate::config) struct RoutePath;
@@ -34,10 +36,18 @@ impl Text for RoutePath {
         let stranger =
             fixed.chars().find(|char| !char.is_ascii_alphanumeric() && !"/-._~!$&'()+,;=:@%".contains(*char));
         match stranger {
-            None => Ok(text.to_owned()),
-            Some('?') => Err(Refusal::new("has a query").help("a route is chosen by its path alone")),
-            Some(char) => Err(Refusal::new(format!("has {char:?}, which no request's path can have"))
-                .help("write it percent-encoded, as clients do")),
+            None => {}
+            Some('?') => return Err(Refusal::new("has a query").help("a route is chosen by its path alone")),
+            Some(char) => {
+                let refusal = Refusal::new(format!("has {char:?}, which no request's path can have"));
+                return Err(refusal.help("write it percent-encoded, as clients do"));
+            }
+        }
+        match claim(text) {
+            Ok((_, Reading { undivided: None, .. })) => Ok(text.to_owned()),
+            Ok(_) => Err(Refusal::new("has an encoded slash or backslash")
+                .help("write it as a slash: both are compared as one")),
+            Err(unreadable) => Err(Refusal::new(unreadable.to_string())),
         }
     }
 }

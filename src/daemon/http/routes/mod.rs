@@ -62,11 +62,10 @@ pub enum Action {
 pub(crate) fn router(routes: &[Route], fallback: Option<Router>, tunnels: &TaskTracker) -> Router {
     let mut table = Table::default();
     for route in routes {
-        let folder = route.path.strip_suffix('*').filter(|folder| folder.ends_with('/'));
-        let Ok(Reading { path, compared, .. }) = path::read(folder.unwrap_or(&route.path)) else {
+        let Ok((is_folder, Reading { path, compared, .. })) = claim(&route.path) else {
             continue;
         };
-        let endpoints = if folder.is_some() { &mut table.below } else { &mut table.exact };
+        let endpoints = if is_folder { &mut table.below } else { &mut table.exact };
         endpoints
             .entry(compared.into_owned())
             .or_insert_with(|| Endpoint::new(&route.action, &path, tunnels));
@@ -80,6 +79,12 @@ pub(crate) fn router(routes: &[Route], fallback: Option<Router>, tunnels: &TaskT
     // Of the two limits of a body `[http] body_limit` counts, not axum's own default.
     table.fallback = fallback.map(|fallback| fallback.layer(DefaultBodyLimit::disable()));
     Router::new().fallback_service(Routes(Arc::new(table)))
+}
+
+/// The path that a route claims, and whether it is that of a folder with everything below.
+pub(crate) fn claim(path: &str) -> Result<(bool, Reading<'_>), Unreadable> {
+    let folder = path.strip_suffix('*').filter(|folder| folder.ends_with('/'));
+    path::read(folder.unwrap_or(path)).map(|reading| (folder.is_some(), reading))
 }
 
 /// Answers by the most specific route.
@@ -140,7 +145,7 @@ impl Table {
             Ok(reading) => reading,
             // RFC 9112, section 3.2: the server as a whole, or the host of a tunnel.
             Err(Unreadable::Relative) if matches!(sent, "" | "*") => return Ok(None),
-            Err(unreadable) => return Err(unreadable.to_string()),
+            Err(unreadable) => return Err(format!("the path {unreadable}")),
         };
         let endpoint = self.find(&reading.compared);
         if let Some(reader) = endpoint.filter(|endpoint| endpoint.reads_the_path()) {

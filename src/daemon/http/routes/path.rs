@@ -24,18 +24,18 @@ pub(crate) struct Reading<'a> {
     pub(crate) undivided: Option<Vec<u8>>,
 }
 
-/// Why a path has no reading.
+/// Why a path has no reading: that it ..
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unreadable {
-    #[error("the path does not begin with a slash")]
+    #[error("does not begin with a slash")]
     Relative,
-    #[error("the path leads above the root")]
+    #[error("leads above the root")]
     AboveTheRoot,
-    #[error("a \"%\" in the path is not followed by two hexadecimal digits")]
+    #[error("has a \"%\" that is not followed by two hexadecimal digits")]
     Encoding,
-    #[error("the path has an encoded NUL")]
+    #[error("has an encoded NUL")]
     Nul,
-    #[error("the path has a dot segment beside an encoded slash or a backslash")]
+    #[error("has a dot segment beside an encoded slash or a backslash")]
     HiddenDots,
 }
 
