@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use axum::http::header::{
-    CONNECTION, FORWARDED, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING,
-    UPGRADE,
+    CONNECTION, FORWARDED, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, Version};
 
@@ -15,8 +15,8 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// Of one hop only (RFC 9110, section 7.6.1), with what older software takes for such. `Trailer` is not among them:
-/// it announces the trailers, and those are passed on.
+/// Of one hop only (RFC 9110, section 7.6.1), with what older software takes for such. `Trailer` is not among them: it
+/// announces the trailers, and the safe ones are passed on.
 const HOP_BY_HOP: [HeaderName; 9] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -107,30 +107,73 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     for name in listed.iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
+    keep_safe_trailers(headers, &listed);
+}
+
+/// Fields that are defined to come after a body (RFC 9110, section 8.8.3; RFC 9530; Server Timing; gRPC).
+const TRAILERS: [&str; 7] = [
+    "content-digest",
+    "etag",
+    "grpc-message",
+    "grpc-status",
+    "grpc-status-details-bin",
+    "repr-digest",
+    "server-timing",
+];
+
+/// Fields of nobody's that many frameworks let replace the method or the path.
+const REPLACING: [&str; 5] =
+    ["x-http-method", "x-http-method-override", "x-method-override", "x-original-url", "x-rewrite-url"];
+
+/// Leaves of the trailers that a message announces those that are safe. hyper sends no others than are announced.
+///
+/// A recipient may take a trailer for a field of the head, which has been checked and this has not. So a standard field
+/// has to be known as one that may come late (RFC 9110, section 6.5.1): a list of those that may not would have to grow
+/// with every new one. Names of nobody's, `X-..`, are their applications' affair, but for those that say where a request
+/// comes from or goes to.
+fn keep_safe_trailers(headers: &mut HeaderMap, of_this_hop: &[HeaderName]) {
+    if !headers.contains_key(TRAILER) {
+        return;
+    }
+    let is_safe = |name: &HeaderName| {
+        let text = name.as_str();
+        let replaces = || REPLACING.iter().any(|other| same_to_cgi(text, other));
+        let is_private = || text.starts_with("x-") && !is_claim_of_origin(name) && !replaces();
+        !of_this_hop.contains(name) && (TRAILERS.contains(&text) || is_private())
+    };
+    let announced = headers.get_all(TRAILER).iter().filter_map(|value| value.to_str().ok());
+    let announced = announced.flat_map(|value| value.split(',')).map(str::trim);
+    let safe = announced.filter(|name| name.parse().is_ok_and(|name| is_safe(&name)));
+    let safe = safe.collect::<Vec<_>>().join(", ");
+    match HeaderValue::try_from(safe) {
+        Ok(safe) if !safe.is_empty() => _ = headers.insert(TRAILER, safe),
+        _ => _ = headers.remove(TRAILER),
+    }
 }
 
 /// What a trusted proxy says of where the request comes from.
 const ORIGIN: [HeaderName; 4] = [FORWARDED, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO];
 
-/// Removes what a client says about where the request comes from: `Forwarded`, `X-Forwarded-*`, `X-Real-IP`; also
-/// written with underscores, which CGI and its heirs do not tell from hyphens; and `Proxy`, which those take for the
-/// variable `HTTP_PROXY`. Of a trusted proxy, [`ORIGIN`] stays.
+/// Removes what a client says about where the request comes from. Of a trusted proxy, [`ORIGIN`] stays.
 fn remove_claims_of_origin(headers: &mut HeaderMap, trusted: bool) {
-    let is_claim = |name: &&HeaderName| {
-        if trusted && ORIGIN.contains(name) {
-            return false;
-        }
-        let name = name.as_str();
-        let is = |claim: &str| same_to_cgi(name, claim);
-        name.get(..12).is_some_and(|start| same_to_cgi(start, "x-forwarded-"))
-            || is("forwarded")
-            || is("x-real-ip")
-            || is("proxy")
-    };
-    let claims: Vec<HeaderName> = headers.keys().filter(is_claim).cloned().collect();
+    let is_believed = |name: &HeaderName| trusted && ORIGIN.contains(name);
+    let claims = headers.keys().filter(|name| is_claim_of_origin(name) && !is_believed(name));
+    let claims: Vec<HeaderName> = claims.cloned().collect();
     for name in &claims {
         headers.remove(name);
     }
+}
+
+/// Whether a field says where a request comes from: `Forwarded`, `X-Forwarded-*`, `X-Real-IP`; also written with
+/// underscores, which CGI and its heirs do not tell from hyphens; and `Proxy`, which those take for the variable
+/// `HTTP_PROXY`.
+fn is_claim_of_origin(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    let is = |claim: &str| same_to_cgi(name, claim);
+    name.get(..12).is_some_and(|start| same_to_cgi(start, "x-forwarded-"))
+        || is("forwarded")
+        || is("x-real-ip")
+        || is("proxy")
 }
 
 fn same_to_cgi(name: &str, other: &str) -> bool {
