@@ -297,12 +297,13 @@ const SAFE_TRAILERS: [&str; 6] =
 /// A chunked body with every trailer, each with its own name for a value, after this head.
 fn with_trailers(head: &str) -> String {
     let names: Vec<_> = UNSAFE_TRAILERS.iter().chain(&SAFE_TRAILERS).copied().collect();
-    let trailers: String = names.iter().map(|name| format!("{name}: the-{name}\r\n")).collect();
+    let trailers: Vec<_> = names.iter().map(|name| format!("{name}: the-{name}\r\n")).collect();
     format!(
         "{head}Connection: close, X-Hop\r\nConnection: x-other-hop\r\nTransfer-Encoding: chunked\r\nTrailer: {}\r\n\
-         Trailer: {}\r\n\r\n5\r\nhello\r\n0\r\n{trailers}\r\n",
+         Trailer: {}\r\n\r\n5\r\nhello\r\n0\r\n{}\r\n",
         names[..50].join(", "),
         names[50..].join(","),
+        trailers.concat(),
     )
 }
 
@@ -349,55 +350,34 @@ fn of_an_answers_trailers_only_the_safe_ones_reach_the_client_and_only_if_it_tak
 
 // ---------------------------------------------------------------- what is asked of an answer
 
-/// A request, without `Host` and `Connection`, and what is answered.
-struct Case {
-    /// The standard's section.
-    rfc: &'static str,
-    sent: &'static str,
-    status: u16,
-    /// Fields as they stand in the head, in lower case; those that begin with "!" do not.
-    fields: &'static [&'static str],
-    body: &'static str,
-}
-
-fn case(
-    rfc: &'static str,
-    sent: &'static str,
-    status: u16,
-    fields: &'static [&'static str],
-    body: &'static str,
-) -> Case {
-    Case { rfc, sent, status, fields, body }
-}
-
-/// Sends each case on a connection of its own. `{etag}` stands for that of the file.
-fn try_all(site: &Site, etag: &str, cases: &[Case]) {
+/// Sends each request of a table on a connection of its own. A row has the standard and its section, the request with
+/// its fields (`Host` and `Connection` are added), the status, fields of the answer (behind "!" those it has not), and the
+/// body; fields are set apart by " & ". `{name}` stands for its text in `names`.
+fn try_all(site: &Site, names: &[(&str, &str)], table: &str) {
     let mut wrong = Vec::new();
-    for case in cases {
-        let sent = case.sent.replace("{etag}", etag);
-        let (line, fields) = sent.split_once('\n').unwrap_or((&sent, ""));
-        let fields: String = fields.lines().map(|field| format!("{}\r\n", field.trim())).collect();
-        let request = format!("{line} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{fields}\r\n");
-        let answer = String::from_utf8(say(site.http, request.as_bytes())).expect("text");
-        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
-        let has = |field: &str| {
-            let is = |line: &str| line.starts_with(&field.replace("{etag}", etag));
-            head.lines()
-                .map(|line| {
-                    line.split_once(':').map_or(String::new(), |(name, value)| {
-                        format!("{}:{value}", name.to_ascii_lowercase())
-                    })
-                })
-                .any(|line| is(&line))
+    let rows = table.lines().map(str::trim).filter(|row| !row.is_empty() && !row.starts_with('#'));
+    for row in rows {
+        let filled = names.iter().fold(row.to_owned(), |row, (name, text)| row.replace(name, text));
+        let cells: Vec<_> = filled.split('|').map(str::trim).collect();
+        let [_, sent, status, expected, body] = cells[..] else { panic!("five cells in {row}") };
+        let mut lines = sent.split(" & ");
+        let line = lines.next().unwrap_or_default();
+        let fields: Vec<_> = lines.collect();
+        let request =
+            [&[&format!("{line} HTTP/1.1"), "Host: a", "Connection: close"], &fields[..], &["", ""]];
+        let answer = say(site.http, request.concat().join("\r\n").as_bytes());
+        let answer = String::from_utf8(answer).expect("text");
+        let (head, got) = answer.split_once("\r\n\r\n").expect("a head");
+        let has = |field: &str| head.lines().any(|line| line.starts_with(field));
+        let is_as_expected = |field: &str| match field.strip_prefix('!') {
+            Some(field) => !has(field),
+            None => has(field),
         };
-        let misses = |field: &&&str| match field.strip_prefix('!') {
-            Some(field) => has(field),
-            None => !has(field),
-        };
-        let missed: Vec<_> = case.fields.iter().filter(misses).collect();
-        if !head.starts_with(&format!("HTTP/1.1 {} ", case.status)) || !missed.is_empty() || body != case.body
+        if !head.starts_with(&format!("HTTP/1.1 {status} "))
+            || !expected.split(" & ").all(is_as_expected)
+            || got.trim_end() != body
         {
-            wrong.push(format!("{}: {:?} is answered by {answer:?}; {missed:?}", case.rfc, case.sent));
+            wrong.push(format!("{row}\n\tis answered by {answer:?}"));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -428,311 +408,105 @@ fn dated_files(more: &str) -> (tempfile::TempDir, Site, String) {
 #[test]
 fn ranges_of_a_file_are_those_of_the_standard() {
     let (_folder, site, etag) = dated_files("");
-    let whole: &[&str] = &["content-length: 20", "accept-ranges: bytes", "!content-range"];
-    let unsatisfiable: &[&str] = &["content-range: bytes */20", "content-length: 0"];
+    let names = [
+        ("{etag}", etag.as_str()),
+        ("{whole}", WHOLE),
+        ("{all}", "content-length: 20 & accept-ranges: bytes & !content-range"),
+        ("{unsatisfiable}", "content-range: bytes */20 & content-length: 0"),
+    ];
     try_all(
         &site,
-        &etag,
-        &[
-            case(
-                "9110, 14.1.2",
-                "GET /files/in.txt\nRange: bytes=-99999",
-                206,
-                &["content-range: bytes 0-19/20", "content-length: 20"],
-                WHOLE,
-            ),
-            case(
-                "9110, 14.1.2",
-                "GET /files/in.txt\nRange: bytes=-20",
-                206,
-                &["content-range: bytes 0-19/20"],
-                WHOLE,
-            ),
-            case(
-                "9110, 14.1.2",
-                "GET /files/in.txt\nRange: bytes=-1",
-                206,
-                &["content-range: bytes 19-19/20"],
-                "j",
-            ),
-            case(
-                "9110, 14.1.2",
-                "GET /files/in.txt\nRange: bytes=-99999999999999999999999",
-                206,
-                &["content-range: bytes 0-19/20"],
-                WHOLE,
-            ),
-            case(
-                "9110, 14.1.2",
-                "GET /files/in.txt\nRange: bytes=0-99999",
-                206,
-                &["content-range: bytes 0-19/20"],
-                WHOLE,
-            ),
-            case(
-                "9110, 14.1.2",
-                "GET /files/in.txt\nRange: bytes=5-99999999999999999999999",
-                206,
-                &["content-range: bytes 5-19/20"],
-                "56789abcdefghij",
-            ),
-            case(
-                "9110, 14.1.2",
-                "GET /files/in.txt\nRange: bytes=05-06",
-                206,
-                &["content-range: bytes 5-6/20", "content-length: 2"],
-                "56",
-            ),
-            case(
-                "9110, 14.1",
-                "GET /files/in.txt\nRange: BYTES=0-0",
-                206,
-                &["content-range: bytes 0-0/20"],
-                "0",
-            ),
-            case(
-                "9110, 15.3.7",
-                "GET /files/in.txt\nRange: bytes=1-2",
-                206,
-                &["etag: {etag}", "last-modified: Sun, 09 Sep 2001 01:46:40 GMT", "date:"],
-                "12",
-            ),
-            case("9110, 15.5.17", "GET /files/in.txt\nRange: bytes=20-", 416, unsatisfiable, ""),
-            case(
-                "9110, 15.5.17",
-                "GET /files/in.txt\nRange: bytes=99999999999999999999999-",
-                416,
-                unsatisfiable,
-                "",
-            ),
-            case("9110, 14.1.2", "GET /files/in.txt\nRange: bytes=-0", 416, unsatisfiable, ""),
-            case("9110, 14.1.2", "GET /files/empty\nRange: bytes=0-", 416, &["content-range: bytes */0"], ""),
-            case("9110, 14.1.2", "GET /files/empty\nRange: bytes=-5", 200, &["content-length: 0"], ""),
-            // What is no range is ignored, as the whole is better than none (section 14.2).
-            case("9110, 14.2", "GET /files/in.txt\nRange: bytes=5-2", 200, whole, WHOLE),
-            case("9110, 14.2", "GET /files/in.txt\nRange: bytes=", 200, whole, WHOLE),
-            case("9110, 14.2", "GET /files/in.txt\nRange: bytes=-", 200, whole, WHOLE),
-            case("9110, 14.2", "GET /files/in.txt\nRange: bytes=a-b", 200, whole, WHOLE),
-            case("9110, 14.2", "GET /files/in.txt\nRange: bytes=+1-2", 200, whole, WHOLE),
-            case("9110, 14.2", "GET /files/in.txt\nRange: bytes=0-1,3-4", 200, whole, WHOLE),
-            case("9110, 14.2", "GET /files/in.txt\nRange: bytes=0-1\nRange: bytes=3-4", 200, whole, WHOLE),
-            case("9110, 14.2", "GET /files/in.txt\nRange: lines=0-1", 200, whole, WHOLE),
-            case("9110, 14.2", "HEAD /files/in.txt\nRange: bytes=0-1", 200, whole, ""),
-            case("9110, 14.2", "HEAD /files/in.txt\nRange: bytes=99-", 200, whole, ""),
-            case("9110, 13.1.5", "GET /files/in.txt\nRange: bytes=0-0\nIf-Range: {etag}", 206, &[], "0"),
-            case(
-                "9110, 13.1.5",
-                "GET /files/in.txt\nRange: bytes=0-0\nIf-Range: W/{etag}",
-                200,
-                whole,
-                WHOLE,
-            ),
-            case(
-                "9110, 13.1.5",
-                "GET /files/in.txt\nRange: bytes=0-0\nIf-Range: \"other\"",
-                200,
-                whole,
-                WHOLE,
-            ),
-            case(
-                "9110, 13.1.5",
-                "GET /files/in.txt\nRange: bytes=99-\nIf-Range: \"other\"",
-                200,
-                whole,
-                WHOLE,
-            ),
-            case(
-                "9110, 13.1.5",
-                "GET /files/in.txt\nRange: bytes=0-0\nIf-Range: Sun, 09 Sep 2001 01:46:40 GMT",
-                206,
-                &[],
-                "0",
-            ),
-            case(
-                "9110, 5.6.7",
-                "GET /files/in.txt\nRange: bytes=0-0\nIf-Range: Sunday, 09-Sep-01 01:46:40 GMT",
-                206,
-                &[],
-                "0",
-            ),
-            case(
-                "9110, 13.1.5",
-                "GET /files/in.txt\nRange: bytes=0-0\nIf-Range: Sun, 09 Sep 2001 01:46:41 GMT",
-                200,
-                whole,
-                WHOLE,
-            ),
-            case(
-                "9110, 13.1.5",
-                "GET /files/in.txt\nRange: bytes=0-0\nIf-Range: Sun, 09 Sep 2001 01:46:39 GMT",
-                200,
-                whole,
-                WHOLE,
-            ),
-            case(
-                "9110, 13.2.2",
-                "GET /files/in.txt\nRange: bytes=0-0\nIf-None-Match: {etag}",
-                304,
-                &["!content-range"],
-                "",
-            ),
-            case(
-                "9110, 13.2.2",
-                "GET /files/in.txt\nRange: bytes=0-0\nIf-Match: \"other\"",
-                412,
-                &["!content-range"],
-                "",
-            ),
-        ],
+        &names,
+        r#"
+        9110, 14.1.2 | GET /files/in.txt & Range: bytes=-99999 | 206 | content-range: bytes 0-19/20 & content-length: 20 | {whole}
+        9110, 14.1.2 | GET /files/in.txt & Range: bytes=-20 | 206 | content-range: bytes 0-19/20 | {whole}
+        9110, 14.1.2 | GET /files/in.txt & Range: bytes=-1 | 206 | content-range: bytes 19-19/20 | j
+        9110, 14.1.2 | GET /files/in.txt & Range: bytes=-99999999999999999999999 | 206 | content-range: bytes 0-19/20 | {whole}
+        9110, 14.1.2 | GET /files/in.txt & Range: bytes=0-99999 | 206 | content-range: bytes 0-19/20 | {whole}
+        9110, 14.1.2 | GET /files/in.txt & Range: bytes=5-99999999999999999999999 | 206 | content-range: bytes 5-19/20 | 56789abcdefghij
+        9110, 14.1.2 | GET /files/in.txt & Range: bytes=05-06 | 206 | content-range: bytes 5-6/20 & content-length: 2 | 56
+        9110, 14.1 | GET /files/in.txt & Range: BYTES=0-0 | 206 | content-range: bytes 0-0/20 | 0
+        9110, 15.3.7 | GET /files/in.txt & Range: bytes=1-2 | 206 | etag: {etag} & last-modified: Sun, 09 Sep 2001 01:46:40 GMT & date: | 12
+        9110, 15.5.17 | GET /files/in.txt & Range: bytes=20- | 416 | {unsatisfiable} |
+        9110, 15.5.17 | GET /files/in.txt & Range: bytes=99999999999999999999999- | 416 | {unsatisfiable} |
+        9110, 14.1.2 | GET /files/in.txt & Range: bytes=-0 | 416 | {unsatisfiable} |
+        9110, 14.1.2 | GET /files/empty & Range: bytes=0- | 416 | content-range: bytes */0 |
+        9110, 14.1.2 | GET /files/empty & Range: bytes=-5 | 200 | content-length: 0 |
+        # What is no range is ignored, as the whole is better than none (section 14.2).
+        9110, 14.2 | GET /files/in.txt & Range: bytes=5-2 | 200 | {all} | {whole}
+        9110, 14.2 | GET /files/in.txt & Range: bytes= | 200 | {all} | {whole}
+        9110, 14.2 | GET /files/in.txt & Range: bytes=- | 200 | {all} | {whole}
+        9110, 14.2 | GET /files/in.txt & Range: bytes=a-b | 200 | {all} | {whole}
+        9110, 14.2 | GET /files/in.txt & Range: bytes=+1-2 | 200 | {all} | {whole}
+        9110, 14.2 | GET /files/in.txt & Range: bytes=0-1,3-4 | 200 | {all} | {whole}
+        9110, 14.2 | GET /files/in.txt & Range: bytes=0-1 & Range: bytes=3-4 | 200 | {all} | {whole}
+        9110, 14.2 | GET /files/in.txt & Range: lines=0-1 | 200 | {all} | {whole}
+        9110, 14.2 | HEAD /files/in.txt & Range: bytes=0-1 | 200 | {all} |
+        9110, 14.2 | HEAD /files/in.txt & Range: bytes=99- | 200 | {all} |
+        9110, 13.1.5 | GET /files/in.txt & Range: bytes=0-0 & If-Range: {etag} | 206 | date: | 0
+        9110, 13.1.5 | GET /files/in.txt & Range: bytes=0-0 & If-Range: W/{etag} | 200 | {all} | {whole}
+        9110, 13.1.5 | GET /files/in.txt & Range: bytes=0-0 & If-Range: "other" | 200 | {all} | {whole}
+        9110, 13.1.5 | GET /files/in.txt & Range: bytes=99- & If-Range: "other" | 200 | {all} | {whole}
+        9110, 13.1.5 | GET /files/in.txt & Range: bytes=0-0 & If-Range: Sun, 09 Sep 2001 01:46:40 GMT | 206 | date: | 0
+        9110, 5.6.7 | GET /files/in.txt & Range: bytes=0-0 & If-Range: Sunday, 09-Sep-01 01:46:40 GMT | 206 | date: | 0
+        9110, 13.1.5 | GET /files/in.txt & Range: bytes=0-0 & If-Range: Sun, 09 Sep 2001 01:46:41 GMT | 200 | {all} | {whole}
+        9110, 13.1.5 | GET /files/in.txt & Range: bytes=0-0 & If-Range: Sun, 09 Sep 2001 01:46:39 GMT | 200 | {all} | {whole}
+        9110, 13.2.2 | GET /files/in.txt & Range: bytes=0-0 & If-None-Match: {etag} | 304 | !content-range |
+        9110, 13.2.2 | GET /files/in.txt & Range: bytes=0-0 & If-Match: "other" | 412 | !content-range |
+    "#,
     );
 }
 
 #[test]
 fn conditions_on_a_file_are_those_of_the_standard() {
     let (_folder, site, etag) = dated_files(", cache_control = \"max-age=5\"");
-    let unmodified: &[&str] =
-        &["etag: {etag}", "cache-control: max-age=5", "date:", "!content-type", "!content-encoding"];
-    let whole: &[&str] = &["content-length: 20", "etag: {etag}"];
+    let names = [
+        ("{all}", "content-length: 20 & etag: {etag}"),
+        (
+            "{unmodified}",
+            "etag: {etag} & cache-control: max-age=5 & date: & !content-type & !content-encoding",
+        ),
+        ("{etag}", etag.as_str()),
+        ("{whole}", WHOLE),
+    ];
     try_all(
         &site,
-        &etag,
-        &[
-            case("9110, 13.1.2", "GET /files/in.txt\nIf-None-Match: {etag}", 304, unmodified, ""),
-            case("9110, 13.1.2", "GET /files/in.txt\nIf-None-Match: W/{etag}", 304, unmodified, ""),
-            case("9110, 13.1.2", "GET /files/in.txt\nIf-None-Match: *", 304, unmodified, ""),
-            case("9110, 13.1.2", "HEAD /files/in.txt\nIf-None-Match: {etag}", 304, unmodified, ""),
-            case(
-                "9110, 13.1.2",
-                "GET /files/in.txt\nIf-None-Match: \"a\", \"b,c\" , {etag}",
-                304,
-                unmodified,
-                "",
-            ),
-            case(
-                "9110, 5.3",
-                "GET /files/in.txt\nIf-None-Match: \"a\"\nIf-None-Match: {etag}",
-                304,
-                unmodified,
-                "",
-            ),
-            case(
-                "9110, 5.3",
-                "GET /files/in.txt\nIf-None-Match: {etag}\nIf-None-Match: \"a\"",
-                304,
-                unmodified,
-                "",
-            ),
-            case(
-                "9110, 5.3",
-                "GET /files/in.txt\nIf-None-Match: \"a\"\nIf-None-Match: \"b\"",
-                200,
-                whole,
-                WHOLE,
-            ),
-            case(
-                "9110, 13.1.3",
-                "GET /files/in.txt\nIf-Modified-Since: Sun, 09 Sep 2001 01:46:40 GMT",
-                304,
-                unmodified,
-                "",
-            ),
-            case(
-                "9110, 13.1.3",
-                "GET /files/in.txt\nIf-Modified-Since: Sunday, 09-Sep-01 01:46:40 GMT",
-                304,
-                unmodified,
-                "",
-            ),
-            case(
-                "9110, 13.1.3",
-                "GET /files/in.txt\nIf-Modified-Since: Sun Sep  9 01:46:40 2001",
-                304,
-                unmodified,
-                "",
-            ),
-            case(
-                "9110, 13.1.3",
-                "GET /files/in.txt\nIf-Modified-Since: Sun, 09 Sep 2001 01:46:39 GMT",
-                200,
-                whole,
-                WHOLE,
-            ),
-            case("9110, 13.1.3", "GET /files/in.txt\nIf-Modified-Since: yesterday", 200, whole, WHOLE),
-            case(
-                "9110, 13.1.3",
-                "GET /files/in.txt\nIf-None-Match: \"a\"\nIf-Modified-Since: Sun, 09 Sep 2001 01:46:40 GMT",
-                200,
-                whole,
-                WHOLE,
-            ),
-            case(
-                "9110, 13.1.3",
-                "GET /files/in.txt\nIf-Modified-Since: Sun, 09 Sep 2001 01:46:40 GMT\nIf-Modified-Since: Sun, 09 Sep 2001 01:46:39 GMT",
-                200,
-                whole,
-                WHOLE,
-            ),
-            case("9110, 13.1.1", "GET /files/in.txt\nIf-Match: {etag}", 200, whole, WHOLE),
-            case("9110, 13.1.1", "GET /files/in.txt\nIf-Match: *", 200, whole, WHOLE),
-            case("9110, 13.1.1", "GET /files/in.txt\nIf-Match: W/{etag}", 412, &["content-length: 0"], ""),
-            case("9110, 13.1.1", "GET /files/in.txt\nIf-Match: \"a\"", 412, &[], ""),
-            case("9110, 5.3", "GET /files/in.txt\nIf-Match: \"a\"\nIf-Match: {etag}", 200, whole, WHOLE),
-            case(
-                "9110, 13.1.4",
-                "GET /files/in.txt\nIf-Unmodified-Since: Sun, 09 Sep 2001 01:46:40 GMT",
-                200,
-                whole,
-                WHOLE,
-            ),
-            case(
-                "9110, 13.1.4",
-                "GET /files/in.txt\nIf-Unmodified-Since: Sun, 09 Sep 2001 01:46:39 GMT",
-                412,
-                &[],
-                "",
-            ),
-            case(
-                "9110, 13.1.4",
-                "GET /files/in.txt\nIf-Match: {etag}\nIf-Unmodified-Since: Sun, 09 Sep 2001 01:46:39 GMT",
-                200,
-                whole,
-                WHOLE,
-            ),
-            case("9110, 13.2.1", "GET /files/none\nIf-Match: *", 404, &[], "no such file\n"),
-            case(
-                "9110, 15.5.6",
-                "POST /files/in.txt\nContent-Length: 0",
-                405,
-                &["allow: GET, HEAD, OPTIONS"],
-                "files answer GET and HEAD only\n",
-            ),
-            case(
-                "9110, 15.5.6",
-                "TRACE /files/in.txt",
-                405,
-                &["allow: GET, HEAD, OPTIONS"],
-                "files answer GET and HEAD only\n",
-            ),
-            case(
-                "9110, 9.3.7",
-                "OPTIONS /files/in.txt",
-                204,
-                &["allow: GET, HEAD, OPTIONS", "!content-length"],
-                "",
-            ),
-            case("9110, 9.3.2", "HEAD /files/in.txt", 200, whole, ""),
-            case("9110, 9.3.2", "HEAD /files/none", 404, &["content-length: 13"], ""),
-            case("9110, 10.2.2", "GET /files?a=//b", 307, &["location: /files/?a=//b"], ""),
-            case("9110, 10.2.2", "GET //files/sub?a", 307, &["location: /files/sub/?a"], ""),
-            // Nothing is encoded here: no answer depends on what a client accepts.
-            case(
-                "9110, 12.5.5",
-                "GET /files/in.txt\nAccept-Encoding: gzip",
-                200,
-                &["!vary", "!content-encoding"],
-                WHOLE,
-            ),
-        ],
+        &names,
+        r#"
+        9110, 13.1.2 | GET /files/in.txt & If-None-Match: {etag} | 304 | {unmodified} |
+        9110, 13.1.2 | GET /files/in.txt & If-None-Match: W/{etag} | 304 | {unmodified} |
+        9110, 13.1.2 | GET /files/in.txt & If-None-Match: * | 304 | {unmodified} |
+        9110, 13.1.2 | HEAD /files/in.txt & If-None-Match: {etag} | 304 | {unmodified} |
+        9110, 13.1.2 | GET /files/in.txt & If-None-Match: "a", "b,c" , {etag} | 304 | {unmodified} |
+        9110, 5.3 | GET /files/in.txt & If-None-Match: "a" & If-None-Match: {etag} | 304 | {unmodified} |
+        9110, 5.3 | GET /files/in.txt & If-None-Match: {etag} & If-None-Match: "a" | 304 | {unmodified} |
+        9110, 5.3 | GET /files/in.txt & If-None-Match: "a" & If-None-Match: "b" | 200 | {all} | {whole}
+        9110, 13.1.3 | GET /files/in.txt & If-Modified-Since: Sun, 09 Sep 2001 01:46:40 GMT | 304 | {unmodified} |
+        9110, 13.1.3 | GET /files/in.txt & If-Modified-Since: Sunday, 09-Sep-01 01:46:40 GMT | 304 | {unmodified} |
+        9110, 13.1.3 | GET /files/in.txt & If-Modified-Since: Sun Sep  9 01:46:40 2001 | 304 | {unmodified} |
+        9110, 13.1.3 | GET /files/in.txt & If-Modified-Since: Sun, 09 Sep 2001 01:46:39 GMT | 200 | {all} | {whole}
+        9110, 13.1.3 | GET /files/in.txt & If-Modified-Since: yesterday | 200 | {all} | {whole}
+        9110, 13.1.3 | GET /files/in.txt & If-None-Match: "a" & If-Modified-Since: Sun, 09 Sep 2001 01:46:40 GMT | 200 | {all} | {whole}
+        9110, 13.1.3 | GET /files/in.txt & If-Modified-Since: Sun, 09 Sep 2001 01:46:40 GMT & If-Modified-Since: Sun, 09 Sep 2001 01:46:39 GMT | 200 | {all} | {whole}
+        9110, 13.1.1 | GET /files/in.txt & If-Match: {etag} | 200 | {all} | {whole}
+        9110, 13.1.1 | GET /files/in.txt & If-Match: * | 200 | {all} | {whole}
+        9110, 13.1.1 | GET /files/in.txt & If-Match: W/{etag} | 412 | content-length: 0 |
+        9110, 13.1.1 | GET /files/in.txt & If-Match: "a" | 412 |  |
+        9110, 5.3 | GET /files/in.txt & If-Match: "a" & If-Match: {etag} | 200 | {all} | {whole}
+        9110, 13.1.4 | GET /files/in.txt & If-Unmodified-Since: Sun, 09 Sep 2001 01:46:40 GMT | 200 | {all} | {whole}
+        9110, 13.1.4 | GET /files/in.txt & If-Unmodified-Since: Sun, 09 Sep 2001 01:46:39 GMT | 412 |  |
+        9110, 13.1.4 | GET /files/in.txt & If-Match: {etag} & If-Unmodified-Since: Sun, 09 Sep 2001 01:46:39 GMT | 200 | {all} | {whole}
+        9110, 13.2.1 | GET /files/none & If-Match: * | 404 | date: | no such file
+        9110, 15.5.6 | POST /files/in.txt & Content-Length: 0 | 405 | allow: GET, HEAD, OPTIONS | files answer GET and HEAD only
+        9110, 15.5.6 | TRACE /files/in.txt | 405 | allow: GET, HEAD, OPTIONS | files answer GET and HEAD only
+        9110, 9.3.7 | OPTIONS /files/in.txt | 204 | allow: GET, HEAD, OPTIONS & !content-length |
+        9110, 9.3.2 | HEAD /files/in.txt | 200 | {all} |
+        9110, 9.3.2 | HEAD /files/none | 404 | content-length: 13 |
+        9110, 10.2.2 | GET /files?a=//b | 307 | location: /files/?a=//b |
+        9110, 10.2.2 | GET //files/sub?a | 307 | location: /files/sub/?a |
+        # Nothing is encoded here: no answer depends on what a client accepts.
+        9110, 12.5.5 | GET /files/in.txt & Accept-Encoding: gzip | 200 | !vary & !content-encoding | {whole}
+    "#,
     );
 }
 
@@ -740,49 +514,31 @@ fn conditions_on_a_file_are_those_of_the_standard() {
 fn a_precompressed_file_is_negotiated_as_the_standard_says() {
     let (folder, site, etag) = dated_files(", precompressed = true");
     fs::write(folder.path().join("in.txt.gz"), "zipped").expect("a file");
-    let plain: &[&str] = &["vary: accept-encoding", "!content-encoding", "content-length: 20"];
-    let zipped: &[&str] =
-        &["vary: accept-encoding", "content-encoding: gzip", "content-length: 6", "content-type: text/plain"];
+    let names = [
+        ("{plain}", "vary: accept-encoding & !content-encoding & content-length: 20"),
+        (
+            "{zipped}",
+            "vary: accept-encoding & content-encoding: gzip & content-length: 6 & content-type: text/plain",
+        ),
+        ("{etag}", etag.as_str()),
+        ("{whole}", WHOLE),
+    ];
     try_all(
         &site,
-        &etag,
-        &[
-            case("9110, 12.5.3", "GET /files/in.txt", 200, plain, WHOLE),
-            case("9110, 12.5.3", "GET /files/in.txt\nAccept-Encoding: gzip", 200, zipped, "zipped"),
-            case("9110, 12.5.3", "HEAD /files/in.txt\nAccept-Encoding: gzip", 200, zipped, ""),
-            case("9110, 12.5.3", "GET /files/in.txt\nAccept-Encoding: GZIP;q=0.1", 200, zipped, "zipped"),
-            case(
-                "9110, 5.3",
-                "GET /files/in.txt\nAccept-Encoding: br\nAccept-Encoding: gzip",
-                200,
-                zipped,
-                "zipped",
-            ),
-            case("9110, 12.5.3", "GET /files/in.txt\nAccept-Encoding: gzip;q=0", 200, plain, WHOLE),
-            case(
-                "9110, 12.5.3",
-                "GET /files/in.txt\nAccept-Encoding: gzip;q=0.000, *;q=0.5",
-                200,
-                plain,
-                WHOLE,
-            ),
-            case("9110, 12.5.3", "GET /files/in.txt\nAccept-Encoding: identity", 200, plain, WHOLE),
-            case("9110, 12.5.3", "GET /files/in.txt\nAccept-Encoding:", 200, plain, WHOLE),
-            case(
-                "9110, 15.4.5",
-                "GET /files/in.txt\nIf-None-Match: {etag}",
-                304,
-                &["vary: accept-encoding", "etag: {etag}"],
-                "",
-            ),
-            case(
-                "9110, 14.2",
-                "GET /files/in.txt\nRange: bytes=0-1\nAccept-Encoding: gzip",
-                206,
-                &["content-range: bytes 0-1/6", "content-encoding: gzip", "vary: accept-encoding"],
-                "zi",
-            ),
-        ],
+        &names,
+        r"
+        9110, 12.5.3 | GET /files/in.txt | 200 | {plain} | {whole}
+        9110, 12.5.3 | GET /files/in.txt & Accept-Encoding: gzip | 200 | {zipped} | zipped
+        9110, 12.5.3 | HEAD /files/in.txt & Accept-Encoding: gzip | 200 | {zipped} |
+        9110, 12.5.3 | GET /files/in.txt & Accept-Encoding: GZIP;q=0.1 | 200 | {zipped} | zipped
+        9110, 5.3 | GET /files/in.txt & Accept-Encoding: br & Accept-Encoding: gzip | 200 | {zipped} | zipped
+        9110, 12.5.3 | GET /files/in.txt & Accept-Encoding: gzip;q=0 | 200 | {plain} | {whole}
+        9110, 12.5.3 | GET /files/in.txt & Accept-Encoding: gzip;q=0.000, *;q=0.5 | 200 | {plain} | {whole}
+        9110, 12.5.3 | GET /files/in.txt & Accept-Encoding: identity | 200 | {plain} | {whole}
+        9110, 12.5.3 | GET /files/in.txt & Accept-Encoding: | 200 | {plain} | {whole}
+        9110, 15.4.5 | GET /files/in.txt & If-None-Match: {etag} | 304 | vary: accept-encoding & etag: {etag} |
+        9110, 14.2 | GET /files/in.txt & Range: bytes=0-1 & Accept-Encoding: gzip | 206 | content-range: bytes 0-1/6 & content-encoding: gzip & vary: accept-encoding | zi
+    ",
     );
 }
 
@@ -812,15 +568,15 @@ fn a_fixed_answer_has_a_length_where_one_may_be() {
     // RFC 9110, section 8.6: 204 has none, and that of 304 would be the length of what is not sent.
     try_all(
         &site,
-        "",
-        &[
-            case("9110, 8.6", "GET /200", 200, &["content-length: 0", "date:"], ""),
-            case("9110, 8.6", "GET /204", 204, &["!content-length", "date:"], ""),
-            case("9110, 15.3.6", "GET /205", 205, &["content-length: 0"], ""),
-            case("9110, 8.6", "GET /304", 304, &["!content-length"], ""),
-            case("9110, 8.6", "HEAD /304", 304, &["!content-length"], ""),
-            case("9110, 8.6", "HEAD /204", 204, &["!content-length"], ""),
-            case("9110, 8.6", "HEAD /404", 404, &["content-length: 0"], ""),
-        ],
+        &[],
+        r"
+        9110, 8.6 | GET /200 | 200 | content-length: 0 & date: |
+        9110, 8.6 | GET /204 | 204 | !content-length & date: |
+        9110, 15.3.6 | GET /205 | 205 | content-length: 0 |
+        9110, 8.6 | GET /304 | 304 | !content-length |
+        9110, 8.6 | HEAD /304 | 304 | !content-length |
+        9110, 8.6 | HEAD /204 | 204 | !content-length |
+        9110, 8.6 | HEAD /404 | 404 | content-length: 0 |
+    ",
     );
 }

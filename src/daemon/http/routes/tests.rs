@@ -394,7 +394,7 @@ async fn files_answer_get_and_head_only() {
     *request.method_mut() = Method::POST;
     let response = ask(&router, request).await;
     assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);
-    assert_eq!(response.headers()[header::ALLOW], "GET, HEAD");
+    assert_eq!(response.headers()[header::ALLOW], "GET, HEAD, OPTIONS");
 
     let mut request = get("/assets/a%20b.txt");
     *request.method_mut() = Method::HEAD;

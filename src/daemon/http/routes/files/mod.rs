@@ -1,15 +1,17 @@
 //! `files`: the files below a folder.
 //!
-//! tower-http's `ServeDir` does the work: it refuses paths that lead out of the folder by `..`, streams, and knows
-//! content types, entity tags and conditions. Here is what it leaves open: the name of the index, `If-Range`, and
-//! ranges that a server is to ignore. That no path leads out of the folder is the kernel's word (`beneath`).
+//! tower-http's `ServeDir` does the work: it streams, and knows content types, entity tags, conditions and encodings.
+//! Here is what it leaves open: the name of the index, `If-Range`, which ranges there are (`range`), fields on several
+//! lines, and dates. That no path leads out of the folder is the kernel's word (`beneath`).
 
 mod beneath;
+mod range;
 
 use std::convert::Infallible;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -22,6 +24,7 @@ use tower_http::services::ServeDir;
 use tower_http::services::fs::DefaultServeDirFallback;
 
 use self::beneath::Beneath;
+use self::range::Range;
 use super::text;
 
 /// How much of a file is read at once, in bytes: each read is a trip to the pool of blocking threads.
@@ -54,6 +57,7 @@ struct Folder {
     files: ServeDir<DefaultServeDirFallback, Beneath>,
     /// Percent-encoded, to stand in a path.
     index: Option<String>,
+    precompressed: bool,
     cache_control: Option<HeaderValue>,
 }
 
@@ -64,8 +68,7 @@ impl Files {
         let mut files = ServeDir::with_backend("", Beneath::new(&config.root))
             .with_buf_chunk_size(CHUNK)
             .redirect_path_prefix(prefix)
-            .append_index_html_on_directories(config.index.is_some())
-            .ignore_multi_range_requests(true);
+            .append_index_html_on_directories(config.index.is_some());
         if config.precompressed {
             files = files.precompressed_br().precompressed_zstd().precompressed_gzip();
         }
@@ -73,6 +76,7 @@ impl Files {
             depth: prefix.matches('/').count(),
             files,
             index: config.index.as_deref().map(percent_encoded),
+            precompressed: config.precompressed,
             cache_control: config.cache_control.clone(),
         }))
     }
@@ -90,40 +94,50 @@ impl Files {
 impl Folder {
     async fn answer(&self, asked: &Parts) -> Response {
         if asked.method != Method::GET && asked.method != Method::HEAD {
-            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "files answer GET and HEAD only");
-            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            let mut response = match asked.method {
+                Method::OPTIONS => StatusCode::NO_CONTENT.into_response(),
+                _ => text(StatusCode::METHOD_NOT_ALLOWED, "files answer GET and HEAD only"),
+            };
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, OPTIONS"));
             return response;
         }
         let Some(uri) = self.uri_of_file(&asked.uri) else {
             return text(StatusCode::NOT_FOUND, "no such file");
         };
-        let mut request = Request::new(Body::empty());
-        *request.method_mut() = asked.method.clone();
-        *request.uri_mut() = uri;
-        *request.headers_mut() = asked.headers.clone();
-        if asked.method == Method::HEAD || !is_of_bytes(&asked.headers) {
-            request.headers_mut().remove(header::RANGE);
+        let range = (asked.method == Method::GET).then(|| Range::asked(&asked.headers)).flatten();
+        let mut response = self.read(asked, &uri, range).await;
+        if let Some(range) = range {
+            if !range_still_applies(&asked.headers, response.headers()) {
+                response = self.read(asked, &uri, None).await;
+            } else if range::is_unsatisfied(&response) {
+                match range {
+                    // All of a smaller file (RFC 9110, section 14.1.2); of an empty one that is no range.
+                    Range::Last(1..) => {
+                        let all = (!range::is_of_nothing(&response)).then_some(Range::From(0, None));
+                        response = self.read(asked, &uri, all).await;
+                    }
+                    Range::From(..) | Range::Last(0) => range::refuse(&mut response),
+                }
+            }
         }
-
-        let whole = request.headers().contains_key(header::RANGE).then(|| {
-            let mut whole = Request::new(Body::empty());
-            *whole.uri_mut() = request.uri().clone();
-            *whole.headers_mut() = request.headers().clone();
-            whole.headers_mut().remove(header::RANGE);
-            whole
-        });
-        let mut response = self.read(request).await;
-        if let Some(whole) = whole
-            && !range_still_applies(&asked.headers, response.headers())
-        {
-            response = self.read(whole).await;
-        }
-        if let Some(cache_control) = &self.cache_control
-            && (response.status().is_success() || response.status() == StatusCode::NOT_MODIFIED)
-        {
-            response.headers_mut().insert(header::CACHE_CONTROL, cache_control.clone());
-        }
+        self.complete(&mut response);
         response
+    }
+
+    /// Adds what an answer of a file has besides.
+    fn complete(&self, response: &mut Response) {
+        let status = response.status();
+        let headers = response.headers_mut();
+        date(headers);
+        if let Some(cache_control) = &self.cache_control
+            && (status.is_success() || status == StatusCode::NOT_MODIFIED)
+        {
+            headers.insert(header::CACHE_CONTROL, cache_control.clone());
+        }
+        // What 200 says of caching, 304 repeats (RFC 9110, section 15.4.5).
+        if self.precompressed && status == StatusCode::NOT_MODIFIED {
+            headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+        }
     }
 
     /// Where the file is for `ServeDir`, which takes the whole path to be below its root, and an encoded slash for one
@@ -142,15 +156,23 @@ impl Folder {
         PathAndQuery::try_from(format!("/{path}{index}{query}")).ok().map(Uri::from)
     }
 
-    async fn read(&self, request: Request) -> Response {
-        let mut files = self.files.clone();
-        let path = request.uri().path().to_owned();
-        match files.try_call(request).await {
+    /// Asks `ServeDir` for a file, or a range of it.
+    async fn read(&self, asked: &Parts, uri: &Uri, range: Option<Range>) -> Response {
+        let mut request = Request::new(Body::empty());
+        *request.method_mut() = asked.method.clone();
+        *request.uri_mut() = uri.clone();
+        *request.headers_mut() = asked.headers.clone();
+        normalise_conditions(request.headers_mut());
+        match range {
+            Some(range) => request.headers_mut().insert(header::RANGE, range.into()),
+            None => request.headers_mut().remove(header::RANGE),
+        };
+        match self.files.clone().try_call(request).await {
             Ok(response) if response.status() == StatusCode::NOT_FOUND => {
                 text(StatusCode::NOT_FOUND, "no such file")
             }
             Ok(response) => response.into_response(),
-            Err(error) => failed(&path, &error),
+            Err(error) => failed(uri.path(), &error),
         }
     }
 }
@@ -171,18 +193,62 @@ fn failed(path: &str, error: &io::Error) -> Response {
     }
 }
 
-/// A server ignores a range in a unit it does not know (RFC 9110, section 14.2).
-fn is_of_bytes(headers: &HeaderMap) -> bool {
-    headers.get(header::RANGE).is_some_and(|range| range.as_bytes().starts_with(b"bytes="))
+/// Makes one line of a list on several, which is the same (RFC 9110, section 5.3). A date on several is none.
+fn normalise_conditions(headers: &mut HeaderMap) {
+    for name in [header::IF_MATCH, header::IF_NONE_MATCH] {
+        let lines: Vec<&[u8]> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
+        if lines.len() > 1
+            && let Ok(list) = HeaderValue::from_bytes(&lines.join(b", ".as_slice()))
+        {
+            headers.insert(name, list);
+        }
+    }
+    for name in [header::IF_MODIFIED_SINCE, header::IF_UNMODIFIED_SINCE] {
+        if headers.get_all(&name).iter().count() > 1 {
+            headers.remove(name);
+        }
+    }
 }
 
 /// Whether the file is still the one the client has a part of: without `If-Range` it says that it does not mind
-/// (RFC 9110, section 13.1.5).
+/// (RFC 9110, section 13.1.5). A tag is compared strongly: those of files are never weak. A date counts once it is a
+/// second old, for within one a file can change twice (section 8.8.2.2).
 fn range_still_applies(asked: &HeaderMap, file: &HeaderMap) -> bool {
-    let Some(condition) = asked.get(header::IF_RANGE) else {
-        return true;
+    let mut conditions = asked.get_all(header::IF_RANGE).iter();
+    let condition = match (conditions.next(), conditions.next()) {
+        (None, _) => return true,
+        (Some(condition), None) => condition,
+        (Some(_), Some(_)) => return false,
     };
-    [header::ETAG, header::LAST_MODIFIED].iter().any(|name| file.get(name) == Some(condition))
+    if file.get(header::ETAG) == Some(condition) {
+        return true;
+    }
+    let modified = file.get(header::LAST_MODIFIED).and_then(time);
+    modified.is_some_and(|modified| {
+        let is_old =
+            SystemTime::now().duration_since(modified).is_ok_and(|age| age >= Duration::from_secs(1));
+        is_old && time(condition) == Some(modified)
+    })
+}
+
+/// Dates the answer, and the file no later: one that claims to be of the future is of now (RFC 9110, section 8.8.2.1).
+fn date(headers: &mut HeaderMap) {
+    let Some(modified) = headers.get(header::LAST_MODIFIED).and_then(time) else {
+        return;
+    };
+    let now = SystemTime::now();
+    let Ok(date) = HeaderValue::try_from(httpdate::fmt_http_date(now)) else {
+        return;
+    };
+    if modified > now {
+        headers.insert(header::LAST_MODIFIED, date.clone());
+    }
+    headers.insert(header::DATE, date);
+}
+
+/// A date in any of the three forms (RFC 9110, section 5.6.7).
+fn time(value: &HeaderValue) -> Option<SystemTime> {
+    httpdate::parse_http_date(value.to_str().ok()?).ok()
 }
 
 /// Redirects `/folder` to `/folder/`, below which the links of its index are right.
