@@ -4,10 +4,10 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use axum::http::header::{
-    CONNECTION, FORWARDED, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, HeaderName, MAX_FORWARDS, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, Version};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
 
 use crate::server::{InFlight, Peer};
 
@@ -17,8 +17,9 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 
 /// Of one hop only (RFC 9110, section 7.6.1), with what older software takes for such. `Trailer` is not among them: it
 /// announces the trailers, and the safe ones are passed on.
-const HOP_BY_HOP: [HeaderName; 9] = [
+static HOP_BY_HOP: [HeaderName; 10] = [
     CONNECTION,
+    HeaderName::from_static("http2-settings"),
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     PROXY_AUTHENTICATE,
@@ -51,10 +52,52 @@ pub(super) fn is_plain_or_chunked(headers: &HeaderMap) -> bool {
     }
 }
 
+/// Counts a forward of `OPTIONS` and `TRACE`, whose `Max-Forwards` says how many there may be (RFC 9110, section 7.6.2).
+/// Returns whether this one may be.
+pub(super) fn may_be_forwarded(method: &Method, headers: &mut HeaderMap) -> bool {
+    if ![Method::OPTIONS, Method::TRACE].contains(method) {
+        return true;
+    }
+    let Some(left) = headers.get(MAX_FORWARDS).and_then(|left| number(left.as_bytes())) else {
+        return true;
+    };
+    left.checked_sub(1).is_some_and(|left| {
+        headers.insert(MAX_FORWARDS, left.into());
+        true
+    })
+}
+
+/// Makes one number of the length of an upstream's answer, however often it is given. Returns whether it is one
+/// (RFC 9112, section 6.3); where there are chunks it does not count, and goes.
+pub(super) fn settle_length(headers: &mut HeaderMap) -> bool {
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
+    }
+    let lengths =
+        headers.get_all(CONTENT_LENGTH).iter().flat_map(|line| line.as_bytes().split(|b| *b == b','));
+    let mut lengths = lengths.map(|length| number(length.trim_ascii()));
+    let Some(first) = lengths.next() else {
+        return true;
+    };
+    let Some(length) = first.filter(|_| lengths.all(|other| other == first)) else {
+        return false;
+    };
+    headers.insert(CONTENT_LENGTH, length.into());
+    true
+}
+
+/// A number of digits alone; the largest there is for those beyond it.
+fn number(digits: &[u8]) -> Option<u64> {
+    let digits = std::str::from_utf8(digits).ok()?;
+    let is_number = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
+    is_number.then(|| digits.parse().unwrap_or(u64::MAX))
+}
+
 /// Makes the headers of a client's request those of the request to the upstream. `Host` stays as the client sent it,
 /// or becomes that of an absolute URI (RFC 9112, section 3.2.2).
 pub(super) fn to_upstream(
     headers: &mut HeaderMap,
+    version: Version,
     uri: &Uri,
     client: Option<&InFlight>,
     upgrade: Option<HeaderValue>,
@@ -64,6 +107,7 @@ pub(super) fn to_upstream(
         codings.into_iter().any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
     });
     remove_hop_by_hop(headers);
+    remove_lookalikes(headers);
     remove_claims_of_origin(headers, client.is_some_and(InFlight::is_trusted));
 
     if let Some(upgrade) = upgrade {
@@ -78,6 +122,8 @@ pub(super) fn to_upstream(
         headers.insert(HOST, host);
     }
     add_origin(headers, client.map(InFlight::peer));
+    // Which version it came in (RFC 9110, section 7.6.3).
+    append(headers, VIA, if version == Version::HTTP_10 { "1.0 steadfast" } else { "1.1 steadfast" });
 }
 
 /// Makes the headers of the upstream's answer those of the answer to the client. As upgrades are passed through, so is
@@ -102,7 +148,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     // Where the message is for, and how long it is, is for every hop, whatever `Connection` says.
     let listed: Vec<HeaderName> = connection_options(headers)
         .filter_map(|option| option.parse().ok())
-        .filter(|name| *name != HOST && *name != axum::http::header::CONTENT_LENGTH)
+        .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
         .collect();
     for name in listed.iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
@@ -165,8 +211,7 @@ fn remove_claims_of_origin(headers: &mut HeaderMap, trusted: bool) {
 }
 
 /// Whether a field says where a request comes from: `Forwarded`, `X-Forwarded-*`, `X-Real-IP`; also written with
-/// underscores, which CGI and its heirs do not tell from hyphens; and `Proxy`, which those take for the variable
-/// `HTTP_PROXY`.
+/// underscores; and `Proxy`, which CGI and its heirs take for the variable `HTTP_PROXY`.
 fn is_claim_of_origin(name: &HeaderName) -> bool {
     let name = name.as_str();
     let is = |claim: &str| same_to_cgi(name, claim);
@@ -176,9 +221,28 @@ fn is_claim_of_origin(name: &HeaderName) -> bool {
         || is("proxy")
 }
 
+/// Fields that say where a message ends or goes, beside [`HOP_BY_HOP`].
+static STEERING: [HeaderName; 6] = [CONTENT_LENGTH, EXPECT, HOST, MAX_FORWARDS, TRAILER, VIA];
+
+/// Removes what CGI and its heirs take for a field that steers a message: `Content_Length` is not the length here, but
+/// may be behind the upstream.
+fn remove_lookalikes(headers: &mut HeaderMap) {
+    let is_odd = |name: &str| name.bytes().any(|byte| !byte.is_ascii_alphanumeric() && byte != b'-');
+    let looks_like_one = |name: &&HeaderName| {
+        let mut steering = STEERING.iter().chain(&HOP_BY_HOP);
+        is_odd(name.as_str()) && steering.any(|other| same_to_cgi(name.as_str(), other.as_str()))
+    };
+    let lookalikes: Vec<HeaderName> = headers.keys().filter(looks_like_one).cloned().collect();
+    for name in &lookalikes {
+        headers.remove(name);
+    }
+}
+
+/// Whether two names are one to CGI and its heirs, which do not tell a hyphen from an underscore, nor some of them from
+/// any other mark.
 fn same_to_cgi(name: &str, other: &str) -> bool {
-    name.len() == other.len()
-        && name.bytes().zip(other.bytes()).all(|(a, b)| a == b || (a == b'_' && b == b'-'))
+    let is_same = |(a, b): (u8, u8)| a == b || (b == b'-' && !a.is_ascii_alphanumeric());
+    name.len() == other.len() && name.bytes().zip(other.bytes()).all(is_same)
 }
 
 /// Says where the request comes from: `X-Forwarded-*` as everyone does, `Forwarded` as RFC 7239 does. What a trusted

@@ -4,7 +4,8 @@
 //! what concerns one hop only (`headers`). Both bodies are
 //! streamed (`body`). An upstream that refuses connections is waited for (`upstream`): nothing has been sent to it
 //! yet. What was sent is sent again only where that cannot matter (`RESENDS`). A connection that changes protocol
-//! becomes a `tunnel`.
+//! becomes a `tunnel`. Interim answers (102, 103) end here, although RFC 9110, section 15.2, would have them passed on:
+//! hyper's server sends none but 100, which it gives of its own accord to whoever waits for it.
 
 mod body;
 mod headers;
@@ -21,7 +22,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::http::uri::{Authority, PathAndQuery, Scheme};
 use axum::http::{HeaderValue, Method, StatusCode, Uri, Version, header};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use http_body_util::LengthLimitError;
 use hyper::body::{Body as _, Incoming};
 use hyper::upgrade::OnUpgrade;
@@ -44,6 +45,10 @@ const RESENDS: usize = 2;
 
 /// The most that is buffered of an upstream's connection in either direction, in bytes; no head may be larger.
 const BUFFER: usize = 64 << 10;
+
+/// The most fields that an upstream's answer or its trailers may have. hyper makes room for so many at each head, 64
+/// bytes for one; its own limit of 100 is too few for some cookies and policies.
+const FIELDS: usize = 1024;
 
 /// Where a route's requests go.
 #[derive(Clone, Debug, PartialEq)]
@@ -106,11 +111,13 @@ impl Proxy {
             authority,
             pooled: Client::builder(TokioExecutor::new())
                 .http1_max_buf_size(BUFFER)
+                .http1_max_headers(FIELDS)
                 .pool_timer(TokioTimer::new())
                 .pool_idle_timeout(POOL_IDLE)
                 .build(connector.clone()),
             fresh: Client::builder(TokioExecutor::new())
                 .http1_max_buf_size(BUFFER)
+                .http1_max_headers(FIELDS)
                 .pool_max_idle_per_host(0)
                 .build(connector),
             tunnels: tunnels.clone(),
@@ -145,6 +152,9 @@ type Head = axum::http::Request<()>;
 
 impl Exchange {
     async fn answer(self, mut request: Request) -> Response {
+        if !headers::may_be_forwarded(&self.method, request.headers_mut()) {
+            return last_hop(&self.method);
+        }
         let upgrade = headers::requested_upgrade(request.version(), request.headers());
         let client = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         let passed = match self.to_upstream(request, upgrade) {
@@ -192,7 +202,7 @@ impl Exchange {
         *head.uri_mut() = Uri::from_parts(uri).map_err(|_| Failure::Connect)?;
 
         let chunked = head.headers().contains_key(header::TRANSFER_ENCODING) && !body.is_end_stream();
-        headers::to_upstream(head.headers_mut(), &parts.uri, self.in_flight.as_ref(), upgrade);
+        headers::to_upstream(head.headers_mut(), parts.version, &parts.uri, self.in_flight.as_ref(), upgrade);
         if chunked {
             // Said in so many words, or hyper would take a GET to have no body.
             head.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
@@ -247,6 +257,8 @@ impl Exchange {
             self.passing.tunnels.spawn(carry(client, upstream));
         } else if !headers::is_plain_or_chunked(response.headers()) {
             return Err(Failure::UnknownAnswerCoding);
+        } else if !headers::settle_length(response.headers_mut()) {
+            return Err(Failure::NoLength);
         }
         Ok(response)
     }
@@ -258,6 +270,14 @@ impl Exchange {
     fn log_failure(&self, error: &(dyn Error + 'static)) {
         let upstream = &self.passing.config.to;
         tracing::warn!(%upstream, method = %self.method, uri = %self.uri, error = chain(error), "proxied request failed");
+    }
+}
+
+/// The answer to a request that was to come no further than this: the proxy is there, and reflects nothing.
+fn last_hop(method: &Method) -> Response {
+    match *method {
+        Method::TRACE => text(StatusCode::NOT_IMPLEMENTED, "TRACE is not answered by this proxy"),
+        _ => StatusCode::NO_CONTENT.into_response(),
     }
 }
 
@@ -295,6 +315,8 @@ enum Failure {
     UnaskedSwitch,
     #[error("the upstream's answer is in a transfer coding other than chunked")]
     UnknownAnswerCoding,
+    #[error("the Content-Length of the upstream's answer is no length")]
+    NoLength,
 }
 
 impl Failure {
@@ -318,7 +340,7 @@ impl Failure {
                 Some(ConnectError::TimedOut(_)) => StatusCode::GATEWAY_TIMEOUT,
                 _ => StatusCode::BAD_GATEWAY,
             },
-            Self::UnaskedSwitch | Self::UnknownAnswerCoding => StatusCode::BAD_GATEWAY,
+            Self::UnaskedSwitch | Self::UnknownAnswerCoding | Self::NoLength => StatusCode::BAD_GATEWAY,
         }
     }
 
@@ -340,7 +362,11 @@ impl Failure {
     fn is_upstreams(&self) -> bool {
         match self {
             Self::Connect | Self::UnknownCoding | Self::BodyTooLarge | Self::BodyBroken(_) => false,
-            Self::Upstream(_) | Self::TimedOut(_) | Self::UnaskedSwitch | Self::UnknownAnswerCoding => true,
+            Self::Upstream(_)
+            | Self::TimedOut(_)
+            | Self::UnaskedSwitch
+            | Self::UnknownAnswerCoding
+            | Self::NoLength => true,
         }
     }
 }
