@@ -1,4 +1,4 @@
-//! What a request means, as RFC 9110 and 9112 say it: bytes, and what is answered and passed on.
+//! The meaning of requests, as RFC 9110 and 9112 have it: bytes, and what is answered and passed on.
 
 use std::fs;
 
@@ -200,7 +200,7 @@ fn a_request_for_the_server_itself_is_answered_by_it() {
 
 // ---------------------------------------------------------------- trailers
 
-/// What must not come after a body (RFC 9110, section 6.5.1), and what concerns one hop, also by its other names.
+/// Fields that must not come after a body (RFC 9110, section 6.5.1), or concern one hop, also by their other names.
 const UNSAFE_TRAILERS: [&str; 79] = [
     // Framing and routing.
     "Transfer-Encoding",
@@ -229,7 +229,7 @@ const UNSAFE_TRAILERS: [&str; 79] = [
     "Origin",
     "Referer",
     "User-Agent",
-    // Who asks.
+    // Authentication.
     "Authorization",
     "Proxy-Authorization",
     "Proxy-Authenticate",
@@ -278,7 +278,7 @@ const UNSAFE_TRAILERS: [&str; 79] = [
     "Strict-Transport-Security",
     "Access-Control-Allow-Origin",
     "Content-Security-Policy",
-    // What is to be made of the body.
+    // The format of the body.
     "Content-Encoding",
     "Content-Type",
     "Content-Range",
@@ -290,7 +290,7 @@ const UNSAFE_TRAILERS: [&str; 79] = [
     "X-Other-Hop",
 ];
 
-/// What may.
+/// Fields that may.
 const SAFE_TRAILERS: [&str; 6] =
     ["X-Checksum", "Grpc-Status", "Server-Timing", "Content-Digest", "Repr-Digest", "ETag"];
 

@@ -100,7 +100,7 @@ struct Table {
     fallback: Option<Router>,
 }
 
-/// What answers at a route.
+/// The answering side of a route, ready to be called.
 #[derive(Clone, Debug)]
 enum Endpoint {
     Respond(Respond),
@@ -121,7 +121,7 @@ impl Endpoint {
         }
     }
 
-    /// Whether the rest of the path means anything to it.
+    /// True if the answer depends on the path.
     fn reads_the_path(&self) -> bool {
         match self {
             Self::Respond(_) | Self::Status => false,

@@ -1,9 +1,9 @@
 //! The one reading of a request's path, by which its route is chosen and in which it is passed on.
 //!
-//! Who reads a path differently from the server behind it opens what the routes close. So the spellings of a path that
+//! A proxy that reads a path differently from its upstream opens what its routes close. So the spellings of a path that
 //! RFC 3986, section 6.2.2, calls equivalent become one: unreserved characters are decoded, the digits of the other
-//! encodings are in upper case, dot segments are resolved. Empty segments are merged, as most servers do. What upstreams
-//! do not agree on (`%2F` within a segment) is compared as the one that decodes it would, and passed on as it came.
+//! encodings are in upper case, dot segments are resolved. Empty segments are merged, as most servers do. An encoded
+//! slash, on which upstreams do not agree, is compared as a slash and passed on as it came.
 
 use std::borrow::Cow;
 
@@ -39,7 +39,7 @@ pub(crate) enum Unreadable {
     HiddenDots,
 }
 
-/// What some servers take for a slash, as it stands in a normal path.
+/// The spellings in a normal path that some servers take for a slash.
 const DIVIDERS: [&str; 3] = ["%2F", "%5C", "\\"];
 
 /// Reads the path of a URI.
@@ -77,7 +77,7 @@ pub(super) fn replace(request: &mut Request, path: &str) {
     }
 }
 
-/// Whether the path is the same however it is read, which most are.
+/// True if the path is the same however it is read, which most are.
 fn is_plain(path: &str) -> bool {
     let mut before = 0;
     path.bytes().all(|byte| {
@@ -127,7 +127,7 @@ fn normalised(segment: &str) -> Result<String, Unreadable> {
         rest = &encoded[2..];
     }
     normal.push_str(rest);
-    // Whoever decodes the slash would find dots that are not resolved.
+    // A server that decodes the slash would find dots that are not resolved.
     let is_dots = |name: &str| matches!(name, "." | "..");
     match divided(&normal) {
         Some(names) if names.split('/').any(is_dots) => Err(Unreadable::HiddenDots),

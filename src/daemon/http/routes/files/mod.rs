@@ -52,7 +52,7 @@ pub(super) struct Files(Arc<Folder>);
 
 #[derive(Debug)]
 struct Folder {
-    /// How many segments of the request's path are the route's own.
+    /// The number of segments of a request's path that are the route's own.
     depth: usize,
     files: ServeDir<DefaultServeDirFallback, Beneath>,
     /// Percent-encoded, to stand in a path.
@@ -134,7 +134,7 @@ impl Folder {
         {
             headers.insert(header::CACHE_CONTROL, cache_control.clone());
         }
-        // What 200 says of caching, 304 repeats (RFC 9110, section 15.4.5).
+        // 304 repeats what 200 says of caching (RFC 9110, section 15.4.5).
         if self.precompressed && status == StatusCode::NOT_MODIFIED {
             headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
         }

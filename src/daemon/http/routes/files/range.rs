@@ -51,7 +51,7 @@ fn number(digits: &str) -> Option<u64> {
     is_number.then(|| digits.parse().unwrap_or(u64::MAX))
 }
 
-/// Whether `ServeDir` found nothing in the range; of an empty file it answers with a part that has nothing in it.
+/// True if `ServeDir` found nothing in the range; of an empty file it answers with a part that has nothing in it.
 pub(super) fn is_unsatisfied(response: &Response) -> bool {
     match response.status() {
         StatusCode::RANGE_NOT_SATISFIABLE => true,
@@ -60,7 +60,7 @@ pub(super) fn is_unsatisfied(response: &Response) -> bool {
     }
 }
 
-/// Whether the file of which a range was asked for is empty.
+/// True if the file of which a range was asked for is empty.
 pub(super) fn is_of_nothing(response: &Response) -> bool {
     response.headers().get(header::CONTENT_RANGE).is_some_and(|range| range.as_bytes().ends_with(b"/0"))
 }

@@ -210,7 +210,7 @@ fn remove_claims_of_origin(headers: &mut HeaderMap, trusted: bool) {
     }
 }
 
-/// Whether a field says where a request comes from: `Forwarded`, `X-Forwarded-*`, `X-Real-IP`; also written with
+/// True if a field says where a request comes from: `Forwarded`, `X-Forwarded-*`, `X-Real-IP`; also written with
 /// underscores; and `Proxy`, which CGI and its heirs take for the variable `HTTP_PROXY`.
 fn is_claim_of_origin(name: &HeaderName) -> bool {
     let name = name.as_str();
@@ -238,7 +238,7 @@ fn remove_lookalikes(headers: &mut HeaderMap) {
     }
 }
 
-/// Whether two names are one to CGI and its heirs, which do not tell a hyphen from an underscore, nor some of them from
+/// True if two names are one to CGI and its heirs, which do not tell a hyphen from an underscore, nor some of them from
 /// any other mark.
 fn same_to_cgi(name: &str, other: &str) -> bool {
     let is_same = |(a, b): (u8, u8)| a == b || (b == b'-' && !a.is_ascii_alphanumeric());

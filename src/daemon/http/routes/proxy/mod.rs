@@ -51,6 +51,10 @@ const BUFFER: usize = 64 << 10;
 const FIELDS: usize = 1024;
 
 /// Where a route's requests go.
+///
+/// The upstream gets a request with its query, `Host` and end-to-end fields as they came, the path as the routes have
+/// read it, and `X-Forwarded-*`, `Forwarded` and `Via`. Fields of one hop stay on it, and so do trailers that could be
+/// taken for a field of the head. Interim answers (102, 103) are not passed on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The server that answers.
