@@ -682,6 +682,17 @@ fn an_answer_may_have_hundreds_of_fields() {
 }
 
 #[test]
+fn a_space_before_the_colon_of_an_answers_field_is_removed() {
+    // RFC 9112, section 5.1. Of a request it is refused.
+    let (_recorder, site) = in_front_of("HTTP/1.1 200 OK\r\nX-Own : kept\r\nContent-Length\t: 2\r\n\r\nok");
+    let answer = answer(&site, "GET /a HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    assert_eq!(
+        (status(&answer), answer.field("x-own"), &*answer.body),
+        (200, Some("kept"), b"ok".as_slice())
+    );
+}
+
+#[test]
 fn the_upstream_learns_through_whom_a_request_came() {
     let (recorder, site) = in_front_of("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
     // RFC 9110, section 7.6.3: the version is that of the message as it was received.
