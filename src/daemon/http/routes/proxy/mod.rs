@@ -116,12 +116,14 @@ impl Proxy {
             pooled: Client::builder(TokioExecutor::new())
                 .http1_max_buf_size(BUFFER)
                 .http1_max_headers(FIELDS)
+                .http1_allow_spaces_after_header_name_in_responses(true)
                 .pool_timer(TokioTimer::new())
                 .pool_idle_timeout(POOL_IDLE)
                 .build(connector.clone()),
             fresh: Client::builder(TokioExecutor::new())
                 .http1_max_buf_size(BUFFER)
                 .http1_max_headers(FIELDS)
+                .http1_allow_spaces_after_header_name_in_responses(true)
                 .pool_max_idle_per_host(0)
                 .build(connector),
             tunnels: tunnels.clone(),
