@@ -31,7 +31,7 @@ fn status(message: &Message) -> u16 {
 type Spelling = (&'static str, u16, Option<&'static str>);
 
 /// RFC 3986, section 6.2.2: spellings of one path are one path.
-const SPELLINGS: [Spelling; 65] = [
+const SPELLINGS: [Spelling; 68] = [
     // Below a route that refuses, whatever the spelling.
     ("/up/private/x", 403, None),
     ("/up/%70rivate/x", 403, None),
@@ -96,6 +96,9 @@ const SPELLINGS: [Spelling; 65] = [
     ("/up/group%2fproject", 200, Some("/up/group%2Fproject")),
     ("/up/a%5cb", 200, Some("/up/a%5Cb")),
     ("/up/%252e%252e/private/x", 200, Some("/up/%252e%252e/private/x")),
+    ("/up/{a}|é", 200, Some("/up/%7Ba%7D%7C%C3%A9")),
+    ("/up/a\\b", 200, Some("/up/a%5Cb")),
+    ("/up/private\\x", 403, None),
     ("/up/x?%70=//&..=/../%zz", 200, Some("/up/x?%70=//&..=/../%zz")),
     ("http://a/up/%78?y", 200, Some("/up/x?y")),
     ("/up/private/../x", 200, Some("/up/x")),
@@ -485,6 +488,8 @@ fn conditions_on_a_file_are_those_of_the_standard() {
         9110, 13.1.3 | GET /files/in.txt & If-Modified-Since: Sunday, 09-Sep-01 01:46:40 GMT | 304 | {unmodified} |
         9110, 13.1.3 | GET /files/in.txt & If-Modified-Since: Sun Sep  9 01:46:40 2001 | 304 | {unmodified} |
         9110, 13.1.3 | GET /files/in.txt & If-Modified-Since: Sun, 09 Sep 2001 01:46:39 GMT | 200 | {all} | {whole}
+        9110, 13.1.3 | GET /files/in.txt & If-None-Match: & If-Modified-Since: Sun, 09 Sep 2001 01:46:40 GMT | 200 | {all} | {whole}
+        9110, 13.1.4 | GET /files/in.txt & If-Match: * & If-Unmodified-Since: Sun, 09 Sep 2001 01:46:39 GMT | 200 | {all} | {whole}
         9110, 13.1.3 | GET /files/in.txt & If-Modified-Since: yesterday | 200 | {all} | {whole}
         9110, 13.1.3 | GET /files/in.txt & If-None-Match: "a" & If-Modified-Since: Sun, 09 Sep 2001 01:46:40 GMT | 200 | {all} | {whole}
         9110, 13.1.3 | GET /files/in.txt & If-Modified-Since: Sun, 09 Sep 2001 01:46:40 GMT & If-Modified-Since: Sun, 09 Sep 2001 01:46:39 GMT | 200 | {all} | {whole}
@@ -707,6 +712,24 @@ fn the_upstream_learns_through_whom_a_request_came() {
     ] {
         say(site.http, request.as_bytes());
         assert_eq!(recorder.requests().last().expect("a request").field("via"), Some(via));
+    }
+}
+
+#[test]
+fn an_expectation_of_a_client_that_knows_none_is_not_passed_on() {
+    let (recorder, site) = in_front_of("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    // RFC 9110, section 10.1.1.
+    for (request, passed) in [
+        ("POST /a HTTP/1.0\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\nhi", None),
+        (
+            "POST /a HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\nhi",
+            Some("100-continue"),
+        ),
+    ] {
+        let answers = say(site.http, request.as_bytes());
+        let interim = answers.starts_with(b"HTTP/1.1 100 Continue\r\n\r\n");
+        assert_eq!(interim, passed.is_some(), "{}", answers.escape_ascii());
+        assert_eq!(recorder.requests().last().expect("a request").field("expect"), passed);
     }
 }
 
