@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use axum::extract::Request;
 use axum::http::Uri;
 use axum::http::uri::PathAndQuery;
-use percent_encoding::percent_decode_str;
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
 /// A path, read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,8 +19,8 @@ pub(crate) struct Reading<'a> {
     pub(crate) path: Cow<'a, str>,
     /// The path to compare with the routes': decoded throughout, an encoded slash or backslash being a slash.
     pub(crate) compared: Cow<'a, [u8]>,
-    /// The same for whoever takes an encoded slash (here a NUL, which no path has) or a backslash for a part of a name;
-    /// `None` where there is none.
+    /// The path to compare if an encoded slash (here a NUL, which no path has) or a backslash is a part of a name; `None`
+    /// where there is none.
     pub(crate) undivided: Option<Vec<u8>>,
 }
 
@@ -40,7 +40,24 @@ pub(crate) enum Unreadable {
 }
 
 /// The spellings in a normal path that some servers take for a slash.
-const DIVIDERS: [&str; 3] = ["%2F", "%5C", "\\"];
+const DIVIDERS: [&str; 2] = ["%2F", "%5C"];
+
+/// All that a segment of a URI cannot hold (RFC 3986, section 3.3). hyper lets some of it pass.
+const NOT_OF_A_SEGMENT: AsciiSet = CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'#')
+    .add(b'<')
+    .add(b'>')
+    .add(b'?')
+    .add(b'[')
+    .add(b'\\')
+    .add(b']')
+    .add(b'^')
+    .add(b'`')
+    .add(b'{')
+    .add(b'|')
+    .add(b'}');
 
 /// Reads the path of a URI.
 pub(crate) fn read(path: &str) -> Result<Reading<'_>, Unreadable> {
@@ -81,7 +98,10 @@ pub(super) fn replace(request: &mut Request, path: &str) {
 fn is_plain(path: &str) -> bool {
     let mut before = 0;
     path.bytes().all(|byte| {
-        let is_plain = !matches!((before, byte), (_, b'%' | b'\\') | (b'/', b'/' | b'.'));
+        let is_plain = match byte {
+            b'/' | b'.' => before != b'/',
+            _ => is_unreserved(byte) || b"!$&'()*+,;=:@".contains(&byte),
+        };
         before = byte;
         is_plain
     })
@@ -108,12 +128,13 @@ fn resolved(path: &str) -> Result<String, Unreadable> {
     Ok(path)
 }
 
-/// One segment, with unreserved characters as themselves and all other encodings in upper case.
+/// One segment, with unreserved characters as themselves, all other encodings in upper case, and what cannot stand in a
+/// URI encoded.
 fn normalised(segment: &str) -> Result<String, Unreadable> {
     let mut normal = String::with_capacity(segment.len());
     let mut rest = segment;
     while let Some((literal, encoded)) = rest.split_once('%') {
-        normal.push_str(literal);
+        normal.extend(utf8_percent_encode(literal, &NOT_OF_A_SEGMENT));
         let digits = encoded.get(..2).filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()));
         let digits = digits.ok_or(Unreadable::Encoding)?;
         match u8::from_str_radix(digits, 16) {
@@ -126,7 +147,7 @@ fn normalised(segment: &str) -> Result<String, Unreadable> {
         }
         rest = &encoded[2..];
     }
-    normal.push_str(rest);
+    normal.extend(utf8_percent_encode(rest, &NOT_OF_A_SEGMENT));
     // A server that decodes the slash would find dots that are not resolved.
     let is_dots = |name: &str| matches!(name, "." | "..");
     match divided(&normal) {
@@ -153,7 +174,7 @@ mod tests {
     use super::*;
 
     /// A path as it was sent, as it is passed on, and as it is compared.
-    const READ: [(&str, &str, &str); 12] = [
+    const READ: [(&str, &str, &str); 13] = [
         ("/", "/", "/"),
         ("/a/b.c/.d/..e/", "/a/b.c/.d/..e/", "/a/b.c/.d/..e/"),
         ("/%41%2d%2E%5f%7E", "/A-._~", "/A-._~"),
@@ -163,7 +184,8 @@ mod tests {
         ("/a/b/../c/..", "/a/", "/a/"),
         ("/a//../b", "/b", "/b"),
         ("/a%2fb%5Cc", "/a%2Fb%5Cc", "/a/b/c"),
-        ("/a%2f/%2fb\\", "/a%2F/%2Fb\\", "/a/b/"),
+        ("/a%2f/%2fb\\", "/a%2F/%2Fb%5C", "/a/b/"),
+        ("/{\u{e9}}!$&'()*+,;=:@", "/%7B%C3%A9%7D!$&'()*+,;=:@", "/{\u{e9}}!$&'()*+,;=:@"),
         ("/%252e%252f", "/%252e%252f", "/%2e%2f"),
         ("/a%2fb/../c", "/c", "/c"),
     ];

@@ -193,19 +193,19 @@ fn failed(path: &str, error: &io::Error) -> Response {
     }
 }
 
-/// Makes one line of a list on several, which is the same (RFC 9110, section 5.3). A date on several is none.
+/// Makes one line of a list on several, which is the same (RFC 9110, section 5.3). A date counts only if it is on one
+/// line and there is no list (sections 13.1.3 and 13.1.4).
 fn normalise_conditions(headers: &mut HeaderMap) {
-    for name in [header::IF_MATCH, header::IF_NONE_MATCH] {
-        let lines: Vec<&[u8]> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
-        if lines.len() > 1
-            && let Ok(list) = HeaderValue::from_bytes(&lines.join(b", ".as_slice()))
-        {
-            headers.insert(name, list);
+    for (list, date) in
+        [(header::IF_MATCH, header::IF_UNMODIFIED_SINCE), (header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE)]
+    {
+        let lines: Vec<&[u8]> = headers.get_all(&list).iter().map(HeaderValue::as_bytes).collect();
+        let joined = (!lines.is_empty()).then(|| HeaderValue::from_bytes(&lines.join(b", ".as_slice())));
+        if joined.is_some() || headers.get_all(&date).iter().count() > 1 {
+            headers.remove(date);
         }
-    }
-    for name in [header::IF_MODIFIED_SINCE, header::IF_UNMODIFIED_SINCE] {
-        if headers.get_all(&name).iter().count() > 1 {
-            headers.remove(name);
+        if let Some(Ok(joined)) = joined {
+            headers.insert(list, joined);
         }
     }
 }

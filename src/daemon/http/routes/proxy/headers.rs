@@ -108,6 +108,10 @@ pub(super) fn to_upstream(
     });
     remove_hop_by_hop(headers);
     remove_lookalikes(headers);
+    if version == Version::HTTP_10 {
+        // There it means nothing (RFC 9110, section 10.1.1).
+        headers.remove(EXPECT);
+    }
     remove_claims_of_origin(headers, client.is_some_and(InFlight::is_trusted));
 
     if let Some(upgrade) = upgrade {
