@@ -155,6 +155,45 @@ proptest! {
     }
 }
 
+/// Another spelling of a path, made by so many changes.
+fn respelled(path: &str, changes: &[(usize, usize)]) -> String {
+    let mut path = path.to_owned();
+    for &(at, change) in changes {
+        let slashes: Vec<_> = path.match_indices('/').map(|(at, _)| at).collect();
+        let slash = slashes[at % slashes.len()];
+        let letters: Vec<_> = path.match_indices(|char: char| char.is_ascii_lowercase()).collect();
+        match change {
+            0 => path.insert(slash, '/'),
+            1 => path.insert_str(slash, "/."),
+            2 => path.insert_str(slash, "/x/.."),
+            3 => path.insert_str(slash, "/%2e/z/./%2E%2e"),
+            4 => path.insert_str(slash, "/y/z/.%2e/%2e."),
+            // What was encoded before is not encoded twice.
+            _ if path.contains('%') => {}
+            _ => {
+                let (at, letter) = letters[at % letters.len()];
+                let byte = letter.as_bytes()[0];
+                path.replace_range(at..=at, &format!("%{byte:02x}"));
+            }
+        }
+    }
+    path
+}
+
+proptest! {
+    #[test]
+    fn no_spelling_of_a_path_gets_past_its_route(
+        path in "/up/private(/[a-c]{1,3}){0,3}",
+        changes in prop::collection::vec((any::<usize>(), 0_usize..8), 1..6),
+    ) {
+        let spelling = respelled(&path, &changes);
+        let router = routed(&[named("/up/private"), named("/up/private/*"), named("/*")]);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let response = runtime.block_on(ask(&router, get(&spelling)));
+        prop_assert!(runtime.block_on(text(response)).starts_with("/up/private"), "{spelling}");
+    }
+}
+
 // ---------------------------------------------------------------- respond
 
 #[tokio::test]
