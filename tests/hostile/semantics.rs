@@ -134,6 +134,16 @@ fn every_spelling_of_a_path_meets_the_same_route_and_only_what_was_compared_is_p
     assert_eq!(recorder.malformed(), [""; 0]);
 }
 
+#[test]
+fn a_path_that_is_too_long_once_it_is_encoded_is_not_passed_on_as_it_came() {
+    let recorder = Recorder::start();
+    let site = Site::start(IMPATIENT, &proxy("/*", recorder.address, ""));
+    let target = format!("/{}", "{".repeat(30_000));
+    let request = format!("GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    assert_eq!(status(&answer(&site, &request)), 400);
+    assert_eq!(recorder.requests(), []);
+}
+
 /// Files with a folder that must not be had.
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
@@ -623,6 +633,7 @@ fn an_upstreams_answer_has_one_length_or_is_none() {
         ),
         ("HEAD", "200 OK\r\nContent-Length: 5, 5\r\n\r\n", "200 | content-length: 5 | "),
         ("HEAD", "200 OK\r\nContent-Length: 5, 6\r\n\r\n", "502"),
+        ("HEAD", "200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n", "502"),
         ("HEAD", "200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", "200 | "),
         ("GET", "304 Not Modified\r\nContent-Length: 5, 5\r\n\r\n", "304 | "),
         ("GET", "204 No Content\r\nContent-Length: 5\r\n\r\n", "204 | "),
