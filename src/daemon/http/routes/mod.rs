@@ -156,7 +156,8 @@ impl Table {
             }
             if reading.path != sent {
                 let path = reading.path.into_owned();
-                path::replace(request, &path);
+                path::replace(request, &path)
+                    .map_err(|error| format!("the path cannot be passed on: {error}"))?;
             }
         }
         Ok(endpoint)
@@ -199,6 +200,13 @@ fn unclaimed(request: &Request) -> Response {
         ("*", _) => text(StatusCode::BAD_REQUEST, "only OPTIONS asks for *"),
         _ => text(StatusCode::NOT_FOUND, "nothing is served at this path"),
     }
+}
+
+/// A number of digits alone; the largest there is for those beyond it.
+fn number(digits: &[u8]) -> Option<u64> {
+    let digits = std::str::from_utf8(digits).ok()?;
+    let is_number = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
+    is_number.then(|| digits.parse().unwrap_or(u64::MAX))
 }
 
 /// An answer that says in one line why it is not what was asked for.

@@ -80,18 +80,18 @@ pub(crate) fn read(path: &str) -> Result<Reading<'_>, Unreadable> {
 }
 
 /// Puts another path into a request's URI; the query stays as it came.
-pub(super) fn replace(request: &mut Request, path: &str) {
+///
+/// # Errors
+/// When the path is longer than a URI may be.
+pub(super) fn replace(request: &mut Request, path: &str) -> Result<(), axum::http::Error> {
     let mut parts = request.uri().clone().into_parts();
     let query = parts.path_and_query.as_ref().and_then(PathAndQuery::query);
-    let path_and_query = match query {
-        Some(query) => PathAndQuery::try_from(format!("{path}?{query}")),
-        None => PathAndQuery::try_from(path),
-    };
-    // A path that was read is made of what a URI may hold.
-    parts.path_and_query = path_and_query.ok().or(parts.path_and_query);
-    if let Ok(uri) = Uri::from_parts(parts) {
-        *request.uri_mut() = uri;
-    }
+    parts.path_and_query = Some(match query {
+        Some(query) => PathAndQuery::try_from(format!("{path}?{query}"))?,
+        None => PathAndQuery::try_from(path)?,
+    });
+    *request.uri_mut() = Uri::from_parts(parts)?;
+    Ok(())
 }
 
 /// True if the path is the same however it is read, which most are.

@@ -3,6 +3,8 @@
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 
+use crate::daemon::http::routes::number;
+
 /// A range of bytes, as it is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Range {
@@ -22,6 +24,7 @@ impl Range {
         };
         let (unit, range) = line.to_str().ok()?.split_once('=')?;
         let (first, last) = range.trim().split_once('-')?;
+        let number = |digits: &str| number(digits.as_bytes());
         match (unit.eq_ignore_ascii_case("bytes"), first, last) {
             (false, _, _) => None,
             (true, "", last) => number(last).map(Self::Last),
@@ -43,12 +46,6 @@ impl From<Range> for HeaderValue {
         };
         Self::try_from(range).unwrap_or(Self::from_static("bytes=0-"))
     }
-}
-
-/// A number of any size: beyond the largest file all are alike.
-fn number(digits: &str) -> Option<u64> {
-    let is_number = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
-    is_number.then(|| digits.parse().unwrap_or(u64::MAX))
 }
 
 /// True if `ServeDir` found nothing in the range; of an empty file it answers with a part that has nothing in it.

@@ -9,6 +9,7 @@ use axum::http::header::{
 };
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
 
+use crate::daemon::http::routes::number;
 use crate::server::{InFlight, Peer};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -75,7 +76,8 @@ pub(super) fn settle_length(headers: &mut HeaderMap) -> bool {
     }
     let lengths =
         headers.get_all(CONTENT_LENGTH).iter().flat_map(|line| line.as_bytes().split(|b| *b == b','));
-    let mut lengths = lengths.map(|length| number(length.trim_ascii()));
+    // hyper takes no length beyond the largest number either, where there is a body to read.
+    let mut lengths = lengths.map(|length| number(length.trim_ascii()).filter(|length| *length < u64::MAX));
     let Some(first) = lengths.next() else {
         return true;
     };
@@ -84,13 +86,6 @@ pub(super) fn settle_length(headers: &mut HeaderMap) -> bool {
     };
     headers.insert(CONTENT_LENGTH, length.into());
     true
-}
-
-/// A number of digits alone; the largest there is for those beyond it.
-fn number(digits: &[u8]) -> Option<u64> {
-    let digits = std::str::from_utf8(digits).ok()?;
-    let is_number = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
-    is_number.then(|| digits.parse().unwrap_or(u64::MAX))
 }
 
 /// Makes the headers of a client's request those of the request to the upstream. `Host` stays as the client sent it,
