@@ -26,7 +26,7 @@ use self::path::{Reading, Unreadable};
 use self::proxy::Proxy;
 use self::respond::Respond;
 
-/// One `[[route]]`: a path, and what answers there.
+/// One `[[route]]`: a path and its answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Route {
     /// `/exact/path`, or `/below/*` for everything below; the most specific route wins.
@@ -37,11 +37,11 @@ pub struct Route {
     /// the path as it was compared, but for what has to stay encoded; what an encoded slash would open to them is
     /// answered with 400, too. The query has no part in this.
     pub path: String,
-    /// What answers.
+    /// Its answer.
     pub action: Action,
 }
 
-/// What answers at a route.
+/// A kind of answer, with its keys.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// A fixed answer.

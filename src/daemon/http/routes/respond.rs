@@ -18,7 +18,7 @@ pub struct Config {
     pub body: String,
 }
 
-/// How many headers the map of an answer holds before it grows.
+/// The number of headers that the map of an answer holds before it grows.
 const ROOM: usize = 12;
 
 /// Answers every request alike, without a copy of the body.

@@ -1,4 +1,4 @@
-//! What the router and the actions that need no upstream promise.
+//! Promises of the router, and of the actions that need no upstream.
 
 use std::path::{Path, PathBuf};
 
@@ -168,7 +168,7 @@ fn respelled(path: &str, changes: &[(usize, usize)]) -> String {
             2 => path.insert_str(slash, "/x/.."),
             3 => path.insert_str(slash, "/%2e/z/./%2E%2e"),
             4 => path.insert_str(slash, "/y/z/.%2e/%2e."),
-            // What was encoded before is not encoded twice.
+            // Nothing is encoded twice.
             _ if path.contains('%') => {}
             _ => {
                 let (at, letter) = letters[at % letters.len()];

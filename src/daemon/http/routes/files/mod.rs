@@ -27,7 +27,7 @@ use self::beneath::Beneath;
 use self::range::Range;
 use super::text;
 
-/// How much of a file is read at once, in bytes: each read is a trip to the pool of blocking threads.
+/// The part of a file that is read at once, in bytes: each read is a trip to the pool of blocking threads.
 const CHUNK: usize = 128 << 10;
 
 /// The files below a folder, by `GET` and `HEAD`.
@@ -40,7 +40,7 @@ pub struct Config {
     pub root: PathBuf,
     /// The file that answers for a folder, `index.html` unless given; `None` answers 404 there.
     pub index: Option<String>,
-    /// Whether `file.br`, `file.zst` and `file.gz` beside `file` answer a client that accepts them; off unless given.
+    /// Lets `file.br`, `file.zst` and `file.gz` beside `file` answer a client that accepts them; off unless given.
     pub precompressed: bool,
     /// The `Cache-Control` of every file; none unless given.
     pub cache_control: Option<HeaderValue>,
@@ -210,7 +210,7 @@ fn normalise_conditions(headers: &mut HeaderMap) {
     }
 }
 
-/// Whether the file is still the one the client has a part of: without `If-Range` it says that it does not mind
+/// True if the file is still the one the client has a part of: without `If-Range` it says that it does not mind
 /// (RFC 9110, section 13.1.5). A tag is compared strongly: those of files are never weak. A date counts once it is a
 /// second old, for within one a file can change twice (section 8.8.2.2).
 fn range_still_applies(asked: &HeaderMap, file: &HeaderMap) -> bool {

@@ -1,4 +1,4 @@
-//! What a proxy takes out of a message's head, and what it puts in.
+//! The fields that a proxy takes out of a message's head, and those that it puts in.
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -42,7 +42,7 @@ pub(super) fn requested_upgrade(version: Version, headers: &HeaderMap) -> Option
     .then(|| asked.clone())
 }
 
-/// Whether a message's body is in no transfer coding but `chunked`: others are offered by nobody here, and cannot be
+/// True if a message's body is in no transfer coding but `chunked`: others are offered by nobody here, and cannot be
 /// undone (RFC 9112, section 6.1).
 pub(super) fn is_plain_or_chunked(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
@@ -196,7 +196,7 @@ fn keep_safe_trailers(headers: &mut HeaderMap, of_this_hop: &[HeaderName]) {
     }
 }
 
-/// What a trusted proxy says of where the request comes from.
+/// The fields in which a trusted proxy says where the request comes from.
 const ORIGIN: [HeaderName; 4] = [FORWARDED, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO];
 
 /// Removes what a client says about where the request comes from. Of a trusted proxy, [`ORIGIN`] stays.

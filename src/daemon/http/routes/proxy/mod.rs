@@ -35,11 +35,11 @@ use self::upstream::{ConnectError, Connector};
 use super::text;
 use crate::server::{InFlight, tunnel};
 
-/// How long an idle connection to an upstream is kept: less than the 5 s after which many an application server
+/// The time that an idle connection to an upstream is kept: less than the 5 s after which many an application server
 /// closes it, for a request that crosses the close on its way is lost if it cannot be repeated.
 const POOL_IDLE: Duration = Duration::from_secs(4);
 
-/// How often a request is sent again, on a fresh connection, when one broke before any answer. Only a request without
+/// The number of times that a request is sent again, on a fresh connection, when one broke before any answer. Only a request without
 /// a body and with an idempotent method is (RFC 9110, section 9.2.2).
 const RESENDS: usize = 2;
 
@@ -59,11 +59,11 @@ const FIELDS: usize = 1024;
 pub struct Config {
     /// The server that answers.
     pub to: Upstream,
-    /// How long a request waits for an upstream that refuses connections; 10 s unless given.
+    /// The time that a request waits for an upstream that refuses connections; 10 s unless given.
     pub retry_for: Duration,
-    /// How long one attempt to connect may take; 5 s unless given.
+    /// The time that one attempt to connect may take; 5 s unless given.
     pub connect_timeout: Duration,
-    /// How long the upstream may take until the head of its answer, once it has the request, and be silent within the
+    /// The time that the upstream may take until the head of its answer, once it has the request, and be silent within the
     /// answer's body or while it is sent the request's; 60 s unless given.
     pub timeout: Duration,
 }
@@ -91,7 +91,7 @@ impl fmt::Display for Upstream {
 #[derive(Clone, Debug)]
 pub(super) struct Proxy(Arc<Passing>);
 
-/// What all requests to an upstream share.
+/// Everything that the requests to an upstream share.
 #[derive(Debug)]
 struct Passing {
     config: Config,
@@ -295,7 +295,7 @@ async fn carry(client: OnUpgrade, upstream: OnUpgrade) {
     }
 }
 
-/// Whether a connection broke, on a request that was sent, before any answer could be read.
+/// True if a connection broke, on a request that was sent, before any answer could be read.
 fn broke_before_an_answer(error: &legacy::Error) -> bool {
     !error.is_connect() && find::<hyper::Error>(error).is_some_and(|e| !e.is_parse() && !e.is_user())
 }
@@ -364,7 +364,7 @@ impl Failure {
         }
     }
 
-    /// Whether the operator has to look at the upstream, not at the client.
+    /// True if the operator has to look at the upstream, not at the client.
     fn is_upstreams(&self) -> bool {
         match self {
             Self::Connect | Self::UnknownCoding | Self::BodyTooLarge | Self::BodyBroken(_) => false,
