@@ -19,8 +19,8 @@ pub(crate) struct Reading<'a> {
     pub(crate) path: Cow<'a, str>,
     /// The path to compare with the routes': decoded throughout, an encoded slash or backslash being a slash.
     pub(crate) compared: Cow<'a, [u8]>,
-    /// The path to compare if an encoded slash (here a NUL, which no path has) or a backslash is a part of a name; `None`
-    /// where there is none.
+    /// The path to compare if an encoded slash (here a NUL, which no path has) or a backslash is a part of a name;
+    /// `None` where there is none.
     pub(crate) undivided: Option<Vec<u8>>,
 }
 

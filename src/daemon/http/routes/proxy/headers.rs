@@ -53,8 +53,8 @@ pub(super) fn is_plain_or_chunked(headers: &HeaderMap) -> bool {
     }
 }
 
-/// Counts a forward of `OPTIONS` and `TRACE`, whose `Max-Forwards` says how many there may be (RFC 9110, section 7.6.2).
-/// Returns whether this one may be.
+/// Counts a forward of `OPTIONS` and `TRACE`, whose `Max-Forwards` says how many there may be (RFC 9110, section
+/// 7.6.2). Returns whether this one may be.
 pub(super) fn may_be_forwarded(method: &Method, headers: &mut HeaderMap) -> bool {
     if ![Method::OPTIONS, Method::TRACE].contains(method) {
         return true;
@@ -174,8 +174,8 @@ const REPLACING: [&str; 5] =
 ///
 /// A recipient may take a trailer for a field of the head, which has been checked and this has not. So a standard field
 /// has to be known as one that may come late (RFC 9110, section 6.5.1): a list of those that may not would have to grow
-/// with every new one. Names of nobody's, `X-..`, are their applications' affair, but for those that say where a request
-/// comes from or goes to.
+/// with every new one. Names of nobody's, `X-..`, are their applications' affair, but for those that say where a
+/// request comes from or goes to.
 fn keep_safe_trailers(headers: &mut HeaderMap, of_this_hop: &[HeaderName]) {
     if !headers.contains_key(TRAILER) {
         return;

@@ -1,7 +1,7 @@
 //! `proxy`: another server's answer.
 //!
-//! A request is passed to the upstream as it came, but for its path, which is the one that the routes have read, and for
-//! what concerns one hop only (`headers`). Both bodies are
+//! A request is passed to the upstream as it came, but for its path, which is the one that the routes have read, and
+//! for what concerns one hop only (`headers`). Both bodies are
 //! streamed (`body`). An upstream that refuses connections is waited for (`upstream`): nothing has been sent to it
 //! yet. What was sent is sent again only where that cannot matter (`RESENDS`). A connection that changes protocol
 //! becomes a `tunnel`. Interim answers (102, 103) end here, although RFC 9110, section 15.2, would have them passed on:
@@ -39,8 +39,8 @@ use crate::server::{InFlight, tunnel};
 /// closes it, for a request that crosses the close on its way is lost if it cannot be repeated.
 const POOL_IDLE: Duration = Duration::from_secs(4);
 
-/// The number of times that a request is sent again, on a fresh connection, when one broke before any answer. Only a request without
-/// a body and with an idempotent method is (RFC 9110, section 9.2.2).
+/// The number of times that a request is sent again, on a fresh connection, when one broke before any answer. Only a
+/// request without a body and with an idempotent method is (RFC 9110, section 9.2.2).
 const RESENDS: usize = 2;
 
 /// The most that is buffered of an upstream's connection in either direction, in bytes; no head may be larger.
@@ -63,8 +63,8 @@ pub struct Config {
     pub retry_for: Duration,
     /// The time that one attempt to connect may take; 5 s unless given.
     pub connect_timeout: Duration,
-    /// The time that the upstream may take until the head of its answer, once it has the request, and be silent within the
-    /// answer's body or while it is sent the request's; 60 s unless given.
+    /// The time that the upstream may take until the head of its answer, once it has the request, and be silent within
+    /// the answer's body or while it is sent the request's; 60 s unless given.
     pub timeout: Duration,
 }
 
