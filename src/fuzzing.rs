@@ -10,9 +10,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use crate::handover::parcel::{Parcel, records};
-use crate::server::{Registry, Totals};
 use crate::server::Server;
 use crate::server::limits::Limits;
+use crate::server::{Registry, Totals};
 
 /// Reads a message of the mailbox.
 pub fn parcels(message: &[u8]) {

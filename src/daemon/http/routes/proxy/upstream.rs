@@ -88,7 +88,7 @@ impl Connector {
     }
 }
 
-/// Whether an upstream that is being restarted gives this error: nobody listens, the socket's file is not there
+/// True if an upstream that is being restarted gives this error: nobody listens, the socket's file is not there
 /// yet, the queue went down with the old listener, or it is full (`WouldBlock`, of unix sockets alone).
 fn is_refusal(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, NotFound, WouldBlock};
