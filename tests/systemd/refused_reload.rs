@@ -1,6 +1,6 @@
 //! A reload that cannot succeed: it says why, and nothing has changed.
 
-use steadfast_harness::{Output, wait_until};
+use steadfast_harness::{Client, Output, wait_until};
 
 use crate::service::{Service, UNIT};
 
@@ -45,6 +45,37 @@ fn an_address_in_use_fails_the_reload_by_name() {
     let failed = fail_under_load(&service, || service.write(crate::service::CONFIG, config));
     assert!(failed.status.contains("cannot listen on 127.0.0.1:8081"), "{}", failed.status);
     assert_eq!(service.admin("/livez").status, 200, "what the config would have given up is still there");
+}
+
+#[test]
+fn a_failed_reload_leaves_every_unix_socket_where_it_was() {
+    let Some(service) = Service::install(file!(), "") else {
+        return;
+    };
+    let paths = ["/run/steadfast/http.sock", "/run/steadfast/control.sock"];
+    let listen = |more: &str| {
+        let http = format!("[http]\nlisten = [\"unix:{}\"{more}]\n[admin]\nlisten = []\n", paths[0]);
+        service.write(crate::service::CONFIG, http + crate::service::ROUTES);
+    };
+    listen("");
+    service.ok(["systemctl", "start", UNIT]);
+    let before = paths.map(|path| service.ok(["stat", "--format=%i", path]));
+    let _taken = service.enter_network(|| std::net::TcpListener::bind("127.0.0.1:8081").unwrap());
+    // The new process has taken every inherited listener by the time that it fails.
+    listen(", \"127.0.0.1:8081\"");
+    for _ in 0..2 {
+        let reload = service.run(["systemctl", "reload", UNIT]);
+        assert!(!reload.status.success(), "{}", service.journal(UNIT, &[]));
+        let after = paths.map(|path| service.run(["stat", "--format=%i", path]).stdout);
+        assert_eq!(after, before);
+    }
+    let mut client = Client::connect_unix(service.path(paths[0])).unwrap();
+    assert_eq!(client.get("/").unwrap().status, 200);
+    listen("");
+    service.reload();
+    assert_eq!(client.get("/").unwrap().status, 200);
+    service.stop();
+    assert!(!service.path(paths[0]).exists(), "after a stop for good nobody listens there");
 }
 
 #[test]
