@@ -58,10 +58,10 @@ pub struct Listener {
     /// As it is in the config.
     configured: Address,
     socket: Accepting,
-    /// The service manager, or an earlier process, passed it.
+    /// The service manager, or another process, passed it.
     inherited: bool,
-    /// The next process listens on: its path stays.
-    left: AtomicBool,
+    /// This process made the socket's path and nobody else has got the socket yet: when this is dropped the path goes.
+    owns_path: AtomicBool,
     /// Only root and this process's own user may connect.
     private: bool,
 }
@@ -76,7 +76,7 @@ impl Listener {
     /// Takes an address's inherited descriptors, or binds it. Must run inside the runtime.
     ///
     /// # Errors
-    /// [`BindError`]; what had been bound before is closed again by its drop.
+    /// [`BindError`]; what had been bound before is closed again by its drop, and what was inherited stays as it was.
     pub fn bind(address: &Address, inherited: &mut Inherited) -> Result<Vec<Self>, BindError> {
         Self::bind_with(address, inherited, false)
     }
@@ -116,7 +116,13 @@ impl Listener {
     }
 
     fn new(address: &Address, socket: Accepting, private: bool, inherited: bool) -> Self {
-        Self { configured: address.clone(), socket, inherited, left: AtomicBool::new(false), private }
+        Self {
+            configured: address.clone(),
+            socket,
+            inherited,
+            owns_path: AtomicBool::new(!inherited),
+            private,
+        }
     }
 
     /// Binds an address that another listener may overlap with for a moment more. Nothing runs yet that could be held
@@ -215,9 +221,18 @@ impl Listener {
         self.inherited
     }
 
-    /// The next process listens on.
+    /// Another process listens on: the path stays.
     pub(super) fn leave(&self) {
-        self.left.store(true, Relaxed);
+        self.owns_path.store(false, Relaxed);
+    }
+
+    /// Nobody listens on, in this process or another: removes the path, whoever made it.
+    pub(super) fn remove_path(&self) {
+        self.leave();
+        if let Address::Unix(path) = &self.configured {
+            // It may be gone already; there is nobody left to tell.
+            let _ = std::fs::remove_file(path);
+        }
     }
 
     /// Waits for the next connection.
@@ -255,14 +270,12 @@ impl AsFd for Listener {
     }
 }
 
-/// A socket's path goes with its last listener.
+/// Takes back what this process alone has made, such as after a start that fails. An inherited socket is another's, who
+/// may be listening on it.
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Address::Unix(path) = &self.configured
-            && !self.left.load(Relaxed)
-        {
-            // It may be gone already; there is nobody left to tell.
-            let _ = std::fs::remove_file(path);
+        if self.owns_path.load(Relaxed) {
+            self.remove_path();
         }
     }
 }
