@@ -23,4 +23,5 @@ mod serving;
 mod signals;
 mod stop;
 mod supervision;
+mod terminal;
 mod upgrade;
