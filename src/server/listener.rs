@@ -288,3 +288,36 @@ pub(crate) fn bind_all(addresses: &[Address], inherited: &mut Inherited) -> Resu
     }
     Ok(listeners)
 }
+
+#[cfg(test)]
+mod tests {
+    //! What an accepted connection has from its listener.
+
+    use socket2::SockRef;
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_vanished_is_noticed_by_keep_alive_whoever_bound_the_listener() {
+        let address = Address::Tcp(([127, 0, 0, 1], 0).into());
+        let bound = Listener::bind(&address, &mut Inherited::default()).expect("a port is free").remove(0);
+        // An earlier version may have bound it.
+        let foreign = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let adopted = Listener::adopt(&address, foreign.into(), false).expect("it listens");
+        for listener in [bound, adopted] {
+            let Address::Tcp(at) = listener.address() else { panic!("{listener:?}") };
+            let _client = TcpStream::connect(at).await.expect("it listens");
+            let (Socket::Tcp(accepted), _) = listener.accept().await.expect("a client is there") else {
+                panic!("of a TCP listener");
+            };
+            let accepted = SockRef::from(&accepted);
+            assert!(accepted.keepalive().expect("an option"));
+            let times = (accepted.tcp_keepalive_time(), accepted.tcp_keepalive_interval());
+            let times = (times.0.expect("an option"), times.1.expect("an option"));
+            assert_eq!(times, (Duration::from_secs(60), Duration::from_secs(15)));
+            assert_eq!(accepted.tcp_keepalive_retries().expect("an option"), 4);
+            assert!(accepted.tcp_nodelay().expect("an option"));
+        }
+    }
+}
