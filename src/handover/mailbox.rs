@@ -198,6 +198,7 @@ mod tests {
 
     use std::io::Read;
     use std::os::unix::net::UnixStream;
+    use std::time::Duration;
 
     use bytes::Bytes;
 
@@ -261,5 +262,94 @@ mod tests {
         assert!(matches!(&mailbox.take().expect("works").expect("a message")[..], [Err(Refusal::Body)]));
         assert!(matches!(&mailbox.take().expect("works").expect("a message")[..], [Ok(_)]));
         assert!(mailbox.take().expect("works").is_none());
+    }
+
+    #[tokio::test]
+    async fn a_parcel_that_is_too_large_stays_alone_and_the_others_travel() {
+        let mailbox = Mailbox::new().expect("a mailbox");
+        let (mut parcels, _peers): (Vec<_>, Vec<_>) = (0..5).map(parcel).unzip();
+        if let Parcel::Connection(_, note) = &mut parcels[2] {
+            note.read_ahead = vec![0; parcel::MAX_BODY + 1].into();
+        }
+        let (refused, error) = mailbox.put(parcels).expect_err("one is too large");
+        let answered = |parcel: &Parcel| match parcel {
+            Parcel::Connection(_, note) => note.answered,
+            Parcel::Tunnel { .. } => panic!("{parcel:?}"),
+        };
+        assert_eq!(refused.iter().map(answered).collect::<Vec<_>>(), [2]);
+        assert!(error.to_string().contains("too large"), "{error}");
+        let taken = mailbox.take().expect("works").expect("a message");
+        let taken: Vec<_> = taken.iter().map(|p| answered(p.as_ref().expect("understood"))).collect();
+        assert_eq!(taken, [0, 1, 3, 4]);
+    }
+
+    /// Takes a message out while the process may open no descriptor, so that the kernel drops all that it carries.
+    #[test]
+    fn a_message_whose_descriptors_were_dropped_counts_each_of_its_connections() {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        // The limit is the process's own: no other test may meet it.
+        const ALONE: &str = "STEADFAST_TEST_ALONE";
+        if std::env::var_os(ALONE).is_none() {
+            let name = "handover::mailbox::tests::a_message_whose_descriptors_were_dropped_counts_each_of_its_connections";
+            let test = std::env::current_exe().expect("a test is a file");
+            let alone = std::process::Command::new(test).args(["--exact", name]).env(ALONE, "1").output();
+            let alone = alone.expect("it runs");
+            assert!(alone.status.success(), "{}", String::from_utf8_lossy(&alone.stdout));
+            return;
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let _inside = runtime.enter();
+        let mailbox = Mailbox::new().expect("a mailbox");
+        let (parcels, _peers): (Vec<_>, Vec<_>) = (0..40).map(parcel).unzip();
+        mailbox.put(parcels).expect("there is room");
+        let limit = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..limit.clone() }).expect("less is allowed");
+        let taken = mailbox.take();
+        setrlimit(Resource::Nofile, limit).expect("as much as before");
+        let taken = taken.expect("works").expect("a message");
+        assert_eq!(taken.len(), 40);
+        assert!(taken.iter().all(Result::is_err), "{taken:?}");
+    }
+
+    #[test]
+    fn a_message_that_comes_while_the_mailbox_is_found_empty_wakes_its_reader() {
+        const MESSAGES: u64 = 20_000;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let mailbox = {
+            let _inside = runtime.enter();
+            Mailbox::new().expect("a mailbox")
+        };
+        std::thread::scope(|scope| {
+            let (took, taken) = std::sync::mpsc::channel();
+            let mailbox = &mailbox;
+            scope.spawn(move || {
+                for n in 0..MESSAGES {
+                    let (parcel, _peer) = parcel(n);
+                    mailbox.put(vec![parcel]).expect("there is room");
+                    // Each one is the only one, so none but its own wake-up can save it.
+                    if taken.recv_timeout(Duration::from_secs(20)).is_err() {
+                        return;
+                    }
+                }
+            });
+            let all = runtime.block_on(async {
+                let take = async {
+                    for n in 0..MESSAGES {
+                        while mailbox.take().expect("works").is_none() {
+                            if tokio::time::timeout(Duration::from_secs(10), mailbox.filled()).await.is_err()
+                            {
+                                return n;
+                            }
+                        }
+                        let _ = took.send(());
+                    }
+                    MESSAGES
+                };
+                take.await
+            });
+            drop(took);
+            assert_eq!(all, MESSAGES, "a wake-up was lost");
+        });
     }
 }
