@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, SockAddr, Socket as RawSocket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket as RawSocket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 
 use super::address::{Address, BindError, STORED};
@@ -19,6 +19,12 @@ use crate::systemd::activation::Inherited;
 
 /// How many connections may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 65_535;
+
+/// How long a TCP connection may be silent before its peer is asked whether it is there, how long an answer is waited
+/// for, and how many questions without an answer end it: two minutes for a peer that vanished.
+const KEEP_ALIVE_TIME: Duration = Duration::from_secs(60);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEP_ALIVE_PROBES: u32 = 4;
 
 /// How long the service manager may take to close what it was told to.
 const CLOSING: Duration = Duration::from_secs(1);
@@ -148,6 +154,7 @@ impl Listener {
             // "[::]:80" is IPv6 alone, so that "0.0.0.0:80" can stand beside it.
             socket.set_only_v6(true)?;
         }
+        set_tcp_options(&socket)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
         TcpListener::from_std(socket.into()).map(Accepting::Tcp)
@@ -193,6 +200,7 @@ impl Listener {
         let socket = if local.is_unix() {
             Accepting::Unix(UnixListener::from_std(OwnedFd::from(socket).into()).map_err(wrong)?)
         } else if local.as_socket().is_some() {
+            set_tcp_options(&socket).map_err(wrong)?;
             Accepting::Tcp(TcpListener::from_std(socket.into()).map_err(wrong)?)
         } else {
             return Err(BindError::NotListening(address.clone()));
@@ -240,8 +248,6 @@ impl Listener {
         match &self.socket {
             Accepting::Tcp(listener) => {
                 let (socket, peer) = listener.accept().await?;
-                // An answer's last packet must not wait for the client's ACK. It fails only where the client is gone.
-                let _ = socket.set_nodelay(true);
                 Ok((Socket::Tcp(socket), Peer::Tcp(peer)))
             }
             Accepting::Unix(listener) => loop {
@@ -252,6 +258,18 @@ impl Listener {
             },
         }
     }
+}
+
+/// The options of every TCP socket, towards clients and upstreams alike. What is accepted has its listener's. The last
+/// packet of a message does not wait for the peer's ACK, and a peer that vanished is noticed.
+pub(crate) fn set_tcp_options(socket: &impl AsFd) -> io::Result<()> {
+    let keep_alive = TcpKeepalive::new()
+        .with_time(KEEP_ALIVE_TIME)
+        .with_interval(KEEP_ALIVE_INTERVAL)
+        .with_retries(KEEP_ALIVE_PROBES);
+    let socket = SockRef::from(socket);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&keep_alive)
 }
 
 /// Whether a client is root or of this process's own user. The path's mode says so already; this holds also where
@@ -293,7 +311,6 @@ pub(crate) fn bind_all(addresses: &[Address], inherited: &mut Inherited) -> Resu
 mod tests {
     //! What an accepted connection has from its listener.
 
-    use socket2::SockRef;
     use tokio::net::TcpStream;
 
     use super::*;
