@@ -23,7 +23,7 @@ use super::parcel::{self, Parcel, Refusal};
 const DESCRIPTORS: usize = 253;
 /// How many bytes a message's memfd may hold.
 const BYTES: usize = 8 << 20;
-/// What a message itself says; all else is in its memfd.
+/// What a message itself says, before the number of its parcels; all else is in its memfd.
 const MARK: &[u8] = b"parcels";
 
 /// The seals that make a memfd safe to read: nobody can change or shrink it any more (`memfd_create(2)`).
@@ -75,20 +75,28 @@ impl Mailbox {
         self.exit.as_fd()
     }
 
-    /// Puts parcels in, as many as fit; returns the rest, with the reason.
+    /// Puts parcels in, as many as fit; returns the rest, with the reason. One that is too large to travel keeps back
+    /// no other.
     pub(crate) fn put(&self, parcels: Vec<Parcel>) -> Result<(), (Vec<Parcel>, io::Error)> {
-        let mut parcels = parcels;
-        while !parcels.is_empty() {
-            let count = fitting(&parcels);
-            let rest = parcels.split_off(count);
-            if let Err(error) = self.put_one(&parcels) {
-                parcels.extend(rest);
-                return Err((parcels, error));
+        let (mut records, mut refused) = (Vec::with_capacity(parcels.len()), Vec::new());
+        for parcel in parcels {
+            let mut record = Vec::new();
+            if parcel.write_to(&mut record) {
+                records.push((parcel, record));
+            } else {
+                refused.push(parcel);
+            }
+        }
+        while !records.is_empty() {
+            let rest = records.split_off(fitting(&records));
+            if let Err(error) = self.put_one(&records) {
+                refused.extend(records.into_iter().chain(rest).map(|(parcel, _)| parcel));
+                return Err((refused, error));
             }
             // Dropped here, their descriptors live on in the queue.
-            parcels = rest;
+            records = rest;
         }
-        Ok(())
+        if refused.is_empty() { Ok(()) } else { Err((refused, io::Error::other("too large to travel"))) }
     }
 
     /// Returns when there may be room again.
@@ -96,24 +104,22 @@ impl Mailbox {
         self.entrance.writable().await
     }
 
-    fn put_one(&self, parcels: &[Parcel]) -> io::Result<()> {
-        let mut bytes = Vec::new();
-        if !parcels.iter().all(|parcel| parcel.write_to(&mut bytes)) {
-            return Err(io::Error::other("it is too large to travel"));
-        }
+    fn put_one(&self, records: &[(Parcel, Vec<u8>)]) -> io::Result<()> {
+        let bytes: Vec<_> = records.iter().flat_map(|(_, record)| record).copied().collect();
         let memfd = sealed(&bytes)?;
-        let descriptors: Vec<_> =
-            std::iter::once(memfd.as_fd()).chain(parcels.iter().flat_map(Parcel::descriptors)).collect();
+        let sockets = records.iter().flat_map(|(parcel, _)| parcel.descriptors());
+        let descriptors: Vec<_> = std::iter::once(memfd.as_fd()).chain(sockets).collect();
         let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
             return Err(io::Error::other("too many descriptors in a message"));
         }
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        match sendmsg(self.entrance(), &[IoSlice::new(MARK)], &mut control, flags) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(known_to(&self.entrance, Interest::WRITABLE, error)),
-        }
+        let mark = mark(records.len());
+        ready_or_told(&self.entrance, Interest::WRITABLE, || {
+            Ok(sendmsg(self.entrance(), &[IoSlice::new(&mark)], &mut control, flags)?)
+        })?;
+        Ok(())
     }
 
     /// Takes one message out; `None` if there is none.
@@ -122,12 +128,13 @@ impl Mailbox {
         let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        let received = match recvmsg(self.exit(), &mut [IoSliceMut::new(&mut mark)], &mut control, flags) {
+        let received = ready_or_told(&self.exit, Interest::READABLE, || {
+            Ok(recvmsg(self.exit(), &mut [IoSliceMut::new(&mut mark)], &mut control, flags)?)
+        });
+        let received = match received {
             Ok(received) => received,
-            Err(error) => {
-                let error = known_to(&self.exit, Interest::READABLE, error);
-                return if error.kind() == io::ErrorKind::WouldBlock { Ok(None) } else { Err(error) };
-            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(error),
         };
         let mut descriptors = control.drain().filter_map(|message| match message {
             RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
@@ -136,12 +143,18 @@ impl Mailbox {
         let mut descriptors = descriptors.by_ref().flatten();
         let memfd = descriptors.next();
         let descriptors: Vec<_> = descriptors.collect();
+        let parcels = mark.get(..received.bytes).and_then(marked);
         let message = match memfd {
-            Some(memfd) if mark.get(..received.bytes) == Some(MARK) => unsealed(memfd),
+            Some(memfd) if parcels.is_some() => unsealed(memfd),
             _ => Err(io::Error::from(io::ErrorKind::InvalidData)),
         };
-        // A message that makes no sense is taken out all the same, or it would block the queue for ever.
-        Ok(Some(message.map_or_else(|_| vec![Err(Refusal::Body)], |bytes| parcel::read(&bytes, descriptors))))
+        // A message that makes no sense is taken out all the same, or it would block the queue for ever. It costs each
+        // of its connections, also those whose descriptors this process had no room for.
+        let lost = parcels.unwrap_or_default().max(descriptors.len()).max(1);
+        Ok(Some(match message {
+            Ok(bytes) => parcel::read(&bytes, descriptors),
+            Err(_) => std::iter::repeat_with(|| Err(Refusal::Lost)).take(lost).collect(),
+        }))
     }
 
     /// Returns when there may be something to take.
@@ -150,22 +163,42 @@ impl Mailbox {
     }
 }
 
-/// Tells tokio of an error, so that it waits for the next change when the socket was not ready.
-fn known_to(socket: &UnixDatagram, interest: Interest, error: rustix::io::Errno) -> io::Error {
-    let told: io::Result<()> = socket.try_io(interest, || Err(error.into()));
-    told.err().unwrap_or_else(|| error.into())
+/// A message's own bytes: the mark, and how many parcels it holds.
+fn mark(parcels: usize) -> Vec<u8> {
+    // At most as many as descriptors.
+    let parcels = u16::try_from(parcels).unwrap_or(u16::MAX);
+    [MARK, &parcels.to_le_bytes()].concat()
 }
 
-/// How many of the first parcels go into one message.
-fn fitting(parcels: &[Parcel]) -> usize {
+/// How many parcels a message says it holds, if it is one of ours.
+fn marked(mark: &[u8]) -> Option<usize> {
+    let count = mark.strip_prefix(MARK)?.try_into().ok()?;
+    Some(usize::from(u16::from_le_bytes(count)).min(DESCRIPTORS))
+}
+
+/// Calls the system, and where it says that the socket is not ready, lets tokio know, so that it waits for the next
+/// change. Only what it says from within `try_io` counts for that: a change after an earlier call would be taken for
+/// the one that call has seen. But tokio asks only where it knows of a change, and of the first ones it does not.
+fn ready_or_told<T>(
+    socket: &UnixDatagram,
+    interest: Interest,
+    mut call: impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
+    match call() {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.try_io(interest, call),
+        outcome => outcome,
+    }
+}
+
+/// How many of the first records go into one message. Any one alone does.
+fn fitting(records: &[(Parcel, Vec<u8>)]) -> usize {
     let (mut descriptors, mut bytes) = (1, 0);
-    let fits = |parcel: &&Parcel| {
+    let fits = |(parcel, record): &&(Parcel, Vec<u8>)| {
         descriptors += parcel.descriptors().count();
-        bytes += parcel.weight();
+        bytes += record.len();
         descriptors <= DESCRIPTORS && bytes <= BYTES
     };
-    // One parcel always may try: what is too large is refused by name.
-    parcels.iter().take_while(fits).count().max(1)
+    records.iter().take_while(fits).count()
 }
 
 fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
@@ -259,7 +292,7 @@ mod tests {
         rustix::net::send(mailbox.entrance(), b"nonsense", SendFlags::empty()).expect("sent");
         let (parcel, _peer) = parcel(7);
         mailbox.put(vec![parcel]).expect("there is room");
-        assert!(matches!(&mailbox.take().expect("works").expect("a message")[..], [Err(Refusal::Body)]));
+        assert!(matches!(&mailbox.take().expect("works").expect("a message")[..], [Err(Refusal::Lost)]));
         assert!(matches!(&mailbox.take().expect("works").expect("a message")[..], [Ok(_)]));
         assert!(mailbox.take().expect("works").is_none());
     }
