@@ -212,4 +212,40 @@ mod tests {
         assert_eq!(text(&queued), text(&direct));
         assert_eq!(lost(), 0);
     }
+
+    /// Takes events and never comes back from the first.
+    struct Frozen;
+
+    impl<S: Subscriber> Layer<S> for Frozen {
+        fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
+            loop {
+                std::thread::park();
+            }
+        }
+    }
+
+    #[test]
+    fn what_waits_for_a_journal_that_stands_still_is_bounded_in_bytes() {
+        // A process has one queue: this one is another's.
+        const ALONE: &str = "STEADFAST_TEST_ALONE";
+        if std::env::var_os(ALONE).is_none() {
+            let name =
+                "logging::queue::tests::what_waits_for_a_journal_that_stands_still_is_bounded_in_bytes";
+            let test = std::env::current_exe().expect("a test is a file");
+            let alone = std::process::Command::new(test).args(["--exact", name]).env(ALONE, "1").output();
+            let alone = alone.expect("it runs");
+            assert!(alone.status.success(), "{}", String::from_utf8_lossy(&alone.stdout));
+            return;
+        }
+        let queue = Queue::start(tracing_subscriber::registry().with(Frozen).into());
+        let queue = queue.expect("a thread").expect("the first in this process");
+        let text = "x".repeat(1 << 20);
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(queue), || {
+            for _ in 0..100 {
+                tracing::info!(text);
+            }
+        });
+        // The first is being written, some 8 MiB wait.
+        assert!((90..=93).contains(&lost()), "{} of 100 MiB are lost", lost());
+    }
 }

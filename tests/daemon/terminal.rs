@@ -100,6 +100,6 @@ fn a_long_path_is_shown_in_part_and_that_it_is_shows() {
     for event in ["steadfast::access", "cut by the deadline"] {
         let line = daemon.wait_for_line("of the event", |line| line.contains(event));
         assert!(line.len() < LONGEST, "{} bytes: {line}", line.len());
-        assert!(line.contains("/begin") && line.contains(" more bytes)"), "{line}");
+        assert!(line.contains("/begin") && line.contains(" B more)"), "{line}");
     }
 }
