@@ -37,6 +37,7 @@ mod exit;
 pub mod fuzzing;
 pub mod handover;
 pub mod logging;
+mod printable;
 pub mod server;
 pub mod systemd;
 

@@ -15,6 +15,7 @@ use super::http::Http;
 use super::phase::{Cause, Lifecycle, Phase};
 use super::supervisor::Supervisor;
 use crate::handover::predecessor::Predecessor;
+use crate::printable::excerpt;
 use crate::server::{Registry, Totals};
 
 /// `[shutdown]`.
@@ -192,17 +193,18 @@ impl Stop<'_> {
 async fn cut_all(by: &str, registry: &Registry, http: &Stoppable, own: &[Stoppable]) -> u64 {
     let requests = registry.requests();
     for r in &requests {
+        let path = excerpt(r.uri.path());
         tracing::warn!(
             message_id = CUT_ID,
             method = %r.method,
-            path = r.uri.path(),
+            path = &*path,
             peer = %r.peer,
             age_ms = millis(r.age),
             sent = r.sent,
             waiting_for = r.waiting_for(),
             "cut by {by}: {} {} from {} after {:.1} s, {} bytes sent, waiting for {}",
             r.method,
-            r.uri.path(),
+            path,
             r.peer,
             r.age.as_secs_f64(),
             r.sent,

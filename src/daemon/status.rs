@@ -10,7 +10,11 @@ use tokio::time::Instant;
 
 use super::phase::{Lifecycle, Phase};
 use super::supervisor::Supervisor;
+use crate::printable::{excerpt, excerpt_of, printable};
 use crate::server::{Registry, RequestView, State};
+
+/// How much of a path one line has room for, in bytes.
+const PATH: usize = 100;
 
 /// Whom to ask for the picture.
 #[derive(Clone, Debug)]
@@ -131,7 +135,7 @@ pub struct Totals {
 pub struct InFlightRequest {
     /// Its method.
     pub method: String,
-    /// Its path.
+    /// Its path: the first 1,024 bytes, with control characters as escapes.
     pub path: String,
     /// The client.
     pub peer: String,
@@ -147,7 +151,7 @@ impl From<&RequestView> for InFlightRequest {
     fn from(request: &RequestView) -> Self {
         Self {
             method: request.method.to_string(),
-            path: request.uri.path().to_owned(),
+            path: excerpt(request.uri.path()).into_owned(),
             peer: request.peer.to_string(),
             age: request.age.as_secs_f64(),
             sent: request.sent,
@@ -182,6 +186,8 @@ impl fmt::Display for Status {
         writeln!(f, "in flight: {}", requests.len())?;
         for r in requests {
             let InFlightRequest { method, path, peer, age, sent, waiting_for } = r;
+            // Another version of the daemon may have left it as it was.
+            let path = printable(path);
             writeln!(
                 f,
                 "  {method} {path} from {peer}, {age:.1} s, {sent} bytes sent, waiting for {waiting_for}"
@@ -254,7 +260,9 @@ impl Observer {
                 let requests = self.registry.requests();
                 let mut line = format!("draining: {in_flight} {}", requests_of(in_flight));
                 if let Some(oldest) = requests.first() {
-                    _ = write!(line, ", oldest {oldest}");
+                    // More would push the rest off the line.
+                    let path = excerpt_of(PATH, oldest.uri.path());
+                    _ = write!(line, ", oldest {} {path} {} s", oldest.method, oldest.age.as_secs());
                 }
                 if let Some(at) = until {
                     _ = write!(line, ", {} s left", left(at).as_secs());

@@ -1,13 +1,13 @@
 //! Events on their way to where they are written.
 //!
 //! To write to the journal is to wait for it, and it may be slow, or stopped. So whoever logs only puts a copy of the
-//! event into a bounded queue; one thread takes events out and hands them to the layer that writes. What the full
-//! queue refuses is counted.
+//! event into a queue that is bounded in events and in bytes; one thread takes events out and hands them to the layer
+//! that writes. What the full queue refuses is counted. The copy is where text from outside is made fit to be shown.
 
 use std::fmt;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tracing::field::{Field, Visit, display};
@@ -15,11 +15,13 @@ use tracing::{Dispatch, Event, Metadata, Subscriber, Value};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-/// How many events may wait to be written.
-const LENGTH: usize = 8192;
+use crate::printable::{excerpt, printable};
 
-static QUEUE: OnceLock<SyncSender<Entry>> = OnceLock::new();
-static LOST: AtomicU64 = AtomicU64::new(0);
+/// How many events may wait to be written, and how many bytes they may hold: whichever is reached first.
+const LENGTH: usize = 8192;
+const BYTES: usize = 8 << 20;
+
+static QUEUE: OnceLock<Queue> = OnceLock::new();
 
 /// What waits to be written.
 enum Entry {
@@ -29,19 +31,40 @@ enum Entry {
 }
 
 /// The layer that copies events into the queue.
-#[derive(Debug)]
-pub(super) struct Queue(());
+#[derive(Clone, Debug)]
+pub(super) struct Queue {
+    entries: SyncSender<Entry>,
+    /// Held by what waits.
+    bytes: Arc<AtomicUsize>,
+    lost: Arc<AtomicU64>,
+}
 
 impl Queue {
     /// Starts the thread that gives the events to `writer`, which must let all of them pass. It lives as long as the
     /// process. Once for a process; `None` ever after.
     pub(super) fn start(writer: Dispatch) -> std::io::Result<Option<Self>> {
-        let (queue, entries) = sync_channel(LENGTH);
-        if QUEUE.set(queue).is_err() {
+        let (entries, waiting) = sync_channel(LENGTH);
+        let queue = Self { entries, bytes: Arc::default(), lost: Arc::default() };
+        if QUEUE.set(queue.clone()).is_err() {
             return Ok(None);
         }
-        std::thread::Builder::new().name("log".into()).spawn(move || write(&entries, &writer))?;
-        Ok(Some(Self(())))
+        let bytes = Arc::clone(&queue.bytes);
+        std::thread::Builder::new().name("log".into()).spawn(move || write(&waiting, &bytes, &writer))?;
+        Ok(Some(queue))
+    }
+
+    /// Whether there was room.
+    fn put(&self, metadata: &'static Metadata<'static>, fields: Fields) -> bool {
+        let bytes = fields.bytes();
+        let grown = |held: usize| held.checked_add(bytes).filter(|held| *held <= BYTES);
+        if self.bytes.fetch_update(Relaxed, Relaxed, grown).is_err() {
+            return false;
+        }
+        let put = self.entries.try_send(Entry::Event(metadata, fields)).is_ok();
+        if !put {
+            self.bytes.fetch_sub(bytes, Relaxed);
+        }
+        put
     }
 }
 
@@ -49,38 +72,37 @@ impl<S: Subscriber> Layer<S> for Queue {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut fields = Fields(event.metadata().fields().iter().map(|_| None).collect());
         event.record(&mut fields);
-        if let Some(queue) = QUEUE.get()
-            && queue.try_send(Entry::Event(event.metadata(), fields)).is_err()
-        {
-            LOST.fetch_add(1, Relaxed);
+        if !self.put(event.metadata(), fields) {
+            self.lost.fetch_add(1, Relaxed);
         }
     }
 }
 
 /// How many events could not be logged.
 pub(crate) fn lost() -> u64 {
-    LOST.load(Relaxed)
+    QUEUE.get().map_or(0, |queue| queue.lost.load(Relaxed))
 }
 
 /// Waits until what was logged so far is written, for `limit` at most.
 pub(crate) fn flush(limit: Duration) {
     let (written, wait) = channel();
     if let Some(queue) = QUEUE.get()
-        && queue.try_send(Entry::Flush(written)).is_ok()
+        && queue.entries.try_send(Entry::Flush(written)).is_ok()
     {
         // A journal that takes longer has lost the rest.
         let _ = wait.recv_timeout(limit);
     }
 }
 
-fn write(entries: &Receiver<Entry>, writer: &Dispatch) {
-    for entry in entries {
+fn write(waiting: &Receiver<Entry>, bytes: &AtomicUsize, writer: &Dispatch) {
+    for entry in waiting {
         match entry {
             Entry::Event(metadata, fields) => {
                 let values: Vec<_> = fields.0.iter().map(|f| f.as_ref().map(Owned::value)).collect();
                 let values: Vec<_> = values.iter().map(|v| v.as_deref()).collect();
                 let values = metadata.fields().value_set_all(&values);
                 writer.event(&Event::new(metadata, &values));
+                bytes.fetch_sub(fields.bytes(), Relaxed);
             }
             // Whoever waited may have given up.
             Entry::Flush(written) => _ = written.send(()),
@@ -120,6 +142,24 @@ impl Fields {
             *place = Some(value);
         }
     }
+
+    /// How much memory they hold.
+    fn bytes(&self) -> usize {
+        let text = |value: &Owned| match value {
+            Owned::Str(text) | Owned::Formatted(text) => text.capacity(),
+            Owned::Bool(_) | Owned::F64(_) | Owned::I64(_) | Owned::U64(_) => 0,
+        };
+        size_of::<Entry>() + size_of_val(&*self.0) + self.0.iter().flatten().map(text).sum::<usize>()
+    }
+}
+
+/// A value as it is to be shown. What a client may make as long as a head may be is cut.
+fn shown(field: &Field, text: &str) -> String {
+    match field.name() {
+        "path" | "query" | "uri" => excerpt(text),
+        _ => printable(text),
+    }
+    .into_owned()
 }
 
 impl Visit for Fields {
@@ -140,11 +180,11 @@ impl Visit for Fields {
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.set(field, Owned::Str(value.to_owned()));
+        self.set(field, Owned::Str(shown(field, value)));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.set(field, Owned::Formatted(format!("{value:?}")));
+        self.set(field, Owned::Formatted(shown(field, &format!("{value:?}"))));
     }
 }
 

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
+use crate::printable::{excerpt_of, printable};
+
 /// The line to the service manager. Without `NOTIFY_SOCKET` all of it is silent and free.
 #[derive(Clone, Debug)]
 pub(crate) struct Manager {
@@ -106,13 +108,11 @@ fn heard(result: io::Result<()>) {
     }
 }
 
-/// A text fit for STATUS: a line break would begin another assignment, and systemd ignores a datagram of more than
-/// 4,096 bytes.
+/// A text fit for STATUS: a line break would begin another assignment, systemd ignores a datagram of more than 4,096
+/// bytes, and `systemctl status` prints it as it is.
 pub(crate) fn one_line(text: &str) -> String {
     const LONGEST: usize = 900;
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(LONGEST) {
-        Some((at, _)) => format!("{}...", &line[..at]),
-        None => line,
-    }
+    // Escapes are longer than what they stand for.
+    excerpt_of(LONGEST, &printable(&line)).into_owned()
 }

@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use crate::daemon::phase::Phase;
 use crate::daemon::status::Observer;
 use crate::logging;
+use crate::printable::excerpt;
 use crate::systemd::manager::{Manager, one_line};
 
 /// How long a handler may hold its thread before that is logged.
@@ -111,13 +112,14 @@ impl Watch {
         let blocking = registry.held_for(BLOCKED);
         for (id, request, held) in &blocking {
             if !self.blocking.contains(id) {
+                let path = excerpt(request.uri.path());
                 tracing::warn!(
                     method = %request.method,
-                    path = request.uri.path(),
+                    path = &*path,
                     "{} {} blocks its thread for {:.1} s now: a handler that waits must do so with `await`, or on \
                      a thread of its own",
                     request.method,
-                    request.uri.path(),
+                    path,
                     held.as_secs_f64(),
                 );
             }
