@@ -78,6 +78,7 @@ impl Tree {
                 }
             }
         }
+        manager.check_room();
     }
 
     pub(super) async fn run(self, predecessor: Option<Predecessor>) -> Exit {

@@ -143,8 +143,9 @@ fn a_daemon_that_stood_still_as_a_whole_is_not_stuck() {
 
 #[test]
 fn listeners_that_the_store_has_no_room_for_are_said_with_the_number_and_the_key() {
-    let listen = ["\"127.0.0.1:0\""; 3].join(", ");
-    let config = format!("http.listen = [{listen}]\nadmin.listen = []\n");
+    let folder = tempfile::tempdir().unwrap();
+    let listen = ["a", "b", "c"].map(|name| format!("\"unix:{}\"", folder.path().join(name).display()));
+    let config = format!("http.listen = [{}]\nadmin.listen = []\n", listen.join(", "));
     // The mailbox's two ends, three listeners, the control socket.
     for (room, warned) in [("5", true), ("6", false), ("1", false), ("FDSTORE=4", true)] {
         let daemon = Daemon::spawn_with(BINARY, &config, |command| match room.split_once('=') {
