@@ -5,12 +5,14 @@
 //! `systemctl`, reads `journalctl`. Needs root and systemd; without them the
 //! tests say so and pass, unless `STEADFAST_REQUIRE_SYSTEMD=1`.
 
+mod announce;
 mod idle;
 mod lingering;
 mod listeners;
 mod refused_reload;
 mod reload;
 mod restart;
+mod retry;
 mod service;
 mod start;
 mod stop;
