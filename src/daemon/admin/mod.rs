@@ -6,6 +6,7 @@
 
 mod metrics;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,7 +48,10 @@ impl Default for Config {
 }
 
 /// The control socket's file name.
-pub const CONTROL: &str = "control.sock";
+const CONTROL: &str = "control.sock";
+
+/// The `RuntimeDirectory=` of the unit as it is shipped.
+const RUNTIME_DIRECTORY: &str = "/run/steadfast";
 
 /// How often the metrics are tidied up where nobody scrapes them.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -143,11 +147,24 @@ struct Context {
     closed: CancellationToken,
 }
 
-/// Where the control socket is: in the unit's `RuntimeDirectory=`, of which systemd tells; nowhere outside of it.
+/// Where the control socket is: in the unit's `RuntimeDirectory=`, of which systemd tells (systemd.exec(5)); nowhere
+/// outside of a unit. Of several, which systemd gives in an order of its own, in the one that the unit is shipped with.
 pub(super) fn control_socket() -> Option<Address> {
     let folders = std::env::var_os("RUNTIME_DIRECTORY")?;
-    let folder = std::env::split_paths(&folders).next()?;
-    Some(Address::Unix(folder.join(CONTROL)))
+    let mut folders = std::env::split_paths(&folders);
+    let first = folders.next()?;
+    let shipped = folders.find(|folder| folder == Path::new(RUNTIME_DIRECTORY));
+    Some(Address::Unix(shipped.unwrap_or(first).join(CONTROL)))
+}
+
+/// Where a command finds the running daemon's control socket: where that has it, if the command is one of the unit's
+/// own, and else where the unit as shipped has it.
+#[must_use]
+pub fn control_path() -> PathBuf {
+    match control_socket() {
+        Some(Address::Unix(path)) => path,
+        _ => Path::new(RUNTIME_DIRECTORY).join(CONTROL),
+    }
 }
 
 /// What changes anything is here alone.
