@@ -2,6 +2,7 @@
 
 mod cli;
 mod control;
+mod unit;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -44,6 +45,7 @@ fn load(asked: Option<PathBuf>) -> Result<(Config, String), ConfigError> {
 
 fn check(config: &Config, origin: &str) -> Exit {
     println!("{origin}: valid\n{}", config.tree());
+    unit::warn_of_stop_timeout(&config.shutdown);
     Exit::Clean
 }
 
