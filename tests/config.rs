@@ -41,7 +41,7 @@ fn surprises(files: &[PathBuf], outcome: impl Fn(&Path) -> String) -> Vec<String
 #[test]
 fn every_valid_file_becomes_its_tree() {
     let files = files("valid");
-    let surprises = surprises(&files, |file| match Config::load(file) {
+    let surprises = surprises(&files, |file| match Config::check(file) {
         Ok(config) => config.tree().to_string(),
         Err(error) => format!("refused:\n{error}"),
     });
@@ -52,7 +52,7 @@ fn every_valid_file_becomes_its_tree() {
 #[test]
 fn every_invalid_file_is_refused_with_all_its_mistakes() {
     let files = files("invalid");
-    let surprises = surprises(&files, |file| match Config::load(file) {
+    let surprises = surprises(&files, |file| match Config::check(file) {
         Ok(config) => format!("taken for valid:\n{config:#?}"),
         Err(error) => {
             let said = error.to_string();

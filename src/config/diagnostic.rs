@@ -19,12 +19,13 @@ pub(super) struct Mistake {
     expected: String,
     also: Option<(Span, String)>,
     help: Option<String>,
+    may_pass: bool,
 }
 
 impl Mistake {
     /// `what` is wrong at `span`, where `expected` should be.
     pub(super) fn new(span: Span, what: impl Into<String>, expected: impl Into<String>) -> Self {
-        Self { span, what: what.into(), expected: expected.into(), also: None, help: None }
+        Self { span, what: what.into(), expected: expected.into(), also: None, help: None, may_pass: false }
     }
 
     /// Points at another place that has to do with it.
@@ -37,6 +38,16 @@ impl Mistake {
     pub(super) fn help(mut self, help: impl Into<Option<String>>) -> Self {
         self.help = help.into();
         self
+    }
+
+    /// It is one of this moment, such as a directory that is not there yet: a start goes on all the same.
+    pub(super) fn of_the_moment(self) -> Self {
+        Self { may_pass: true, ..self }
+    }
+
+    /// Whether it may pass without a change of the file.
+    pub(super) fn may_pass(&self) -> bool {
+        self.may_pass
     }
 }
 

@@ -87,11 +87,31 @@ fn unreadable(path: &Path, source: &io::Error, renderer: &Renderer) -> String {
 }
 
 impl Config {
-    /// Reads and checks a file: also that what it names is there, such as the directories that are served.
+    /// Reads a file. That a directory it names is not there, or cannot be read, is no mistake: it may come later.
     ///
     /// # Errors
     /// The file cannot be read, or is wrong.
     pub fn load(path: &Path) -> Result<Self, Error> {
+        Self::read(path, |mistake| !mistake.may_pass())
+    }
+
+    /// The same, looking also whether what the file names is there now, such as the directories that are served.
+    ///
+    /// # Errors
+    /// The file cannot be read, is wrong, or names what is not there.
+    pub fn check(path: &Path) -> Result<Self, Error> {
+        Self::read(path, |_| true)
+    }
+
+    /// Checks the text of a file, as [`load`](Self::load) does; `origin` is what its mistakes are said to be in.
+    ///
+    /// # Errors
+    /// The text is wrong: [`Error::Wrong`].
+    pub fn parse(text: &str, origin: &str) -> Result<Self, Error> {
+        Self::parse_if(text, origin, |mistake| !mistake.may_pass())
+    }
+
+    fn read(path: &Path, counts: impl Fn(&Mistake) -> bool) -> Result<Self, Error> {
         let mut bytes = Vec::new();
         File::open(path)
             .and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes))
@@ -103,7 +123,7 @@ impl Config {
             .map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
         let origin = path.display().to_string();
         match std::str::from_utf8(&bytes) {
-            Ok(text) => Self::parse(text, &origin),
+            Ok(text) => Self::parse_if(text, &origin, counts),
             Err(error) => {
                 let at = error.valid_up_to();
                 let text = String::from_utf8_lossy(&bytes);
@@ -115,13 +135,12 @@ impl Config {
         }
     }
 
-    /// Checks the text of a file, as [`load`](Self::load) does; `origin` is what its mistakes are said to be in.
-    ///
-    /// # Errors
-    /// The text is wrong: [`Error::Wrong`].
-    pub fn parse(text: &str, origin: &str) -> Result<Self, Error> {
+    /// Of the mistakes only those that count.
+    fn parse_if(text: &str, origin: &str, counts: impl Fn(&Mistake) -> bool) -> Result<Self, Error> {
         let mut mistakes = Vec::new();
-        match written::File::parse(text, &mut mistakes).map(|file| check::config(file, &mut mistakes)) {
+        let config = written::File::parse(text, &mut mistakes).map(|file| check::config(file, &mut mistakes));
+        mistakes.retain(counts);
+        match config {
             Some(config) if mistakes.is_empty() => Ok(config),
             _ => Err(Mistakes::new(origin, text, mistakes).into()),
         }

@@ -46,6 +46,10 @@ use crate::systemd::activation::{Inherited, restore_stderr};
 use crate::systemd::manager::Manager;
 use crate::{Config, Exit, logging};
 
+/// How long the start of a service may wait for what it cannot bind yet, such as a port that is being given up. Then
+/// it fails, and the service manager tries again.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+
 type Running = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
 
 /// A child of the caller's own.
@@ -197,12 +201,12 @@ impl Daemon {
         let manager = Manager::from_environment(is_main);
         let handover = Arc::new(Handover::bind(config.handover.clone(), &mut inherited, &manager)?);
         let departed = depart(&config, &mut inherited);
-        if is_main && !departed.is_empty() {
+        if is_main && manager.listens() {
             // What they leave free may be needed right now.
             for listener in &departed {
                 manager.unstore(&listener.name);
             }
-            inherited.expect_closing();
+            inherited.wait_until(std::time::Instant::now() + PATIENCE);
         }
         let beside = |error: BindError| {
             if is_main {

@@ -2,6 +2,7 @@
 
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use crate::handover::predecessor::STDERR;
 
@@ -14,8 +15,8 @@ pub struct Inherited {
     left: Vec<(String, OwnedFd)>,
     /// Also of those that were taken.
     names: Vec<String>,
-    /// The service manager is closing some of what it passed.
-    closing: bool,
+    /// How long a listener that is not among them may be waited for.
+    patience: Option<Instant>,
 }
 
 impl Inherited {
@@ -43,14 +44,15 @@ impl Inherited {
         rest
     }
 
-    /// From now on an address may be in use only because the service manager has not closed another listener yet.
-    pub(crate) fn expect_closing(&mut self) {
-        self.closing = true;
+    /// From now on a listener that cannot be bound may be possible later: the service starts, perhaps with the machine,
+    /// or the manager has not closed another listener yet. Until then it is tried again.
+    pub(crate) fn wait_until(&mut self, until: Instant) {
+        self.patience = Some(until);
     }
 
-    /// Whether that may be.
-    pub(crate) fn is_closing(&self) -> bool {
-        self.closing
+    /// Until when, if at all.
+    pub(crate) fn patience(&self) -> Option<Instant> {
+        self.patience
     }
 
     /// The names of all that was passed.
@@ -79,7 +81,7 @@ fn announced() -> Inherited {
         Ok(announced) => {
             let left: Vec<_> = announced.map(|(fd, name)| (name, adopt(fd))).collect();
             let names = left.iter().map(|(name, _)| name.clone()).collect();
-            Inherited { left, names, closing: false }
+            Inherited { left, names, patience: None }
         }
         Err(error) => {
             // This may be before there is a log.

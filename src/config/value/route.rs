@@ -1,6 +1,5 @@
 //! What a route is made of.
 
-use std::fs;
 use std::io;
 use std::path::PathBuf;
 
@@ -11,6 +10,7 @@ use toml::de::DeValue;
 use super::{Refusal, Text, whole};
 use crate::config::diagnostic::Mistake;
 use crate::config::written::{Kind, wrong_type};
+use crate::daemon::http::routes::files;
 
 /// `/exact/path`, or `/below/*`.
 pub(in crate::config) struct RoutePath;
@@ -158,10 +158,43 @@ static FRAMING: [HeaderName; 8] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
-/// A directory to serve files from, there and readable now.
+/// A directory to serve files from. That it is not there, or cannot be read, may pass.
 pub(in crate::config) struct Directory;
 
-impl Text for Directory {
+impl Kind for Directory {
+    type Value = PathBuf;
+
+    fn expected() -> String {
+        <AbsolutePath as Text>::expected()
+    }
+
+    fn read(value: Spanned<DeValue<'_>>, name: &str, mistakes: &mut Vec<Mistake>) -> Option<PathBuf> {
+        let span = value.span();
+        let path = AbsolutePath::read(value, name, mistakes)?;
+        if let Some(error) = files::unreadable(&path) {
+            let (what, help) = match error.kind() {
+                io::ErrorKind::NotFound => {
+                    ("is not there".to_owned(), Some("make the directory, or correct the path"))
+                }
+                io::ErrorKind::NotADirectory => ("is not a directory".to_owned(), None),
+                io::ErrorKind::PermissionDenied => (
+                    "may not be read".to_owned(),
+                    Some("let the user that runs steadfast enter and read the directory"),
+                ),
+                _ => (format!("cannot be read: {error}"), None),
+            };
+            let mistake =
+                Mistake::new(span, format!("`{name}` {what}"), format!("expected {}", Self::expected()));
+            mistakes.push(mistake.help(help.map(str::to_owned)).of_the_moment());
+        }
+        Some(path)
+    }
+}
+
+/// A path from the root.
+struct AbsolutePath;
+
+impl Text for AbsolutePath {
     type Value = PathBuf;
 
     fn expected() -> String {
@@ -170,21 +203,10 @@ impl Text for Directory {
 
     fn parse(text: &str) -> Result<PathBuf, Refusal> {
         let path = PathBuf::from(text);
-        if !path.is_absolute() {
-            return Err(Refusal::new("is not absolute").help("a service has no working directory of its own"));
-        }
-        // The dot asks for what serving needs: to enter it, not only to list it.
-        match fs::read_dir(path.join(".")) {
-            Ok(_) => Ok(path),
-            Err(error) => Err(match error.kind() {
-                io::ErrorKind::NotFound => {
-                    Refusal::new("is not there").help("make the directory, or correct the path")
-                }
-                io::ErrorKind::NotADirectory => Refusal::new("is not a directory"),
-                io::ErrorKind::PermissionDenied => Refusal::new("may not be read")
-                    .help("let the user that runs steadfast enter and read the directory"),
-                _ => Refusal::new(format!("cannot be read: {error}")),
-            }),
+        if path.is_absolute() {
+            Ok(path)
+        } else {
+            Err(Refusal::new("is not absolute").help("a service has no working directory of its own"))
         }
     }
 }

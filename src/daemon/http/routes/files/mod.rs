@@ -10,7 +10,7 @@ use std::convert::Infallible;
 use std::fmt::Write;
 use std::future::Future;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -47,6 +47,12 @@ pub struct Config {
     pub cache_control: Option<HeaderValue>,
 }
 
+/// Why a folder cannot be served now, if it cannot.
+pub(crate) fn unreadable(root: &Path) -> Option<io::Error> {
+    // The dot asks for what serving needs: to enter it, not only to list it.
+    std::fs::read_dir(root.join(".")).err()
+}
+
 /// Answers with the file at what follows the route's own path.
 #[derive(Clone, Debug)]
 pub(super) struct Files(Arc<Folder>);
@@ -64,6 +70,10 @@ struct Folder {
 impl Files {
     /// `path` is the route's: what stands in it before the last slash is no part of a file's path.
     pub(super) fn new(config: &Config, path: &str) -> Self {
+        if let Some(error) = unreadable(&config.root) {
+            let root = config.root.display();
+            tracing::warn!(route = path, %error, "{root} cannot be read: nothing is found there until it can");
+        }
         let prefix = path.rsplit_once('/').map_or("", |(prefix, _)| prefix);
         let mut files = ServeDir::with_backend("", Beneath::new(&config.root))
             .with_buf_chunk_size(CHUNK)
