@@ -27,10 +27,7 @@ fn main() -> ExitCode {
 fn with_config(asked: Option<PathBuf>, read: Read, command: impl FnOnce(Config, &str) -> Exit) -> Exit {
     match load(asked, read) {
         Ok((config, origin)) => command(config, &origin),
-        Err(error) => {
-            eprintln!("{}", error.for_stderr());
-            Exit::Config
-        }
+        Err(error) => error.report(),
     }
 }
 

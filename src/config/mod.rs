@@ -19,7 +19,8 @@ pub use diagnostic::Mistakes;
 pub use tree::Tree;
 
 use crate::daemon::{admin, http, shutdown, supervisor};
-use crate::{handover, logging};
+use crate::systemd::activation::decline;
+use crate::{Exit, handover, logging};
 use diagnostic::Mistake;
 
 /// A larger file is not read: it is not a config.
@@ -69,6 +70,20 @@ impl Error {
             Self::Unreadable { path, source } => unreadable(path, source, &Renderer::styled()),
             Self::Wrong(mistakes) => format!("{mistakes:#}"),
         }
+    }
+}
+
+impl Error {
+    /// Says all of it on stderr, and in one line to the process that this one was to relieve by a reload. Returns the
+    /// exit code of a program that has no config.
+    #[must_use]
+    pub fn report(&self) -> Exit {
+        eprintln!("{}", self.for_stderr());
+        decline(&match self {
+            Self::Unreadable { path, source } => format!("cannot read {}: {source}", path.display()),
+            Self::Wrong(mistakes) => mistakes.summary(),
+        });
+        Exit::Config
     }
 }
 

@@ -23,7 +23,7 @@ pub(super) struct Observer {
     pub(super) supervisor: Supervisor,
     pub(super) registry: Arc<Registry>,
     pub(super) started: Instant,
-    /// Why the last reload changed nothing, if it was asked for and did not.
+    /// Why the last reload changed nothing, on one line, if it was asked for and did not.
     pub(super) reload_failure: Arc<Mutex<Option<String>>>,
 }
 

@@ -1,10 +1,15 @@
 //! The descriptors that systemd, or a process to be relieved, passes to this one (`sd_listen_fds(3)`).
 
+use std::io::Write;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::handover::predecessor::STDERR;
+/// The names under which a process to be relieved passes the socket to itself, and what stderr was before it listened
+/// in.
+pub(crate) const CHANNEL: &str = "predecessor";
+pub(crate) const STDERR: &str = "stderr";
 
 /// What the environment announces. It can be owned only once, so the process has one place for it.
 static PASSED: LazyLock<Mutex<Inherited>> = LazyLock::new(|| Mutex::new(announced()));
@@ -70,6 +75,19 @@ pub(crate) fn restore_stderr() {
         let _ = rustix::stdio::dup2_stderr(&stderr);
         let _ = rustix::stdio::dup2_stdout(&stderr);
     }
+}
+
+/// Tells the process that this one was to relieve, if there is one, why it will not: before there is a runtime.
+pub(crate) fn decline(reason: &str) {
+    if let Some(channel) = passed().take(CHANNEL).pop() {
+        // If that process is gone, there is nobody to tell.
+        let _ = UnixStream::from(channel).write_all(failed(reason).as_bytes());
+    }
+}
+
+/// The line by which a new process says why it cannot take over.
+pub(crate) fn failed(reason: &str) -> String {
+    format!("failed {}\n", reason.replace('\n', " "))
 }
 
 fn passed() -> MutexGuard<'static, Inherited> {

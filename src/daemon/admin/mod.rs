@@ -22,6 +22,7 @@ use super::child::{BoxError, Child};
 use super::reload::Reloads;
 use super::status::{Observer, Status};
 use crate::handover::Handover;
+use crate::printable::printable;
 use crate::server::Registry;
 use crate::server::Server;
 use crate::server::access::AccessLog;
@@ -210,7 +211,8 @@ async fn reload(State(context): State<Arc<Context>>) -> impl IntoResponse {
             }
             (StatusCode::OK, format!("process {pid} has taken over\n"))
         }
-        Err(reason) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{reason}\n")),
+        // Another program may have said it.
+        Err(reason) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{}\n", printable(&reason))),
     }
 }
 
