@@ -21,7 +21,7 @@ fn with_connections_switched_off_they_may_ask_once_more_and_tunnels_are_carried(
     tunnel.settle().unwrap();
     assert_reported(
         &service,
-        "handed over 0 connections, 1 tunnels, 2 (2 switched off in [handover]) could not be",
+        "; handed over 0 connections and 1 tunnel; 2 connections closed: switched off in [handover]",
     );
 }
 
@@ -34,7 +34,10 @@ fn without_a_store_every_connection_lingers() {
     service.ok(["systemctl", "start", UNIT]);
     let mut client = answered(&service);
     restart_meanwhile(&service, || assert_last_answer(&mut client));
-    assert_reported(&service, "handed over 0 connections, 0 tunnels, 1 (1 without a store) could not be");
+    assert_reported(
+        &service,
+        "; handed over 0 connections and 0 tunnels; 1 connection closed: there is no store",
+    );
 }
 
 #[test]
@@ -51,7 +54,7 @@ fn a_connection_whose_request_body_nobody_read_is_closed_and_the_others_are_carr
     assert_eq!(carried.get("/").unwrap().status, 200);
     assert_reported(
         &service,
-        "handed over 1 connections, 0 tunnels, 1 (1 with an unread request body) could not be",
+        "; handed over 1 connection and 0 tunnels; 1 connection closed: a request's body was not read",
     );
 }
 
