@@ -1,10 +1,10 @@
-//! Text from outside, made fit to be shown: in the log, in STATUS, on a terminal.
+//! Text for people: what comes from outside, made fit to be shown in the log, in STATUS, on a terminal; and numbers.
 //!
 //! A client chooses the path of its request, an upstream its error, and an operator looks at them as root. So what a
 //! terminal would obey is written as an escape, and what would fill the screen, or the log, is cut.
 
 use std::borrow::Cow;
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 
 /// How much of a path or a query is shown, in bytes.
 const LONGEST: usize = 1024;
@@ -49,6 +49,12 @@ pub(crate) fn excerpt_of(longest: usize, text: &str) -> Cow<'_, str> {
     let end = (0..=longest).rev().find(|&at| text.is_char_boundary(at)).unwrap_or_default();
     let (begin, rest) = text.split_at(end);
     format!("{}...({} B more)", printable(begin), rest.len()).into()
+}
+
+/// A number of things: "1 request", "2 requests".
+pub(crate) fn counted<N: Display + PartialEq + From<u8>>(number: N, thing: &str) -> String {
+    let plural = if number == N::from(1) { "" } else { "s" };
+    format!("{number} {thing}{plural}")
 }
 
 #[cfg(test)]

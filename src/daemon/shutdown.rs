@@ -15,7 +15,7 @@ use super::http::Http;
 use super::phase::{Cause, Lifecycle, Phase};
 use super::supervisor::Supervisor;
 use crate::handover::predecessor::Predecessor;
-use crate::printable::excerpt;
+use crate::printable::{counted, excerpt};
 use crate::server::{Registry, Totals};
 
 /// `[shutdown]`.
@@ -112,7 +112,9 @@ impl Stop<'_> {
         let until = config.deadline.and_then(|d| asked.checked_add(config.delay)?.checked_add(d));
         lifecycle.enter(Phase::Draining { since: asked, until });
         tracing::info!(
-            "draining: {in_flight_before} requests in flight, {idle_before} idle connections, {}",
+            "draining: {} in flight, {}, {}",
+            counted(in_flight_before, "request"),
+            counted(idle_before, "idle connection"),
             until.map_or("no deadline".into(), |at| format!("{} s left", at.duration_since(asked).as_secs())),
         );
 
@@ -182,8 +184,9 @@ impl Stop<'_> {
             drain_ms = millis(drained.saturating_sub(delayed)),
             children_ms = millis(took.saturating_sub(drained)),
             total_ms = millis(took),
-            "stopped by {cause} in {} ms: {finished} requests finished, {cut} cut, handed over {handed_over}, {stayed} could not be",
+            "stopped by {cause} in {} ms: {} finished, {cut} cut; handed over {handed_over}{stayed}",
             millis(took),
+            counted(finished, "request"),
         );
         Report { cut }
     }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use axum::http::StatusCode;
 
 use crate::handover::parcel::Parcel;
+use crate::printable::counted;
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +85,7 @@ impl Carried {
 impl fmt::Display for Carried {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [connections, tunnels] = self.counts();
-        write!(f, "{connections} connections, {tunnels} tunnels")
+        write!(f, "{} and {}", counted(connections, "connection"), counted(tunnels, "tunnel"))
     }
 }
 
@@ -112,10 +113,10 @@ impl NotCarried {
 impl fmt::Display for NotCarried {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::NoStore => "without a store",
-            Self::NoNext => "without a next process",
+            Self::NoStore => "there is no store",
+            Self::NoNext => "there is no next process",
             Self::SwitchedOff => "switched off in [handover]",
-            Self::UnreadBody => "with an unread request body",
+            Self::UnreadBody => "a request's body was not read",
             Self::MailboxFull => "refused by the mailbox",
         })
     }
@@ -138,13 +139,16 @@ impl NotCarriedCounts {
     }
 }
 
-/// The number, and what it is made of.
+/// What the report of a stop goes on with: nothing where there are none.
 impl fmt::Display for NotCarriedCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.total())?;
-        let reasons = NotCarried::ALL.iter().zip(&self.0).filter(|(_, n)| n.load(Relaxed) > 0);
-        let reasons: Vec<_> = reasons.map(|(reason, n)| format!("{} {reason}", n.load(Relaxed))).collect();
-        if reasons.is_empty() { Ok(()) } else { write!(f, " ({})", reasons.join(", ")) }
+        for (reason, number) in NotCarried::ALL.iter().zip(&self.0) {
+            let number = number.load(Relaxed);
+            if number > 0 {
+                write!(f, "; {} closed: {reason}", counted(number, "connection"))?;
+            }
+        }
+        Ok(())
     }
 }
 
