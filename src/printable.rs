@@ -52,7 +52,7 @@ pub(crate) fn excerpt_of(longest: usize, text: &str) -> Cow<'_, str> {
 }
 
 /// A number of things: "1 request", "2 requests".
-pub(crate) fn counted<N: Display + PartialEq + From<u8>>(number: N, thing: &str) -> String {
+pub(crate) fn counted<N: Copy + Display + PartialEq + From<u8>>(number: N, thing: &str) -> String {
     let plural = if number == N::from(1) { "" } else { "s" };
     format!("{number} {thing}{plural}")
 }

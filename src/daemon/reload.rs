@@ -102,7 +102,7 @@ impl Reload {
         let outcome = self.succeed().await;
         match &outcome {
             Ok(transfer) => {
-                tracing::info!(successor = transfer.pid(), "process {} takes over", transfer.pid())
+                tracing::info!(successor = transfer.pid(), "process {} takes over", transfer.pid());
             }
             Err(error) => {
                 tracing::error!("the reload failed, nothing has changed: {error}");

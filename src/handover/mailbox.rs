@@ -336,7 +336,7 @@ mod tests {
         let (parcels, _peers): (Vec<_>, Vec<_>) = (0..40).map(parcel).unzip();
         mailbox.put(parcels).expect("there is room");
         let limit = getrlimit(Resource::Nofile);
-        setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..limit.clone() }).expect("less is allowed");
+        setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..limit }).expect("less is allowed");
         let taken = mailbox.take();
         setrlimit(Resource::Nofile, limit).expect("as much as before");
         let taken = taken.expect("works").expect("a message");

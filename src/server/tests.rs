@@ -209,7 +209,7 @@ async fn what_the_mailbox_refuses_may_ask_once_more_and_is_counted() {
     };
     let both = async { tokio::join!(side.server.carry(&handover, PATIENCE), ask_once_more) };
     tokio::time::timeout(PATIENCE, both).await.expect("it is over when the client has its answer");
-    assert_eq!(stayed.to_string(), "1 (1 refused by the mailbox)");
+    assert_eq!(stayed.to_string(), "; 1 connection closed: refused by the mailbox");
     assert_eq!(side.registry.totals().handed_over.counts(), [0, 0]);
 }
 

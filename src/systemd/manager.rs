@@ -27,9 +27,8 @@ impl Store {
     fn from_environment() -> Self {
         let number = |name| std::env::var(name).ok()?.parse::<usize>().ok().filter(|n| *n > 0);
         match (number("FDSTORE"), number("STEADFAST_FDSTORE")) {
-            (Some(size), _) => Self::Of(size),
             (None, Some(1)) => Self::OfUnknownSize,
-            (None, Some(size)) => Self::Of(size),
+            (Some(size), _) | (None, Some(size)) => Self::Of(size),
             (None, None) => Self::None,
         }
     }

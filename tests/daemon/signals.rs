@@ -12,7 +12,7 @@ const NEVER: &str = "shutdown.linger = \"0s\"\nshutdown.deadline = \"never\"\n";
 const AT_ONCE: Duration = Duration::from_secs(10);
 
 fn wait_for_drain(daemon: &Daemon) {
-    daemon.wait_for_line("that it drains", |line| line.contains("requests in flight"));
+    daemon.wait_for_line("that it drains", |line| line.contains(" in flight, "));
 }
 
 /// A request whose body the test may finish, or not.
