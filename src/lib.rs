@@ -29,6 +29,8 @@
 //! through `daemon::shutdown`: readiness fails, http stops accepting and finishes, your children finish, what is left
 //! at the deadline is cut by name, one report says what became of everything, and admin stops last.
 
+#[cfg(test)]
+mod alone;
 pub mod config;
 pub mod daemon;
 mod exit;

@@ -64,6 +64,14 @@ fn every_invalid_file_is_refused_with_all_its_mistakes() {
     assert_eq!(files.len(), 82);
 }
 
+#[test]
+fn a_folder_that_is_not_there_is_a_mistake_to_a_check_and_none_to_a_start() {
+    let file = Path::new("tests/config/invalid/files_that_are_not_there.toml");
+    assert!(Config::check(file).is_err());
+    let config = Config::load(file).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(config.http.routes.len(), 2);
+}
+
 fn valid(name: &str) -> Config {
     let file = Path::new("tests/config/valid").join(name).with_extension("toml");
     Config::load(&file).unwrap_or_else(|error| panic!("{error}"))

@@ -105,8 +105,8 @@ impl Mailbox {
     }
 
     fn put_one(&self, records: &[(Parcel, Vec<u8>)]) -> io::Result<()> {
-        let bytes: Vec<_> = records.iter().flat_map(|(_, record)| record).copied().collect();
-        let memfd = sealed(&bytes)?;
+        let bytes: Vec<_> = records.iter().map(|(_, record)| record.as_slice()).collect();
+        let memfd = sealed(&bytes.concat())?;
         let sockets = records.iter().flat_map(|(parcel, _)| parcel.descriptors());
         let descriptors: Vec<_> = std::iter::once(memfd.as_fd()).chain(sockets).collect();
         let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
@@ -116,7 +116,7 @@ impl Mailbox {
         }
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         let mark = mark(records.len());
-        ready_or_told(&self.entrance, Interest::WRITABLE, || {
+        call_when_ready(&self.entrance, Interest::WRITABLE, || {
             Ok(sendmsg(self.entrance(), &[IoSlice::new(&mark)], &mut control, flags)?)
         })?;
         Ok(())
@@ -128,7 +128,7 @@ impl Mailbox {
         let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        let received = ready_or_told(&self.exit, Interest::READABLE, || {
+        let received = call_when_ready(&self.exit, Interest::READABLE, || {
             Ok(recvmsg(self.exit(), &mut [IoSliceMut::new(&mut mark)], &mut control, flags)?)
         });
         let received = match received {
@@ -150,7 +150,7 @@ impl Mailbox {
         };
         // A message that makes no sense is taken out all the same, or it would block the queue for ever. It costs each
         // of its connections, also those whose descriptors this process had no room for.
-        let lost = parcels.unwrap_or_default().max(descriptors.len()).max(1);
+        let lost = parcels.unwrap_or(descriptors.len()).max(1);
         Ok(Some(match message {
             Ok(bytes) => parcel::read(&bytes, descriptors),
             Err(_) => std::iter::repeat_with(|| Err(Refusal::Lost)).take(lost).collect(),
@@ -176,10 +176,10 @@ fn marked(mark: &[u8]) -> Option<usize> {
     Some(usize::from(u16::from_le_bytes(count)).min(DESCRIPTORS))
 }
 
-/// Calls the system, and where it says that the socket is not ready, lets tokio know, so that it waits for the next
-/// change. Only what it says from within `try_io` counts for that: a change after an earlier call would be taken for
-/// the one that call has seen. But tokio asks only where it knows of a change, and of the first ones it does not.
-fn ready_or_told<T>(
+/// Makes a call that may find the socket not ready. tokio, which is to wake whoever then waits, has to learn of that
+/// from within `try_io`: told after the call, it would forget a change that came in between. The first call is outside
+/// of it all the same, because `try_io` makes none before tokio has seen the socket ready once.
+fn call_when_ready<T>(
     socket: &UnixDatagram,
     interest: Interest,
     mut call: impl FnMut() -> io::Result<T>,
@@ -237,6 +237,7 @@ mod tests {
 
     use super::super::parcel::ConnectionNote;
     use super::*;
+    use crate::alone::is_alone;
 
     fn parcel(n: u64) -> (Parcel, UnixStream) {
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
@@ -320,14 +321,11 @@ mod tests {
     #[test]
     fn a_message_whose_descriptors_were_dropped_counts_each_of_its_connections() {
         use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-        // The limit is the process's own: no other test may meet it.
-        const ALONE: &str = "STEADFAST_TEST_ALONE";
-        if std::env::var_os(ALONE).is_none() {
-            let name = "handover::mailbox::tests::a_message_whose_descriptors_were_dropped_counts_each_of_its_connections";
-            let test = std::env::current_exe().expect("a test is a file");
-            let alone = std::process::Command::new(test).args(["--exact", name]).env(ALONE, "1").output();
-            let alone = alone.expect("it runs");
-            assert!(alone.status.success(), "{}", String::from_utf8_lossy(&alone.stdout));
+        // The limit is the process's own.
+        if !is_alone(concat!(
+            module_path!(),
+            "::a_message_whose_descriptors_were_dropped_counts_each_of_its_connections"
+        )) {
             return;
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

@@ -198,6 +198,7 @@ mod tests {
     use tracing_subscriber::prelude::*;
 
     use super::*;
+    use crate::alone::is_alone;
 
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
@@ -266,15 +267,11 @@ mod tests {
 
     #[test]
     fn what_waits_for_a_journal_that_stands_still_is_bounded_in_bytes() {
-        // A process has one queue: this one is another's.
-        const ALONE: &str = "STEADFAST_TEST_ALONE";
-        if std::env::var_os(ALONE).is_none() {
-            let name =
-                "logging::queue::tests::what_waits_for_a_journal_that_stands_still_is_bounded_in_bytes";
-            let test = std::env::current_exe().expect("a test is a file");
-            let alone = std::process::Command::new(test).args(["--exact", name]).env(ALONE, "1").output();
-            let alone = alone.expect("it runs");
-            assert!(alone.status.success(), "{}", String::from_utf8_lossy(&alone.stdout));
+        // A process has one queue.
+        if !is_alone(concat!(
+            module_path!(),
+            "::what_waits_for_a_journal_that_stands_still_is_bounded_in_bytes"
+        )) {
             return;
         }
         let queue = Queue::start(tracing_subscriber::registry().with(Frozen).into());

@@ -52,10 +52,17 @@ impl RemovedListener {
 
     /// Removes its path, which nobody listens on any more.
     pub(crate) fn unlink(&self) {
-        if let Some(Address::Unix(path)) = &self.address {
-            // It may be gone already; there is nobody to tell.
-            let _ = std::fs::remove_file(path);
+        if let Some(address) = &self.address {
+            unlink(address);
         }
+    }
+}
+
+/// Removes an address's path, if it has one.
+fn unlink(address: &Address) {
+    if let Address::Unix(path) = address {
+        // It may be gone already; there is nobody to tell.
+        let _ = std::fs::remove_file(path);
     }
 }
 
@@ -233,12 +240,9 @@ impl Listener {
     }
 
     /// Nobody listens on, in this process or another: removes the path, whoever made it.
-    pub(super) fn remove_path(&self) {
+    pub(super) fn unlink(&self) {
         self.leave();
-        if let Address::Unix(path) = &self.configured {
-            // It may be gone already; there is nobody left to tell.
-            let _ = std::fs::remove_file(path);
-        }
+        unlink(&self.configured);
     }
 
     /// Waits for the next connection.
@@ -291,7 +295,7 @@ impl AsFd for Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         if self.owns_path.load(Relaxed) {
-            self.remove_path();
+            self.unlink();
         }
     }
 }

@@ -169,7 +169,7 @@ impl Server {
             while let Some(Ok((socket, peer))) = now_or_never(listener.accept()).await {
                 self.start(socket, peer, None);
             }
-            listener.remove_path();
+            listener.unlink();
         }
     }
 
