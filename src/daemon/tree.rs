@@ -73,6 +73,9 @@ impl Tree {
                         // A socket whose path was removed behind its back may be there under the same name.
                         manager.unstore(&name);
                         manager.store(&name, &*listener);
+                        if manager.stores() {
+                            listener.leave();
+                        }
                     }
                     None => {}
                 }

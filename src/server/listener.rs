@@ -234,8 +234,8 @@ impl Listener {
         self.inherited
     }
 
-    /// Another process listens on: the path stays.
-    pub(super) fn leave(&self) {
+    /// Somebody else has the socket, too: the path stays when this is dropped.
+    pub(crate) fn leave(&self) {
         self.owns_path.store(false, Relaxed);
     }
 
