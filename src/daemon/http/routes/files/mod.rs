@@ -9,7 +9,7 @@ mod range;
 
 use std::convert::Infallible;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -60,6 +60,12 @@ impl Config {
     }
 }
 
+/// Why a folder cannot be served now, if it cannot.
+pub(crate) fn unreadable(root: &Path) -> Option<io::Error> {
+    // The dot asks for what serving needs: to enter it, not only to list it.
+    std::fs::read_dir(root.join(".")).err()
+}
+
 /// Answers with the file at what follows the route's own path.
 #[derive(Clone, Debug)]
 pub(super) struct Files(Arc<Folder>);
@@ -78,6 +84,10 @@ struct Folder {
 impl Files {
     /// `path` is the route's, normal: what stands in it before the last slash is no part of a file's path.
     pub(super) fn new(config: &Config, path: &str) -> Self {
+        if let Some(error) = unreadable(&config.root) {
+            let root = config.root.display();
+            tracing::warn!(route = path, %error, "{root} cannot be read: nothing is found there until it can");
+        }
         let prefix = path.rsplit_once('/').map_or("", |(prefix, _)| prefix);
         let mut files = ServeDir::with_backend("", Beneath::new(&config.root))
             .with_buf_chunk_size(CHUNK)
