@@ -46,8 +46,8 @@ use crate::systemd::activation::{Inherited, restore_stderr};
 use crate::systemd::manager::Manager;
 use crate::{Config, Exit, logging};
 
-/// How long the start of a service may wait for what it cannot bind yet, such as a port that is being given up. Then
-/// it fails, and the service manager tries again.
+/// The longest that the start of a service waits for what it cannot bind yet, such as a port that is being given up.
+/// Then it fails, and the service manager tries again.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 
 type Running = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;

@@ -17,13 +17,13 @@ use tracing_subscriber::layer::Context;
 
 use crate::printable::{excerpt, printable};
 
-/// How many events may wait to be written, and how many bytes they may hold: whichever is reached first.
+/// The most events that may wait to be written, and the most bytes that they may hold: whichever is reached first.
 const LENGTH: usize = 8192;
 const BYTES: usize = 8 << 20;
 
 static QUEUE: OnceLock<Queue> = OnceLock::new();
 
-/// What waits to be written.
+/// An entry of the queue.
 enum Entry {
     Event(&'static Metadata<'static>, Fields),
     /// Tells when all before it is written.
@@ -53,7 +53,7 @@ impl Queue {
         Ok(Some(queue))
     }
 
-    /// Whether there was room.
+    /// Puts an event in; false if there is no room.
     fn put(&self, metadata: &'static Metadata<'static>, fields: Fields) -> bool {
         let bytes = fields.bytes();
         let grown = |held: usize| held.checked_add(bytes).filter(|held| *held <= BYTES);
@@ -78,7 +78,7 @@ impl<S: Subscriber> Layer<S> for Queue {
     }
 }
 
-/// How many events could not be logged.
+/// The number of events that could not be logged.
 pub(crate) fn lost() -> u64 {
     QUEUE.get().map_or(0, |queue| queue.lost.load(Relaxed))
 }
@@ -119,7 +119,7 @@ enum Owned {
     I64(i64),
     U64(u64),
     Str(String),
-    /// What was recorded by its `Debug` or `Display`; a message is.
+    /// Recorded by its `Debug` or `Display`, as a message is.
     Formatted(String),
 }
 
@@ -143,7 +143,7 @@ impl Fields {
         }
     }
 
-    /// How much memory they hold.
+    /// The memory that they hold.
     fn bytes(&self) -> usize {
         let text = |value: &Owned| match value {
             Owned::Str(text) | Owned::Formatted(text) => text.capacity(),

@@ -1,4 +1,4 @@
-//! Where to listen, and the sockets that do.
+//! Listeners: sockets that were bound here, or inherited.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,11 +17,11 @@ use super::peer::Peer;
 use super::stream::Socket;
 use crate::systemd::activation::Inherited;
 
-/// How many connections may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
+/// The most connections that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 65_535;
 
-/// How long a TCP connection may be silent before its peer is asked whether it is there, how long an answer is waited
-/// for, and how many questions without an answer end it: two minutes for a peer that vanished.
+/// The silence on a TCP connection after which its peer is asked whether it is there, the wait for an answer, and the
+/// number of questions without one that end it: two minutes for a peer that vanished.
 const KEEP_ALIVE_TIME: Duration = Duration::from_secs(60);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEP_ALIVE_PROBES: u32 = 4;
@@ -35,7 +35,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct RemovedListener {
     /// Its name in the store.
     pub(crate) name: String,
-    /// Where it listened, unless that is the matter of a `.socket` unit.
+    /// Its address, unless that is the matter of a `.socket` unit.
     pub(crate) address: Option<Address>,
 }
 
@@ -213,7 +213,7 @@ impl Listener {
         Ok(Self::new(address, socket, private, true))
     }
 
-    /// Where it listens, with the port that the kernel chose.
+    /// Its address, with the port that the kernel chose.
     #[must_use]
     pub fn address(&self) -> Address {
         match &self.socket {
@@ -224,12 +224,12 @@ impl Listener {
         }
     }
 
-    /// Where the config has it.
+    /// Its address as the config has it.
     pub(crate) fn configured(&self) -> &Address {
         &self.configured
     }
 
-    /// Whether it was passed to this process rather than bound by it.
+    /// True if it was passed to this process rather than bound by it.
     pub(crate) fn is_inherited(&self) -> bool {
         self.inherited
     }
@@ -274,7 +274,7 @@ pub(crate) fn set_tcp_options(socket: &impl AsFd) -> io::Result<()> {
     socket.set_tcp_keepalive(&keep_alive)
 }
 
-/// Whether a client is root or of this process's own user. The path's mode says so already; this holds also where
+/// True if a client is root or of this process's own user. The path's mode says so already; this holds also where
 /// somebody has changed that.
 fn is_ours(socket: &UnixStream) -> io::Result<bool> {
     let user = socket.peer_cred()?.uid();
@@ -331,7 +331,7 @@ pub(crate) fn bind_all(addresses: &[Address], inherited: &mut Inherited) -> Resu
 
 #[cfg(test)]
 mod tests {
-    //! What an accepted connection has from its listener.
+    //! Options that an accepted connection has from its listener.
 
     use tokio::net::TcpStream;
 
