@@ -5,8 +5,8 @@ use std::process::Command;
 /// Set in the process that runs one test alone.
 const ALONE: &str = "STEADFAST_TEST_ALONE";
 
-/// Whether the test of this path (`module_path!()` and its name) runs alone. If it does not, another process runs it,
-/// which has to succeed, and there is nothing left to do.
+/// True if the test of this path (`module_path!()` and its name) runs alone. If it does not, this runs it in another
+/// process, which has to succeed, and there is nothing left to do.
 pub(crate) fn is_alone(path: &str) -> bool {
     if std::env::var_os(ALONE).is_some() {
         return true;

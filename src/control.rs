@@ -13,7 +13,7 @@ use steadfast::Exit;
 use steadfast::status::{Status, control_path};
 use tokio::net::UnixStream;
 
-/// How often `status --watch` looks.
+/// The time between two looks of `status --watch`.
 const WATCH: Duration = Duration::from_secs(1);
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -31,8 +31,8 @@ pub(crate) fn reload() -> Exit {
     }))
 }
 
-/// `steadfast announce-stop`, the unit's `ExecStop=`. systemd runs that before SIGTERM for a stop and for a restart alike;
-/// only its list of jobs tells which.
+/// `steadfast announce-stop`, the unit's `ExecStop=`. systemd runs that before SIGTERM for a stop and for a restart
+/// alike; only its list of jobs tells which.
 pub(crate) fn announce_stop() -> Exit {
     let announced = unit_is_stopped().and_then(|stopped| {
         if !stopped {
@@ -49,12 +49,12 @@ pub(crate) fn announce_stop() -> Exit {
     }))
 }
 
-/// What makes a line on stderr a warning where the journal reads it (sd-daemon(3)).
+/// The prefix that makes a line on stderr a warning where the journal reads it (sd-daemon(3)).
 fn warning() -> &'static str {
     if std::env::var_os("JOURNAL_STREAM").is_some() { "<4>" } else { "" }
 }
 
-/// Whether the job that is under way for the unit of this process is a stop, not a restart.
+/// True if the job that is under way for the unit of this process is a stop, not a restart.
 fn unit_is_stopped() -> Result<bool, Failure> {
     // "0::/system.slice/steadfast.service" (cgroups(7)).
     let cgroup = std::fs::read_to_string("/proc/self/cgroup")?;

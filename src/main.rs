@@ -33,7 +33,7 @@ fn with_config(asked: Option<PathBuf>, read: Read, command: impl FnOnce(Config, 
     }
 }
 
-/// How a config's file is read.
+/// A way to read a config's file.
 type Read = fn(&Path) -> Result<Config, ConfigError>;
 
 /// Reads the config that was asked for, and says where it came from.

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::fmt::{Display, Write};
 
-/// How much of a path or a query is shown, in bytes.
+/// The most that is shown of a path or a query, in bytes.
 const LONGEST: usize = 1024;
 
 /// The text without what drives a terminal or turns the order of its characters about: control characters (C0, DEL, C1)
@@ -59,7 +59,7 @@ pub(crate) fn counted<N: Copy + Display + PartialEq + From<u8>>(number: N, thing
 
 #[cfg(test)]
 mod tests {
-    //! What is shown is text, and no more than is wanted.
+    //! Only text is shown, and no more than is wanted.
 
     use proptest::prelude::*;
 

@@ -1,4 +1,4 @@
-//! What `steadfast check` asks systemd about the unit, where there is one.
+//! The unit, as far as `steadfast check` asks systemd about it.
 
 use std::process::Command;
 use std::time::Duration;
@@ -19,12 +19,13 @@ pub(crate) fn warn_of_stop_timeout(config: &shutdown::Config) {
     }
     let stop = stop.map_or("go on without end".to_owned(), |stop| format!("take {stop:?}"));
     eprintln!(
-        "warning: a stop may {stop} by [shutdown], but TimeoutStopSec= of {UNIT} is {limit:?}: `systemctl daemon-reload` \
-         during such a stop would have it killed; raise it with `systemctl edit {UNIT}`"
+        "warning: a stop may {stop} by [shutdown], but TimeoutStopSec= of {UNIT} is {limit:?}: `systemctl \
+         daemon-reload` during such a stop would have it killed; raise it with `systemctl edit {UNIT}`"
     );
 }
 
-/// How long systemd waits for the unit to stop. `None` if it waits for ever, there is no such unit, or no systemd.
+/// The longest that systemd waits for the unit to stop. `None` if it waits for ever, or there is no such unit, or no
+/// systemd.
 fn stop_timeout() -> Option<Duration> {
     let show = ["show", "--property=LoadState", "--property=TimeoutStopUSec", UNIT];
     let output = Command::new("systemctl").args(show).output().ok()?;

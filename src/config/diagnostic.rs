@@ -45,7 +45,7 @@ impl Mistake {
         self
     }
 
-    /// What to say of it where there is one line for all.
+    /// A shorter text for it, where there is one line for all.
     pub(super) fn in_short(self, text: String) -> Self {
         Self { in_short: Some(text), ..self }
     }
@@ -55,7 +55,7 @@ impl Mistake {
         Self { may_pass: true, ..self }
     }
 
-    /// Whether it may pass without a change of the file.
+    /// True if it may pass without a change of the file.
     pub(super) fn may_pass(&self) -> bool {
         self.may_pass
     }

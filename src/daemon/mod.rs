@@ -49,8 +49,8 @@ use crate::systemd::activation::{Inherited, restore_stderr};
 use crate::systemd::manager::Manager;
 use crate::{Exit, logging};
 
-/// How long the start of a service may wait for what it cannot bind yet, such as a port that is being given up. Then
-/// it fails, and the service manager tries again.
+/// The longest that the start of a service waits for what it cannot bind yet, such as a port that is being given up.
+/// Then it fails, and the service manager tries again.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// A daemon: a config, and what the caller adds to it.

@@ -17,7 +17,7 @@ use crate::handover::{Handover, named};
 use crate::server::Server;
 use crate::systemd::manager::{Manager, one_line};
 
-/// Why a reload changed nothing.
+/// The reason why a reload changed nothing.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReloadError {
     /// There is no service manager that would adopt a successor.
@@ -35,7 +35,7 @@ pub(super) enum ReloadError {
 }
 
 impl ReloadError {
-    /// Why, on one line. The whole reason is for the log and for whoever asked.
+    /// The reason on one line. All of it is for the log and for whoever asked.
     fn in_short(&self) -> String {
         match self {
             Self::Successor(error) => error.in_short(),
@@ -44,15 +44,15 @@ impl ReloadError {
     }
 }
 
-/// Where a reload is asked for.
+/// The sending end of the requests for a reload.
 #[derive(Clone, Debug)]
 pub(super) struct Reloads(mpsc::Sender<Request>);
 
-/// Who waits for the successor's process number, or for the reason why there is none.
+/// A request: where to send the successor's process number, or the reason why there is none.
 pub(super) type Request = oneshot::Sender<Result<u32, String>>;
 
 impl Reloads {
-    /// The desk, and where the root finds the requests.
+    /// Both ends: one to ask at, one for the root to receive from.
     pub(super) fn open() -> (Self, mpsc::Receiver<Request>) {
         let (sender, requests) = mpsc::channel(1);
         (Self(sender), requests)
@@ -77,7 +77,7 @@ impl Reloads {
     }
 }
 
-/// What a reload needs of the daemon.
+/// All that a reload needs of the daemon.
 #[derive(Debug)]
 pub(super) struct Reload {
     pub(super) observer: Observer,

@@ -23,11 +23,11 @@ use crate::server::{Registry, Totals};
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
-    /// How long to serve on after readiness fails, for a load balancer to look away; nothing by default.
+    /// The time to serve on after readiness fails, for a load balancer to look away; none by default.
     pub delay: Duration,
-    /// How long an idle connection that cannot be carried may still ask once more; 1 s by default.
+    /// The time in which an idle connection that cannot be carried may ask once more; 1 s by default.
     pub linger: Duration,
-    /// How long requests in flight may take once `delay` has passed; 30 s by default, `None` is "never".
+    /// The longest that requests in flight may take once `delay` has passed; 30 s by default, `None` is "never".
     pub deadline: Option<Duration>,
 }
 
@@ -56,7 +56,7 @@ pub(crate) const REPORT_ID: &str = "7f1c8a0f1e1f4c6a9b6f6c3f5d2f4a10";
 /// The `MESSAGE_ID` of each request that was cut.
 pub(crate) const CUT_ID: &str = "3b9d1a52c80e4f6d8f0b7c1e9a64d2f3";
 
-/// How long what was cut may take to be gone.
+/// The longest that connections may take to be gone once they are cut.
 const AFTER_CUT: Duration = Duration::from_secs(1);
 
 /// A child to be stopped.
@@ -92,7 +92,7 @@ impl Stoppable {
     }
 }
 
-/// What a stop takes part in.
+/// Everything that a stop needs to reach.
 pub(super) struct Stop<'a> {
     pub(super) config: &'a Config,
     pub(super) lifecycle: &'a Lifecycle,
@@ -106,7 +106,7 @@ pub(super) struct Stop<'a> {
     pub(super) predecessor: Option<&'a Predecessor>,
 }
 
-/// What became of the work in flight.
+/// The outcome for the work in flight.
 #[derive(Debug)]
 pub(super) struct Report {
     /// Requests and children that were cut.
@@ -130,7 +130,7 @@ impl Stop<'_> {
             until.map_or("no deadline".into(), |at| format!("{} s left", at.duration_since(asked).as_secs())),
         );
 
-        // Where a successor serves already, no load balancer has to look away.
+        // No load balancer has to look away where a successor serves already.
         if !config.delay.is_zero() && lifecycle.cause() != Some(&Cause::Reload) {
             tokio::select! {
                 () = sleep(config.delay) => {}
@@ -141,7 +141,7 @@ impl Stop<'_> {
 
         let work = async {
             http.stop_or_leave(supervisor).await;
-            // What the child has left, if it failed or is stuck.
+            // Connections that the child has left, if it failed or is stuck.
             connections.finish().await;
             let drained = asked.elapsed();
             // Told together, waited for together.

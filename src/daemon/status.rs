@@ -13,17 +13,17 @@ use super::supervisor::Supervisor;
 use crate::printable::{counted, excerpt, excerpt_of, printable};
 use crate::server::{Registry, RequestView, State};
 
-/// How much of a path one line has room for, in bytes.
+/// The most of a path that one line has room for, in bytes.
 const PATH: usize = 100;
 
-/// Whom to ask for the picture.
+/// All that the picture is taken from.
 #[derive(Clone, Debug)]
 pub(super) struct Observer {
     pub(super) lifecycle: Lifecycle,
     pub(super) supervisor: Supervisor,
     pub(super) registry: Arc<Registry>,
     pub(super) started: Instant,
-    /// Why the last reload changed nothing, on one line, if it was asked for and did not.
+    /// The reason, on one line, why the last reload changed nothing, if it did not.
     pub(super) reload_failure: Arc<Mutex<Option<String>>>,
 }
 
@@ -36,7 +36,7 @@ pub struct Status {
     pub version: String,
     /// Its process.
     pub pid: u32,
-    /// How long it has run.
+    /// The time since its start.
     pub uptime: f64,
     /// Its drain, once a stop was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -45,7 +45,7 @@ pub struct Status {
     pub children: Vec<ChildStatus>,
     /// Its open connections.
     pub connections: Connections,
-    /// What has been counted since the start.
+    /// Everything that is counted since the start.
     pub totals: Totals,
     /// The requests in flight, oldest first.
     pub requests: Vec<InFlightRequest>,
@@ -54,11 +54,11 @@ pub struct Status {
 /// A drain in progress.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Drain {
-    /// What asked for the stop.
+    /// The cause of the stop.
     pub cause: String,
-    /// How long it has lasted.
+    /// The time since the stop was asked for.
     pub lasted: f64,
-    /// How long until what is left is cut; absent where there is no deadline.
+    /// The time until the rest is cut; absent where there is no deadline.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub left: Option<f64>,
 }
@@ -68,9 +68,9 @@ pub struct Drain {
 pub struct ChildStatus {
     /// Its name.
     pub name: String,
-    /// Whether it runs: neither ended nor waiting to be restarted.
+    /// True while it has neither ended nor waits to be restarted.
     pub running: bool,
-    /// How often it was restarted.
+    /// The number of its restarts.
     pub restarts: u32,
 }
 
@@ -120,7 +120,7 @@ impl Connections {
     }
 }
 
-/// What has been counted since the start.
+/// Everything that is counted since the start.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Totals {
     /// Connections accepted.
@@ -146,11 +146,11 @@ pub struct InFlightRequest {
     pub path: String,
     /// The client.
     pub peer: String,
-    /// How long ago its head was read.
+    /// The time since its head was read.
     pub age: f64,
     /// Bytes of the answer written.
     pub sent: u64,
-    /// What it waits for.
+    /// The one that it waits for, in words.
     pub waiting_for: String,
 }
 

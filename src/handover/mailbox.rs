@@ -21,9 +21,9 @@ use super::parcel::{self, Parcel, Refusal};
 
 /// `SCM_MAX_FD` of Linux: how many descriptors a message may carry, the memfd among them.
 const DESCRIPTORS: usize = 253;
-/// How many bytes a message's memfd may hold.
+/// The most bytes that a message's memfd may hold.
 const BYTES: usize = 8 << 20;
-/// What a message itself says, before the number of its parcels; all else is in its memfd.
+/// The beginning of a message; the number of its parcels follows, and all else is in its memfd.
 const MARK: &[u8] = b"parcels";
 
 /// The seals that make a memfd safe to read: nobody can change or shrink it any more (`memfd_create(2)`).
@@ -35,9 +35,9 @@ const SEALS: SealFlags =
 /// tokio knows no `SOCK_SEQPACKET`; as a datagram socket it watches one just as well.
 #[derive(Debug)]
 pub(crate) struct Mailbox {
-    /// Where this process puts parcels.
+    /// The end that this process puts parcels into.
     entrance: UnixDatagram,
-    /// Where it takes them out.
+    /// The end that it takes them out of.
     exit: UnixDatagram,
 }
 
@@ -170,7 +170,7 @@ fn mark(parcels: usize) -> Vec<u8> {
     [MARK, &parcels.to_le_bytes()].concat()
 }
 
-/// How many parcels a message says it holds, if it is one of ours.
+/// The number of parcels that a message says it holds; `None` if it is none of ours.
 fn marked(mark: &[u8]) -> Option<usize> {
     let count = mark.strip_prefix(MARK)?.try_into().ok()?;
     Some(usize::from(u16::from_le_bytes(count)).min(DESCRIPTORS))
@@ -190,7 +190,7 @@ fn call_when_ready<T>(
     }
 }
 
-/// How many of the first records go into one message. Any one alone does.
+/// The number of the first records that go into one message. Any one alone does.
 fn fitting(records: &[(Parcel, Vec<u8>)]) -> usize {
     let (mut descriptors, mut bytes) = (1, 0);
     let fits = |(parcel, record): &&(Parcel, Vec<u8>)| {

@@ -1,4 +1,4 @@
-//! How sockets reach the next process.
+//! The handover: sockets on their way to the next process.
 //!
 //! Two ways lead there. Over a restart, the service manager keeps the listeners and the `mailbox` in its store while
 //! no process runs; the stopping process leaves its idle connections in the mailbox and the next one takes them out.
@@ -26,11 +26,11 @@ use crate::systemd::manager::Manager;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Config {
-    /// Whether connections between two requests are carried to the next process; they are by default.
+    /// Carry connections between two requests to the next process; true by default.
     pub connections: bool,
-    /// Whether upgraded connections through `proxy` are; they are by default.
+    /// Carry upgraded connections through `proxy`; true by default.
     pub tunnels: bool,
-    /// How long a reload waits for the new process to be ready; 30 s by default.
+    /// The longest that a reload waits for the new process to be ready; 30 s by default.
     pub ready_timeout: Duration,
 }
 
@@ -80,7 +80,7 @@ impl fmt::Display for NotCarried {
 const ENTRANCE: &str = "mailbox-in";
 const EXIT: &str = "mailbox-out";
 
-/// How long a successor may leave the mailbox full.
+/// The longest that a successor may leave the mailbox full.
 const ROOM: Duration = Duration::from_secs(5);
 
 /// The way to the next process.
@@ -147,17 +147,17 @@ impl Handover {
         self.last.store(true, Relaxed);
     }
 
-    /// Whether a successor takes parcels out as they are put in.
+    /// True if a successor takes parcels out as they are put in.
     pub(crate) fn is_taken_out(&self) -> bool {
         self.succeeded.load(Relaxed)
     }
 
-    /// Whether the listeners live on in the store or in a successor.
+    /// True if the listeners live on in the store or in a successor.
     pub(crate) fn keeps_listeners(&self) -> bool {
         (self.stored && !self.last.load(Relaxed)) || self.is_taken_out()
     }
 
-    /// Why a connection is not carried, at once or after its answer; `None` if it is.
+    /// The reason why a connection is not carried, at once or after its answer; `None` if it is.
     pub(crate) fn refuses(&self, is_tunnel: bool) -> Option<NotCarried> {
         let wanted = if is_tunnel { self.config.tunnels } else { self.config.connections };
         match wanted {
@@ -187,7 +187,7 @@ impl Handover {
         }
     }
 
-    /// Where connections come from an earlier process.
+    /// The mailbox that connections of an earlier process come from.
     pub(crate) fn mailbox(&self) -> Option<&Mailbox> {
         self.mailbox.as_ref()
     }

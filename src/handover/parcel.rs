@@ -1,4 +1,4 @@
-//! What travels from one process to the next, as bytes and descriptors.
+//! Parcels: connections on their way from one process to the next, as bytes and descriptors.
 //!
 //! A message is a list of records beside a list of descriptors:
 //!
@@ -41,25 +41,25 @@ pub(crate) enum Parcel {
         client: OwnedFd,
         /// The upstream's.
         upstream: OwnedFd,
-        /// What is known of it.
+        /// All that the next process must know of it.
         note: TunnelNote,
     },
 }
 
-/// What the next process must know of a connection.
+/// All that the next process must know of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ConnectionNote {
     /// The client's address; none for a unix socket.
     pub peer: Option<SocketAddr>,
     /// Requests answered on it.
     pub answered: u64,
-    /// How long it has been idle, in milliseconds.
+    /// The time that it has been idle, in milliseconds.
     pub idle_ms: u64,
     /// Bytes already read: the beginning of the next request.
     pub read_ahead: Bytes,
 }
 
-/// What the next process must know of a tunnel.
+/// All that the next process must know of a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TunnelNote {
     /// The client's address; none for a unix socket.
@@ -68,11 +68,11 @@ pub(crate) struct TunnelNote {
     pub method: String,
     /// Its path and query.
     pub uri: String,
-    /// How long ago that was, in milliseconds.
+    /// The time since then, in milliseconds.
     pub age_ms: u64,
-    /// What flows to the upstream.
+    /// The direction to the upstream.
     pub up: Flow,
-    /// What flows to the client.
+    /// The direction to the client.
     pub down: Flow,
 }
 
@@ -103,7 +103,7 @@ impl Content {
     }
 }
 
-/// Why a record was not understood.
+/// The reason why a record was not understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
     /// It is another version's.
@@ -207,7 +207,7 @@ pub(crate) fn records(
 
 #[cfg(test)]
 mod tests {
-    //! What is written is read, and what is not understood costs itself alone.
+    //! A record that is written is read, and one that is not understood costs itself alone.
 
     use std::os::unix::net::UnixStream;
 

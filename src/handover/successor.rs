@@ -29,7 +29,7 @@ const FIRST: usize = 3;
 const START: &str =
     r#"sh -c 'export LISTEN_PID=$$ ${WATCHDOG_PID:+WATCHDOG_PID=$$}; exec "$@"' sh "$@" >&2 & echo $!"#;
 
-/// Why there is no successor. The old process goes on as if nothing had happened.
+/// The reason why there is no successor. The old process goes on as if nothing had happened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SuccessorError {
     /// The program is not where it was.
@@ -38,7 +38,7 @@ pub(crate) enum SuccessorError {
     /// It ended, or said that it cannot serve.
     #[error("the new process failed: {said}")]
     Failed {
-        /// Why, on one line.
+        /// The reason on one line.
         in_short: String,
         /// All that it said.
         said: String,
@@ -49,7 +49,7 @@ pub(crate) enum SuccessorError {
 }
 
 impl SuccessorError {
-    /// Why, on one line.
+    /// The reason on one line.
     pub(crate) fn in_short(&self) -> String {
         match self {
             Self::Failed { in_short, .. } => in_short.clone(),
@@ -99,7 +99,7 @@ impl Successor {
 
     fn spawn(program: &Path, descriptors: Vec<(String, OwnedFd)>) -> io::Result<(Self, StdUnixStream)> {
         let (ours, theirs) = StdUnixStream::pair()?;
-        // What it writes to stderr before it is ready is the reason why it is not.
+        // Its stderr until it is ready: the reason why it is not.
         let (words, stderr) = StdUnixStream::pair()?;
         let mut passed = descriptors;
         passed.push((CHANNEL.to_owned(), theirs.into()));
@@ -193,7 +193,7 @@ impl Transfer {
     }
 }
 
-/// What is known of a process that failed: the reason that it gave, if it could, and what it wrote to stderr.
+/// The error of a process that failed: the reason that it gave, if it could, and its words on stderr, if any.
 fn failure(reason: Option<&str>, words: Option<String>) -> SuccessorError {
     match (reason, words) {
         (Some(reason), words) => SuccessorError::Failed {
@@ -213,7 +213,7 @@ fn failure(reason: Option<&str>, words: Option<String>) -> SuccessorError {
     }
 }
 
-/// What the process wrote to stderr, if anything; it has ended, or is about to.
+/// The process's words on stderr, if any; it has ended, or is about to.
 fn last_words(words: &mut StdUnixStream) -> Option<String> {
     let mut text = Vec::new();
     // As much as there is now: a process that hangs may hold the other end open.

@@ -1,4 +1,4 @@
-//! Where events go.
+//! The log: events on their way to journald or to stderr.
 
 mod queue;
 
@@ -23,9 +23,9 @@ use crate::systemd::activation::restore_stderr;
 pub struct Config {
     /// The least severe level that is logged; `None` is "off". Info by default.
     pub level: Option<Level>,
-    /// Where events go; [`Target::Auto`] by default.
+    /// The destination of events; [`Target::Auto`] by default.
     pub target: Target,
-    /// How events look on stderr; [`Format::Text`] by default.
+    /// The look of events on stderr; [`Format::Text`] by default.
     pub format: Format,
     /// Which requests are logged; [`Access::Errors`] by default.
     pub access: Access,
@@ -51,7 +51,7 @@ impl Config {
     }
 }
 
-/// Where events go.
+/// The destination of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Target {
@@ -63,7 +63,7 @@ pub enum Target {
     Stderr,
 }
 
-/// How events look on stderr.
+/// The look of events on stderr.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Format {
@@ -85,7 +85,7 @@ pub enum Access {
     Off,
 }
 
-/// How long the end of the process waits for the last events to be written.
+/// The longest that the end of the process waits for the last events to be written.
 const FLUSH: Duration = Duration::from_secs(1);
 
 /// Sends events where the config says, and panics with them. Call it once, first thing; if the process has a
@@ -149,7 +149,7 @@ fn stderr(format: Format) -> Box<dyn Layer<Registry> + Send + Sync> {
     }
 }
 
-/// Whether systemd connected stderr to journald: `$JOURNAL_STREAM` names stderr's device and inode
+/// True if systemd connected stderr to journald: then `$JOURNAL_STREAM` names stderr's device and inode
 /// (systemd.exec(5)).
 fn stderr_is_the_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else {

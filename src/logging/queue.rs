@@ -22,13 +22,13 @@ use tracing_subscriber::registry::{LookupSpan, Scope};
 
 use crate::printable::{excerpt, printable};
 
-/// How many events may wait to be written, and how many bytes they may hold: whichever is reached first.
+/// The most events that may wait to be written, and the most bytes that they may hold: whichever is reached first.
 const LENGTH: usize = 8192;
 const BYTES: usize = 8 << 20;
 
 static QUEUE: OnceLock<Queue> = OnceLock::new();
 
-/// What waits to be written.
+/// An entry of the queue.
 enum Entry {
     /// An event, and the spans it was logged in, outermost first.
     Event(Copied, Vec<Arc<Copied>>),
@@ -111,7 +111,7 @@ impl<S: Subscriber + for<'s> LookupSpan<'s>> Layer<S> for Queue {
     }
 }
 
-/// How many events could not be logged.
+/// The number of events that could not be logged.
 pub(crate) fn lost() -> u64 {
     QUEUE.get().map_or(0, |queue| queue.lost.load(Relaxed))
 }
@@ -165,7 +165,7 @@ enum Owned {
     I64(i64),
     U64(u64),
     Str(String),
-    /// What was recorded by its `Debug` or `Display`; a message is.
+    /// Recorded by its `Debug` or `Display`, as a message is.
     Formatted(String),
 }
 

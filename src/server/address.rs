@@ -51,7 +51,7 @@ impl Address {
         Some(name)
     }
 
-    /// Whether only this machine reaches it. Of a `.socket` unit's socket that is the unit's matter.
+    /// True if only this machine reaches it. Of a `.socket` unit's socket that is the unit's matter.
     pub(crate) fn is_local(&self) -> bool {
         match self {
             Self::Tcp(address) => address.ip().is_loopback(),
@@ -141,10 +141,10 @@ pub(crate) fn check_apart(sections: &[(&str, &[Address])], check: &mut Check) {
     }
 }
 
-/// What the names of stored listeners begin with.
+/// The beginning of the names of stored listeners.
 pub(crate) const STORED: &str = "listen=";
 
-/// Why an address cannot be listened on.
+/// The reason why an address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BindError {
@@ -189,7 +189,7 @@ impl BindError {
         }
     }
 
-    /// Whether it may be gone in a while, without a change of the config.
+    /// True if it may be gone in a while, without a change of the config.
     pub(super) fn may_pass(&self) -> bool {
         match self {
             Self::InUse(_) | Self::Denied(_) | Self::Other(..) => true,
@@ -215,7 +215,7 @@ impl BindError {
 
 #[cfg(test)]
 mod tests {
-    //! What a listener is called in the store.
+    //! A listener's name in the store.
 
     use super::*;
 

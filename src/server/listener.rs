@@ -1,4 +1,4 @@
-//! Where to listen, and the sockets that do.
+//! Listeners: sockets that were bound here, or inherited.
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,11 +19,11 @@ use super::peer::Peer;
 use super::stream::Socket;
 use crate::systemd::activation::Inherited;
 
-/// How many connections may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
+/// The most connections that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 65_535;
 
-/// How long a TCP connection may be silent before its peer is asked whether it is there, how long an answer is waited
-/// for, and how many questions without an answer end it: two minutes for a peer that vanished.
+/// The silence on a TCP connection after which its peer is asked whether it is there, the wait for an answer, and the
+/// number of questions without one that end it: two minutes for a peer that vanished.
 const KEEP_ALIVE_TIME: Duration = Duration::from_secs(60);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEP_ALIVE_PROBES: u32 = 4;
@@ -37,7 +37,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct RemovedListener {
     /// Its name in the store.
     pub(crate) name: String,
-    /// Where it listened, unless that is the matter of a `.socket` unit.
+    /// Its address, unless that is the matter of a `.socket` unit.
     pub(crate) address: Option<Address>,
 }
 
@@ -209,19 +209,19 @@ impl Listener {
         Self::new(address, socket, private, true)
     }
 
-    /// Where it listens, with the port that the kernel chose.
+    /// Its address, with the port that the kernel chose.
     #[must_use]
     pub fn address(&self) -> Address {
         let local = SockRef::from(&self.socket).local_addr().ok().and_then(|local| local.as_socket());
         local.map_or_else(|| self.configured.clone(), Address::Tcp)
     }
 
-    /// Where the config has it.
+    /// Its address as the config has it.
     pub(crate) fn configured(&self) -> &Address {
         &self.configured
     }
 
-    /// Whether it was passed to this process rather than bound by it.
+    /// True if it was passed to this process rather than bound by it.
     pub(crate) fn is_inherited(&self) -> bool {
         self.inherited
     }
@@ -285,7 +285,7 @@ pub(crate) fn set_tcp_options(socket: &impl AsFd) -> io::Result<()> {
     socket.set_tcp_keepalive(&keep_alive)
 }
 
-/// Whether a client is root or of this process's own user. The path's mode says so already; this holds also where
+/// True if a client is root or of this process's own user. The path's mode says so already; this holds also where
 /// somebody has changed that.
 fn is_ours(socket: &OwnedFd) -> io::Result<bool> {
     let user = rustix::net::sockopt::socket_peercred(socket)?.uid;
@@ -339,7 +339,7 @@ pub(crate) fn bind_all(addresses: &[Address], inherited: &mut Inherited) -> Resu
 
 #[cfg(test)]
 mod tests {
-    //! What an accepted connection has from its listener.
+    //! Options that an accepted connection has from its listener.
 
     use super::*;
 

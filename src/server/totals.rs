@@ -113,7 +113,7 @@ impl NotCarriedCounts {
     }
 }
 
-/// What the report of a stop goes on with: nothing where there are none.
+/// The last part of a stop's report: nothing where there are none.
 impl fmt::Display for NotCarriedCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (reason, number) in NotCarried::ALL.iter().zip(&self.0) {

@@ -11,7 +11,7 @@ use std::time::Instant;
 pub(crate) const CHANNEL: &str = "predecessor";
 pub(crate) const STDERR: &str = "stderr";
 
-/// What the environment announces. It can be owned only once, so the process has one place for it.
+/// The descriptors that the environment announces. They can be owned only once, so the process has one place for them.
 static PASSED: LazyLock<Mutex<Inherited>> = LazyLock::new(|| Mutex::new(announced()));
 
 /// The descriptors this process was started with, by name.
@@ -20,7 +20,7 @@ pub(crate) struct Inherited {
     left: Vec<(String, OwnedFd)>,
     /// Also of those that were taken.
     names: Vec<String>,
-    /// How long a listener that is not among them may be waited for.
+    /// The end of the wait for a listener that is not among them and cannot be bound yet.
     patience: Option<Instant>,
 }
 

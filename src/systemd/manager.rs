@@ -1,4 +1,4 @@
-//! What can be said to the service manager (`sd_notify(3)`), and its store of descriptors.
+//! The line to the service manager (`sd_notify(3)`), and its store of descriptors.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -22,8 +22,8 @@ enum Store {
 }
 
 impl Store {
-    /// Reads the environment: systemd 254 and later tells of the store in `$FDSTORE` (systemd.exec(5)), for an older one
-    /// the unit does. There "1" is what a unit says that tells no number.
+    /// Reads the environment: systemd 254 and later tells of the store in `$FDSTORE` (systemd.exec(5)), for an older
+    /// one the unit does, where "1" says that there is a store and not how large it is.
     fn from_environment() -> Self {
         let number = |name| std::env::var(name).ok()?.parse::<usize>().ok().filter(|n| *n > 0);
         match (number("FDSTORE"), number("STEADFAST_FDSTORE")) {
@@ -39,7 +39,7 @@ impl Store {
 pub(crate) struct Manager {
     listens: bool,
     store: Store,
-    /// Whether this process is, or is about to be, the unit's main one: the only one that is heard.
+    /// True if this process is, or is about to be, the unit's main one: the only one that is heard.
     speaks: Arc<Mutex<bool>>,
     /// The names of what it stores for this process.
     stored: Arc<Mutex<BTreeSet<String>>>,
@@ -57,12 +57,12 @@ impl Manager {
         }
     }
 
-    /// Whether anyone listens.
+    /// True if anyone listens.
     pub(crate) fn listens(&self) -> bool {
         self.listens
     }
 
-    /// Whether descriptors can be left with it.
+    /// True if descriptors can be left with it.
     pub(crate) fn stores(&self) -> bool {
         self.store != Store::None
     }
@@ -80,7 +80,7 @@ impl Manager {
         }
     }
 
-    /// How long it waits between two pings, if it has a watchdog on this process.
+    /// The longest that it waits between two pings, if it has a watchdog on this process.
     pub(crate) fn watchdog() -> Option<Duration> {
         sd_notify::watchdog_enabled()
     }

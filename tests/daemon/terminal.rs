@@ -1,4 +1,4 @@
-//! What an operator's terminal is shown of requests: text, and not too much of it.
+//! Requests on an operator's terminal: they are shown as text, and not too much of it.
 
 use std::process::{Command, Output};
 
@@ -6,7 +6,7 @@ use steadfast_harness::{Client, Daemon, Signal, Upstream};
 
 use crate::process::{BINARY, connect, serving};
 
-/// What a terminal would obey: CSI in one character (ECMA-48, 5.4), a right-to-left override (UAX #9).
+/// Characters that a terminal would obey: CSI in one character (ECMA-48, 5.4), a right-to-left override (UAX #9).
 const HOSTILE: &str = "/app/\u{9b}31m\u{202e}";
 
 /// It, as it is to be shown.

@@ -79,7 +79,7 @@ fn no_request_waits_for_the_journal_and_what_it_does_not_take_is_counted() {
 
 #[test]
 fn long_paths_fill_no_memory_while_the_journal_stands_still() {
-    /// What the queue may hold, and as much again for each of the eight clients' own buffers.
+    /// The queue's 8 MiB, and several times as much for all else.
     const MOST: u64 = 64 << 20;
     let Some(machine) = start(
         "[http]\nlisten = [\"127.0.0.1:8080\"]\n[log]\naccess = \"all\"\n[[route]]\npath = \"/*\"\nrespond = \"hello\"\n",

@@ -39,7 +39,7 @@ pub(crate) const NAME: &str = "admin";
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
-    /// Where to listen; `127.0.0.1:9090` by default, none turns it off.
+    /// The addresses to listen on; `127.0.0.1:9090` by default, none turns it off.
     pub listen: Vec<Address>,
 }
 
@@ -61,7 +61,7 @@ const CONTROL: &str = "control.sock";
 /// The `RuntimeDirectory=` of the unit as it is shipped.
 const RUNTIME_DIRECTORY: &str = "/run/steadfast";
 
-/// How often the metrics are tidied up where nobody scrapes them.
+/// The time between two clean-ups of the metrics where nobody scrapes them.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// The limits of its listeners. Operators and their tools are few, and their requests small and quick. Whatever clients
@@ -150,7 +150,7 @@ impl Admin {
     }
 }
 
-/// What the handlers answer from.
+/// Everything that the handlers answer from.
 #[derive(Debug)]
 struct Context {
     observer: Observer,
@@ -162,7 +162,7 @@ struct Context {
     closed: CancellationToken,
 }
 
-/// Where the control socket is: in the unit's `RuntimeDirectory=`, of which systemd tells (systemd.exec(5)); nowhere
+/// The control socket's address: in the unit's `RuntimeDirectory=`, of which systemd tells (systemd.exec(5)); none
 /// outside of a unit. Of several, which systemd gives in an order of its own, in the one that the unit is shipped with.
 pub(super) fn control_socket() -> Option<Address> {
     let folders = std::env::var_os("RUNTIME_DIRECTORY")?;
@@ -172,8 +172,8 @@ pub(super) fn control_socket() -> Option<Address> {
     Some(Address::Unix(shipped.unwrap_or(first).join(CONTROL)))
 }
 
-/// Where a command finds the running daemon's control socket: where that has it, if the command is one of the unit's
-/// own, and else where the unit as shipped has it.
+/// The running daemon's control socket, for the commands that ask it: where the daemon has it, if the command is one of
+/// the unit's own, and else where the unit as shipped has it.
 #[must_use]
 pub fn control_path() -> PathBuf {
     match control_socket() {
@@ -182,7 +182,7 @@ pub fn control_path() -> PathBuf {
     }
 }
 
-/// What changes anything is here alone.
+/// The only routes that change anything.
 fn control_router(context: Arc<Context>) -> Router {
     let changes = Router::new().route("/reload", post(reload)).route("/announce-stop", post(announce_stop));
     #[cfg(feature = "faults")]

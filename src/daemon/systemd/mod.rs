@@ -22,11 +22,11 @@ pub(crate) const NAME: &str = "systemd";
 /// It has nothing to configure: the unit does that.
 pub(crate) type Config = ();
 
-/// How often STATUS is looked at while serving; it is sent when it has changed.
+/// The time between two looks at STATUS while serving; it is sent when it has changed.
 const SERVING_TICK: Duration = Duration::from_secs(5);
-/// How often a drain is reported and its timeout extended.
+/// The time between two reports of a drain, each of which extends its timeout.
 const DRAINING_TICK: Duration = Duration::from_secs(1);
-/// How long each extension lasts: far beyond the next one, so that a busy machine may miss some.
+/// The length of an extension: far beyond the next one, so that a busy machine may miss some.
 const EXTENSION: Duration = Duration::from_secs(15);
 
 /// The child: what it tells of, and to whom.

@@ -21,12 +21,12 @@ use crate::logging;
 use crate::printable::excerpt;
 use crate::systemd::manager::{Manager, one_line};
 
-/// How long a handler may hold its thread before that is logged.
+/// The longest that a handler may hold its thread before that is logged.
 const BLOCKED: Duration = Duration::from_secs(1);
-/// How long a heart may be still where the manager has no watchdog on the unit.
+/// The longest that a heart may be still where the manager has no watchdog on the unit.
 const UNWATCHED: Duration = Duration::from_secs(10);
 
-/// How many ticks late the thread comes when not it alone was kept from running.
+/// The time between two looks, in ticks, above which the whole process stood still, not a child alone.
 const STOOD_STILL: u32 = 4;
 
 /// The running thread; it ends when this is dropped.
@@ -70,15 +70,15 @@ impl Watchdog {
 struct Watch {
     observer: Observer,
     manager: Manager,
-    /// How long the manager waits between two pings.
+    /// The longest that the manager waits between two pings.
     period: Option<Duration>,
-    /// How often it looks.
+    /// The time between two looks.
     tick: Duration,
     last_look: Instant,
     /// Before that no heart can be blamed for being still.
     nobody_stuck_until: Instant,
     next_ping: Instant,
-    /// What was logged, so that it is logged once.
+    /// The names that were logged, so that each is logged once.
     stuck: HashSet<String>,
     blocking: HashSet<(u64, u64)>,
 }
@@ -114,7 +114,7 @@ impl Watch {
         }
     }
 
-    /// How long a heart may be still.
+    /// The longest that a heart may be still.
     fn patience(&self) -> Duration {
         self.period.map_or(UNWATCHED, |period| period / 2).max(self.observer.supervisor.heartbeat() * 3)
     }

@@ -60,7 +60,7 @@ impl Config {
     }
 }
 
-/// Why a folder cannot be served now, if it cannot.
+/// The reason why a folder cannot be served now; `None` if it can.
 pub(crate) fn unreadable(root: &Path) -> Option<io::Error> {
     // The dot asks for what serving needs: to enter it, not only to list it.
     std::fs::read_dir(root.join(".")).err()
