@@ -1,7 +1,6 @@
 //! The commands that talk to the running daemon, over its control socket.
 
 use std::io;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -11,11 +10,8 @@ use http_body_util::BodyExt;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use steadfast::Exit;
-use steadfast::status::{CONTROL_SOCKET, Status};
+use steadfast::status::{Status, control_path};
 use tokio::net::UnixStream;
-
-/// Where the shipped unit's `RuntimeDirectory=` is.
-const RUNTIME_DIRECTORY: &str = "/run/steadfast";
 
 /// How often `status --watch` looks.
 const WATCH: Duration = Duration::from_secs(1);
@@ -35,15 +31,27 @@ pub(crate) fn reload() -> Exit {
     }))
 }
 
-/// `steadfast announce-stop`, as the unit's `ExecStop=`: systemd runs it before SIGTERM, and says to nobody but who asks
-/// whether it stops the unit for good.
+/// `steadfast announce-stop`, the unit's `ExecStop=`. systemd runs that before SIGTERM for a stop and for a restart alike;
+/// only its list of jobs tells which.
 pub(crate) fn announce_stop() -> Exit {
-    finish(unit_is_stopped().and_then(|stopped| {
-        if stopped {
-            block_on(ask(Method::POST, "/announce-stop"))?;
+    let announced = unit_is_stopped().and_then(|stopped| {
+        if !stopped {
+            return Ok(());
         }
-        Ok(())
+        match block_on(ask(Method::POST, "/announce-stop"))? {
+            (status, _) if status.is_success() => Ok(()),
+            (status, text) => Err(format!("the daemon answers {status} {}", text.trim_end()).into()),
+        }
+    });
+    // The unit goes on with the stop all the same ("ExecStop=-"): what is lost by that is a warning.
+    finish(announced.map_err(|error| {
+        format!("{}cannot announce the stop, so that clients are not told of it: {error}", warning()).into()
     }))
+}
+
+/// What makes a line on stderr a warning where the journal reads it (sd-daemon(3)).
+fn warning() -> &'static str {
+    if std::env::var_os("JOURNAL_STREAM").is_some() { "<4>" } else { "" }
 }
 
 /// Whether the job that is under way for the unit of this process is a stop, not a restart.
@@ -92,8 +100,7 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
 
 /// One request to the daemon.
 async fn ask(method: Method, path: &str) -> Result<(StatusCode, String), Failure> {
-    let folder = std::env::var_os("RUNTIME_DIRECTORY").map_or(RUNTIME_DIRECTORY.into(), PathBuf::from);
-    let socket = folder.join(CONTROL_SOCKET);
+    let socket = control_path();
     let stream = UnixStream::connect(&socket).await.map_err(|error| {
         let socket = socket.display();
         match error.kind() {

@@ -10,10 +10,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use crate::handover::parcel::{Parcel, records};
-use crate::server::Registry;
 use crate::server::Server;
-use crate::server::access::AccessLog;
 use crate::server::limits::Limits;
+use crate::server::{Registry, Totals};
 
 /// Reads a message of the mailbox.
 pub fn parcels(message: &[u8]) {
@@ -32,7 +31,7 @@ pub async fn connection(bytes: &[u8]) -> Vec<u8> {
     let router =
         Router::new().route("/echo", any(async |body: Bytes| body)).route("/{*path}", get(async || "hello"));
     let limits = Limits { body_limit: 64 << 10, ..Limits::default() };
-    let registry = Registry::new(metrics::Histogram::noop(), AccessLog::off());
+    let registry = Registry::new(Totals::unobserved());
     let server = Server::new(Vec::new(), router, Arc::clone(&registry), limits);
     let (mut client, theirs) = UnixStream::pair().expect("a pair of sockets");
     server.serve_one(theirs);

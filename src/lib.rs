@@ -57,6 +57,8 @@
 //! readiness fails, `http` stops accepting and finishes, your children finish, what is left at the deadline is cut by
 //! name, one report says what became of everything, and `admin` stops last.
 
+#[cfg(test)]
+mod alone;
 pub mod config;
 mod daemon;
 mod exit;
@@ -65,6 +67,7 @@ mod exit;
 pub mod fuzzing;
 mod handover;
 pub mod logging;
+mod printable;
 mod rules;
 mod server;
 pub mod status;

@@ -2,8 +2,9 @@
 
 mod cli;
 mod control;
+mod unit;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -14,8 +15,10 @@ use cli::{Cli, Command};
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let exit = match cli.command.unwrap_or_default() {
-        Command::Run => with_config(cli.config, run),
-        Command::Check => with_config(cli.config, |config, origin| check(&config, origin)),
+        Command::Run => with_config(cli.config, Config::load, run),
+        Command::Check => {
+            with_config(cli.config, Config::check_file, |config, origin| check(&config, origin))
+        }
         Command::Reload => control::reload(),
         Command::AnnounceStop => control::announce_stop(),
         Command::Status { watch, json } => control::status(watch, json),
@@ -23,27 +26,28 @@ fn main() -> ExitCode {
     exit.into()
 }
 
-fn with_config(asked: Option<PathBuf>, command: impl FnOnce(Config, &str) -> Exit) -> Exit {
-    match load(asked) {
+fn with_config(asked: Option<PathBuf>, read: Read, command: impl FnOnce(Config, &str) -> Exit) -> Exit {
+    match load(asked, read) {
         Ok((config, origin)) => command(config, &origin),
-        Err(error) => {
-            eprintln!("{}", error.for_stderr());
-            Exit::Config
-        }
+        Err(error) => error.report(),
     }
 }
 
+/// How a config's file is read.
+type Read = fn(&Path) -> Result<Config, ConfigError>;
+
 /// Reads the config that was asked for, and says where it came from.
-fn load(asked: Option<PathBuf>) -> Result<(Config, String), ConfigError> {
+fn load(asked: Option<PathBuf>, read: Read) -> Result<(Config, String), ConfigError> {
     let installed = || Some(PathBuf::from(cli::CONFIG)).filter(|path| path.exists());
     match asked.or_else(installed) {
-        Some(path) => Ok((Config::load(&path)?, path.display().to_string())),
+        Some(path) => Ok((read(&path)?, path.display().to_string())),
         None => Ok((Config::embedded(), format!("the embedded default ({} is not there)", cli::CONFIG))),
     }
 }
 
 fn check(config: &Config, origin: &str) -> Exit {
     println!("{origin}: valid\n{}", config.tree());
+    unit::warn_of_stop_timeout(&config.shutdown);
     Exit::Clean
 }
 

@@ -3,14 +3,14 @@
 //! A [`Status`] is read from the JSON that the daemon answers with:
 //!
 //! ```
-//! # let answer = r#"{"phase":"serving","version":"0.1.0","pid":1,"uptime":2.5,"children":[],"connections":{"idle":0,
-//! #   "parked":1,"busy":0,"upgraded":0,"closing":0},"totals":{"connections":1,"requests":1,"client_gone":0,"cut":0,
+//! # let answer = r#"{"phase":"serving","version":"0.1.0","pid":1,"uptime":2.5,"children":[],"connections":{"parked":1,
+//! #   "reading":0,"answering":0,"flushing":0,"discarding":0,"tunnel":0,"closing":0},"totals":{"connections":1,"requests":1,"client_gone":0,"cut":0,
 //! #   "handed_over":[0,0],"taken_over":[0,0]},"requests":[]}"#;
 //! let status: steadfast::status::Status = serde_json::from_str(answer)?;
 //! println!("{status}");
 //! # Ok::<(), serde_json::Error>(())
 //! ```
 
-pub use crate::daemon::admin::CONTROL as CONTROL_SOCKET;
+pub use crate::daemon::admin::control_path;
 pub use crate::daemon::status::{ChildStatus, Connections, Drain, InFlightRequest, Status, Totals};
 pub use crate::server::State;

@@ -41,7 +41,7 @@ fn surprises(files: &[PathBuf], outcome: impl Fn(&Path) -> String) -> Vec<String
 #[test]
 fn every_valid_file_becomes_its_tree() {
     let files = files("valid");
-    let surprises = surprises(&files, |file| match Config::load(file) {
+    let surprises = surprises(&files, |file| match Config::check(file) {
         Ok(config) => config.tree().to_string(),
         Err(error) => format!("refused:\n{error}"),
     });
@@ -52,7 +52,7 @@ fn every_valid_file_becomes_its_tree() {
 #[test]
 fn every_invalid_file_is_refused_with_all_its_mistakes() {
     let files = files("invalid");
-    let surprises = surprises(&files, |file| match Config::load(file) {
+    let surprises = surprises(&files, |file| match Config::check(file) {
         Ok(config) => format!("taken for valid:\n{config:#?}"),
         Err(error) => {
             let said = error.to_string();
@@ -61,7 +61,15 @@ fn every_invalid_file_is_refused_with_all_its_mistakes() {
         }
     });
     assert!(surprises.is_empty(), "{}", surprises.join("\n"));
-    assert_eq!(files.len(), 82);
+    assert_eq!(files.len(), 84);
+}
+
+#[test]
+fn a_folder_that_is_not_there_is_a_mistake_to_a_check_and_none_to_a_start() {
+    let file = Path::new("tests/config/invalid/files_that_are_not_there.toml");
+    assert!(Config::check(file).is_err());
+    let config = Config::load(file).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(config.http.routes.len(), 2);
 }
 
 fn valid(name: &str) -> Config {
@@ -210,7 +218,7 @@ fn the_example_has_every_key() {
     let short = ["files", "proxy"]; // written as `[route.files]` there
     let missing: Vec<_> = keys.iter().filter(|key| !has(key) && !short.contains(key)).collect();
     assert!(missing.is_empty(), "{missing:?}");
-    assert_eq!(keys.len(), 40);
+    assert_eq!(keys.len(), 43);
 }
 
 // ---- files that cannot be read ---------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-//! What steadfast costs beside a bare `axum::serve` that gives the same answer: CPU time per request, memory at
+//! The cost of steadfast beside a bare `axum::serve` that gives the same answer, or beside another build of itself: CPU time per request, memory at
 //! rest and per idle connection, the time to start. Prints one table; docs/benchmarks.md says how to read it.
 //!
 //! A wrong answer fails it. No time does: it measures, and judges nothing.
@@ -19,7 +19,7 @@ const REQUESTS: u32 = 1_000;
 /// Rounds that are measured. One more comes before them.
 const ROUNDS: usize = 31;
 /// Connections that are idle.
-const IDLE: u32 = 4_000;
+const IDLE: u32 = 15_000;
 /// How many of them come at a time where they come gradually.
 const WAVE: u32 = 100;
 /// Starts of each server.
@@ -27,19 +27,21 @@ const STARTS: usize = 20;
 
 fn main() {
     raise_descriptor_limit();
-    let steadfast = match std::env::args_os().nth(1) {
-        Some(path) => PathBuf::from(path),
-        None => server::build("steadfast", "steadfast"),
+    let mut given = std::env::args_os().skip(1).map(PathBuf::from);
+    let steadfast = given.next().unwrap_or_else(|| server::build("steadfast", "steadfast"));
+    // Another build of steadfast parks its connections, too.
+    let (other, name, parks) = match given.next() {
+        Some(path) => (path, "the other", true),
+        None => (server::build("steadfast-bench", "bare-axum"), "axum::serve", false),
     };
-    let bare = server::build("steadfast-bench", "bare-axum");
 
-    let starts = time_starts(&steadfast, &bare);
-    let rest = [&steadfast, &bare].map(|binary| Server::start(binary).memory());
-    let idle = |at_once| [measure_idle(&steadfast, at_once, true), measure_idle(&bare, at_once, false)];
+    let starts = time_starts(&steadfast, &other);
+    let rest = [&steadfast, &other].map(|binary| Server::start(binary).memory());
+    let idle = |at_once| [measure_idle(&steadfast, at_once, true), measure_idle(&other, at_once, parks)];
     let (gradual, burst) = (idle(WAVE), idle(IDLE));
-    let rounds = measure_rounds(&steadfast, &bare);
+    let rounds = measure_rounds(&steadfast, &other);
 
-    println!("{:36} {:>9} {:>11}   ratio", "", "steadfast", "axum::serve");
+    println!("{:36} {:>9} {:>11}   ratio", "", "steadfast", name);
     let cost = |of: fn(&Cpu) -> f64| [0, 1].map(|i| median(rounds.iter().map(|round| of(&round[i]))));
     row("CPU time per request, µs", cost(|c| c.total()), &ratios(&rounds));
     row("  in user space", cost(|c| c.user), "");
@@ -69,8 +71,8 @@ fn ratios(rounds: &[[Cpu; 2]]) -> String {
 // ---------------------------------------------------------------------------------------------------------------
 
 /// The two servers in turn, so that what else the machine does in the meantime meets both.
-fn measure_rounds(steadfast: &Path, bare: &Path) -> Vec<[Cpu; 2]> {
-    let servers = [Server::start(steadfast), Server::start(bare)];
+fn measure_rounds(steadfast: &Path, other: &Path) -> Vec<[Cpu; 2]> {
+    let servers = [Server::start(steadfast), Server::start(other)];
     let answers = servers.each_ref().map(|s| Arc::new(Answer::of(s.address)));
     let round = || [0, 1].map(|i| measure_round(&servers[i], &answers[i]));
     // Heaps grow, caches fill.
@@ -112,9 +114,9 @@ fn measure_idle(binary: &Path, at_once: u32, parks: bool) -> f64 {
 }
 
 /// The median time from exec to READY, in milliseconds.
-fn time_starts(steadfast: &Path, bare: &Path) -> [f64; 2] {
+fn time_starts(steadfast: &Path, other: &Path) -> [f64; 2] {
     let starts: Vec<_> = (0..STARTS)
-        .map(|_| [steadfast, bare].map(|binary| Server::start(binary).start.as_secs_f64() * 1e3))
+        .map(|_| [steadfast, other].map(|binary| Server::start(binary).start.as_secs_f64() * 1e3))
         .collect();
     [0, 1].map(|i| median(starts.iter().map(|start| start[i])))
 }

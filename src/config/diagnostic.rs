@@ -1,7 +1,10 @@
 //! What is wrong with a config file, shown in the file itself.
 
+use std::borrow::Cow;
+use std::ffi::OsStr;
 use std::fmt;
 use std::ops::Range;
+use std::path::Path;
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
@@ -19,12 +22,15 @@ pub(super) struct Mistake {
     expected: String,
     also: Option<(Span, String)>,
     help: Option<String>,
+    in_short: Option<String>,
+    may_pass: bool,
 }
 
 impl Mistake {
     /// `what` is wrong at `span`, where `expected` should be.
     pub(super) fn new(span: Span, what: impl Into<String>, expected: impl Into<String>) -> Self {
-        Self { span, what: what.into(), expected: expected.into(), also: None, help: None }
+        let (what, expected) = (what.into(), expected.into());
+        Self { span, what, expected, also: None, help: None, in_short: None, may_pass: false }
     }
 
     /// Points at another place that has to do with it.
@@ -37,6 +43,21 @@ impl Mistake {
     pub(super) fn help(mut self, help: impl Into<Option<String>>) -> Self {
         self.help = help.into();
         self
+    }
+
+    /// What to say of it where there is one line for all.
+    pub(super) fn in_short(self, text: String) -> Self {
+        Self { in_short: Some(text), ..self }
+    }
+
+    /// It is one of this moment, such as a directory that is not there yet: a start goes on all the same.
+    pub(super) fn of_the_moment(self) -> Self {
+        Self { may_pass: true, ..self }
+    }
+
+    /// Whether it may pass without a change of the file.
+    pub(super) fn may_pass(&self) -> bool {
+        self.may_pass
     }
 }
 
@@ -55,6 +76,19 @@ impl Mistakes {
     pub(super) fn new(origin: &str, text: &str, mut all: Vec<Mistake>) -> Self {
         all.sort_by_key(|mistake| (mistake.span.start, mistake.span.end));
         Self { origin: origin.to_owned(), text: text.to_owned(), all }
+    }
+
+    /// The first on one short line, and how many more there are: `config.toml:12:1: unknown key "lisen", nearest
+    /// "listen"; 1 more`.
+    pub(super) fn summary(&self) -> String {
+        let [first, more @ ..] = &self.all[..] else { return String::new() };
+        let file = Path::new(&self.origin).file_name().map_or(Cow::default(), OsStr::to_string_lossy);
+        let before = self.text.get(..first.span.start).unwrap_or(&self.text);
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        let what = first.in_short.clone().unwrap_or_else(|| first.what.replace('`', "\""));
+        let more = if more.is_empty() { String::new() } else { format!("; {} more", more.len()) };
+        format!("{file}:{line}:{column}: {what}{more}")
     }
 
     fn render(&self, mistake: &Mistake, renderer: &Renderer) -> String {

@@ -48,7 +48,9 @@ pub use crate::rules::{Violation, Violations};
 pub use crate::server::address::Address;
 pub use crate::server::limits::{AtLimit, Limits, Trusted};
 
+use crate::Exit;
 use crate::daemon::Config;
+use crate::systemd::activation::decline;
 use diagnostic::Mistake;
 
 /// A larger file is not read: it is not a config.
@@ -84,6 +86,20 @@ impl Error {
     }
 }
 
+impl Error {
+    /// Says all of it on stderr, and in one line to the process that this one was to relieve by a reload. Returns the
+    /// exit code of a program that has no config.
+    #[must_use]
+    pub fn report(&self) -> Exit {
+        eprintln!("{}", self.for_stderr());
+        decline(&match self {
+            Self::Unreadable { path, source } => format!("cannot read {}: {source}", path.display()),
+            Self::Wrong(mistakes) => mistakes.summary(),
+        });
+        Exit::Config
+    }
+}
+
 fn unreadable(path: &Path, source: &io::Error, renderer: &Renderer) -> String {
     let help = match source.kind() {
         io::ErrorKind::NotFound => "make the file, or name another with --config",
@@ -99,11 +115,31 @@ fn unreadable(path: &Path, source: &io::Error, renderer: &Renderer) -> String {
 }
 
 impl Config {
-    /// Reads and checks a file: also that what it names is there, such as the directories that are served.
+    /// Reads a file. That a directory it names is not there, or cannot be read, is no mistake: it may come later.
     ///
     /// # Errors
     /// The file cannot be read, or is wrong.
     pub fn load(path: &Path) -> Result<Self, Error> {
+        Self::read(path, |mistake| !mistake.may_pass())
+    }
+
+    /// The same, looking also whether what the file names is there now, such as the directories that are served.
+    ///
+    /// # Errors
+    /// The file cannot be read, is wrong, or names what is not there.
+    pub fn check_file(path: &Path) -> Result<Self, Error> {
+        Self::read(path, |_| true)
+    }
+
+    /// Checks the text of a file, as [`load`](Self::load) does; `origin` is what its mistakes are said to be in.
+    ///
+    /// # Errors
+    /// The text is wrong: [`Error::Wrong`].
+    pub fn parse(text: &str, origin: &str) -> Result<Self, Error> {
+        Self::parse_if(text, origin, |mistake| !mistake.may_pass())
+    }
+
+    fn read(path: &Path, counts: impl Fn(&Mistake) -> bool) -> Result<Self, Error> {
         let mut bytes = Vec::new();
         File::open(path)
             .and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes))
@@ -115,7 +151,7 @@ impl Config {
             .map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
         let origin = path.display().to_string();
         match std::str::from_utf8(&bytes) {
-            Ok(text) => Self::parse(text, &origin),
+            Ok(text) => Self::parse_if(text, &origin, counts),
             Err(error) => {
                 let at = error.valid_up_to();
                 let text = String::from_utf8_lossy(&bytes);
@@ -127,13 +163,12 @@ impl Config {
         }
     }
 
-    /// Checks the text of a file, as [`load`](Self::load) does; `origin` is what its mistakes are said to be in.
-    ///
-    /// # Errors
-    /// The text is wrong: [`Error::Wrong`].
-    pub fn parse(text: &str, origin: &str) -> Result<Self, Error> {
+    /// Of the mistakes only those that count.
+    fn parse_if(text: &str, origin: &str, counts: impl Fn(&Mistake) -> bool) -> Result<Self, Error> {
         let mut mistakes = Vec::new();
-        match written::File::parse(text, &mut mistakes).map(|file| meant::config(file, &mut mistakes)) {
+        let config = written::File::parse(text, &mut mistakes).map(|file| meant::config(file, &mut mistakes));
+        mistakes.retain(counts);
+        match config {
             Some(config) if mistakes.is_empty() => Ok(config),
             _ => Err(Mistakes::new(origin, text, mistakes).into()),
         }

@@ -337,11 +337,17 @@ pub(super) fn wrong_type<K: Kind>(name: &str, span: Span, value: &DeValue<'_>) -
 
 fn unknown_key(key: &str, at: Span, known: &[&str]) -> Mistake {
     let homes: Vec<_> = HOMES.iter().filter(|(_, keys)| keys.contains(&key)).map(|(home, _)| *home).collect();
-    let help = match nearest(key, known.iter().copied()) {
+    let nearest = nearest(key, known.iter().copied());
+    let help = match nearest {
         Some(nearest) => Some(format!("the nearest known key is `{nearest}`")),
         None if homes.is_empty() => None,
         None => Some(format!("`{key}` belongs in {}", homes.join(", or in "))),
     };
     let what = format!("unknown key `{}`", key.escape_debug());
-    Mistake::new(at, what, format!("expected one of {}", list(known.iter().copied()))).help(help)
+    let mistake =
+        Mistake::new(at, what, format!("expected one of {}", list(known.iter().copied()))).help(help);
+    match nearest {
+        Some(nearest) => mistake.in_short(format!("unknown key {key:?}, nearest {nearest:?}")),
+        None => mistake,
+    }
 }

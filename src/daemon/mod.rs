@@ -49,6 +49,10 @@ use crate::systemd::activation::{Inherited, restore_stderr};
 use crate::systemd::manager::Manager;
 use crate::{Exit, logging};
 
+/// How long the start of a service may wait for what it cannot bind yet, such as a port that is being given up. Then
+/// it fails, and the service manager tries again.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// A daemon: a config, and what the caller adds to it.
 pub struct Daemon {
     config: Config,
@@ -220,12 +224,12 @@ impl Daemon {
         let manager = Manager::from_environment(is_main);
         let handover = Arc::new(Handover::bind(config.handover.clone(), &mut inherited, &manager)?);
         let removed = remove(&config, &mut inherited);
-        if is_main && !removed.is_empty() {
+        if is_main && manager.listens() {
             // What they leave free may be needed right now.
             for listener in &removed {
                 manager.unstore(&listener.name);
             }
-            inherited.expect_closing();
+            inherited.wait_until(std::time::Instant::now() + PATIENCE);
         }
         let beside = |error: BindError| {
             if is_main {

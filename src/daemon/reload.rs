@@ -34,6 +34,16 @@ pub(super) enum ReloadError {
     Successor(#[from] SuccessorError),
 }
 
+impl ReloadError {
+    /// Why, on one line. The whole reason is for the log and for whoever asked.
+    fn in_short(&self) -> String {
+        match self {
+            Self::Successor(error) => error.in_short(),
+            other => other.to_string(),
+        }
+    }
+}
+
 /// Where a reload is asked for.
 #[derive(Clone, Debug)]
 pub(super) struct Reloads(mpsc::Sender<Request>);
@@ -92,11 +102,11 @@ impl Reload {
         let outcome = self.succeed().await;
         match &outcome {
             Ok(transfer) => {
-                tracing::info!(successor = transfer.pid(), "process {} takes over", transfer.pid())
+                tracing::info!(successor = transfer.pid(), "process {} takes over", transfer.pid());
             }
             Err(error) => {
                 tracing::error!("the reload failed, nothing has changed: {error}");
-                self.observer.reload_failed(error.to_string());
+                self.observer.reload_failed(error.in_short());
                 self.manager
                     .tell(&[NotifyState::Ready, NotifyState::Status(&one_line(&self.observer.line()))]);
             }

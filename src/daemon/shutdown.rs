@@ -15,6 +15,7 @@ use super::http::Http;
 use super::phase::{Cause, Lifecycle, Phase};
 use super::supervisor::Supervisor;
 use crate::handover::predecessor::Predecessor;
+use crate::printable::{counted, excerpt};
 use crate::rules::Check;
 use crate::server::{Registry, Totals};
 
@@ -123,7 +124,9 @@ impl Stop<'_> {
         let until = config.deadline.and_then(|d| asked.checked_add(config.delay)?.checked_add(d));
         lifecycle.enter(Phase::Draining { since: asked, until });
         tracing::info!(
-            "draining: {in_flight_before} requests in flight, {idle_before} idle connections, {}",
+            "draining: {} in flight, {}, {}",
+            counted(in_flight_before, "request"),
+            counted(idle_before, "idle connection"),
             until.map_or("no deadline".into(), |at| format!("{} s left", at.duration_since(asked).as_secs())),
         );
 
@@ -193,8 +196,9 @@ impl Stop<'_> {
             drain_ms = millis(drained.saturating_sub(delayed)),
             children_ms = millis(took.saturating_sub(drained)),
             total_ms = millis(took),
-            "stopped by {cause} in {} ms: {finished} requests finished, {cut} cut, handed over {handed_over}, {not_carried} could not be",
+            "stopped by {cause} in {} ms: {} finished, {cut} cut; handed over {handed_over}{not_carried}",
             millis(took),
+            counted(finished, "request"),
         );
         Report { cut }
     }
@@ -204,17 +208,18 @@ impl Stop<'_> {
 async fn cut_all(by: &str, registry: &Registry, http: &Stoppable, own: &[Stoppable]) -> u64 {
     let requests = registry.requests();
     for r in &requests {
+        let path = excerpt(r.uri.path());
         tracing::warn!(
             message_id = CUT_ID,
             method = %r.method,
-            path = r.uri.path(),
+            path = &*path,
             peer = %r.peer,
             age_ms = millis(r.age),
             sent = r.sent,
             waiting_for = r.waiting_for(),
             "cut by {by}: {} {} from {} after {:.1} s, {} bytes sent, waiting for {}",
             r.method,
-            r.uri.path(),
+            path,
             r.peer,
             r.age.as_secs_f64(),
             r.sent,

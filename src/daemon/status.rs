@@ -10,7 +10,11 @@ use tokio::time::Instant;
 
 use super::phase::{Lifecycle, Phase};
 use super::supervisor::Supervisor;
+use crate::printable::{counted, excerpt, excerpt_of, printable};
 use crate::server::{Registry, RequestView, State};
+
+/// How much of a path one line has room for, in bytes.
+const PATH: usize = 100;
 
 /// Whom to ask for the picture.
 #[derive(Clone, Debug)]
@@ -19,7 +23,7 @@ pub(super) struct Observer {
     pub(super) supervisor: Supervisor,
     pub(super) registry: Arc<Registry>,
     pub(super) started: Instant,
-    /// Why the last reload changed nothing, if it was asked for and did not.
+    /// Why the last reload changed nothing, on one line, if it was asked for and did not.
     pub(super) reload_failure: Arc<Mutex<Option<String>>>,
 }
 
@@ -138,7 +142,7 @@ pub struct Totals {
 pub struct InFlightRequest {
     /// Its method.
     pub method: String,
-    /// Its path.
+    /// Its path: the first 1,024 bytes, with control characters as escapes.
     pub path: String,
     /// The client.
     pub peer: String,
@@ -154,7 +158,7 @@ impl From<&RequestView> for InFlightRequest {
     fn from(request: &RequestView) -> Self {
         Self {
             method: request.method.to_string(),
-            path: request.uri.path().to_owned(),
+            path: excerpt(request.uri.path()).into_owned(),
             peer: request.peer.to_string(),
             age: request.age.as_secs_f64(),
             sent: request.sent,
@@ -175,20 +179,26 @@ impl fmt::Display for Status {
         for (n, child) in children.iter().enumerate() {
             let branch = if n + 1 == children.len() { "└──" } else { "├──" };
             let state = if child.running { "running" } else { "not running" };
-            writeln!(f, "{branch} {:<12}{state}, {} restarts", child.name, child.restarts)?;
+            writeln!(f, "{branch} {:<12}{state}, {}", child.name, counted(child.restarts, "restart"))?;
         }
         let states: Vec<_> = connections.by_state().map(|(s, n)| format!("{n} {}", s.name())).into();
         writeln!(f, "connections: {} ({})", connections.total(), states.join(", "))?;
         let Totals { connections, requests: ended, client_gone, cut, handed_over, taken_over } = totals;
         writeln!(
             f,
-            "since the start: {connections} connections, {ended} requests, {client_gone} given up, {cut} cut"
+            "since the start: {}, {}, {client_gone} given up, {cut} cut",
+            counted(*connections, "connection"),
+            counted(*ended, "request"),
         )?;
-        writeln!(f, "handed over: {} connections, {} tunnels", handed_over[0], handed_over[1])?;
-        writeln!(f, "taken over: {} connections, {} tunnels", taken_over[0], taken_over[1])?;
+        for (what, [connections, tunnels]) in [("handed", handed_over), ("taken", taken_over)] {
+            let (connections, tunnels) = (counted(*connections, "connection"), counted(*tunnels, "tunnel"));
+            writeln!(f, "{what} over: {connections}, {tunnels}")?;
+        }
         writeln!(f, "in flight: {}", requests.len())?;
         for r in requests {
             let InFlightRequest { method, path, peer, age, sent, waiting_for } = r;
+            // Another version of the daemon may have left it as it was.
+            let path = printable(path);
             writeln!(
                 f,
                 "  {method} {path} from {peer}, {age:.1} s, {sent} bytes sent, waiting for {waiting_for}"
@@ -259,9 +269,11 @@ impl Observer {
         match self.lifecycle.phase() {
             Phase::Draining { until, .. } => {
                 let requests = self.registry.requests();
-                let mut line = format!("draining: {in_flight} {}", requests_of(in_flight));
+                let mut line = format!("draining: {}", counted(in_flight, "request"));
                 if let Some(oldest) = requests.first() {
-                    _ = write!(line, ", oldest {oldest}");
+                    // More would push the rest off the line.
+                    let path = excerpt_of(PATH, oldest.uri.path());
+                    _ = write!(line, ", oldest {} {path} {} s", oldest.method, oldest.age.as_secs());
                 }
                 if let Some(at) = until {
                     _ = write!(line, ", {} s left", left(at).as_secs());
@@ -272,8 +284,9 @@ impl Observer {
                 let connections = self.registry.len();
                 let answered = self.registry.totals().requests();
                 let mut line = format!(
-                    "serving: {connections} connections, {in_flight} {} in flight, {answered} answered",
-                    requests_of(in_flight)
+                    "serving: {}, {} in flight, {answered} answered",
+                    counted(connections, "connection"),
+                    counted(in_flight, "request"),
                 );
                 if let Some(reason) = &*self.reload_failure.lock().unwrap_or_else(PoisonError::into_inner) {
                     _ = write!(line, "; the last reload failed: {reason}");
@@ -287,8 +300,4 @@ impl Observer {
 
 fn left(at: Instant) -> Duration {
     at.saturating_duration_since(Instant::now())
-}
-
-fn requests_of(n: usize) -> &'static str {
-    if n == 1 { "request" } else { "requests" }
 }

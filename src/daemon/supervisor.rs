@@ -113,7 +113,15 @@ impl Supervisor {
 
     /// Returns when a child's heart has been still for so long that nothing more is to be expected of it.
     pub(super) async fn until_stuck(&self, name: &str) {
-        while !self.stuck_for(self.heartbeat * 5).iter().any(|child| child.name() == name) {
+        let is_stuck = || self.stuck_for(self.heartbeat * 5).iter().any(|child| child.name() == name);
+        loop {
+            if is_stuck() {
+                // After the whole process stood still every heart is, for a moment.
+                tokio::time::sleep(self.heartbeat / 10).await;
+                if is_stuck() {
+                    return;
+                }
+            }
             tokio::time::sleep(self.heartbeat).await;
         }
     }

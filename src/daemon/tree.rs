@@ -174,11 +174,15 @@ impl Tree {
                         // A socket whose path was removed behind its back may be there under the same name.
                         manager.unstore(&name);
                         manager.store(&name, &*listener);
+                        if manager.stores() {
+                            listener.leave();
+                        }
                     }
                     None => {}
                 }
             }
         }
+        manager.check_room();
     }
 
     /// Serves, once every child is ready, until something asks for a stop. A reload that succeeds does, and leaves the

@@ -23,7 +23,7 @@ use super::parcel::{self, Parcel, Refusal};
 const DESCRIPTORS: usize = 253;
 /// How many bytes a message's memfd may hold.
 const BYTES: usize = 8 << 20;
-/// What a message itself says; all else is in its memfd.
+/// What a message itself says, before the number of its parcels; all else is in its memfd.
 const MARK: &[u8] = b"parcels";
 
 /// The seals that make a memfd safe to read: nobody can change or shrink it any more (`memfd_create(2)`).
@@ -75,20 +75,28 @@ impl Mailbox {
         self.exit.as_fd()
     }
 
-    /// Puts parcels in, as many as fit; returns the rest, with the reason.
+    /// Puts parcels in, as many as fit; returns the rest, with the reason. One that is too large to travel keeps back
+    /// no other.
     pub(crate) fn put(&self, parcels: Vec<Parcel>) -> Result<(), (Vec<Parcel>, io::Error)> {
-        let mut parcels = parcels;
-        while !parcels.is_empty() {
-            let count = fitting(&parcels);
-            let rest = parcels.split_off(count);
-            if let Err(error) = self.put_one(&parcels) {
-                parcels.extend(rest);
-                return Err((parcels, error));
+        let (mut records, mut refused) = (Vec::with_capacity(parcels.len()), Vec::new());
+        for parcel in parcels {
+            let mut record = Vec::new();
+            if parcel.write_to(&mut record) {
+                records.push((parcel, record));
+            } else {
+                refused.push(parcel);
+            }
+        }
+        while !records.is_empty() {
+            let rest = records.split_off(fitting(&records));
+            if let Err(error) = self.put_one(&records) {
+                refused.extend(records.into_iter().chain(rest).map(|(parcel, _)| parcel));
+                return Err((refused, error));
             }
             // Dropped here, their descriptors live on in the queue.
-            parcels = rest;
+            records = rest;
         }
-        Ok(())
+        if refused.is_empty() { Ok(()) } else { Err((refused, io::Error::other("too large to travel"))) }
     }
 
     /// Returns when there may be room again.
@@ -96,24 +104,22 @@ impl Mailbox {
         self.entrance.writable().await
     }
 
-    fn put_one(&self, parcels: &[Parcel]) -> io::Result<()> {
-        let mut bytes = Vec::new();
-        if !parcels.iter().all(|parcel| parcel.write_to(&mut bytes)) {
-            return Err(io::Error::other("it is too large to travel"));
-        }
-        let memfd = sealed(&bytes)?;
-        let descriptors: Vec<_> =
-            std::iter::once(memfd.as_fd()).chain(parcels.iter().flat_map(Parcel::descriptors)).collect();
+    fn put_one(&self, records: &[(Parcel, Vec<u8>)]) -> io::Result<()> {
+        let bytes: Vec<_> = records.iter().map(|(_, record)| record.as_slice()).collect();
+        let memfd = sealed(&bytes.concat())?;
+        let sockets = records.iter().flat_map(|(parcel, _)| parcel.descriptors());
+        let descriptors: Vec<_> = std::iter::once(memfd.as_fd()).chain(sockets).collect();
         let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
             return Err(io::Error::other("too many descriptors in a message"));
         }
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        match sendmsg(self.entrance(), &[IoSlice::new(MARK)], &mut control, flags) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(known_to(&self.entrance, Interest::WRITABLE, error)),
-        }
+        let mark = mark(records.len());
+        call_when_ready(&self.entrance, Interest::WRITABLE, || {
+            Ok(sendmsg(self.entrance(), &[IoSlice::new(&mark)], &mut control, flags)?)
+        })?;
+        Ok(())
     }
 
     /// Takes one message out; `None` if there is none.
@@ -122,12 +128,13 @@ impl Mailbox {
         let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        let received = match recvmsg(self.exit(), &mut [IoSliceMut::new(&mut mark)], &mut control, flags) {
+        let received = call_when_ready(&self.exit, Interest::READABLE, || {
+            Ok(recvmsg(self.exit(), &mut [IoSliceMut::new(&mut mark)], &mut control, flags)?)
+        });
+        let received = match received {
             Ok(received) => received,
-            Err(error) => {
-                let error = known_to(&self.exit, Interest::READABLE, error);
-                return if error.kind() == io::ErrorKind::WouldBlock { Ok(None) } else { Err(error) };
-            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(error),
         };
         let mut descriptors = control.drain().filter_map(|message| match message {
             RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
@@ -136,12 +143,18 @@ impl Mailbox {
         let mut descriptors = descriptors.by_ref().flatten();
         let memfd = descriptors.next();
         let descriptors: Vec<_> = descriptors.collect();
+        let parcels = mark.get(..received.bytes).and_then(marked);
         let message = match memfd {
-            Some(memfd) if mark.get(..received.bytes) == Some(MARK) => unsealed(memfd),
+            Some(memfd) if parcels.is_some() => unsealed(memfd),
             _ => Err(io::Error::from(io::ErrorKind::InvalidData)),
         };
-        // A message that makes no sense is taken out all the same, or it would block the queue for ever.
-        Ok(Some(message.map_or_else(|_| vec![Err(Refusal::Body)], |bytes| parcel::read(&bytes, descriptors))))
+        // A message that makes no sense is taken out all the same, or it would block the queue for ever. It costs each
+        // of its connections, also those whose descriptors this process had no room for.
+        let lost = parcels.unwrap_or(descriptors.len()).max(1);
+        Ok(Some(match message {
+            Ok(bytes) => parcel::read(&bytes, descriptors),
+            Err(_) => std::iter::repeat_with(|| Err(Refusal::Lost)).take(lost).collect(),
+        }))
     }
 
     /// Returns when there may be something to take.
@@ -150,22 +163,42 @@ impl Mailbox {
     }
 }
 
-/// Tells tokio of an error, so that it waits for the next change when the socket was not ready.
-fn known_to(socket: &UnixDatagram, interest: Interest, error: rustix::io::Errno) -> io::Error {
-    let told: io::Result<()> = socket.try_io(interest, || Err(error.into()));
-    told.err().unwrap_or_else(|| error.into())
+/// A message's own bytes: the mark, and how many parcels it holds.
+fn mark(parcels: usize) -> Vec<u8> {
+    // At most as many as descriptors.
+    let parcels = u16::try_from(parcels).unwrap_or(u16::MAX);
+    [MARK, &parcels.to_le_bytes()].concat()
 }
 
-/// How many of the first parcels go into one message.
-fn fitting(parcels: &[Parcel]) -> usize {
+/// How many parcels a message says it holds, if it is one of ours.
+fn marked(mark: &[u8]) -> Option<usize> {
+    let count = mark.strip_prefix(MARK)?.try_into().ok()?;
+    Some(usize::from(u16::from_le_bytes(count)).min(DESCRIPTORS))
+}
+
+/// Makes a call that may find the socket not ready. tokio, which is to wake whoever then waits, has to learn of that
+/// from within `try_io`: told after the call, it would forget a change that came in between. The first call is outside
+/// of it all the same, because `try_io` makes none before tokio has seen the socket ready once.
+fn call_when_ready<T>(
+    socket: &UnixDatagram,
+    interest: Interest,
+    mut call: impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
+    match call() {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.try_io(interest, call),
+        outcome => outcome,
+    }
+}
+
+/// How many of the first records go into one message. Any one alone does.
+fn fitting(records: &[(Parcel, Vec<u8>)]) -> usize {
     let (mut descriptors, mut bytes) = (1, 0);
-    let fits = |parcel: &&Parcel| {
+    let fits = |(parcel, record): &&(Parcel, Vec<u8>)| {
         descriptors += parcel.descriptors().count();
-        bytes += parcel.weight();
+        bytes += record.len();
         descriptors <= DESCRIPTORS && bytes <= BYTES
     };
-    // One parcel always may try: what is too large is refused by name.
-    parcels.iter().take_while(fits).count().max(1)
+    records.iter().take_while(fits).count()
 }
 
 fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
@@ -198,11 +231,13 @@ mod tests {
 
     use std::io::Read;
     use std::os::unix::net::UnixStream;
+    use std::time::Duration;
 
     use bytes::Bytes;
 
     use super::super::parcel::ConnectionNote;
     use super::*;
+    use crate::alone::is_alone;
 
     fn parcel(n: u64) -> (Parcel, UnixStream) {
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
@@ -258,8 +293,94 @@ mod tests {
         rustix::net::send(mailbox.entrance(), b"nonsense", SendFlags::empty()).expect("sent");
         let (parcel, _peer) = parcel(7);
         mailbox.put(vec![parcel]).expect("there is room");
-        assert!(matches!(&mailbox.take().expect("works").expect("a message")[..], [Err(Refusal::Body)]));
+        assert!(matches!(&mailbox.take().expect("works").expect("a message")[..], [Err(Refusal::Lost)]));
         assert!(matches!(&mailbox.take().expect("works").expect("a message")[..], [Ok(_)]));
         assert!(mailbox.take().expect("works").is_none());
+    }
+
+    #[tokio::test]
+    async fn a_parcel_that_is_too_large_stays_alone_and_the_others_travel() {
+        let mailbox = Mailbox::new().expect("a mailbox");
+        let (mut parcels, _peers): (Vec<_>, Vec<_>) = (0..5).map(parcel).unzip();
+        if let Parcel::Connection(_, note) = &mut parcels[2] {
+            note.read_ahead = vec![0; parcel::MAX_BODY + 1].into();
+        }
+        let (refused, error) = mailbox.put(parcels).expect_err("one is too large");
+        let answered = |parcel: &Parcel| match parcel {
+            Parcel::Connection(_, note) => note.answered,
+            Parcel::Tunnel { .. } => panic!("{parcel:?}"),
+        };
+        assert_eq!(refused.iter().map(answered).collect::<Vec<_>>(), [2]);
+        assert!(error.to_string().contains("too large"), "{error}");
+        let taken = mailbox.take().expect("works").expect("a message");
+        let taken: Vec<_> = taken.iter().map(|p| answered(p.as_ref().expect("understood"))).collect();
+        assert_eq!(taken, [0, 1, 3, 4]);
+    }
+
+    /// Takes a message out while the process may open no descriptor, so that the kernel drops all that it carries.
+    #[test]
+    fn a_message_whose_descriptors_were_dropped_counts_each_of_its_connections() {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        // The limit is the process's own.
+        if !is_alone(concat!(
+            module_path!(),
+            "::a_message_whose_descriptors_were_dropped_counts_each_of_its_connections"
+        )) {
+            return;
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let _inside = runtime.enter();
+        let mailbox = Mailbox::new().expect("a mailbox");
+        let (parcels, _peers): (Vec<_>, Vec<_>) = (0..40).map(parcel).unzip();
+        mailbox.put(parcels).expect("there is room");
+        let limit = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..limit }).expect("less is allowed");
+        let taken = mailbox.take();
+        setrlimit(Resource::Nofile, limit).expect("as much as before");
+        let taken = taken.expect("works").expect("a message");
+        assert_eq!(taken.len(), 40);
+        assert!(taken.iter().all(Result::is_err), "{taken:?}");
+    }
+
+    #[test]
+    fn a_message_that_comes_while_the_mailbox_is_found_empty_wakes_its_reader() {
+        const MESSAGES: u64 = 20_000;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let mailbox = {
+            let _inside = runtime.enter();
+            Mailbox::new().expect("a mailbox")
+        };
+        std::thread::scope(|scope| {
+            let (took, taken) = std::sync::mpsc::channel();
+            let mailbox = &mailbox;
+            scope.spawn(move || {
+                for n in 0..MESSAGES {
+                    let (parcel, _peer) = parcel(n);
+                    mailbox.put(vec![parcel]).expect("there is room");
+                    // Each one is the only one, so none but its own wake-up can save it.
+                    if taken.recv_timeout(Duration::from_secs(20)).is_err() {
+                        return;
+                    }
+                }
+            });
+            let all = runtime.block_on(async {
+                let take = async {
+                    for n in 0..MESSAGES {
+                        while mailbox.take().expect("works").is_none() {
+                            if tokio::time::timeout(Duration::from_secs(10), mailbox.filled()).await.is_err()
+                            {
+                                return n;
+                            }
+                        }
+                        let _ = took.send(());
+                    }
+                    MESSAGES
+                };
+                take.await
+            });
+            drop(took);
+            assert_eq!(all, MESSAGES, "a wake-up was lost");
+        });
     }
 }

@@ -68,8 +68,8 @@ impl NotCarried {
 impl fmt::Display for NotCarried {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::NoStore => "without a store",
-            Self::NoNext => "without a next process",
+            Self::NoStore => "there is no store",
+            Self::NoNext => "there is no next process",
             Self::SwitchedOff => "switched off in [handover]",
             Self::MailboxFull => "refused by the mailbox",
         })

@@ -118,6 +118,9 @@ pub(crate) enum Refusal {
     /// The message ends before the record does: nothing after it can be read either.
     #[error("the message is cut short")]
     Short,
+    /// Its message came without the bytes that tell what it is.
+    #[error("its message came without its bytes; are there too few descriptors (LimitNOFILE=)?")]
+    Lost,
 }
 
 impl Parcel {
@@ -128,20 +131,6 @@ impl Parcel {
             Self::Tunnel { client, upstream, .. } => (client, Some(upstream)),
         };
         std::iter::once(first).chain(second).map(AsFd::as_fd)
-    }
-
-    /// About how many bytes its record has.
-    #[must_use]
-    pub(crate) fn weight(&self) -> usize {
-        // The fixed fields of either kind, generously.
-        const FIELDS: usize = 128;
-        FIELDS
-            + match self {
-                Self::Connection(_, note) => note.read_ahead.len(),
-                Self::Tunnel { note, .. } => {
-                    note.method.len() + note.uri.len() + note.up.unsent.len() + note.down.unsent.len()
-                }
-            }
     }
 
     /// Adds its record to a message. `false`, with the message as it was, if it is too large to travel.

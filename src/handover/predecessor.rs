@@ -10,10 +10,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Mutex;
 
-use crate::systemd::activation::Inherited;
-
-/// The name under which the old process passes the socket to itself.
-pub(super) const CHANNEL: &str = "predecessor";
+use crate::systemd::activation::{CHANNEL, Inherited, failed};
 
 /// The process that started this one and drains while this one serves.
 #[derive(Debug)]
@@ -56,9 +53,8 @@ impl Predecessor {
 
     /// Says why this process cannot take over.
     pub(crate) async fn decline(&self, reason: &str) {
-        let line = format!("failed {}\n", reason.replace('\n', " "));
         // If the old process is gone, there is nobody to tell.
-        let _ = self.says.lock().await.write_all(line.as_bytes()).await;
+        let _ = self.says.lock().await.write_all(failed(reason).as_bytes()).await;
     }
 
     /// Returns when the old process has ended.

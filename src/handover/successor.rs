@@ -18,8 +18,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
 use super::named;
-use super::predecessor::CHANNEL;
-use crate::systemd::activation::STDERR;
+use crate::systemd::activation::{CHANNEL, STDERR};
 
 /// The first descriptor that is passed on (`SD_LISTEN_FDS_START`).
 const FIRST: usize = 3;
@@ -37,11 +36,26 @@ pub(crate) enum SuccessorError {
     #[error("cannot start {}: {}", .0.display(), .1)]
     Start(PathBuf, #[source] io::Error),
     /// It ended, or said that it cannot serve.
-    #[error("the new process failed: {0}")]
-    Failed(String),
+    #[error("the new process failed: {said}")]
+    Failed {
+        /// Why, on one line.
+        in_short: String,
+        /// All that it said.
+        said: String,
+    },
     /// It was ended because it took too long.
     #[error("the new process was not ready within {0:?} and was ended")]
     TimedOut(Duration),
+}
+
+impl SuccessorError {
+    /// Why, on one line.
+    pub(crate) fn in_short(&self) -> String {
+        match self {
+            Self::Failed { in_short, .. } => in_short.clone(),
+            other => other.to_string(),
+        }
+    }
 }
 
 /// A process that is to take over. Dropped before it was given the transfer, it is ended: it must not serve what this
@@ -68,10 +82,9 @@ impl Successor {
         let mut line = String::new();
         match tokio::time::timeout(timeout, successor.hear(&mut line)).await {
             Ok(Ok(_)) if line == "ready\n" => Ok(successor),
-            Ok(Ok(_)) => Err(SuccessorError::Failed(match line.strip_prefix("failed ") {
-                Some(reason) => reason.trim_end().to_owned(),
-                None => last_words(&mut words),
-            })),
+            Ok(Ok(_)) => {
+                Err(failure(line.strip_prefix("failed ").map(str::trim_end), last_words(&mut words)))
+            }
             Ok(Err(error)) => Err(wrong(error)),
             Err(_) => Err(SuccessorError::TimedOut(timeout)),
         }
@@ -180,14 +193,32 @@ impl Transfer {
     }
 }
 
-/// What the process wrote to stderr; it has ended, or is about to be.
-fn last_words(words: &mut StdUnixStream) -> String {
+/// What is known of a process that failed: the reason that it gave, if it could, and what it wrote to stderr.
+fn failure(reason: Option<&str>, words: Option<String>) -> SuccessorError {
+    match (reason, words) {
+        (Some(reason), words) => SuccessorError::Failed {
+            in_short: reason.to_owned(),
+            said: words.unwrap_or_else(|| reason.to_owned()),
+        },
+        (None, Some(words)) => {
+            let first = words.lines().next().unwrap_or_default();
+            let more = if words.lines().count() > 1 { "..." } else { "" };
+            let in_short = format!("the new process failed: {first}{more}");
+            SuccessorError::Failed { in_short, said: words }
+        }
+        (None, None) => {
+            let said = "it ended without a word".to_owned();
+            SuccessorError::Failed { in_short: format!("the new process failed: {said}"), said }
+        }
+    }
+}
+
+/// What the process wrote to stderr, if anything; it has ended, or is about to.
+fn last_words(words: &mut StdUnixStream) -> Option<String> {
     let mut text = Vec::new();
     // As much as there is now: a process that hangs may hold the other end open.
     let _ = words.set_nonblocking(true);
     let _ = words.take(64 << 10).read_to_end(&mut text);
-    match String::from_utf8_lossy(&text).trim() {
-        "" => "it ended without a word".into(),
-        words => words.to_owned(),
-    }
+    let text = String::from_utf8_lossy(&text);
+    Some(text.trim()).filter(|words| !words.is_empty()).map(str::to_owned)
 }

@@ -1,14 +1,14 @@
 //! Events on their way to where they are written.
 //!
 //! To write to the journal is to wait for it, and it may be slow, or stopped. So whoever logs only puts a copy of the
-//! event into a bounded queue; one thread takes events out and hands them to the layer that writes. What the full
-//! queue refuses is counted.
+//! event into a queue that is bounded in events and in bytes; one thread takes events out and hands them to the layer
+//! that writes. What the full queue refuses is counted. The copy is where text from outside is made fit to be shown.
 //!
 //! An event takes the spans that it was logged in with it. The writing thread opens them anew around the event, so
 //! that each layer shows them in its own way: text before the message, JSON as objects, the journal as fields.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -20,11 +20,13 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::{LookupSpan, Scope};
 
-/// How many events may wait to be written.
-const LENGTH: usize = 8192;
+use crate::printable::{excerpt, printable};
 
-static QUEUE: OnceLock<SyncSender<Entry>> = OnceLock::new();
-static LOST: AtomicU64 = AtomicU64::new(0);
+/// How many events may wait to be written, and how many bytes they may hold: whichever is reached first.
+const LENGTH: usize = 8192;
+const BYTES: usize = 8 << 20;
+
+static QUEUE: OnceLock<Queue> = OnceLock::new();
 
 /// What waits to be written.
 enum Entry {
@@ -35,23 +37,49 @@ enum Entry {
 }
 
 /// The layer that copies events into the queue.
-#[derive(Debug)]
-pub(super) struct Queue(());
+#[derive(Clone, Debug)]
+pub(super) struct Queue {
+    entries: SyncSender<Entry>,
+    /// Held by what waits.
+    bytes: Arc<AtomicUsize>,
+    lost: Arc<AtomicU64>,
+}
 
 impl Queue {
     /// Starts the thread that gives the events to `writer`, which must let all of them pass. It lives as long as the
     /// process. Once for a process; `None` ever after.
     pub(super) fn start(writer: Dispatch) -> std::io::Result<Option<Self>> {
-        let (queue, entries) = sync_channel(LENGTH);
-        if QUEUE.set(queue).is_err() {
+        let (entries, waiting) = sync_channel(LENGTH);
+        let queue = Self { entries, bytes: Arc::default(), lost: Arc::default() };
+        if QUEUE.set(queue.clone()).is_err() {
             return Ok(None);
         }
+        let bytes = Arc::clone(&queue.bytes);
         std::thread::Builder::new().name("log".into()).spawn(move || {
             // A closed span closes its parent through the thread's own subscriber, which must be the same.
-            dispatcher::with_default(&writer, || write(&entries, &writer));
+            dispatcher::with_default(&writer, || write(&waiting, &bytes, &writer));
         })?;
-        Ok(Some(Self(())))
+        Ok(Some(queue))
     }
+
+    /// Puts an event in; false if there is no room.
+    fn put(&self, event: Copied, spans: Vec<Arc<Copied>>) -> bool {
+        let bytes = held(&event, &spans);
+        let grown = |held: usize| held.checked_add(bytes).filter(|held| *held <= BYTES);
+        if self.bytes.fetch_update(Relaxed, Relaxed, grown).is_err() {
+            return false;
+        }
+        let put = self.entries.try_send(Entry::Event(event, spans)).is_ok();
+        if !put {
+            self.bytes.fetch_sub(bytes, Relaxed);
+        }
+        put
+    }
+}
+
+/// The memory that an event and its spans hold. A span is counted for each event of it.
+fn held(event: &Copied, spans: &[Arc<Copied>]) -> usize {
+    size_of::<Entry>() + event.bytes() + spans.iter().map(|span| span.bytes()).sum::<usize>()
 }
 
 impl<S: Subscriber + for<'s> LookupSpan<'s>> Layer<S> for Queue {
@@ -77,46 +105,45 @@ impl<S: Subscriber + for<'s> LookupSpan<'s>> Layer<S> for Queue {
         event.record(&mut copied);
         let scope = context.event_scope(event).into_iter().flat_map(Scope::from_root);
         let spans = scope.filter_map(|span| span.extensions().get::<Arc<Copied>>().cloned()).collect();
-        if let Some(queue) = QUEUE.get()
-            && queue.try_send(Entry::Event(copied, spans)).is_err()
-        {
-            LOST.fetch_add(1, Relaxed);
+        if !self.put(copied, spans) {
+            self.lost.fetch_add(1, Relaxed);
         }
     }
 }
 
 /// How many events could not be logged.
 pub(crate) fn lost() -> u64 {
-    LOST.load(Relaxed)
+    QUEUE.get().map_or(0, |queue| queue.lost.load(Relaxed))
 }
 
 /// Waits until what was logged so far is written, for `limit` at most.
 pub(crate) fn flush(limit: Duration) {
     let (written, wait) = channel();
     if let Some(queue) = QUEUE.get()
-        && queue.try_send(Entry::Flush(written)).is_ok()
+        && queue.entries.try_send(Entry::Flush(written)).is_ok()
     {
         // A journal that takes longer has lost the rest.
         let _ = wait.recv_timeout(limit);
     }
 }
 
-fn write(entries: &Receiver<Entry>, writer: &Dispatch) {
-    for entry in entries {
+fn write(waiting: &Receiver<Entry>, bytes: &AtomicUsize, writer: &Dispatch) {
+    for entry in waiting {
         match entry {
             Entry::Event(event, spans) => {
-                let open = |span: Arc<Copied>| {
+                let open = |span: &Arc<Copied>| {
                     let id =
                         span.with_values(|values| writer.new_span(&Attributes::new(span.metadata, values)));
                     writer.enter(&id);
                     id
                 };
-                let opened: Vec<Id> = spans.into_iter().map(open).collect();
+                let opened: Vec<Id> = spans.iter().map(open).collect();
                 event.with_values(|values| writer.event(&Event::new(event.metadata, values)));
                 for id in opened.into_iter().rev() {
                     writer.exit(&id);
                     writer.try_close(id);
                 }
+                bytes.fetch_sub(held(&event, &spans), Relaxed);
             }
             // Whoever waited may have given up.
             Entry::Flush(written) => _ = written.send(()),
@@ -172,6 +199,24 @@ impl Copied {
         let values: Vec<_> = values.iter().map(Option::as_deref).collect();
         take(&self.metadata.fields().value_set_all(&values))
     }
+
+    /// The memory that they hold.
+    fn bytes(&self) -> usize {
+        let text = |value: &Owned| match value {
+            Owned::Str(text) | Owned::Formatted(text) => text.capacity(),
+            Owned::Bool(_) | Owned::F64(_) | Owned::I64(_) | Owned::U64(_) => 0,
+        };
+        size_of_val(&*self.values) + self.values.iter().flatten().map(text).sum::<usize>()
+    }
+}
+
+/// A value as it is to be shown. What a client may make as long as a head may be is cut.
+fn shown(field: &Field, text: &str) -> String {
+    match field.name() {
+        "path" | "query" | "uri" => excerpt(text),
+        _ => printable(text),
+    }
+    .into_owned()
 }
 
 impl Visit for Copied {
@@ -192,11 +237,11 @@ impl Visit for Copied {
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.set(field, Owned::Str(value.to_owned()));
+        self.set(field, Owned::Str(shown(field, value)));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.set(field, Owned::Formatted(format!("{value:?}")));
+        self.set(field, Owned::Formatted(shown(field, &format!("{value:?}"))));
     }
 }
 
@@ -210,6 +255,7 @@ mod tests {
     use tracing_subscriber::prelude::*;
 
     use super::*;
+    use crate::alone::is_alone;
 
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
@@ -270,5 +316,37 @@ mod tests {
         }
         assert_eq!(text(&queued), text(&direct));
         assert_eq!(lost(), 0);
+    }
+
+    /// Takes events and never comes back from the first.
+    struct Frozen;
+
+    impl<S: Subscriber> Layer<S> for Frozen {
+        fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
+            loop {
+                std::thread::park();
+            }
+        }
+    }
+
+    #[test]
+    fn what_waits_for_a_journal_that_stands_still_is_bounded_in_bytes() {
+        // A process has one queue.
+        if !is_alone(concat!(
+            module_path!(),
+            "::what_waits_for_a_journal_that_stands_still_is_bounded_in_bytes"
+        )) {
+            return;
+        }
+        let queue = Queue::start(tracing_subscriber::registry().with(Frozen).into());
+        let queue = queue.expect("a thread").expect("the first in this process");
+        let text = "x".repeat(1 << 20);
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(queue), || {
+            for _ in 0..100 {
+                tracing::info!(text);
+            }
+        });
+        // The first is being written, some 8 MiB wait.
+        assert!((90..=93).contains(&lost()), "{} of 100 MiB are lost", lost());
     }
 }

@@ -7,6 +7,7 @@ use axum::http::{Method, StatusCode, Uri};
 use super::peer::Peer;
 use super::totals::Outcome;
 use crate::logging::{self, Access};
+use crate::printable::excerpt;
 
 /// A request that ended.
 #[derive(Debug)]
@@ -51,11 +52,12 @@ impl AccessLog {
 }
 
 fn emit(r: &Record) {
+    let path = excerpt(r.uri.path());
     tracing::info!(
         target: "steadfast::access",
         method = %r.method,
-        path = r.uri.path(),
-        query = r.uri.query(),
+        path = &*path,
+        query = r.uri.query().map(excerpt).as_deref(),
         peer = %r.peer,
         status = r.status.map(|s| s.as_u16()),
         outcome = r.outcome.name(),
@@ -63,7 +65,7 @@ fn emit(r: &Record) {
         sent = r.sent,
         "{} {} {} {} in {} ms",
         r.method,
-        r.uri.path(),
+        path,
         r.status.map_or("-".into(), |s| s.as_u16().to_string()),
         r.outcome.name(),
         r.took.as_millis(),

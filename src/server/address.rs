@@ -189,6 +189,16 @@ impl BindError {
         }
     }
 
+    /// Whether it may be gone in a while, without a change of the config.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::InUse(_) | Self::Denied(_) | Self::Other(..) => true,
+            Self::Overlapping(..) | Self::NotASocket(_) | Self::NotPassed(..) | Self::NotListening(_) => {
+                false
+            }
+        }
+    }
+
     /// The same error, or what it comes from if another process still holds listeners that this one gives up.
     pub(crate) fn beside<'a>(self, given_up: impl IntoIterator<Item = &'a Address>) -> Self {
         let port = |address: &Address| match address {

@@ -28,8 +28,9 @@ const KEEP_ALIVE_TIME: Duration = Duration::from_secs(60);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEP_ALIVE_PROBES: u32 = 4;
 
-/// How long the service manager may take to close what it was told to.
-const CLOSING: Duration = Duration::from_secs(1);
+/// The wait before what could not be bound is tried again; it doubles up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A listener of an earlier process that the config does not name any more.
 #[derive(Debug)]
@@ -53,10 +54,17 @@ impl RemovedListener {
 
     /// Removes its path, which nobody listens on any more.
     pub(crate) fn unlink(&self) {
-        if let Some(Address::Unix(path)) = &self.address {
-            // It may be gone already; there is nobody to tell.
-            let _ = std::fs::remove_file(path);
+        if let Some(address) = &self.address {
+            unlink(address);
         }
+    }
+}
+
+/// Removes an address's path, if it has one.
+fn unlink(address: &Address) {
+    if let Address::Unix(path) = address {
+        // It may be gone already; there is nobody to tell.
+        let _ = std::fs::remove_file(path);
     }
 }
 
@@ -106,16 +114,12 @@ impl Listener {
         if !descriptors.is_empty() {
             return descriptors.into_iter().map(|fd| Self::adopt(address, fd, private)).collect();
         }
-        let socket = match address {
-            Address::Tcp(tcp) => {
-                let patience = if inherited.is_closing() { CLOSING } else { Duration::ZERO };
-                Self::bind_tcp_within(patience, *tcp).map_err(|e| BindError::new(address, e))?
-            }
-            Address::Unix(path) => Self::bind_unix(address, path, private)?,
-            Address::Inherited(_) => {
-                return Err(BindError::NotPassed(address.clone(), inherited.names().to_vec()));
-            }
-        };
+        let patience = inherited.patience();
+        let socket = until_possible(patience, || match address {
+            Address::Tcp(tcp) => Self::bind_tcp(address, *tcp, patience.is_some()),
+            Address::Unix(path) => Self::bind_unix(address, path, private),
+            Address::Inherited(_) => Err(BindError::NotPassed(address.clone(), inherited.names().to_vec())),
+        })?;
         Ok(vec![Self::new(address, socket, private, false)?])
     }
 
@@ -130,33 +134,34 @@ impl Listener {
         })
     }
 
-    /// Binds an address that another listener may overlap with for a moment more. Nothing runs yet that could be held
-    /// up by the wait.
-    fn bind_tcp_within(patience: Duration, address: SocketAddr) -> io::Result<RawSocket> {
-        let until = Instant::now() + patience;
-        loop {
-            match Self::bind_tcp(address) {
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
-                    std::thread::sleep(CLOSING / 100);
-                }
-                bound => return bound,
+    /// `early`: the address may be one that the machine gets later. It can be listened on all the same (`IP_FREEBIND`,
+    /// ip(7)), so that nobody who asks at another address waits for it.
+    fn bind_tcp(address: &Address, tcp: SocketAddr, early: bool) -> Result<RawSocket, BindError> {
+        let bind = |free: bool| {
+            let socket = RawSocket::new(Domain::for_address(tcp), Type::STREAM, Some(Protocol::TCP))?;
+            socket.set_nonblocking(true)?;
+            // Without it a port could not be bound again while old connections are in TIME_WAIT.
+            socket.set_reuse_address(true)?;
+            if tcp.is_ipv6() {
+                // "[::]:80" is IPv6 alone, so that "0.0.0.0:80" can stand beside it.
+                socket.set_only_v6(true)?;
+                socket.set_freebind_v6(free)?;
+            } else {
+                socket.set_freebind_v4(free)?;
             }
+            set_tcp_options(&socket)?;
+            socket.bind(&tcp.into())?;
+            socket.listen(BACKLOG)?;
+            Ok::<_, io::Error>(socket)
+        };
+        match bind(false) {
+            Err(error) if early && error.kind() == io::ErrorKind::AddrNotAvailable => {
+                tracing::warn!(%address, "{address} is not an address of this machine: it is served once it is");
+                bind(true)
+            }
+            outcome => outcome,
         }
-    }
-
-    fn bind_tcp(address: SocketAddr) -> io::Result<RawSocket> {
-        let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_nonblocking(true)?;
-        // Without it a port could not be bound again while old connections are in TIME_WAIT.
-        socket.set_reuse_address(true)?;
-        if address.is_ipv6() {
-            // "[::]:80" is IPv6 alone, so that "0.0.0.0:80" can stand beside it.
-            socket.set_only_v6(true)?;
-        }
-        set_tcp_options(&socket)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        Ok(socket)
+        .map_err(|error| BindError::new(address, error))
     }
 
     fn bind_unix(address: &Address, path: &Path, private: bool) -> Result<RawSocket, BindError> {
@@ -221,18 +226,15 @@ impl Listener {
         self.inherited
     }
 
-    /// Another process listens on: the path stays.
-    pub(super) fn leave(&self) {
+    /// Somebody else has the socket, too: the path stays when this is dropped.
+    pub(crate) fn leave(&self) {
         self.owns_path.store(false, Relaxed);
     }
 
     /// Nobody listens on, in this process or another: removes the path, whoever made it.
-    pub(super) fn remove_path(&self) {
+    pub(super) fn unlink(&self) {
         self.leave();
-        if let Address::Unix(path) = &self.configured {
-            // It may be gone already; there is nobody left to tell.
-            let _ = std::fs::remove_file(path);
-        }
+        unlink(&self.configured);
     }
 
     /// Waits until there is a connection, then for `permit`, and accepts it. None if it has gone meanwhile, or is of a
@@ -301,7 +303,27 @@ impl AsFd for Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         if self.owns_path.load(Relaxed) {
-            self.remove_path();
+            self.unlink();
+        }
+    }
+}
+
+/// Tries again what may be possible later, as long as there is patience for it. Nothing runs yet that could be held up
+/// by the wait.
+fn until_possible<T>(
+    patience: Option<Instant>,
+    mut bind: impl FnMut() -> Result<T, BindError>,
+) -> Result<T, BindError> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match bind() {
+            Err(error)
+                if error.may_pass() && patience.is_some_and(|until| Instant::now() + pause < until) =>
+            {
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+            outcome => return outcome,
         }
     }
 }

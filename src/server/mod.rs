@@ -42,7 +42,7 @@ use tokio_util::task::TaskTracker;
 pub use self::connection::{InFlight, RequestView, State, Waiting};
 pub use self::peer::Peer;
 pub use self::registry::Registry;
-pub use self::totals::{Carried, Outcome, Totals};
+pub(crate) use self::totals::Totals;
 
 use self::connection::{Command, Serving, task};
 use self::departures::Departures;
@@ -193,7 +193,7 @@ impl Server {
                     Err(_) => tokio::time::sleep(ACCEPT_BACKOFF).await,
                 }
             }
-            listener.remove_path();
+            listener.unlink();
         }
     }
 

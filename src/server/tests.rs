@@ -215,7 +215,7 @@ async fn what_the_mailbox_refuses_may_ask_once_more_and_is_counted() {
     };
     let both = async { tokio::join!(side.server.carry(PATIENCE), ask_once_more) };
     tokio::time::timeout(PATIENCE, both).await.expect("it is over when the client has its answer");
-    assert_eq!(not_carried.to_string(), "1 (1 refused by the mailbox)");
+    assert_eq!(not_carried.to_string(), "; 1 connection closed: refused by the mailbox");
     assert_eq!(side.registry.totals().handed_over.counts(), [0, 0]);
 }
 

@@ -8,6 +8,7 @@ use super::connection::Ended;
 use super::peer::Peer;
 use crate::handover::NotCarried;
 use crate::handover::parcel::Parcel;
+use crate::printable::counted;
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +92,7 @@ impl Carried {
 impl fmt::Display for Carried {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [connections, tunnels] = self.counts();
-        write!(f, "{connections} connections, {tunnels} tunnels")
+        write!(f, "{} and {}", counted(connections, "connection"), counted(tunnels, "tunnel"))
     }
 }
 
@@ -112,13 +113,16 @@ impl NotCarriedCounts {
     }
 }
 
-/// The number, and what it is made of.
+/// What the report of a stop goes on with: nothing where there are none.
 impl fmt::Display for NotCarriedCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.total())?;
-        let reasons = NotCarried::ALL.iter().zip(&self.0).filter(|(_, n)| n.load(Relaxed) > 0);
-        let reasons: Vec<_> = reasons.map(|(reason, n)| format!("{} {reason}", n.load(Relaxed))).collect();
-        if reasons.is_empty() { Ok(()) } else { write!(f, " ({})", reasons.join(", ")) }
+        for (reason, number) in NotCarried::ALL.iter().zip(&self.0) {
+            let number = number.load(Relaxed);
+            if number > 0 {
+                write!(f, "; {} closed: {reason}", counted(number, "connection"))?;
+            }
+        }
+        Ok(())
     }
 }
 

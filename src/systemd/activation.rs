@@ -1,9 +1,14 @@
 //! The descriptors that systemd, or a process to be relieved, passes to this one (`sd_listen_fds(3)`).
 
+use std::io::Write;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-/// The name under which a process to be relieved passes what stderr was before it listened in.
+/// The names under which a process to be relieved passes the socket to itself, and what stderr was before it listened
+/// in.
+pub(crate) const CHANNEL: &str = "predecessor";
 pub(crate) const STDERR: &str = "stderr";
 
 /// What the environment announces. It can be owned only once, so the process has one place for it.
@@ -15,8 +20,8 @@ pub(crate) struct Inherited {
     left: Vec<(String, OwnedFd)>,
     /// Also of those that were taken.
     names: Vec<String>,
-    /// The service manager is closing some of what it passed.
-    closing: bool,
+    /// How long a listener that is not among them may be waited for.
+    patience: Option<Instant>,
 }
 
 impl Inherited {
@@ -44,14 +49,15 @@ impl Inherited {
         rest
     }
 
-    /// From now on an address may be in use only because the service manager has not closed another listener yet.
-    pub(crate) fn expect_closing(&mut self) {
-        self.closing = true;
+    /// From now on a listener that cannot be bound may be possible later: the service starts, perhaps with the machine,
+    /// or the manager has not closed another listener yet. Until then it is tried again.
+    pub(crate) fn wait_until(&mut self, until: Instant) {
+        self.patience = Some(until);
     }
 
-    /// Whether that may be.
-    pub(crate) fn is_closing(&self) -> bool {
-        self.closing
+    /// Until when, if at all.
+    pub(crate) fn patience(&self) -> Option<Instant> {
+        self.patience
     }
 
     /// The names of all that was passed.
@@ -71,6 +77,19 @@ pub(crate) fn restore_stderr() {
     }
 }
 
+/// Tells the process that this one was to relieve, if there is one, why it will not: before there is a runtime.
+pub(crate) fn decline(reason: &str) {
+    if let Some(channel) = passed().take(CHANNEL).pop() {
+        // If that process is gone, there is nobody to tell.
+        let _ = UnixStream::from(channel).write_all(failed(reason).as_bytes());
+    }
+}
+
+/// The line by which a new process says why it cannot take over.
+pub(crate) fn failed(reason: &str) -> String {
+    format!("failed {}\n", reason.replace('\n', " "))
+}
+
 fn passed() -> MutexGuard<'static, Inherited> {
     PASSED.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -80,7 +99,7 @@ fn announced() -> Inherited {
         Ok(announced) => {
             let left: Vec<_> = announced.map(|(fd, name)| (name, adopt(fd))).collect();
             let names = left.iter().map(|(name, _)| name.clone()).collect();
-            Inherited { left, names, closing: false }
+            Inherited { left, names, patience: None }
         }
         Err(error) => {
             // This may be before there is a log.

@@ -8,11 +8,37 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
+use crate::printable::{excerpt_of, printable};
+
+/// Its room for descriptors that are to outlive this process (`FileDescriptorStoreMax=`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Store {
+    /// There is none.
+    None,
+    /// There is one, of a size that nobody tells.
+    OfUnknownSize,
+    /// There is one for so many.
+    Of(usize),
+}
+
+impl Store {
+    /// Reads the environment: systemd 254 and later tells of the store in `$FDSTORE` (systemd.exec(5)), for an older one
+    /// the unit does. There "1" is what a unit says that tells no number.
+    fn from_environment() -> Self {
+        let number = |name| std::env::var(name).ok()?.parse::<usize>().ok().filter(|n| *n > 0);
+        match (number("FDSTORE"), number("STEADFAST_FDSTORE")) {
+            (None, Some(1)) => Self::OfUnknownSize,
+            (Some(size), _) | (None, Some(size)) => Self::Of(size),
+            (None, None) => Self::None,
+        }
+    }
+}
+
 /// The line to the service manager. Without `NOTIFY_SOCKET` all of it is silent and free.
 #[derive(Clone, Debug)]
 pub(crate) struct Manager {
     listens: bool,
-    stores: bool,
+    store: Store,
     /// Whether this process is, or is about to be, the unit's main one: the only one that is heard.
     speaks: Arc<Mutex<bool>>,
     /// The names of what it stores for this process.
@@ -23,11 +49,9 @@ impl Manager {
     /// Reads the environment. A process that takes another's place keeps silent until [`Self::speak`].
     pub(crate) fn from_environment(speaks: bool) -> Self {
         let listens = std::env::var_os("NOTIFY_SOCKET").is_some();
-        let says = |name| std::env::var(name).is_ok_and(|n| n.parse::<u32>().is_ok_and(|n| n > 0));
         Self {
             listens,
-            // systemd 254 and later tell of the store; for an older one the unit does.
-            stores: listens && (says("FDSTORE") || says("STEADFAST_FDSTORE")),
+            store: if listens { Store::from_environment() } else { Store::None },
             speaks: Arc::new(Mutex::new(speaks)),
             stored: Arc::default(),
         }
@@ -40,7 +64,20 @@ impl Manager {
 
     /// Whether descriptors can be left with it.
     pub(crate) fn stores(&self) -> bool {
-        self.stores
+        self.store != Store::None
+    }
+
+    /// Warns if it has no room for all that was left with it: it says nothing of what it drops.
+    pub(crate) fn check_room(&self) {
+        let needed = self.stored.lock().unwrap_or_else(PoisonError::into_inner).len();
+        if let Store::Of(size) = self.store
+            && needed > size
+        {
+            tracing::warn!(
+                "systemd keeps {size} of {needed} sockets for the next process and drops the others: set \
+                 FileDescriptorStoreMax={needed} and Environment=STEADFAST_FDSTORE={needed} in the unit"
+            );
+        }
     }
 
     /// How long it waits between two pings, if it has a watchdog on this process.
@@ -71,7 +108,7 @@ impl Manager {
 
     /// Leaves a descriptor with the manager, for the next process. It comes back under its name.
     pub(crate) fn store(&self, name: &str, descriptor: impl AsFd) {
-        if self.stores {
+        if self.stores() {
             // Only what was sent to be stored is polled: a listener and a mailbox never hang up.
             self.stored(name);
             let states = [NotifyState::FdStore, NotifyState::FdName(name)];
@@ -94,7 +131,7 @@ impl Manager {
 
     /// Has the manager close what it stores under a name.
     pub(crate) fn unstore(&self, name: &str) {
-        if self.stores {
+        if self.stores() {
             heard(sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]));
         }
     }
@@ -106,13 +143,11 @@ fn heard(result: io::Result<()>) {
     }
 }
 
-/// A text fit for STATUS: a line break would begin another assignment, and systemd ignores a datagram of more than
-/// 4,096 bytes.
+/// A text fit for STATUS: a line break would begin another assignment, systemd ignores a datagram of more than 4,096
+/// bytes, and `systemctl status` prints it as it is.
 pub(crate) fn one_line(text: &str) -> String {
     const LONGEST: usize = 900;
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(LONGEST) {
-        Some((at, _)) => format!("{}...", &line[..at]),
-        None => line,
-    }
+    // Escapes are longer than what they stand for.
+    excerpt_of(LONGEST, &printable(&line)).into_owned()
 }

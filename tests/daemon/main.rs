@@ -25,4 +25,5 @@ mod serving;
 mod signals;
 mod stop;
 mod supervision;
+mod terminal;
 mod upgrade;

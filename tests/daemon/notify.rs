@@ -111,6 +111,51 @@ fn a_child_that_blocks_its_thread_is_named_and_the_watchdog_triggered() {
 }
 
 #[test]
+fn a_daemon_that_stood_still_as_a_whole_is_not_stuck() {
+    let period = Duration::from_secs(4);
+    let daemon = troubled("", |command| {
+        command.env("WATCHDOG_USEC", period.as_micros().to_string());
+    });
+    wait_for_ready(&daemon);
+    for _ in 0..3 {
+        // Longer than a heart may be still, so time itself is the test.
+        daemon.signal(Signal::STOP);
+        std::thread::sleep(period * 3 / 4);
+        let continued = std::time::Instant::now();
+        daemon.signal(Signal::CONT);
+        let pings = || {
+            let all = daemon.notifications();
+            let later = all.into_iter().filter(|n| n.at > continued && n.text.contains("WATCHDOG="));
+            later.collect::<Vec<_>>()
+        };
+        steadfast_harness::wait_until("two pings", || (pings().len() >= 2).then_some(()));
+        assert!(pings().iter().all(|n| n.text.contains("WATCHDOG=1")), "{}", daemon.stderr());
+        let first = pings()[0].at - continued;
+        // The manager's patience is almost at its end: the ping comes with the first look, not with the next turn.
+        assert!(first < period / 8, "{first:?}");
+    }
+    assert!(!daemon.stderr().to_string().contains("stuck"), "{}", daemon.stderr());
+}
+
+#[test]
+fn listeners_that_the_store_has_no_room_for_are_said_with_the_number_and_the_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let listen = ["a", "b", "c"].map(|name| format!("\"unix:{}\"", folder.path().join(name).display()));
+    let config = format!("http.listen = [{}]\nadmin.listen = []\n", listen.join(", "));
+    // The mailbox's two ends, three listeners, the control socket.
+    for (room, warned) in [("5", true), ("6", false), ("1", false), ("FDSTORE=4", true)] {
+        let daemon = Daemon::spawn_with(BINARY, &config, |command| match room.split_once('=') {
+            Some((name, room)) => drop(command.env(name, room)),
+            None => drop(command.env("STEADFAST_FDSTORE", room)),
+        });
+        serving(&daemon);
+        let log = daemon.stderr().to_string();
+        let said = log.contains("WARN") && log.contains("FileDescriptorStoreMax=6");
+        assert_eq!(said, warned, "{room}: {log}");
+    }
+}
+
+#[test]
 fn a_childs_name_cannot_speak_to_the_manager() {
     let daemon = troubled("", |command| {
         command

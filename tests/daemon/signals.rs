@@ -12,7 +12,7 @@ const NEVER: &str = "shutdown.linger = \"0s\"\nshutdown.deadline = \"never\"\n";
 const AT_ONCE: Duration = Duration::from_secs(10);
 
 fn wait_for_drain(daemon: &Daemon) {
-    daemon.wait_for_line("that it drains", |line| line.contains("requests in flight"));
+    daemon.wait_for_line("that it drains", |line| line.contains(" in flight, "));
 }
 
 /// A request whose body the test may finish, or not.
@@ -75,6 +75,25 @@ fn the_deadline_cuts_by_itself_and_the_exit_code_is_3() {
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.wait(), 3);
     daemon.wait_for_line("what was cut", |line| line.contains("cut by the deadline: POST /echo"));
+}
+
+#[test]
+fn a_drain_that_stood_still_as_a_whole_goes_on() {
+    for _ in 0..3 {
+        let mut daemon = troubled(NEVER, |_| {});
+        let mut client = begin_request(&daemon);
+        daemon.signal(Signal::TERM);
+        wait_for_drain(&daemon);
+        // Longer than a child may be still before a stop goes on without it: time itself is the test.
+        daemon.signal(Signal::STOP);
+        std::thread::sleep(Duration::from_secs(6));
+        daemon.signal(Signal::CONT);
+        // Two more heartbeats, in which the stop looks at its children.
+        std::thread::sleep(Duration::from_secs(2));
+        client.send("body").unwrap();
+        assert_eq!(daemon.wait(), 0);
+        assert!(!daemon.stderr().to_string().contains("stuck"), "{}", daemon.stderr());
+    }
 }
 
 #[test]

@@ -78,6 +78,34 @@ fn no_request_waits_for_the_journal_and_what_it_does_not_take_is_counted() {
 }
 
 #[test]
+fn long_paths_fill_no_memory_while_the_journal_stands_still() {
+    /// What the queue may hold, and as much again for each of the eight clients' own buffers.
+    const MOST: u64 = 64 << 20;
+    let Some(machine) = start(
+        "[http]\nlisten = [\"127.0.0.1:8080\"]\n[log]\naccess = \"all\"\n[[route]]\npath = \"/*\"\nrespond = \"hello\"\n",
+    ) else {
+        return;
+    };
+    machine.ok(["systemctl", "kill", "--signal=STOP", "systemd-journald.service"]);
+    let path: &'static str = format!("/{}", "a".repeat(60_000)).leak();
+    let load = machine.enter_network(|| Load::start(8, HTTP.into(), path));
+    let mut most = 0;
+    wait_until("events to be lost", || {
+        load.advance(200);
+        most = most.max(metric(&machine, "process_resident_memory_bytes"));
+        (metric(&machine, "steadfast_log_lost_total") > 0).then_some(())
+    });
+    machine.ok(["systemctl", "kill", "--signal=CONT", "systemd-journald.service"]);
+    let account = load.finish();
+    assert_eq!((account.refused, account.dropped), (0, 0), "{account}");
+    print_figure(
+        "memory in use while the journal takes no line of 60 KB paths",
+        format_args!("{} MiB", most >> 20),
+    );
+    assert!(most < MOST, "{} MiB", most >> 20);
+}
+
+#[test]
 fn a_client_with_too_many_connections_is_turned_away_and_no_other_is() {
     let Some(machine) = start(
         "[http]\nlisten = [\"0.0.0.0:8080\"]\nconnections_per_client = 5\ntrusted_proxies = [\"192.0.2.9\"]\n[[route]]\npath = \"/\"\nrespond = \"hello\"\n",

@@ -15,6 +15,7 @@ mod journal;
 mod oversized;
 mod recorder;
 mod running_out;
+mod semantics;
 mod site;
 mod slow;
 mod slowhttptest;

@@ -21,7 +21,7 @@ fn with_connections_switched_off_they_may_ask_once_more_and_tunnels_are_carried(
     tunnel.settle().unwrap();
     assert_reported(
         &service,
-        "handed over 0 connections, 1 tunnels, 2 (2 switched off in [handover]) could not be",
+        "; handed over 0 connections and 1 tunnel; 2 connections closed: switched off in [handover]",
     );
 }
 
@@ -34,7 +34,10 @@ fn without_a_store_every_connection_lingers() {
     service.ok(["systemctl", "start", UNIT]);
     let mut client = service.answered();
     service.restart_meanwhile(|| assert_last_answer(&mut client));
-    assert_reported(&service, "handed over 0 connections, 0 tunnels, 1 (1 without a store) could not be");
+    assert_reported(
+        &service,
+        "; handed over 0 connections and 0 tunnels; 1 connection closed: there is no store",
+    );
 }
 
 #[test]
@@ -47,7 +50,7 @@ fn a_connection_whose_small_request_body_nobody_read_is_carried_like_any_other()
     assert_eq!(client.receive().unwrap().status, 200);
     service.restart();
     assert_eq!(client.get("/").unwrap().status, 200);
-    assert_reported(&service, "handed over 1 connections, 0 tunnels");
+    assert_reported(&service, "; handed over 1 connection and 0 tunnels");
 }
 
 #[test]

@@ -6,12 +6,14 @@
 //! tests say so and pass, unless `STEADFAST_REQUIRE_SYSTEMD=1`.
 
 mod admin;
+mod announce;
 mod idle;
 mod lingering;
 mod listeners;
 mod refused_reload;
 mod reload;
 mod restart;
+mod retry;
 mod service;
 mod start;
 mod stop;

@@ -1,6 +1,6 @@
 //! A reload that cannot succeed: it says why, and nothing has changed.
 
-use steadfast_harness::{Output, wait_until};
+use steadfast_harness::{Client, Output, wait_until};
 
 use crate::service::{Service, UNIT};
 
@@ -15,10 +15,12 @@ fn a_mistake_in_the_config_fails_the_reload_with_its_place_and_loses_nothing() {
     let mistake = "[shutdown]\ndeadlin = \"4s\"\n";
     let failed = fail_under_load(&service, || service.configure(mistake));
     let journal = service.journal(UNIT, &[]);
-    for expected in ["config.toml:8:1", "deadlin", "deadline"] {
+    // The journal has all of it, the status one line.
+    for expected in ["config.toml:8:1\n", "8 | deadlin", "the nearest known key is `deadline`"] {
         assert!(journal.contains(expected), "{expected} in:\n{journal}");
-        assert!(failed.status.contains(expected), "{expected} in: {}", failed.status);
     }
+    let short = "; the last reload failed: config.toml:8:1: unknown key \"deadlin\", nearest \"deadline\"";
+    assert!(failed.status.ends_with(short), "{}", failed.status);
     // What is on disk is still not what runs: as long as that is so, the status tells.
     wait_until("the status text to be renewed", || (status(&service) != failed.status).then_some(()));
     assert!(status(&service).contains("config.toml:8:1"), "{}", status(&service));
@@ -27,6 +29,10 @@ fn a_mistake_in_the_config_fails_the_reload_with_its_place_and_loses_nothing() {
     let shell = service.run(["steadfast", "reload"]);
     assert!(!shell.status.success());
     assert!(shell.stderr.contains("config.toml:8:1\n"), "{}", shell.stderr);
+
+    let two = fail_under_load(&service, || service.configure("[shutdown]\nlinger = 4\ndeadline = 2\n"));
+    let short = "; the last reload failed: config.toml:8:10: \"linger\" is the integer 4; 1 more";
+    assert!(two.status.ends_with(short), "{}", two.status);
 
     service.configure("[shutdown]\ndeadline = \"4s\"\n");
     service.reload();
@@ -45,6 +51,37 @@ fn an_address_in_use_fails_the_reload_by_name() {
     let failed = fail_under_load(&service, || service.write(crate::service::CONFIG, config));
     assert!(failed.status.contains("cannot listen on 127.0.0.1:8081"), "{}", failed.status);
     assert_eq!(service.admin("/livez").status, 200, "what the config would have given up is still there");
+}
+
+#[test]
+fn a_failed_reload_leaves_every_unix_socket_where_it_was() {
+    let Some(service) = Service::install(file!(), "") else {
+        return;
+    };
+    let paths = ["/run/steadfast/http.sock", "/run/steadfast/control.sock"];
+    let listen = |more: &str| {
+        let http = format!("[http]\nlisten = [\"unix:{}\"{more}]\n[admin]\nlisten = []\n", paths[0]);
+        service.write(crate::service::CONFIG, http + crate::service::ROUTES);
+    };
+    listen("");
+    service.ok(["systemctl", "start", UNIT]);
+    let before = paths.map(|path| service.ok(["stat", "--format=%i", path]));
+    let _taken = service.enter_network(|| std::net::TcpListener::bind("127.0.0.1:8081").unwrap());
+    // The new process has taken every inherited listener by the time that it fails.
+    listen(", \"127.0.0.1:8081\"");
+    for _ in 0..2 {
+        let reload = service.run(["systemctl", "reload", UNIT]);
+        assert!(!reload.status.success(), "{}", service.journal(UNIT, &[]));
+        let after = paths.map(|path| service.run(["stat", "--format=%i", path]).stdout);
+        assert_eq!(after, before);
+    }
+    let mut client = Client::connect_unix(service.path(paths[0])).unwrap();
+    assert_eq!(client.get("/").unwrap().status, 200);
+    listen("");
+    service.reload();
+    assert_eq!(client.get("/").unwrap().status, 200);
+    service.stop();
+    assert!(!service.path(paths[0]).exists(), "after a stop for good nobody listens there");
 }
 
 #[test]

@@ -142,7 +142,7 @@ fn the_report_and_the_next_start_agree_on_what_was_carried() {
     tunnel.settle().unwrap();
 
     let journal = service.journal(UNIT, &[]);
-    for expected in ["handed over 3 connections, 1 tunnels", "took over 3 connections, 1 tunnels"] {
+    for expected in ["; handed over 3 connections and 1 tunnel", "took over 3 connections and 1 tunnel"] {
         assert!(journal.contains(expected), "{expected} in:\n{journal}");
     }
     for (kind, count) in [("connection", 3), ("tunnel", 1), ("refused", 0)] {

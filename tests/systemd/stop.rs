@@ -352,3 +352,59 @@ fn a_client_that_keeps_asking_is_told_of_a_stop_and_loses_nothing() {
     service.assert_stopped_with(0);
     assert!(matches!(service.try_connect(), Err(Failure::Refused(_))));
 }
+
+// ---------------------------------------------------------------------------
+// systemd's own limit
+// ---------------------------------------------------------------------------
+
+#[test]
+fn a_daemon_reload_during_a_drain_gets_nobody_killed() {
+    let Some(service) = Service::start(file!(), PROXY) else {
+        return;
+    };
+    let upstream = service.upstream();
+    let mut client = service.connect();
+    client.ask("/app/slow").unwrap();
+    let exchange = upstream.next_request();
+    thread::scope(|scope| {
+        let stop = service.begin_stop(scope);
+        // systemd forgets what it was asked for and counts its own limit from the stop's beginning. Within the
+        // deadline of the config as shipped, so time itself is the test.
+        thread::sleep(Duration::from_secs(20));
+        service.ok(["systemctl", "daemon-reload"]);
+        thread::sleep(Duration::from_secs(1));
+        exchange.answer(200, "worth the wait");
+        assert_eq!(client.receive().unwrap().text(), "worth the wait");
+        assert!(stop.join().unwrap().output.status.success());
+    });
+    service.assert_stopped_with(0);
+}
+
+#[test]
+fn check_warns_where_the_units_limit_is_shorter_than_the_configs() {
+    let Some(service) = Service::install(file!(), "") else {
+        return;
+    };
+    let check = || {
+        let check = service.run(["steadfast", "check"]);
+        assert!(check.status.success(), "{check:?}");
+        check.stderr
+    };
+    assert_eq!(check(), "", "as shipped the unit's is longer");
+    for (keys, stop) in [
+        ("[shutdown]\ndelay = \"20s\"\ndeadline = \"30s\"\n", "50s"),
+        ("[shutdown]\ndeadline = \"never\"\n", "without end"),
+    ] {
+        service.configure(keys);
+        let warned = check();
+        for expected in ["warning", "TimeoutStopSec=", stop] {
+            assert!(warned.contains(expected), "{expected} in {warned:?}");
+        }
+        service.edit_unit("TimeoutStopSec=infinity");
+        assert_eq!(check(), "");
+        service.edit_unit("TimeoutStopSec=45s");
+    }
+    service.edit_unit("TimeoutStopSec=1min 30s");
+    service.configure("[shutdown]\ndeadline = \"1m\"\n");
+    assert_eq!(check(), "");
+}

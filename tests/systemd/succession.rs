@@ -53,12 +53,12 @@ fn the_new_process_tells_what_it_took_over_when_the_old_one_has_ended() {
     let first = service.main_pid();
     service.reload();
     tunnel.settle().unwrap();
-    let expected = format!("process {first} has ended; took over 3 connections, 1 tunnels");
+    let expected = format!("process {first} has ended; took over 3 connections and 1 tunnel");
     let journal = wait_until("the old process to end", || {
         Some(service.journal(UNIT, &[])).filter(|journal| journal.contains("has ended"))
     });
     assert!(journal.contains(&expected), "{journal}");
-    assert!(journal.contains("handed over 3 connections, 1 tunnels"), "{journal}");
+    assert!(journal.contains("handed over 3 connections and 1 tunnel"), "{journal}");
 }
 
 #[test]

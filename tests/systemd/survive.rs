@@ -60,6 +60,30 @@ fn a_frozen_daemon_is_replaced_by_the_watchdog() {
 }
 
 #[test]
+fn a_daemon_that_was_frozen_for_less_than_the_watchdogs_period_lives_on() {
+    let Some(service) = Service::install(file!(), "") else {
+        return;
+    };
+    service.edit_unit("WatchdogSec=6s");
+    service.ok(["systemctl", "start", UNIT]);
+    let pid = service.main_pid();
+    // What `systemctl freeze` does, which needs D-Bus.
+    let freezer = format!("/sys/fs/cgroup{}/cgroup.freeze", service.show(UNIT, "ControlGroup"));
+    let freeze = |on: u8| service.ok(["sh", "-c", &format!("echo {on} > {freezer}")]);
+    for _ in 0..2 {
+        freeze(1);
+        // Less than is left after the last ping, and more than a heart may be still: time itself is the test.
+        std::thread::sleep(Duration::from_millis(3700));
+        freeze(0);
+        let thawed = service.show(UNIT, "WatchdogTimestampMonotonic");
+        wait_until("the next ping", || {
+            (service.show(UNIT, "WatchdogTimestampMonotonic") != thawed).then_some(())
+        });
+        assert_eq!((service.main_pid(), service.show(UNIT, "NRestarts")), (pid.clone(), "0".into()));
+    }
+}
+
+#[test]
 fn a_graceful_stop_is_no_failure_and_is_not_undone() {
     let Some(service) = Service::start(file!(), "") else {
         return;

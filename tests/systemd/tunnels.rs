@@ -23,19 +23,7 @@ fn five_hundred_tunnels_half_of_them_busy_survive_a_restart_and_a_reload() {
     settle(&mut idle, "after the restart");
     let reload = service.reload();
     conversation.advance(20_000);
-    let r = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| settle(&mut idle, "after the reload")));
-    println!("{}", service.journal(UNIT, &[]));
-    println!(
-        "{}",
-        service
-            .admin("/metrics")
-            .text()
-            .lines()
-            .filter(|l| l.contains("handover"))
-            .collect::<Vec<_>>()
-            .join("\n")
-    );
-    r.unwrap();
+    settle(&mut idle, "after the reload");
     let busy = conversation.finish().unwrap_or_else(|e| panic!("{e}\n{}", service.journal(UNIT, &[])));
 
     let heard: u64 = busy.iter().map(Tunnel::heard).sum();
@@ -48,7 +36,7 @@ fn five_hundred_tunnels_half_of_them_busy_survive_a_restart_and_a_reload() {
         ),
     );
     let journal = service.journal(UNIT, &[]);
-    assert_eq!(journal.matches("handed over 0 connections, 500 tunnels").count(), 2, "{journal}");
+    assert_eq!(journal.matches("handed over 0 connections and 500 tunnels").count(), 2, "{journal}");
 }
 
 #[test]

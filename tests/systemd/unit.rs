@@ -40,3 +40,10 @@ fn every_shipped_unit_passes_systemd_analyze_verify_and_is_locked_down() {
         assert!(security.status.success(), "{unit}:\n{}", security.stdout);
     }
 }
+
+#[test]
+fn the_unit_tells_the_daemon_how_large_its_store_is() {
+    let unit = fs::read_to_string(Path::new(PACKAGING).join("systemd/system/steadfast.service")).unwrap();
+    let value = |key: &str| unit.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+    assert_eq!(value("Environment=STEADFAST_FDSTORE="), value("FileDescriptorStoreMax="));
+}

@@ -1,6 +1,5 @@
 //! What a route is made of.
 
-use std::fs;
 use std::io;
 use std::path::PathBuf;
 
@@ -11,7 +10,7 @@ use toml::de::DeValue;
 use super::{Refusal, Text, whole};
 use crate::config::diagnostic::Mistake;
 use crate::config::written::{Kind, wrong_type};
-use crate::daemon::http::routes::check;
+use crate::daemon::http::routes::{check, files};
 
 /// `/exact/path`, or `/below/*`.
 pub(in crate::config) struct RoutePath;
@@ -116,34 +115,44 @@ impl Kind for Headers {
     }
 }
 
-/// A directory to serve files from, there and readable now; one that is not absolute is its owner's to refuse.
+/// A directory to serve files from. That it is not there, or cannot be read, may pass; that it is not absolute is its
+/// owner's to refuse.
 pub(in crate::config) struct Directory;
 
-impl Text for Directory {
+impl Kind for Directory {
     type Value = PathBuf;
 
     fn expected() -> String {
         check::ROOT.to_owned()
     }
 
-    fn parse(text: &str) -> Result<PathBuf, Refusal> {
-        let path = PathBuf::from(text);
+    fn read(value: Spanned<DeValue<'_>>, name: &str, mistakes: &mut Vec<Mistake>) -> Option<PathBuf> {
+        let span = value.span();
+        let DeValue::String(path) = value.get_ref() else {
+            mistakes.push(wrong_type::<Self>(name, span, value.get_ref()));
+            return None;
+        };
+        let path = PathBuf::from(&**path);
         if !path.is_absolute() {
-            return Ok(path);
+            return Some(path);
         }
-        // The dot asks for what serving needs: to enter it, not only to list it.
-        match fs::read_dir(path.join(".")) {
-            Ok(_) => Ok(path),
-            Err(error) => Err(match error.kind() {
+        if let Some(error) = files::unreadable(&path) {
+            let (what, help) = match error.kind() {
                 io::ErrorKind::NotFound => {
-                    Refusal::new("is not there").help("make the directory, or correct the path")
+                    ("is not there".to_owned(), Some("make the directory, or correct the path"))
                 }
-                io::ErrorKind::NotADirectory => Refusal::new("is not a directory"),
-                io::ErrorKind::PermissionDenied => Refusal::new("may not be read")
-                    .help("let the user that runs steadfast enter and read the directory"),
-                _ => Refusal::new(format!("cannot be read: {error}")),
-            }),
+                io::ErrorKind::NotADirectory => ("is not a directory".to_owned(), None),
+                io::ErrorKind::PermissionDenied => (
+                    "may not be read".to_owned(),
+                    Some("let the user that runs steadfast enter and read the directory"),
+                ),
+                _ => (format!("cannot be read: {error}"), None),
+            };
+            let mistake =
+                Mistake::new(span, format!("`{name}` {what}"), format!("expected {}", Self::expected()));
+            mistakes.push(mistake.help(help.map(str::to_owned)).of_the_moment());
         }
+        Some(path)
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod metrics;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use super::child::{BoxError, Child};
 use super::reload::Reloads;
 use super::status::{Observer, Status};
 use crate::handover::Handover;
+use crate::printable::printable;
 use crate::rules::Check;
 use crate::server::Server;
 use crate::server::address::{self, Address, BindError};
@@ -53,8 +55,11 @@ impl Config {
     }
 }
 
-/// The control socket's file name, in the unit's `RuntimeDirectory=`.
-pub const CONTROL: &str = "control.sock";
+/// The control socket's file name.
+const CONTROL: &str = "control.sock";
+
+/// The `RuntimeDirectory=` of the unit as it is shipped.
+const RUNTIME_DIRECTORY: &str = "/run/steadfast";
 
 /// How often the metrics are tidied up where nobody scrapes them.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -157,11 +162,24 @@ struct Context {
     closed: CancellationToken,
 }
 
-/// Where the control socket is: in the unit's `RuntimeDirectory=`, of which systemd tells; nowhere outside of it.
+/// Where the control socket is: in the unit's `RuntimeDirectory=`, of which systemd tells (systemd.exec(5)); nowhere
+/// outside of a unit. Of several, which systemd gives in an order of its own, in the one that the unit is shipped with.
 pub(super) fn control_socket() -> Option<Address> {
     let folders = std::env::var_os("RUNTIME_DIRECTORY")?;
-    let folder = std::env::split_paths(&folders).next()?;
-    Some(Address::Unix(folder.join(CONTROL)))
+    let mut folders = std::env::split_paths(&folders);
+    let first = folders.next()?;
+    let shipped = folders.find(|folder| folder == Path::new(RUNTIME_DIRECTORY));
+    Some(Address::Unix(shipped.unwrap_or(first).join(CONTROL)))
+}
+
+/// Where a command finds the running daemon's control socket: where that has it, if the command is one of the unit's
+/// own, and else where the unit as shipped has it.
+#[must_use]
+pub fn control_path() -> PathBuf {
+    match control_socket() {
+        Some(Address::Unix(path)) => path,
+        _ => Path::new(RUNTIME_DIRECTORY).join(CONTROL),
+    }
 }
 
 /// What changes anything is here alone.
@@ -207,7 +225,8 @@ async fn reload(State(context): State<Arc<Context>>) -> impl IntoResponse {
             }
             (StatusCode::OK, format!("process {pid} has taken over\n"))
         }
-        Err(reason) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{reason}\n")),
+        // Another program may have said it.
+        Err(reason) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{}\n", printable(&reason))),
     }
 }
 

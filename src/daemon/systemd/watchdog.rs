@@ -3,6 +3,9 @@
 //! It looks at two things. Each child's heart beats from the child's own task; where it does not, the child is stuck,
 //! and the service manager is told, which restarts the unit. A connection's task notes when it begins to be polled;
 //! where that was long ago, a handler blocks its thread, which is logged.
+//!
+//! A process that stood still as a whole (SIGSTOP, a frozen cgroup, a paused machine, swap) finds that nothing has
+//! beaten for long. Its watchdog stood still with it and can tell: then all hearts have their time anew.
 
 use std::collections::HashSet;
 use std::io;
@@ -15,12 +18,16 @@ use tokio::runtime::Handle;
 use crate::daemon::phase::Phase;
 use crate::daemon::status::Observer;
 use crate::logging;
+use crate::printable::excerpt;
 use crate::systemd::manager::{Manager, one_line};
 
 /// How long a handler may hold its thread before that is logged.
 const BLOCKED: Duration = Duration::from_secs(1);
 /// How long a heart may be still where the manager has no watchdog on the unit.
-const STILL: Duration = Duration::from_secs(10);
+const UNWATCHED: Duration = Duration::from_secs(10);
+
+/// How many ticks late the thread comes when not it alone was kept from running.
+const STOOD_STILL: u32 = 4;
 
 /// The running thread; it ends when this is dropped.
 #[derive(Debug)]
@@ -40,6 +47,9 @@ impl Watchdog {
             period: Manager::watchdog(),
             observer,
             manager,
+            tick,
+            last_look: Instant::now(),
+            nobody_stuck_until: Instant::now(),
             next_ping: Instant::now(),
             stuck: HashSet::new(),
             blocking: HashSet::new(),
@@ -62,6 +72,11 @@ struct Watch {
     manager: Manager,
     /// How long the manager waits between two pings.
     period: Option<Duration>,
+    /// How often it looks.
+    tick: Duration,
+    last_look: Instant,
+    /// Before that no heart can be blamed for being still.
+    nobody_stuck_until: Instant,
     next_ping: Instant,
     /// What was logged, so that it is logged once.
     stuck: HashSet<String>,
@@ -70,8 +85,19 @@ struct Watch {
 
 impl Watch {
     fn look(&mut self) {
-        self.find_blocking_handlers();
-        let stuck = self.find_stuck_children();
+        let now = Instant::now();
+        let stood_still = now.duration_since(self.last_look) > self.tick * STOOD_STILL;
+        self.last_look = now;
+        if stood_still {
+            self.nobody_stuck_until = now + self.patience();
+            // The manager's patience may be almost at its end.
+            self.next_ping = now;
+        }
+        self.observer.registry.tick();
+        if !stood_still {
+            self.find_blocking_handlers();
+        }
+        let stuck = if now < self.nobody_stuck_until { Vec::new() } else { self.find_stuck_children() };
         // The manager neither expects a ping before READY nor once a stop has begun.
         let Some(period) = self.period.filter(|_| self.observer.lifecycle.phase() == Phase::Serving) else {
             return;
@@ -81,16 +107,20 @@ impl Watch {
             logging::flush();
             let status = one_line(&format!("stuck: no heartbeat from {}", stuck.join(", ")));
             self.manager.tell(&[NotifyState::Status(&status), NotifyState::WatchdogTrigger]);
-        } else if Instant::now() >= self.next_ping {
+        } else if now >= self.next_ping {
             // At least twice in each period, as sd_watchdog_enabled(3) recommends.
-            self.next_ping = Instant::now() + period / 3;
+            self.next_ping = now + period / 3;
             self.manager.tell(&[NotifyState::Watchdog]);
         }
     }
 
+    /// How long a heart may be still.
+    fn patience(&self) -> Duration {
+        self.period.map_or(UNWATCHED, |period| period / 2).max(self.observer.supervisor.heartbeat() * 3)
+    }
+
     fn find_stuck_children(&mut self) -> Vec<String> {
-        let limit =
-            self.period.map_or(STILL, |period| period / 2).max(self.observer.supervisor.heartbeat() * 3);
+        let limit = self.patience();
         let stuck: Vec<_> = self.observer.supervisor.stuck_for(limit);
         let names: HashSet<_> = stuck.iter().map(|child| child.name().to_owned()).collect();
         for child in stuck.iter().filter(|child| !self.stuck.contains(child.name())) {
@@ -106,18 +136,17 @@ impl Watch {
     }
 
     fn find_blocking_handlers(&mut self) {
-        let registry = &self.observer.registry;
-        registry.tick();
-        let blocking = registry.held_for(BLOCKED);
+        let blocking = self.observer.registry.held_for(BLOCKED);
         for (id, request, held) in &blocking {
             if !self.blocking.contains(id) {
+                let path = excerpt(request.uri.path());
                 tracing::warn!(
                     method = %request.method,
-                    path = request.uri.path(),
+                    path = &*path,
                     "{} {} blocks its thread for {:.1} s now: a handler that waits must do so with `await`, or on \
                      a thread of its own",
                     request.method,
-                    request.uri.path(),
+                    path,
                     held.as_secs_f64(),
                 );
             }

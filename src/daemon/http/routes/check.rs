@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use axum::http::uri::Authority;
 use axum::http::{HeaderName, StatusCode, header};
 
+use super::path::Reading;
 use super::proxy::Upstream;
-use super::{Action, Route, files, proxy, respond};
+use super::{Action, Route, claim, files, proxy, respond};
 use crate::rules::Check;
 use crate::server::address::check_socket_path;
 
@@ -38,17 +39,20 @@ static FRAMING: [HeaderName; 8] = [
 
 /// Checks each route by itself, and that no two have one path.
 pub(crate) fn check_routes(routes: &[Route], check: &mut Check) {
-    let mut paths: HashMap<&str, String> = HashMap::new();
+    // By the paths that they claim, however those are spelled.
+    let mut paths: HashMap<(bool, Vec<u8>), String> = HashMap::new();
     for (index, route) in routes.iter().enumerate() {
         check.table(&format!("route[{index}]"), |check| {
             route.check(check);
-            match paths.get(&*route.path) {
+            let Ok((is_folder, reading)) = claim(&route.path) else { return };
+            let claimed = (is_folder, reading.compared.into_owned());
+            match paths.get(&claimed) {
                 Some(first) => {
                     check
                         .note("path", format!("two routes have the path {:?}", route.path), "another path")
                         .also(first, "the first is here");
                 }
-                None => _ = paths.insert(&route.path, check.path("path")),
+                None => _ = paths.insert(claimed, check.path("path")),
             }
         });
     }
@@ -81,6 +85,16 @@ fn check_path(path: &str, check: &mut Check) {
         check
             .note("path", format!("`path` has {char:?}, which no request's path can have"), PATH)
             .help("write it percent-encoded, as clients do");
+    } else {
+        match claim(path) {
+            Ok((_, Reading { undivided: None, .. })) => {}
+            Ok(_) => {
+                check
+                    .note("path", "`path` has an encoded slash or backslash", PATH)
+                    .help("write it as a slash: both are compared as one");
+            }
+            Err(unreadable) => _ = check.note("path", format!("`path` {unreadable}"), PATH),
+        }
     }
 }
 

@@ -2,40 +2,56 @@
 
 pub(crate) mod check;
 pub(crate) mod files;
+pub(crate) mod path;
 pub(crate) mod proxy;
 pub(crate) mod respond;
 mod status;
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
+use futures_util::future::Either;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
-/// One `[[route]]`: a path, and what answers there.
+use self::files::Files;
+use self::path::{Reading, Unreadable};
+use self::proxy::Proxy;
+use self::respond::Respond;
+
+/// One `[[route]]`: a path and its answer.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Route {
-    /// `/exact/path`, or `/below/*` for everything below; the most specific route wins. It is compared with the
-    /// request's path as that was sent, percent-encoding and all.
+    /// `/exact/path`, or `/below/*` for everything below; the most specific route wins.
+    ///
+    /// Paths are compared decoded, with dot segments resolved and empty ones merged, however either is written: the
+    /// route `/private/*` has `/%70rivate/x`, `//private/x`, `/a/../private/x` and `/private%2Fx`. A request whose path
+    /// leads above the root, or has a `%` that encodes nothing or a NUL, is answered with 400. `files` and `proxy` get
+    /// the path as it was compared, but for what has to stay encoded; what an encoded slash would open to them is
+    /// answered with 400, too. The query has no part in this.
     pub path: String,
-    /// What answers.
+    /// Its answer.
     pub action: Action,
 }
 
 impl Route {
-    /// A path, and what answers there.
+    /// A path and its answer.
     #[must_use]
     pub fn new(path: impl Into<String>, action: Action) -> Self {
         Self { path: path.into(), action }
     }
 }
 
-/// What answers at a route.
+/// A kind of answer, with its keys.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Action {
@@ -49,74 +65,159 @@ pub enum Action {
     Proxy(proxy::Config),
 }
 
-/// One `Router` of all routes. What none of them claims is the `fallback`'s, and 404 without one. Of two routes with
-/// one path the first wins; the config's check refuses them.
+/// One `Router` of all routes. What none of them claims is the `fallback`'s, with its URI as it was sent: a caller's
+/// `Router` has a reading of its own. Without one it is 404. Of two routes with one path the first wins; the config's
+/// check refuses them, as it does a path that cannot be read, which nothing asks for.
 ///
 /// Upgraded connections are carried by tasks on `tunnels`.
-///
-/// # Panics
-/// When a path does not begin with `/`, which the config's check refuses too.
 pub(crate) fn router(routes: &[Route], fallback: Option<Router>, tunnels: &TaskTracker) -> Router {
-    let mut all = Router::new().without_v07_checks();
-    let mut claimed = HashSet::new();
-    // What is written in the config goes before what follows from it: "/a/*" stands for "/a/" as well, unless
-    // another route is written for that.
-    let (below, exact): (Vec<&Route>, Vec<&Route>) = routes.iter().partition(|r| r.path.ends_with("/*"));
-    for route in exact {
-        if claimed.insert(route.path.clone()) {
-            all = at(all, &[escape(&route.path)], route, tunnels);
-        }
-    }
-    for route in &below {
-        let folder = route.path.strip_suffix('*').unwrap_or_default();
-        if !claimed.insert(route.path.clone()) {
+    let mut table = Table::default();
+    for route in routes {
+        let Ok((is_folder, Reading { path, compared, .. })) = claim(&route.path) else {
             continue;
-        }
-        let mut patterns = vec![format!("{}{{*below}}", escape(folder))];
-        if claimed.insert(folder.to_owned()) {
-            patterns.push(escape(folder));
-        }
-        all = at(all, &patterns, route, tunnels);
+        };
+        let endpoints = if is_folder { &mut table.below } else { &mut table.exact };
+        endpoints
+            .entry(compared.into_owned())
+            .or_insert_with(|| Endpoint::new(&route.action, &path, tunnels));
     }
-    for route in &below {
-        let folder = route.path.strip_suffix("/*").unwrap_or_default();
-        if matches!(route.action, Action::Files(_)) && !folder.is_empty() && claimed.insert(folder.to_owned())
-        {
-            all = all.route_service(&escape(folder), tower::service_fn(files::to_folder));
+    for (folder, endpoint) in &table.below {
+        let folder = folder.strip_suffix(b"/").unwrap_or_default();
+        if matches!(endpoint, Endpoint::Files(_)) && !folder.is_empty() {
+            table.exact.entry(folder.to_vec()).or_insert(Endpoint::ToFolder);
         }
     }
-    match fallback {
-        // Of the two limits of a body `[http] body_limit` counts, not axum's own default.
-        Some(fallback) => all.fallback_service(fallback.layer(DefaultBodyLimit::disable())),
-        None => all.fallback(async || text(StatusCode::NOT_FOUND, "nothing is served at this path")),
+    // Of the two limits of a body `[http] body_limit` counts, not axum's own default.
+    table.fallback = fallback.map(|fallback| fallback.layer(DefaultBodyLimit::disable()));
+    Router::new().fallback_service(Routes(Arc::new(table)))
+}
+
+/// The path that a route claims, and whether it is that of a folder with everything below.
+pub(crate) fn claim(path: &str) -> Result<(bool, Reading<'_>), Unreadable> {
+    let folder = path.strip_suffix('*').filter(|folder| folder.ends_with('/'));
+    path::read(folder.unwrap_or(path)).map(|reading| (folder.is_some(), reading))
+}
+
+/// Answers by the most specific route.
+#[derive(Clone, Debug)]
+struct Routes(Arc<Table>);
+
+#[derive(Debug, Default)]
+struct Table {
+    /// By their paths, as they are compared.
+    exact: HashMap<Vec<u8>, Endpoint>,
+    /// By their folders, which end in a slash.
+    below: HashMap<Vec<u8>, Endpoint>,
+    fallback: Option<Router>,
+}
+
+/// The answering side of a route, ready to be called.
+#[derive(Clone, Debug)]
+enum Endpoint {
+    Respond(Respond),
+    Status,
+    Files(Files),
+    /// The folder of a route of files, asked for without its slash.
+    ToFolder,
+    Proxy(Proxy),
+}
+
+impl Endpoint {
+    fn new(action: &Action, path: &str, tunnels: &TaskTracker) -> Self {
+        match action {
+            Action::Respond(config) => Self::Respond(Respond::new(config)),
+            Action::Status => Self::Status,
+            Action::Files(config) => Self::Files(Files::new(config, path)),
+            Action::Proxy(config) => Self::Proxy(Proxy::new(config, tunnels)),
+        }
+    }
+
+    /// True if the answer depends on the path.
+    fn reads_the_path(&self) -> bool {
+        match self {
+            Self::Respond(_) | Self::Status => false,
+            Self::Files(_) | Self::ToFolder | Self::Proxy(_) => true,
+        }
     }
 }
 
-/// Adds a route under each of its patterns.
-fn at(router: Router, patterns: &[String], route: &Route, tunnels: &TaskTracker) -> Router {
-    match &route.action {
-        Action::Respond(config) => serve(router, patterns, &respond::Respond::new(config)),
-        Action::Status => serve(router, patterns, &status::Status),
-        Action::Files(config) => serve(router, patterns, &files::Files::new(config, &route.path)),
-        Action::Proxy(config) => serve(router, patterns, &proxy::Proxy::new(config, tunnels)),
+impl Table {
+    /// The most specific route of a path: it itself, or the longest folder above it.
+    fn find(&self, path: &[u8]) -> Option<&Endpoint> {
+        let folders =
+            || (1..=path.len()).rev().map(|end| &path[..end]).filter(|folder| folder.ends_with(b"/"));
+        self.exact.get(path).or_else(|| folders().find_map(|folder| self.below.get(folder)))
+    }
+
+    /// The route of a request; `None` where no route claims it. Whoever reads the path gets it as it was compared.
+    fn route(&self, request: &mut Request) -> Result<Option<&Endpoint>, String> {
+        let sent = request.uri().path();
+        let reading = match path::read(sent) {
+            Ok(reading) => reading,
+            // RFC 9112, section 3.2: the server as a whole, or the host of a tunnel.
+            Err(Unreadable::Relative) if matches!(sent, "" | "*") => return Ok(None),
+            Err(unreadable) => return Err(format!("the path {unreadable}")),
+        };
+        let endpoint = self.find(&reading.compared);
+        if let Some(reader) = endpoint.filter(|endpoint| endpoint.reads_the_path()) {
+            if let Some(undivided) = &reading.undivided
+                && !self.find(undivided).is_some_and(|other| std::ptr::eq(reader, other))
+            {
+                return Err("an encoded slash or a backslash decides on the route of the path".into());
+            }
+            if reading.path != sent {
+                let path = reading.path.into_owned();
+                path::replace(request, &path)
+                    .map_err(|error| format!("the path cannot be passed on: {error}"))?;
+            }
+        }
+        Ok(endpoint)
     }
 }
 
-fn serve<S>(router: Router, patterns: &[String], service: &S) -> Router
-where
-    S: Service<Request, Response = Response, Error = Infallible, Future: Send>
-        + Clone
-        + Send
-        + Sync
-        + 'static,
-{
-    let add = |router: Router, pattern: &String| router.route_service(pattern, service.clone());
-    patterns.iter().fold(router, add)
+type Answered = Result<Response, Infallible>;
+
+impl Service<Request> for Routes {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Either<Ready<Answered>, Pin<Box<dyn Future<Output = Answered> + Send>>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        let at_once = |response| Either::Left(ready(Ok(response)));
+        match self.0.route(&mut request) {
+            Ok(Some(Endpoint::Respond(respond))) => at_once(respond.answer(request.method())),
+            Ok(Some(Endpoint::Status)) => at_once(status::answer(request.uri())),
+            Ok(Some(Endpoint::ToFolder)) => at_once(files::to_folder(request.uri())),
+            Ok(Some(Endpoint::Files(files))) => Either::Right(Box::pin(files.answer(request))),
+            Ok(Some(Endpoint::Proxy(proxy))) => Either::Right(Box::pin(proxy.answer(request))),
+            Ok(None) => match &self.0.fallback {
+                Some(fallback) => Either::Right(Box::pin(fallback.clone().call(request))),
+                None => at_once(unclaimed(&request)),
+            },
+            Err(reason) => at_once(text(StatusCode::BAD_REQUEST, &reason)),
+        }
+    }
 }
 
-/// A path as the router's pattern that matches this alone.
-fn escape(path: &str) -> String {
-    path.replace('{', "{{").replace('}', "}}")
+/// The answer where nothing is served. `OPTIONS *` asks for the server itself, which is there; it is the only request
+/// that may (RFC 9112, section 3.2.4).
+fn unclaimed(request: &Request) -> Response {
+    match (request.uri().path(), request.method()) {
+        ("*", &Method::OPTIONS) => StatusCode::NO_CONTENT.into_response(),
+        ("*", _) => text(StatusCode::BAD_REQUEST, "only OPTIONS asks for *"),
+        _ => text(StatusCode::NOT_FOUND, "nothing is served at this path"),
+    }
+}
+
+/// A number of digits alone; the largest there is for those beyond it.
+fn number(digits: &[u8]) -> Option<u64> {
+    let digits = std::str::from_utf8(digits).ok()?;
+    let is_number = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
+    is_number.then(|| digits.parse().unwrap_or(u64::MAX))
 }
 
 /// An answer that says in one line why it is not what was asked for.

@@ -1,16 +1,11 @@
 //! `respond`: a fixed answer.
 
-use std::convert::Infallible;
-use std::future::{Ready, ready};
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use axum::body::Body;
-use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::Response;
 use bytes::Bytes;
-use tower::Service;
 
 /// A fixed answer, to any method.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -24,7 +19,7 @@ pub struct Config {
     pub body: String,
 }
 
-/// How many headers the map of an answer holds before it grows.
+/// The number of headers that the map of an answer holds before it grows.
 const ROOM: usize = 12;
 
 /// Answers every request alike, without a copy of the body.
@@ -41,24 +36,17 @@ struct Answer {
 impl Respond {
     pub(super) fn new(config: &Config) -> Self {
         let mut headers = config.headers.clone();
-        // Once for all answers, and so that those to HEAD have it too (RFC 9110, section 8.6).
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(config.body.len()));
+        // Once for all answers, and so that those to HEAD have it too. 204 has none, and that of 304 would be the
+        // length of a body that is not known here (RFC 9110, section 8.6).
+        if !matches!(config.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(config.body.len()));
+        }
         Self(Arc::new(Answer { status: config.status, headers, body: config.body.clone().into() }))
     }
-}
 
-impl Service<Request> for Respond {
-    type Response = Response;
-    type Error = Infallible;
-    type Future = Ready<Result<Response, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request) -> Self::Future {
+    pub(super) fn answer(&self, method: &Method) -> Response {
         let Answer { status, headers, body } = &*self.0;
-        let mut response = if request.method() == Method::HEAD {
+        let mut response = if method == Method::HEAD {
             Response::new(Body::empty())
         } else {
             Response::new(Body::from(body.clone()))
@@ -67,6 +55,6 @@ impl Service<Request> for Respond {
         // Not a clone of the map: hyper reads the next request's headers into it, and a clone has no room for them.
         response.headers_mut().reserve(ROOM);
         response.headers_mut().extend(headers.iter().map(|(name, value)| (name.clone(), value.clone())));
-        ready(Ok(response))
+        response
     }
 }

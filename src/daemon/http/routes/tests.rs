@@ -1,4 +1,4 @@
-//! What the router and the actions that need no upstream promise.
+//! Promises of the router, and of the actions that need no upstream.
 
 use std::path::{Path, PathBuf};
 
@@ -96,6 +96,38 @@ async fn the_callers_router_gets_what_no_route_claims() {
     assert_eq!(ask(&router, get("/elsewhere")).await.status(), StatusCode::NOT_FOUND);
 }
 
+#[tokio::test]
+async fn the_callers_router_gets_a_uri_as_it_was_sent() {
+    let own = Router::new().fallback(async |request: Request| request.uri().to_string());
+    let router = router(&[named("/a/*")], Some(own), &TaskTracker::new());
+    for sent in ["/%6fwn//./x/../y%2fz?%71", "/a/../own", "http://host/%6fwn", "/own%2f..", "*"] {
+        let mut request = get("/");
+        *request.uri_mut() = sent.parse().expect("a URI");
+        let response = ask(&router, request).await;
+        if sent == "/own%2f.." {
+            assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+        } else {
+            assert_eq!(text(response).await, sent);
+        }
+    }
+    // The spelling that a route claims does not get that far.
+    assert_eq!(body_at(&router, "/own/../%61/x").await, "/a/*");
+}
+
+#[tokio::test]
+async fn a_route_may_be_written_in_any_spelling() {
+    let site = Site::new();
+    let files = route("/./%61ssets//*", Action::Files(site.config()));
+    let router = routed(&[named("/%70rivate/*"), named("/x/../%7euser"), files, named("/no/../../thing")]);
+    assert_eq!(body_at(&router, "/private/x").await, "/%70rivate/*");
+    assert_eq!(body_at(&router, "/%7Euser").await, "/x/../%7euser");
+    assert_eq!(body_at(&router, "/assets/sub/").await, "the index below");
+    let redirect = ask(&router, get("/assets/sub")).await;
+    assert_eq!(redirect.headers()[header::LOCATION], "/assets/sub/");
+    // One that nothing can ask for.
+    assert_eq!(ask(&router, get("/thing")).await.status(), StatusCode::NOT_FOUND);
+}
+
 /// Which of these routes is the most specific for a path: it itself, or the longest folder above it.
 fn most_specific<'a>(routes: &'a [String], path: &str) -> Option<&'a str> {
     let exact = routes.iter().find(|route| *route == path);
@@ -120,6 +152,45 @@ proptest! {
         } else {
             prop_assert_eq!(response.status(), StatusCode::NOT_FOUND);
         }
+    }
+}
+
+/// Another spelling of a path, made by so many changes.
+fn respelled(path: &str, changes: &[(usize, usize)]) -> String {
+    let mut path = path.to_owned();
+    for &(at, change) in changes {
+        let slashes: Vec<_> = path.match_indices('/').map(|(at, _)| at).collect();
+        let slash = slashes[at % slashes.len()];
+        let letters: Vec<_> = path.match_indices(|char: char| char.is_ascii_lowercase()).collect();
+        match change {
+            0 => path.insert(slash, '/'),
+            1 => path.insert_str(slash, "/."),
+            2 => path.insert_str(slash, "/x/.."),
+            3 => path.insert_str(slash, "/%2e/z/./%2E%2e"),
+            4 => path.insert_str(slash, "/y/z/.%2e/%2e."),
+            // Nothing is encoded twice.
+            _ if path.contains('%') => {}
+            _ => {
+                let (at, letter) = letters[at % letters.len()];
+                let byte = letter.as_bytes()[0];
+                path.replace_range(at..=at, &format!("%{byte:02x}"));
+            }
+        }
+    }
+    path
+}
+
+proptest! {
+    #[test]
+    fn no_spelling_of_a_path_gets_past_its_route(
+        path in "/up/private(/[a-c]{1,3}){0,3}",
+        changes in prop::collection::vec((any::<usize>(), 0_usize..8), 1..6),
+    ) {
+        let spelling = respelled(&path, &changes);
+        let router = routed(&[named("/up/private"), named("/up/private/*"), named("/*")]);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let response = runtime.block_on(ask(&router, get(&spelling)));
+        prop_assert!(runtime.block_on(text(response)).starts_with("/up/private"), "{spelling}");
     }
 }
 
@@ -163,6 +234,7 @@ async fn the_status_tells_path_and_query_as_json() {
     let expected = r#"{"status":"ok","uri":"/the/\"path\"?and=%22query%22"}"#;
     assert_eq!(text(response).await, expected);
     assert_eq!(body_at(&router, "http://host/absolute").await, r#"{"status":"ok","uri":"/absolute"}"#);
+    assert_eq!(body_at(&router, "/%61//./b/").await, r#"{"status":"ok","uri":"/%61//./b/"}"#);
 }
 
 // ---------------------------------------------------------------- files
@@ -245,6 +317,8 @@ async fn a_folder_without_its_slash_redirects_to_itself_with_it() {
         ("/assets?q=1", "/assets/?q=1"),
         ("/assets/sub?q=1", "/assets/sub/?q=1"),
         ("/assets//sub", "/assets/sub/"),
+        ("//assets", "/assets/"),
+        ("/%61ssets/%73ub", "/assets/sub/"),
     ] {
         let response = ask(&router, get(asked)).await;
         assert_eq!(response.status(), StatusCode::TEMPORARY_REDIRECT, "{asked}");
@@ -258,8 +332,14 @@ async fn a_folder_without_its_slash_redirects_to_itself_with_it() {
 async fn a_redirect_stays_on_this_host() {
     let site = Site::new();
     let router = routed(&[route("/*", Action::Files(site.config()))]);
-    let response = ask(&router, get("//sub")).await;
-    assert_eq!(response.headers()[header::LOCATION], "/sub/");
+    for asked in ["//sub", "///sub", "/.//sub", "/x/..//sub"] {
+        let response = ask(&router, get(asked)).await;
+        assert_eq!(response.headers()[header::LOCATION], "/sub/", "{asked}");
+    }
+    for asked in ["/\\sub", "/%5csub", "/%2fsub", "/%2f/sub"] {
+        let response = ask(&router, get(asked)).await;
+        assert!(!response.headers().contains_key(header::LOCATION), "{asked}");
+    }
 }
 
 #[tokio::test]
@@ -275,20 +355,27 @@ async fn files_at_an_exact_path_are_that_file_alone() {
 async fn no_path_leads_out_of_the_folder() {
     let site = Site::new();
     let router = site.serve(|_| {});
-    for path in [
-        "/assets/../secret",
-        "/assets/%2e%2e/secret",
-        "/assets/sub/..%2f..%2fsecret",
-        "/assets/%252e%252e/secret",
-        "/assets//../secret",
-        "/assets/..\\secret",
-        "/assets/%2e%2e%5csecret",
-        "/assets/secret%00.txt",
-        "/assets/%ff",
+    for (path, reason) in [
+        ("/assets/../secret", "nothing is served at this path\n"),
+        ("/assets/%2e%2e/secret", "nothing is served at this path\n"),
+        ("/assets//../secret", "nothing is served at this path\n"),
+        ("/assets/%252e%252e/secret", "no such file\n"),
+        ("/assets/sub%2fsecret", "no such file\n"),
+        ("/assets/sub%5csecret", "no such file\n"),
+        ("/assets/%ff", "no such file\n"),
     ] {
         let response = ask(&router, get(path)).await;
         assert_eq!(response.status(), StatusCode::NOT_FOUND, "{path}");
-        assert_eq!(text(response).await, "no such file\n", "{path}");
+        assert_eq!(text(response).await, reason, "{path}");
+    }
+    for path in [
+        "/assets/../../secret",
+        "/assets/sub/..%2f..%2fsecret",
+        "/assets/..\\secret",
+        "/assets/%2e%2e%5csecret",
+        "/assets/secret%00.txt",
+    ] {
+        assert_eq!(ask(&router, get(path)).await.status(), StatusCode::BAD_REQUEST, "{path}");
     }
     let long = format!("/assets/{}", "x".repeat(300));
     assert_eq!(ask(&router, get(&long)).await.status(), StatusCode::NOT_FOUND);
@@ -346,7 +433,7 @@ async fn files_answer_get_and_head_only() {
     *request.method_mut() = Method::POST;
     let response = ask(&router, request).await;
     assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);
-    assert_eq!(response.headers()[header::ALLOW], "GET, HEAD");
+    assert_eq!(response.headers()[header::ALLOW], "GET, HEAD, OPTIONS");
 
     let mut request = get("/assets/a%20b.txt");
     *request.method_mut() = Method::HEAD;

@@ -25,7 +25,7 @@ pub(super) struct Upload {
     turn: Arc<Turn>,
 }
 
-/// Whose turn it is until the upstream's answer begins.
+/// Tells whose turn it is until the upstream's answer begins.
 #[derive(Debug)]
 pub(super) struct Turn {
     state: Mutex<State>,
@@ -169,7 +169,7 @@ impl Download {
         Self { inner, exchange, alarm: None, silent: false }
     }
 
-    /// Whether the upstream has been silent for too long.
+    /// Ready when the upstream has been silent for too long.
     fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
         let timeout = self.exchange.timeout();
         if !self.silent {

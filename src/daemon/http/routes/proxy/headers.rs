@@ -1,24 +1,26 @@
-//! What a proxy takes out of a message's head, and what it puts in.
+//! The fields that a proxy takes out of a message's head, and those that it puts in.
 
 use std::fmt::Write;
 use std::net::IpAddr;
 
 use axum::http::header::{
-    CONNECTION, FORWARDED, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING,
-    UPGRADE,
+    CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, HeaderName, MAX_FORWARDS, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, Version};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
 
+use crate::daemon::http::routes::number;
 use crate::server::{InFlight, Peer};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// Of one hop only (RFC 9110, section 7.6.1), with what older software takes for such. `Trailer` is not among them:
-/// it announces the trailers, and those are passed on.
-const HOP_BY_HOP: [HeaderName; 9] = [
+/// Of one hop only (RFC 9110, section 7.6.1), with what older software takes for such. `Trailer` is not among them: it
+/// announces the trailers, and the safe ones are passed on.
+static HOP_BY_HOP: [HeaderName; 10] = [
     CONNECTION,
+    HeaderName::from_static("http2-settings"),
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     PROXY_AUTHENTICATE,
@@ -40,7 +42,7 @@ pub(super) fn requested_upgrade(version: Version, headers: &HeaderMap) -> Option
     .then(|| asked.clone())
 }
 
-/// Whether a message's body is in no transfer coding but `chunked`: others are offered by nobody here, and cannot be
+/// True if a message's body is in no transfer coding but `chunked`: others are offered by nobody here, and cannot be
 /// undone (RFC 9112, section 6.1).
 pub(super) fn is_plain_or_chunked(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
@@ -51,10 +53,46 @@ pub(super) fn is_plain_or_chunked(headers: &HeaderMap) -> bool {
     }
 }
 
+/// Counts a forward of `OPTIONS` and `TRACE`, whose `Max-Forwards` says how many there may be (RFC 9110, section
+/// 7.6.2). Returns whether this one may be.
+pub(super) fn may_be_forwarded(method: &Method, headers: &mut HeaderMap) -> bool {
+    if ![Method::OPTIONS, Method::TRACE].contains(method) {
+        return true;
+    }
+    let Some(left) = headers.get(MAX_FORWARDS).and_then(|left| number(left.as_bytes())) else {
+        return true;
+    };
+    left.checked_sub(1).is_some_and(|left| {
+        headers.insert(MAX_FORWARDS, left.into());
+        true
+    })
+}
+
+/// Makes one number of the length of an upstream's answer, however often it is given. Returns whether it is one
+/// (RFC 9112, section 6.3); where there are chunks it does not count, and goes.
+pub(super) fn settle_length(headers: &mut HeaderMap) -> bool {
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
+    }
+    let lengths =
+        headers.get_all(CONTENT_LENGTH).iter().flat_map(|line| line.as_bytes().split(|b| *b == b','));
+    // hyper takes no length beyond the largest number either, where there is a body to read.
+    let mut lengths = lengths.map(|length| number(length.trim_ascii()).filter(|length| *length < u64::MAX));
+    let Some(first) = lengths.next() else {
+        return true;
+    };
+    let Some(length) = first.filter(|_| lengths.all(|other| other == first)) else {
+        return false;
+    };
+    headers.insert(CONTENT_LENGTH, length.into());
+    true
+}
+
 /// Makes the headers of a client's request those of the request to the upstream. `Host` stays as the client sent it,
 /// or becomes that of an absolute URI (RFC 9112, section 3.2.2).
 pub(super) fn to_upstream(
     headers: &mut HeaderMap,
+    version: Version,
     uri: &Uri,
     client: Option<&InFlight>,
     upgrade: Option<HeaderValue>,
@@ -64,6 +102,11 @@ pub(super) fn to_upstream(
         codings.into_iter().any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
     });
     remove_hop_by_hop(headers);
+    remove_lookalikes(headers);
+    if version == Version::HTTP_10 {
+        // There it means nothing (RFC 9110, section 10.1.1).
+        headers.remove(EXPECT);
+    }
     remove_claims_of_origin(headers, client.is_some_and(InFlight::is_trusted));
 
     if let Some(upgrade) = upgrade {
@@ -78,6 +121,8 @@ pub(super) fn to_upstream(
         headers.insert(HOST, host);
     }
     add_origin(headers, client.map(InFlight::peer));
+    // Which version it came in (RFC 9110, section 7.6.3).
+    append(headers, VIA, if version == Version::HTTP_10 { "1.0 steadfast" } else { "1.1 steadfast" });
 }
 
 /// Makes the headers of the upstream's answer those of the answer to the client. As upgrades are passed through, so is
@@ -102,40 +147,101 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     // Where the message is for, and how long it is, is for every hop, whatever `Connection` says.
     let listed: Vec<HeaderName> = connection_options(headers)
         .filter_map(|option| option.parse().ok())
-        .filter(|name| *name != HOST && *name != axum::http::header::CONTENT_LENGTH)
+        .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
         .collect();
     for name in listed.iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
+    keep_safe_trailers(headers, &listed);
 }
 
-/// What a trusted proxy says of where the request comes from.
+/// Fields that are defined to come after a body (RFC 9110, section 8.8.3; RFC 9530; Server Timing; gRPC).
+const TRAILERS: [&str; 7] = [
+    "content-digest",
+    "etag",
+    "grpc-message",
+    "grpc-status",
+    "grpc-status-details-bin",
+    "repr-digest",
+    "server-timing",
+];
+
+/// Fields of nobody's that many frameworks let replace the method or the path.
+const REPLACING: [&str; 5] =
+    ["x-http-method", "x-http-method-override", "x-method-override", "x-original-url", "x-rewrite-url"];
+
+/// Leaves of the trailers that a message announces those that are safe. hyper sends no others than are announced.
+///
+/// A recipient may take a trailer for a field of the head, which has been checked and this has not. So a standard field
+/// has to be known as one that may come late (RFC 9110, section 6.5.1): a list of those that may not would have to grow
+/// with every new one. Names of nobody's, `X-..`, are their applications' affair, but for those that say where a
+/// request comes from or goes to.
+fn keep_safe_trailers(headers: &mut HeaderMap, of_this_hop: &[HeaderName]) {
+    if !headers.contains_key(TRAILER) {
+        return;
+    }
+    let is_safe = |name: &HeaderName| {
+        let text = name.as_str();
+        let replaces = || REPLACING.iter().any(|other| same_to_cgi(text, other));
+        let is_private = || text.starts_with("x-") && !is_claim_of_origin(name) && !replaces();
+        !of_this_hop.contains(name) && (TRAILERS.contains(&text) || is_private())
+    };
+    let announced = headers.get_all(TRAILER).iter().filter_map(|value| value.to_str().ok());
+    let announced = announced.flat_map(|value| value.split(',')).map(str::trim);
+    let safe = announced.filter(|name| name.parse().is_ok_and(|name| is_safe(&name)));
+    let safe = safe.collect::<Vec<_>>().join(", ");
+    match HeaderValue::try_from(safe) {
+        Ok(safe) if !safe.is_empty() => _ = headers.insert(TRAILER, safe),
+        _ => _ = headers.remove(TRAILER),
+    }
+}
+
+/// The fields in which a trusted proxy says where the request comes from.
 const ORIGIN: [HeaderName; 4] = [FORWARDED, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO];
 
-/// Removes what a client says about where the request comes from: `Forwarded`, `X-Forwarded-*`, `X-Real-IP`; also
-/// written with underscores, which CGI and its heirs do not tell from hyphens; and `Proxy`, which those take for the
-/// variable `HTTP_PROXY`. Of a trusted proxy, [`ORIGIN`] stays.
+/// Removes what a client says about where the request comes from. Of a trusted proxy, [`ORIGIN`] stays.
 fn remove_claims_of_origin(headers: &mut HeaderMap, trusted: bool) {
-    let is_claim = |name: &&HeaderName| {
-        if trusted && ORIGIN.contains(name) {
-            return false;
-        }
-        let name = name.as_str();
-        let is = |claim: &str| same_to_cgi(name, claim);
-        name.get(..12).is_some_and(|start| same_to_cgi(start, "x-forwarded-"))
-            || is("forwarded")
-            || is("x-real-ip")
-            || is("proxy")
-    };
-    let claims: Vec<HeaderName> = headers.keys().filter(is_claim).cloned().collect();
+    let is_believed = |name: &HeaderName| trusted && ORIGIN.contains(name);
+    let claims = headers.keys().filter(|name| is_claim_of_origin(name) && !is_believed(name));
+    let claims: Vec<HeaderName> = claims.cloned().collect();
     for name in &claims {
         headers.remove(name);
     }
 }
 
+/// True if a field says where a request comes from: `Forwarded`, `X-Forwarded-*`, `X-Real-IP`; also written with
+/// underscores; and `Proxy`, which CGI and its heirs take for the variable `HTTP_PROXY`.
+fn is_claim_of_origin(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    let is = |claim: &str| same_to_cgi(name, claim);
+    name.get(..12).is_some_and(|start| same_to_cgi(start, "x-forwarded-"))
+        || is("forwarded")
+        || is("x-real-ip")
+        || is("proxy")
+}
+
+/// Fields that say where a message ends or goes, beside [`HOP_BY_HOP`].
+static STEERING: [HeaderName; 6] = [CONTENT_LENGTH, EXPECT, HOST, MAX_FORWARDS, TRAILER, VIA];
+
+/// Removes what CGI and its heirs take for a field that steers a message: `Content_Length` is not the length here, but
+/// may be behind the upstream.
+fn remove_lookalikes(headers: &mut HeaderMap) {
+    let is_odd = |name: &str| name.bytes().any(|byte| !byte.is_ascii_alphanumeric() && byte != b'-');
+    let looks_like_one = |name: &&HeaderName| {
+        let mut steering = STEERING.iter().chain(&HOP_BY_HOP);
+        is_odd(name.as_str()) && steering.any(|other| same_to_cgi(name.as_str(), other.as_str()))
+    };
+    let lookalikes: Vec<HeaderName> = headers.keys().filter(looks_like_one).cloned().collect();
+    for name in &lookalikes {
+        headers.remove(name);
+    }
+}
+
+/// True if two names are one to CGI and its heirs, which do not tell a hyphen from an underscore, nor some of them from
+/// any other mark.
 fn same_to_cgi(name: &str, other: &str) -> bool {
-    name.len() == other.len()
-        && name.bytes().zip(other.bytes()).all(|(a, b)| a == b || (a == b'_' && b == b'-'))
+    let is_same = |(a, b): (u8, u8)| a == b || (b == b'-' && !a.is_ascii_alphanumeric());
+    name.len() == other.len() && name.bytes().zip(other.bytes()).all(is_same)
 }
 
 /// Says where the request comes from: `X-Forwarded-*` as everyone does, `Forwarded` as RFC 7239 does. What a trusted

@@ -1,9 +1,11 @@
 //! `proxy`: another server's answer.
 //!
-//! A request is passed to the upstream as it came, but for what concerns one hop only (`headers`). Both bodies are
+//! A request is passed to the upstream as it came, but for its path, which is the one that the routes have read, and
+//! for what concerns one hop only (`headers`). Both bodies are
 //! streamed (`body`). An upstream that refuses connections is waited for (`upstream`): nothing has been sent to it
 //! yet. What was sent is sent again only where that cannot matter (`RESENDS`). A connection that changes protocol
-//! becomes a `tunnel`.
+//! becomes a `tunnel`. Interim answers (102, 103) end here, although RFC 9110, section 15.2, would have them passed on:
+//! hyper's server sends none but 100, which it gives of its own accord to whoever waits for it.
 
 mod body;
 mod headers;
@@ -13,52 +15,57 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::fmt;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::uri::{Authority, PathAndQuery, Scheme};
 use axum::http::{HeaderValue, Method, StatusCode, Uri, Version, header};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use http_body_util::LengthLimitError;
 use hyper::body::{Body as _, Incoming};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio_util::task::TaskTracker;
-use tower::Service;
 
 use self::body::{Download, Turn, Upload};
 use self::upstream::{ConnectError, Connector};
 use super::text;
 use crate::server::{InFlight, tunnel};
 
-/// How long an idle connection to an upstream is kept: less than the 5 s after which many an application server
+/// The time that an idle connection to an upstream is kept: less than the 5 s after which many an application server
 /// closes it, for a request that crosses the close on its way is lost if it cannot be repeated.
 const POOL_IDLE: Duration = Duration::from_secs(4);
 
-/// How often a request is sent again, on a fresh connection, when one broke before any answer. Only a request without
-/// a body and with an idempotent method is (RFC 9110, section 9.2.2).
+/// The number of times that a request is sent again, on a fresh connection, when one broke before any answer. Only a
+/// request without a body and with an idempotent method is (RFC 9110, section 9.2.2).
 const RESENDS: usize = 2;
 
 /// The most that is buffered of an upstream's connection in either direction, in bytes; no head may be larger.
 const BUFFER: usize = 64 << 10;
 
+/// The most fields that an upstream's answer or its trailers may have. hyper makes room for so many at each head, 64
+/// bytes for one; its own limit of 100 is too few for some cookies and policies.
+const FIELDS: usize = 1024;
+
 /// Where a route's requests go.
+///
+/// The upstream gets a request with its query, `Host` and end-to-end fields as they came, the path as the routes have
+/// read it, and `X-Forwarded-*`, `Forwarded` and `Via`. Fields of one hop stay on it, and so do trailers that could be
+/// taken for a field of the head. Interim answers (102, 103) are not passed on.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
     /// The server that answers.
     pub to: Upstream,
-    /// How long a request waits for an upstream that refuses connections; 10 s unless given.
+    /// The time that a request waits for an upstream that refuses connections; 10 s unless given.
     pub retry_for: Duration,
-    /// How long one attempt to connect may take; 5 s unless given.
+    /// The time that one attempt to connect may take; 5 s unless given.
     pub connect_timeout: Duration,
-    /// How long the upstream may take until the head of its answer, once it has the request, and be silent within the
-    /// answer's body or while it is sent the request's; 60 s unless given.
+    /// The time that the upstream may take until the head of its answer, once it has the request, and be silent within
+    /// the answer's body or while it is sent the request's; 60 s unless given.
     pub timeout: Duration,
 }
 
@@ -75,7 +82,7 @@ impl Config {
     }
 }
 
-/// A server to pass requests to. Path, query and `Host` are passed on as they came.
+/// A server to pass requests to. Query and `Host` are passed on as they came, the path as the routes read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Upstream {
@@ -99,7 +106,7 @@ impl fmt::Display for Upstream {
 #[derive(Clone, Debug)]
 pub(super) struct Proxy(Arc<Passing>);
 
-/// What all requests to an upstream share.
+/// Everything that the requests to an upstream share.
 #[derive(Debug)]
 struct Passing {
     config: Config,
@@ -123,35 +130,32 @@ impl Proxy {
             authority,
             pooled: Client::builder(TokioExecutor::new())
                 .http1_max_buf_size(BUFFER)
+                .http1_max_headers(FIELDS)
+                .http1_allow_spaces_after_header_name_in_responses(true)
                 .pool_timer(TokioTimer::new())
                 .pool_idle_timeout(POOL_IDLE)
                 .build(connector.clone()),
             fresh: Client::builder(TokioExecutor::new())
                 .http1_max_buf_size(BUFFER)
+                .http1_max_headers(FIELDS)
+                .http1_allow_spaces_after_header_name_in_responses(true)
                 .pool_max_idle_per_host(0)
                 .build(connector),
             tunnels: tunnels.clone(),
         }))
     }
-}
 
-impl Service<Request> for Proxy {
-    type Response = Response;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request) -> Self::Future {
+    pub(super) fn answer(
+        &self,
+        request: Request,
+    ) -> impl Future<Output = Result<Response, Infallible>> + use<> {
         let exchange = Exchange {
             passing: Arc::clone(&self.0),
             method: request.method().clone(),
             uri: request.uri().clone(),
             in_flight: request.extensions().get::<InFlight>().cloned(),
         };
-        Box::pin(async move { Ok(exchange.answer(request).await) })
+        async move { Ok(exchange.answer(request).await) }
     }
 }
 
@@ -169,6 +173,9 @@ type Head = axum::http::Request<()>;
 
 impl Exchange {
     async fn answer(self, mut request: Request) -> Response {
+        if !headers::may_be_forwarded(&self.method, request.headers_mut()) {
+            return last_hop(&self.method);
+        }
         let upgrade = headers::requested_upgrade(request.version(), request.headers());
         let client = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         let passed = match self.to_upstream(request, upgrade) {
@@ -216,7 +223,7 @@ impl Exchange {
         *head.uri_mut() = Uri::from_parts(uri).map_err(|_| Failure::Connect)?;
 
         let chunked = head.headers().contains_key(header::TRANSFER_ENCODING) && !body.is_end_stream();
-        headers::to_upstream(head.headers_mut(), &parts.uri, self.in_flight.as_ref(), upgrade);
+        headers::to_upstream(head.headers_mut(), parts.version, &parts.uri, self.in_flight.as_ref(), upgrade);
         if chunked {
             // Said in so many words, or hyper would take a GET to have no body.
             head.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
@@ -271,6 +278,8 @@ impl Exchange {
             self.passing.tunnels.spawn(carry(client, upstream));
         } else if !headers::is_plain_or_chunked(response.headers()) {
             return Err(Failure::UnknownAnswerCoding);
+        } else if !headers::settle_length(response.headers_mut()) {
+            return Err(Failure::NoLength);
         }
         Ok(response)
     }
@@ -285,6 +294,14 @@ impl Exchange {
     }
 }
 
+/// The answer to a request that was to come no further than this: the proxy is there, and reflects nothing.
+fn last_hop(method: &Method) -> Response {
+    match *method {
+        Method::TRACE => text(StatusCode::NOT_IMPLEMENTED, "TRACE is not answered by this proxy"),
+        _ => StatusCode::NO_CONTENT.into_response(),
+    }
+}
+
 /// Carries an upgraded connection to its end. It is not over before both ends are.
 async fn carry(client: OnUpgrade, upstream: OnUpgrade) {
     match tokio::try_join!(client, upstream) {
@@ -293,7 +310,7 @@ async fn carry(client: OnUpgrade, upstream: OnUpgrade) {
     }
 }
 
-/// Whether a connection broke, on a request that was sent, before any answer could be read.
+/// True if a connection broke, on a request that was sent, before any answer could be read.
 fn broke_before_an_answer(error: &legacy::Error) -> bool {
     !error.is_connect() && find::<hyper::Error>(error).is_some_and(|e| !e.is_parse() && !e.is_user())
 }
@@ -319,6 +336,8 @@ enum Failure {
     UnaskedSwitch,
     #[error("the upstream's answer is in a transfer coding other than chunked")]
     UnknownAnswerCoding,
+    #[error("the Content-Length of the upstream's answer is no length")]
+    NoLength,
 }
 
 impl Failure {
@@ -342,7 +361,7 @@ impl Failure {
                 Some(ConnectError::TimedOut(_)) => StatusCode::GATEWAY_TIMEOUT,
                 _ => StatusCode::BAD_GATEWAY,
             },
-            Self::UnaskedSwitch | Self::UnknownAnswerCoding => StatusCode::BAD_GATEWAY,
+            Self::UnaskedSwitch | Self::UnknownAnswerCoding | Self::NoLength => StatusCode::BAD_GATEWAY,
         }
     }
 
@@ -360,11 +379,15 @@ impl Failure {
         }
     }
 
-    /// Whether the operator has to look at the upstream, not at the client.
+    /// True if the operator has to look at the upstream, not at the client.
     fn is_upstreams(&self) -> bool {
         match self {
             Self::Connect | Self::UnknownCoding | Self::BodyTooLarge | Self::BodyBroken(_) => false,
-            Self::Upstream(_) | Self::TimedOut(_) | Self::UnaskedSwitch | Self::UnknownAnswerCoding => true,
+            Self::Upstream(_)
+            | Self::TimedOut(_)
+            | Self::UnaskedSwitch
+            | Self::UnknownAnswerCoding
+            | Self::NoLength => true,
         }
     }
 }

@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tower::Service;
 
 use super::{Config, Upstream};
+use crate::server::listener::set_tcp_options;
 use crate::server::stream::Socket;
 
 /// The pause after the first refused attempt; each pause is twice the one before.
@@ -79,8 +80,7 @@ impl Connector {
                 // A literal IPv6 address stands in brackets there, and only there.
                 let host = authority.host().trim_start_matches('[').trim_end_matches(']');
                 let socket = TcpStream::connect((host, authority.port_u16().unwrap_or(80))).await?;
-                // A request's last packet must not wait for the upstream's ACK.
-                socket.set_nodelay(true)?;
+                set_tcp_options(&socket)?;
                 Ok(Socket::Tcp(socket))
             }
             Upstream::Unix(path) => Ok(Socket::Unix(UnixStream::connect(path).await?)),
@@ -88,7 +88,7 @@ impl Connector {
     }
 }
 
-/// Whether an upstream that is being restarted gives this error: nobody listens, the socket's file is not there
+/// True if an upstream that is being restarted gives this error: nobody listens, the socket's file is not there
 /// yet, the queue went down with the old listener, or it is full (`WouldBlock`, of unix sockets alone).
 fn is_refusal(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, NotFound, WouldBlock};
