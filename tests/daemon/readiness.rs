@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
+use rustix::process::{Pid, kill_process};
 use steadfast::{BoxError, Child, Daemon, Exit};
-use steadfast_harness::Signal;
+use steadfast_harness::{Client, Signal};
 use tokio::sync::Semaphore;
 use tracing::Level;
 
@@ -168,4 +169,40 @@ fn a_stop_while_a_child_holds_it_back_is_a_clean_one_and_ready_is_never_said() {
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.wait(), 0);
     assert!(!daemon.notifications().iter().any(|n| n.text.contains("READY=1")));
+}
+
+#[test]
+fn a_reload_is_served_by_the_old_process_until_the_children_of_the_new_one_are_ready() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("gate.sock");
+    let gate = UnixListener::bind(&path).unwrap();
+    let mut daemon =
+        steadfast_harness::Daemon::spawn_program(example("troubled"), &[], &config(""), |command| {
+            command.env("CHILD", "worker").env("TROUBLE", "waits at the gate").env("GATE", &path);
+        });
+    at_the_gate(&gate).write_all(b"!").unwrap();
+    daemon.wait_for_notification("READY=1", |text| text.lines().any(|line| line == "READY=1"));
+    let mut asking = Client::connect_unix(daemon.control_socket()).unwrap();
+    asking.send("POST /reload HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\n\r\n").unwrap();
+
+    // The new process's worker: it runs, and nothing else of that process is to be seen.
+    let mut worker = at_the_gate(&gate);
+    let took_over = || daemon.stderr().0.iter().any(|line| line.contains("takes over"));
+    for _ in 0..20 {
+        assert_eq!(connect(&daemon, "http").get("/").unwrap().status, 200);
+        assert_eq!(connect(&daemon, "admin").get("/readyz").unwrap().status, 200);
+    }
+    assert!(!took_over());
+
+    worker.write_all(b"!").unwrap();
+    let answer = asking.receive().unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert!(took_over());
+    let successor = answer.text().split(' ').nth(1).and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
+    assert_eq!(connect(&daemon, "http").get("/").unwrap().status, 200);
+    kill_process(successor.expect("the answer names the process"), rustix::process::Signal::TERM).unwrap();
+    // The end of its worker's line is that of the process's own work.
+    assert_eq!(worker.read(&mut [0]).unwrap(), 0);
+    // Only now is the log, which both write to, at its end.
+    assert_eq!(daemon.wait(), 0);
 }
