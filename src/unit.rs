@@ -4,14 +4,14 @@ use std::process::Command;
 use std::time::Duration;
 
 use jiff::SignedDuration;
-use steadfast::daemon::shutdown;
+use steadfast::config::Shutdown;
 
 /// The unit as it is shipped.
 const UNIT: &str = "steadfast.service";
 
 /// Warns if the unit's `TimeoutStopSec=` is shorter than a stop may take by the config. A daemon that drains has it
 /// extended; but a `systemctl daemon-reload` meanwhile makes systemd forget that, and count from the stop's beginning.
-pub(crate) fn warn_of_stop_timeout(config: &shutdown::Config) {
+pub(crate) fn warn_of_stop_timeout(config: &Shutdown) {
     let Some(limit) = stop_timeout() else { return };
     let stop = config.deadline.and_then(|deadline| deadline.checked_add(config.delay));
     if stop.is_some_and(|stop| stop < limit) {

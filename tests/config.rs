@@ -41,7 +41,7 @@ fn surprises(files: &[PathBuf], outcome: impl Fn(&Path) -> String) -> Vec<String
 #[test]
 fn every_valid_file_becomes_its_tree() {
     let files = files("valid");
-    let surprises = surprises(&files, |file| match Config::check(file) {
+    let surprises = surprises(&files, |file| match Config::check_file(file) {
         Ok(config) => config.tree().to_string(),
         Err(error) => format!("refused:\n{error}"),
     });
@@ -52,7 +52,7 @@ fn every_valid_file_becomes_its_tree() {
 #[test]
 fn every_invalid_file_is_refused_with_all_its_mistakes() {
     let files = files("invalid");
-    let surprises = surprises(&files, |file| match Config::check(file) {
+    let surprises = surprises(&files, |file| match Config::check_file(file) {
         Ok(config) => format!("taken for valid:\n{config:#?}"),
         Err(error) => {
             let said = error.to_string();
@@ -67,7 +67,7 @@ fn every_invalid_file_is_refused_with_all_its_mistakes() {
 #[test]
 fn a_folder_that_is_not_there_is_a_mistake_to_a_check_and_none_to_a_start() {
     let file = Path::new("tests/config/invalid/files_that_are_not_there.toml");
-    assert!(Config::check(file).is_err());
+    assert!(Config::check_file(file).is_err());
     let config = Config::load(file).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(config.http.routes.len(), 2);
 }

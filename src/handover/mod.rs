@@ -49,7 +49,7 @@ impl Config {
 /// Why a connection is not carried to the next process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum NotCarried {
+pub(crate) enum NotCarried {
     /// Nothing keeps it until there is a next process.
     NoStore,
     /// The service is stopped for good.
@@ -62,7 +62,7 @@ pub enum NotCarried {
 
 impl NotCarried {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 4] = [Self::NoStore, Self::NoNext, Self::SwitchedOff, Self::MailboxFull];
+    pub(crate) const ALL: [Self; 4] = [Self::NoStore, Self::NoNext, Self::SwitchedOff, Self::MailboxFull];
 }
 
 impl fmt::Display for NotCarried {

@@ -89,7 +89,7 @@ impl Listener {
     ///
     /// # Errors
     /// [`BindError`]; what had been bound before is closed again by its drop, and what was inherited stays as it was.
-    pub fn bind(address: &Address, inherited: &mut Inherited) -> Result<Vec<Self>, BindError> {
+    pub(crate) fn bind(address: &Address, inherited: &mut Inherited) -> Result<Vec<Self>, BindError> {
         Self::bind_with(address, inherited, false)
     }
 
@@ -211,7 +211,7 @@ impl Listener {
 
     /// Its address, with the port that the kernel chose.
     #[must_use]
-    pub fn address(&self) -> Address {
+    pub(crate) fn address(&self) -> Address {
         let local = SockRef::from(&self.socket).local_addr().ok().and_then(|local| local.as_socket());
         local.map_or_else(|| self.configured.clone(), Address::Tcp)
     }

@@ -10,12 +10,12 @@
 //! | `departures`, `tunnel` | to the next process; connections that became another protocol |
 
 pub(crate) mod access;
-pub mod address;
+pub(crate) mod address;
 mod clock;
 mod connection;
 pub(crate) mod departures;
-pub mod limits;
-pub mod listener;
+pub(crate) mod limits;
+pub(crate) mod listener;
 mod peer;
 mod registry;
 pub(crate) mod stream;
@@ -39,9 +39,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-pub use self::connection::{InFlight, RequestView, State, Waiting};
+pub(crate) use self::connection::RequestView;
+pub use self::connection::{InFlight, State, Waiting};
 pub use self::peer::Peer;
-pub use self::registry::Registry;
+pub(crate) use self::registry::Registry;
 pub(crate) use self::totals::Totals;
 
 use self::connection::{Command, Serving, task};

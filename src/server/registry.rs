@@ -31,7 +31,7 @@ struct Open {
 
 /// The connections of one server.
 #[derive(Debug)]
-pub struct Registry {
+pub(crate) struct Registry {
     clock: Clock,
     /// The watchdog's clock in milliseconds, for which nobody else has to read the time; 0 without a watchdog.
     watchdog_now: AtomicU64,
@@ -134,25 +134,25 @@ impl Registry {
 
     /// How many connections are open.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.lock().connections.len()
     }
 
     /// Whether no connection is open.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.lock().connections.is_empty()
     }
 
     /// How many requests are being answered, tunnels among them.
     #[must_use]
-    pub fn in_flight(&self) -> usize {
+    pub(crate) fn in_flight(&self) -> usize {
         self.totals.in_flight()
     }
 
     /// The requests in flight, oldest first.
     #[must_use]
-    pub fn requests(&self) -> Vec<RequestView> {
+    pub(crate) fn requests(&self) -> Vec<RequestView> {
         let mut requests: Vec<_> = self.connections().iter().filter_map(|c| c.view()).collect();
         requests.sort_by_key(|r| std::cmp::Reverse(r.age));
         requests
@@ -160,12 +160,12 @@ impl Registry {
 
     /// What has been counted.
     #[must_use]
-    pub fn totals(&self) -> &Totals {
+    pub(crate) fn totals(&self) -> &Totals {
         &self.totals
     }
 
     /// Closes every connection now, whatever is in flight.
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         for connection in self.connections() {
             connection.commands().give(Command::Cut);
         }
@@ -183,12 +183,12 @@ impl Registry {
     }
 
     /// Returns when no connection is open.
-    pub async fn emptied(&self) {
+    pub(crate) async fn emptied(&self) {
         self.until(Self::is_empty).await;
     }
 
     /// Returns when a connection is open.
-    pub async fn occupied(&self) {
+    pub(crate) async fn occupied(&self) {
         self.until(|r| !r.is_empty()).await;
     }
 

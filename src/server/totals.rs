@@ -12,7 +12,7 @@ use crate::printable::counted;
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// Its answer was written whole.
     Answered,
     /// The client closed before the answer was whole.
@@ -28,7 +28,7 @@ pub enum Outcome {
 impl Outcome {
     /// Its name in the access log and in metrics.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Answered => "answered",
             Self::ClientGone => "client gone",
@@ -40,7 +40,7 @@ impl Outcome {
 }
 
 /// The account of a server's connections and requests since the start.
-pub struct Totals {
+pub(crate) struct Totals {
     in_flight: AtomicUsize,
     durations: metrics::Histogram,
     access: AccessLog,
@@ -66,7 +66,7 @@ pub struct Totals {
 
 /// Connections that went from one process to the next.
 #[derive(Debug, Default)]
-pub struct Carried {
+pub(crate) struct Carried {
     /// Between two requests.
     pub connections: AtomicU64,
     /// Upgraded, and tied to an upstream.
@@ -76,7 +76,7 @@ pub struct Carried {
 impl Carried {
     /// Connections and tunnels.
     #[must_use]
-    pub fn counts(&self) -> [u64; 2] {
+    pub(crate) fn counts(&self) -> [u64; 2] {
         [self.connections.load(Relaxed), self.tunnels.load(Relaxed)]
     }
 
@@ -98,7 +98,7 @@ impl fmt::Display for Carried {
 
 /// Connections that are not carried, by the reason.
 #[derive(Debug, Default)]
-pub struct NotCarriedCounts([AtomicU64; NotCarried::ALL.len()]);
+pub(crate) struct NotCarriedCounts([AtomicU64; NotCarried::ALL.len()]);
 
 impl NotCarriedCounts {
     /// Counts some.
@@ -108,7 +108,7 @@ impl NotCarriedCounts {
 
     /// All of them.
     #[must_use]
-    pub fn total(&self) -> u64 {
+    pub(crate) fn total(&self) -> u64 {
         self.0.iter().map(|n| n.load(Relaxed)).sum()
     }
 }
@@ -188,13 +188,13 @@ impl Totals {
 
     /// How many requests are being answered, tunnels among them.
     #[must_use]
-    pub fn in_flight(&self) -> usize {
+    pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.load(Relaxed)
     }
 
     /// Requests ended, in whatever way.
     #[must_use]
-    pub fn requests(&self) -> u64 {
+    pub(crate) fn requests(&self) -> u64 {
         self.by_class.iter().map(|n| n.load(Relaxed)).sum()
     }
 }
