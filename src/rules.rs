@@ -14,6 +14,8 @@ const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 pub(crate) const DELAY: &str = "a duration, such as \"10s\" or \"250ms\"";
 /// What is expected of a duration in which something must happen.
 pub(crate) const TIMEOUT: &str = "a duration of more than zero, such as \"10s\" or \"1m 30s\"";
+/// What is expected of a duration in which something must happen, if ever.
+pub(crate) const TIMEOUT_OR_NEVER: &str = "a duration of more than zero, such as \"1h\", or \"never\"";
 
 /// A value that breaks a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,10 +122,21 @@ impl Check {
 
     /// A duration in which something must happen.
     pub(crate) fn timeout(&mut self, key: &str, value: Duration) {
+        self.timeout_as(key, value, TIMEOUT);
+    }
+
+    /// A duration in which something must happen, or `None` for "never".
+    pub(crate) fn timeout_or_never(&mut self, key: &str, value: Option<Duration>) {
+        if let Some(value) = value {
+            self.timeout_as(key, value, TIMEOUT_OR_NEVER);
+        }
+    }
+
+    fn timeout_as(&mut self, key: &str, value: Duration, expected: &str) {
         if value.is_zero() {
-            self.note(key, format!("`{key}` is zero"), TIMEOUT);
+            self.note(key, format!("`{key}` is zero"), expected);
         } else if value > LONGEST {
-            self.note(key, format!("`{key}` is longer than a year"), TIMEOUT);
+            self.note(key, format!("`{key}` is longer than a year"), expected);
         }
     }
 

@@ -200,7 +200,7 @@ fn a_reload_is_served_by_the_old_process_until_the_children_of_the_new_one_are_r
     assert!(took_over());
     let successor = answer.text().split(' ').nth(1).and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
     assert_eq!(connect(&daemon, "http").get("/").unwrap().status, 200);
-    kill_process(successor.expect("the answer names the process"), rustix::process::Signal::TERM).unwrap();
+    kill_process(successor.expect("the answer names the process"), Signal::TERM).unwrap();
     // The end of its worker's line is that of the process's own work.
     assert_eq!(worker.read(&mut [0]).unwrap(), 0);
     // Only now is the log, which both write to, at its end.

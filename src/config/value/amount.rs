@@ -65,7 +65,7 @@ impl Text for IdleTimeout {
     type Value = Option<Duration>;
 
     fn expected() -> String {
-        "a duration of more than zero, such as \"1h\", or \"never\"".to_owned()
+        rules::TIMEOUT_OR_NEVER.to_owned()
     }
 
     fn parse(text: &str) -> Result<Option<Duration>, Refusal> {

@@ -83,9 +83,7 @@ impl Config {
         check.timeout("read_timeout", limits.read_timeout);
         check.timeout("write_timeout", limits.write_timeout);
         check.timeout("min_rate_grace", limits.min_rate_grace);
-        if let Some(timeout) = limits.tunnel_idle_timeout {
-            check.timeout("tunnel_idle_timeout", timeout);
-        }
+        check.timeout_or_never("tunnel_idle_timeout", limits.tunnel_idle_timeout);
     }
 
     /// Checks each `[[route]]`.
