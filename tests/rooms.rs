@@ -5,22 +5,25 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms that it may use. `lib.rs`, `main.rs` and their like use any.
-const ROOMS: [(&str, &[&str]); 10] = [
+const ROOMS: [(&str, &[&str]); 12] = [
+    // Of tests alone.
+    ("alone", &[]),
+    ("printable", &[]),
     ("rules", &[]),
     ("exit", &[]),
-    ("systemd", &[]),
-    ("logging", &["rules", "systemd"]),
-    ("handover", &["rules", "systemd"]),
-    ("server", &["handover", "logging", "rules", "systemd"]),
-    ("daemon", &["exit", "handover", "logging", "rules", "server", "systemd"]),
-    ("config", &["daemon", "handover", "logging", "rules", "server"]),
+    ("systemd", &["alone", "printable"]),
+    ("logging", &["alone", "printable", "rules", "systemd"]),
+    ("handover", &["alone", "printable", "rules", "systemd"]),
+    ("server", &["handover", "logging", "printable", "rules", "systemd"]),
+    ("daemon", &["exit", "handover", "logging", "printable", "rules", "server", "systemd"]),
+    ("config", &["daemon", "exit", "handover", "logging", "printable", "rules", "server", "systemd"]),
     ("status", &["daemon", "server"]),
     // A fuzz target reaches into whatever it feeds.
     ("fuzzing", &["handover", "server"]),
 ];
 
 /// The binary's own files, which see the library as everybody does, and the root that names the rooms.
-const OUTSIDE: [&str; 4] = ["lib", "main", "cli", "control"];
+const OUTSIDE: [&str; 5] = ["lib", "main", "cli", "control", "unit"];
 
 /// What the crate's root gives another name: it stands for its room.
 const AT_ROOT: [(&str, &str); 2] = [("Exit", "exit"), ("Config", "daemon")];
