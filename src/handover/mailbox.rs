@@ -75,28 +75,28 @@ impl Mailbox {
         self.exit.as_fd()
     }
 
-    /// Puts parcels in, as many as fit; returns the rest, with the reason. One that is too large to travel keeps back
-    /// no other.
-    pub(crate) fn put(&self, parcels: Vec<Parcel>) -> Result<(), (Vec<Parcel>, io::Error)> {
-        let (mut records, mut refused) = (Vec::with_capacity(parcels.len()), Vec::new());
-        for parcel in parcels {
+    /// Puts parcels in, as many as fit, and leaves the rest. One that is too large to travel keeps back no other.
+    pub(crate) fn put(&self, parcels: &mut Vec<Parcel>) -> io::Result<()> {
+        let (mut records, mut too_large) = (Vec::with_capacity(parcels.len()), Vec::new());
+        for parcel in parcels.drain(..) {
             let mut record = Vec::new();
             if parcel.write_to(&mut record) {
                 records.push((parcel, record));
             } else {
-                refused.push(parcel);
+                too_large.push(parcel);
             }
         }
+        parcels.extend(too_large);
         while !records.is_empty() {
             let rest = records.split_off(fitting(&records));
             if let Err(error) = self.put_one(&records) {
-                refused.extend(records.into_iter().chain(rest).map(|(parcel, _)| parcel));
-                return Err((refused, error));
+                parcels.extend(records.into_iter().chain(rest).map(|(parcel, _)| parcel));
+                return Err(error);
             }
             // Dropped here, their descriptors live on in the queue.
             records = rest;
         }
-        if refused.is_empty() { Ok(()) } else { Err((refused, io::Error::other("too large to travel"))) }
+        if parcels.is_empty() { Ok(()) } else { Err(io::Error::other("too large to travel")) }
     }
 
     /// Returns when there may be room again.
@@ -248,8 +248,8 @@ mod tests {
     #[tokio::test]
     async fn parcels_come_out_in_order_with_their_own_sockets() {
         let mailbox = Mailbox::new().expect("a mailbox");
-        let (parcels, mut peers): (Vec<_>, Vec<_>) = (0..600).map(parcel).unzip();
-        mailbox.put(parcels).expect("there is room");
+        let (mut parcels, mut peers): (Vec<_>, Vec<_>) = (0..600).map(parcel).unzip();
+        mailbox.put(&mut parcels).expect("there is room");
         let mut taken = Vec::new();
         while let Some(parcels) = mailbox.take().expect("the mailbox works") {
             taken.extend(parcels);
@@ -273,9 +273,10 @@ mod tests {
         let mut put = 0_u64;
         let refused = loop {
             let (parcel, _) = parcel(put);
-            match mailbox.put(vec![parcel]) {
+            let mut parcels = vec![parcel];
+            match mailbox.put(&mut parcels) {
                 Ok(()) => put += 1,
-                Err((parcels, _)) => break parcels,
+                Err(_) => break parcels,
             }
             assert!(put < 100_000, "the queue has an end");
         };
@@ -292,7 +293,7 @@ mod tests {
         let mailbox = Mailbox::new().expect("a mailbox");
         rustix::net::send(mailbox.entrance(), b"nonsense", SendFlags::empty()).expect("sent");
         let (parcel, _peer) = parcel(7);
-        mailbox.put(vec![parcel]).expect("there is room");
+        mailbox.put(&mut vec![parcel]).expect("there is room");
         assert!(matches!(&mailbox.take().expect("works").expect("a message")[..], [Err(Refusal::Lost)]));
         assert!(matches!(&mailbox.take().expect("works").expect("a message")[..], [Ok(_)]));
         assert!(mailbox.take().expect("works").is_none());
@@ -305,7 +306,8 @@ mod tests {
         if let Parcel::Connection(_, note) = &mut parcels[2] {
             note.read_ahead = vec![0; parcel::MAX_BODY + 1].into();
         }
-        let (refused, error) = mailbox.put(parcels).expect_err("one is too large");
+        let error = mailbox.put(&mut parcels).expect_err("one is too large");
+        let refused = parcels;
         let answered = |parcel: &Parcel| match parcel {
             Parcel::Connection(_, note) => note.answered,
             Parcel::Tunnel { .. } => panic!("{parcel:?}"),
@@ -331,8 +333,8 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let _inside = runtime.enter();
         let mailbox = Mailbox::new().expect("a mailbox");
-        let (parcels, _peers): (Vec<_>, Vec<_>) = (0..40).map(parcel).unzip();
-        mailbox.put(parcels).expect("there is room");
+        let (mut parcels, _peers): (Vec<_>, Vec<_>) = (0..40).map(parcel).unzip();
+        mailbox.put(&mut parcels).expect("there is room");
         let limit = getrlimit(Resource::Nofile);
         setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..limit }).expect("less is allowed");
         let taken = mailbox.take();
@@ -357,7 +359,7 @@ mod tests {
             scope.spawn(move || {
                 for n in 0..MESSAGES {
                     let (parcel, _peer) = parcel(n);
-                    mailbox.put(vec![parcel]).expect("there is room");
+                    mailbox.put(&mut vec![parcel]).expect("there is room");
                     // Each one is the only one, so none but its own wake-up can save it.
                     if taken.recv_timeout(Duration::from_secs(20)).is_err() {
                         return;

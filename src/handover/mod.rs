@@ -168,22 +168,19 @@ impl Handover {
         }
     }
 
-    /// Puts parcels into the mailbox; waits for room if somebody is taking them out. Returns what is left, with the
-    /// reason.
-    pub(crate) async fn put(&self, mut parcels: Vec<Parcel>) -> Result<(), (Vec<Parcel>, io::Error)> {
-        let Some(mailbox) = &self.mailbox else {
-            return Err((parcels, io::ErrorKind::NotConnected.into()));
-        };
-        loop {
-            match mailbox.put(parcels) {
-                Err((left, error)) if is_full(&error) && self.is_taken_out() => {
-                    parcels = left;
-                    if tokio::time::timeout(ROOM, mailbox.room()).await.is_err() {
-                        return Err((parcels, error));
-                    }
-                }
-                other => return other,
-            }
+    /// Puts parcels into the mailbox, as many as it takes now, and leaves the rest.
+    pub(crate) fn put(&self, parcels: &mut Vec<Parcel>) -> io::Result<()> {
+        match &self.mailbox {
+            Some(mailbox) => mailbox.put(parcels),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    /// Waits for room, after the mailbox was full. False if nobody makes any.
+    pub(crate) async fn has_room(&self) -> bool {
+        match &self.mailbox {
+            Some(mailbox) if self.is_taken_out() => tokio::time::timeout(ROOM, mailbox.room()).await.is_ok(),
+            _ => false,
         }
     }
 
@@ -191,10 +188,6 @@ impl Handover {
     pub(crate) fn mailbox(&self) -> Option<&Mailbox> {
         self.mailbox.as_ref()
     }
-}
-
-fn is_full(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::WouldBlock
 }
 
 /// The name of a descriptor with its owner's duplicate of it.

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::connection::{Command, task};
 use super::stream::{ClientStream, Socket};
+use super::totals::Carried;
 use super::{Server, tunnel};
 use crate::handover::mailbox::Mailbox;
 use crate::handover::parcel::Parcel;
@@ -53,7 +54,7 @@ impl Departures {
     pub(super) async fn pass_on(&self) {
         let mut parcels = Vec::new();
         self.leaving.lock().await.recv_many(&mut parcels, BATCH).await;
-        self.handover.put(parcels).await.expect("there is room");
+        self.handover.put(&mut parcels).expect("there is room");
     }
 }
 
@@ -77,18 +78,16 @@ impl Server {
     }
 
     async fn see_off(&self, departures: &Departures, linger: Duration, mut finish: Option<Instant>) {
-        let handover = &departures.handover;
         let mut leaving = departures.leaving.lock().await;
         loop {
             let mut gathered = Gathered { parcels: Vec::new(), departures };
-            let parcels = &mut gathered.parcels;
             tokio::select! {
                 biased;
-                _ = leaving.recv_many(parcels, BATCH) => {}
+                _ = leaving.recv_many(&mut gathered.parcels, BATCH) => {}
                 () = self.registry.emptied() => {
                     // The last one may have left since the outbox was looked at.
-                    parcels.extend(std::iter::from_fn(|| leaving.try_recv().ok()));
-                    if parcels.is_empty() {
+                    gathered.parcels.extend(std::iter::from_fn(|| leaving.try_recv().ok()));
+                    if gathered.parcels.is_empty() {
                         return;
                     }
                 }
@@ -98,18 +97,15 @@ impl Server {
                     continue;
                 }
             }
-            if !handover.is_taken_out() {
+            if !departures.handover.is_taken_out() {
                 // Each message takes room in a queue that nobody empties: a few full ones rather than many.
                 tokio::time::sleep(GATHER).await;
-                parcels.extend(std::iter::from_fn(|| leaving.try_recv().ok()));
+                gathered.parcels.extend(std::iter::from_fn(|| leaving.try_recv().ok()));
             }
-            let handed_over = &self.registry.totals().handed_over;
-            let parcels = std::mem::take(parcels);
-            let mut counters: Vec<_> = parcels.iter().map(|parcel| handed_over.counter(parcel)).collect();
-            if let Err((refused, error)) = handover.put(parcels).await {
+            if let Err(error) = self.hand_over(&mut gathered).await {
+                let refused = std::mem::take(&mut gathered.parcels);
                 tracing::warn!("{} connections cannot be handed over and linger: {error}", refused.len());
                 self.registry.totals().not_carried.add(NotCarried::MailboxFull, refused.len());
-                counters.truncate(counters.len() - refused.len());
                 for parcel in refused {
                     // A connection that cannot be taken back either is closed.
                     let _ = self.adopt(parcel);
@@ -117,8 +113,21 @@ impl Server {
                 self.announce_close();
                 finish.get_or_insert(Instant::now() + linger);
             }
-            for counter in counters {
-                counter.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Puts parcels into the mailbox and counts them, waiting for room while somebody makes it. Leaves those that it does
+    /// not take.
+    async fn hand_over(&self, gathered: &mut Gathered<'_>) -> io::Result<()> {
+        let handed_over = &self.registry.totals().handed_over;
+        let handover = &gathered.departures.handover;
+        loop {
+            let before = Carried::kinds(&gathered.parcels);
+            let outcome = handover.put(&mut gathered.parcels);
+            handed_over.add(before, Carried::kinds(&gathered.parcels));
+            match outcome {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && handover.has_room().await => {}
+                outcome => return outcome,
             }
         }
     }

@@ -80,7 +80,19 @@ impl Carried {
         [self.connections.load(Relaxed), self.tunnels.load(Relaxed)]
     }
 
-    /// What counts a parcel.
+    /// The number of connections, and of tunnels, among parcels.
+    pub(super) fn kinds(parcels: &[Parcel]) -> [u64; 2] {
+        let tunnels = parcels.iter().filter(|parcel| matches!(parcel, Parcel::Tunnel { .. })).count();
+        [(parcels.len() - tunnels) as u64, tunnels as u64]
+    }
+
+    /// Counts those that are not left, of each kind.
+    pub(super) fn add(&self, before: [u64; 2], left: [u64; 2]) {
+        self.connections.fetch_add(before[0] - left[0], Relaxed);
+        self.tunnels.fetch_add(before[1] - left[1], Relaxed);
+    }
+
+    /// The counter of a parcel's kind.
     pub(in crate::server) fn counter(&self, parcel: &Parcel) -> &AtomicU64 {
         match parcel {
             Parcel::Connection(..) => &self.connections,

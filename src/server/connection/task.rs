@@ -72,6 +72,10 @@ impl Parked {
                 return Some(stream);
             }
             Wake::Leave => stream.leave(),
+            // Whoever has begun to ask is told that nobody will answer.
+            Wake::Close if stream.has_waiting_byte() => {
+                Closing::new(stream, Some(last_answer(StatusCode::REQUEST_TIMEOUT))).run().await;
+            }
             Wake::Close => {}
         }
         None
