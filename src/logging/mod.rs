@@ -95,8 +95,8 @@ pub fn start(config: &Config) {
     restore_stderr();
     let levels = Targets::new()
         .with_default(config.level.map_or(LevelFilter::OFF, LevelFilter::from_level))
-        // The tree's own account of a stop repeats ours.
-        .with_target("tokio_graceful_shutdown", LevelFilter::ERROR);
+        // The tree's own account of a stop, and of a child that failed for good, repeats ours.
+        .with_target("tokio_graceful_shutdown", LevelFilter::OFF);
     let writer = match journal(config.target) {
         Ok(Some(journal)) => journal.boxed(),
         Ok(None) => stderr(config.format),

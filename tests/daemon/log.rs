@@ -134,3 +134,18 @@ fn the_fields_of_a_users_spans_are_in_the_log_as_json() {
     assert_eq!(event["spans"][0], serde_json::json!({ "name": "traced", "id": 42, "found": true }));
     assert_eq!(event["span"], serde_json::json!({ "name": "step", "number": 7 }));
 }
+
+#[test]
+fn a_failure_that_ends_the_daemon_is_told_once() {
+    // It may end before it serves.
+    let config = crate::process::config("supervision.max_restarts = 0\n");
+    let program = crate::process::example("troubled");
+    let mut daemon = Daemon::spawn_program(program, &[], &config, |command| {
+        command.env("CHILD", "worker").env("TROUBLE", "fails");
+    });
+    assert_eq!(daemon.wait(), 1);
+    let log = daemon.stderr().0;
+    let errors: Vec<_> = log.iter().filter(|line| line.contains("ERROR")).collect();
+    assert_eq!(errors.len(), 1, "{log:#?}");
+    assert!(errors[0].contains("worker failed: no luck; it was restarted 0 times"), "{}", errors[0]);
+}
