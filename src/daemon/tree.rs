@@ -200,7 +200,7 @@ impl Tree {
                 never = http.keep_taking_over(predecessor.as_ref()) => match never {},
             }
         };
-        tokio::select! {
+        let transfer = tokio::select! {
             () = root.on_shutdown_requested() => None,
             () = stop_when => {
                 lifecycle.stop(Cause::Caller);
@@ -210,7 +210,11 @@ impl Tree {
                 lifecycle.stop(Cause::Reload);
                 Some(transfer)
             }
-        }
+        };
+        // Whoever asks for a reload from now on is refused, and so are those who wait for one.
+        requests.close();
+        while requests.try_recv().is_ok() {}
+        transfer
     }
 }
 
