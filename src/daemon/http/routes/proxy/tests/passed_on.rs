@@ -189,6 +189,38 @@ async fn interim_answers_are_not_taken_for_the_answer() {
 }
 
 #[tokio::test]
+async fn an_interim_answer_is_passed_on_as_it_comes() {
+    let upstream = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+    let proxy = serve_proxy(config(http(upstream.local_addr().expect("an address"))));
+    let mut client = TcpStream::connect(proxy).await.expect("it listens");
+    say(&mut client, "GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").await;
+    let (mut stream, _) = upstream.accept().await.expect("a connection");
+    head(&mut stream).await;
+    let hints = "HTTP/1.1 103 Early Hints\r\nlink: </style.css>\r\nconnection: x-hop\r\nx-hop: 1\r\n\r\n";
+    say(&mut stream, hints).await;
+    // The answer itself comes only once the hints have been read.
+    assert_eq!(head(&mut client).await, "HTTP/1.1 103 Early Hints\r\nlink: </style.css>\r\n\r\n");
+    say(&mut stream, OK).await;
+    let answer = rest(&mut client).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nok"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_older_client_gets_no_interim_answer() {
+    let upstream = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+    let proxy = serve_proxy(config(http(upstream.local_addr().expect("an address"))));
+    spawn(async move {
+        let (mut stream, _) = upstream.accept().await.expect("a connection");
+        head(&mut stream).await;
+        say(&mut stream, "HTTP/1.1 102 Processing\r\n\r\n").await;
+        say(&mut stream, OK).await;
+        rest(&mut stream).await
+    });
+    let answer = exchange(proxy, "GET / HTTP/1.0\r\nHost: h\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.0 200 OK\r\n"), "{answer}");
+}
+
+#[tokio::test]
 async fn a_body_in_an_unknown_coding_is_not_passed_on() {
     let upstream = Scripted::new(async |_, _stream| panic!("nothing to be sent"));
     let mut request = get("/");
