@@ -119,6 +119,8 @@ pub(super) struct ClientStream {
     refused: Option<StatusCode>,
     /// The client's end was seen while it was owed an answer.
     ended: bool,
+    /// Interim answers that the socket has yet to take.
+    interim: Vec<u8>,
     place: Place,
 }
 
@@ -181,7 +183,14 @@ impl ClientStream {
         permit: Option<OwnedSemaphorePermit>,
     ) -> Self {
         let read_ahead = ReadAhead { bytes: read_ahead, ..ReadAhead::default() };
-        Self { socket, read_ahead, refused: None, ended: false, place: Place { connection, _permit: permit } }
+        Self {
+            socket,
+            read_ahead,
+            refused: None,
+            ended: false,
+            interim: Vec::new(),
+            place: Place { connection, _permit: permit },
+        }
     }
 
     pub(super) fn connection(&self) -> &Arc<Connection> {
@@ -273,6 +282,19 @@ impl ClientStream {
         answers_nobody
     }
 
+    /// Writes interim answers, which come before whatever hyper writes.
+    fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.interim.append(&mut self.place.connection.take_interim());
+        while !self.interim.is_empty() {
+            let result = Pin::new(&mut self.socket).poll_write(cx, &self.interim);
+            match ready!(self.wrote(cx, result))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => drop(self.interim.drain(..n)),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Accounts for a write that was tried. The writer of a tunnel is woken by commands, too.
     fn wrote(&self, cx: &Context<'_>, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         let connection = self.connection();
@@ -329,6 +351,7 @@ impl AsyncWrite for ClientStream {
             return Poll::Ready(Ok(buf.len()));
         }
         Self::obey(this.connection().commands().strongest())?;
+        ready!(this.poll_interim(cx))?;
         let result = Pin::new(&mut this.socket).poll_write(cx, buf);
         this.wrote(cx, result)
     }
@@ -343,6 +366,7 @@ impl AsyncWrite for ClientStream {
             return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
         }
         Self::obey(this.connection().commands().strongest())?;
+        ready!(this.poll_interim(cx))?;
         let result = Pin::new(&mut this.socket).poll_write_vectored(cx, bufs);
         this.wrote(cx, result)
     }
@@ -355,6 +379,7 @@ impl AsyncWrite for ClientStream {
     /// and is taken apart by the task that polls it.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        ready!(this.poll_interim(cx))?;
         ready!(Pin::new(&mut this.socket).poll_flush(cx))?;
         if this.connection().flushed() { Poll::Pending } else { Poll::Ready(Ok(())) }
     }

@@ -48,6 +48,8 @@ pub(crate) struct Exchange {
     pub(crate) last: bool,
     /// Of its body something is still to be read.
     pub(crate) body_unread: bool,
+    /// Interim answers (1xx) on their way to the client.
+    pub(super) interim: Vec<u8>,
     /// Bytes sent on the connection before its answer.
     pub(crate) sent_before: u64,
     /// How fast the client sends, and reads.
@@ -66,6 +68,7 @@ impl Exchange {
             status: None,
             last: false,
             body_unread: has_body,
+            interim: Vec::new(),
             sent_before: 0,
             sending: Pace::default(),
             reading: Pace::default(),

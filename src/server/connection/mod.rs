@@ -43,6 +43,9 @@ use super::registry::Registry;
 use super::totals::Outcome;
 use crate::handover::parcel::{ConnectionNote, Flow, Parcel, TunnelNote};
 
+/// The most bytes of interim answers that wait for a client; what comes beyond is not sent.
+const INTERIM: usize = 64 << 10;
+
 /// A connection, from `accept` until its socket is closed.
 ///
 /// A request takes the lock four times at most, uncontended: for its head, its answer's head, its answer's end and the
@@ -289,6 +292,32 @@ impl Connection {
         self.on(Event::BodyRead);
     }
 
+    /// Sends an interim answer to the client (RFC 9110, section 15.2), if its answer has not begun and it reads on.
+    fn send_interim(&self, head: &[u8]) {
+        if let Machine::Answering { exchange } = &mut *self.machine()
+            && exchange.status.is_none()
+            && exchange.interim.len() + head.len() <= INTERIM
+        {
+            exchange.interim.extend_from_slice(head);
+            self.progress.set_interim(true);
+        }
+        self.commands.wake_task();
+    }
+
+    /// Takes the interim answers that are to be sent now.
+    pub(super) fn take_interim(&self) -> Vec<u8> {
+        if !self.progress.has_interim() {
+            return Vec::new();
+        }
+        self.progress.set_interim(false);
+        match &mut *self.machine() {
+            Machine::Answering { exchange } | Machine::Flushing { exchange, .. } => {
+                std::mem::take(&mut exchange.interim)
+            }
+            _ => Vec::new(),
+        }
+    }
+
     /// The head of the answer is decided.
     fn decided(&self, status: StatusCode, last: bool) {
         self.on(Event::Decided { status, last });
@@ -433,6 +462,11 @@ impl InFlight {
     /// Says what the request waits for, for the log of a cut and for `/status`.
     pub fn waiting_for(&self, what: Waiting) {
         self.0.waiting_for(what);
+    }
+
+    /// Sends an interim answer before the answer itself.
+    pub(crate) fn send_interim(&self, head: &[u8]) {
+        self.0.send_interim(head);
     }
 
     /// A request that nobody sent.

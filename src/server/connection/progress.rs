@@ -61,6 +61,8 @@ pub(crate) struct Progress {
     awaits_body: AtomicBool,
     /// The socket takes no more of the answer.
     blocked: AtomicBool,
+    /// There are interim answers to send.
+    interim: AtomicBool,
     /// What else a request waits for.
     waiting: AtomicU8,
     /// When the connection's task began to be polled, on the watchdog's clock; 0 while it is not polled.
@@ -76,6 +78,7 @@ impl Progress {
             body_lost: AtomicBool::new(false),
             awaits_body: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
+            interim: AtomicBool::new(false),
             waiting: AtomicU8::new(Waiting::Handler as u8),
             polled_since: AtomicU64::new(0),
         }
@@ -102,9 +105,20 @@ impl Progress {
     pub(super) fn begin(&self, body: u64) {
         self.body_left.store(body, Relaxed);
         set(&self.body_lost, false);
+        set(&self.interim, false);
         set(&self.awaits_body, false);
         set(&self.blocked, false);
         self.waiting.store(Waiting::Handler as u8, Relaxed);
+    }
+
+    /// Says whether there are interim answers to send.
+    pub(super) fn set_interim(&self, waits: bool) {
+        set(&self.interim, waits);
+    }
+
+    /// True if there are interim answers to send.
+    pub(super) fn has_interim(&self) -> bool {
+        self.interim.load(Relaxed)
     }
 
     /// Some bytes of the request's body were read.

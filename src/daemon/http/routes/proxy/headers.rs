@@ -138,6 +138,19 @@ pub(super) fn to_client(status: StatusCode, headers: &mut HeaderMap) {
     }
 }
 
+/// An interim answer of the upstream's as it is sent to the client. It has no content, and so no length.
+pub(super) fn interim(status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
+    let mut headers = headers.clone();
+    remove_hop_by_hop(&mut headers);
+    headers.remove(CONTENT_LENGTH);
+    let mut head = format!("HTTP/1.1 {status}\r\n").into_bytes();
+    for (name, value) in &headers {
+        head.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+    }
+    head.extend(b"\r\n");
+    head
+}
+
 fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).map(str::trim)

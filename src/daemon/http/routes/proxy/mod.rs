@@ -4,8 +4,8 @@
 //! for what concerns one hop only (`headers`). Both bodies are
 //! streamed (`body`). An upstream that refuses connections is waited for (`upstream`): nothing has been sent to it
 //! yet. What was sent is sent again only where that cannot matter (`RESENDS`). A connection that changes protocol
-//! becomes a `tunnel`. Interim answers (102, 103) end here, although RFC 9110, section 15.2, would have them passed on:
-//! hyper's server sends none but 100, which it gives of its own accord to whoever waits for it.
+//! becomes a `tunnel`. Interim answers (102, 103) are passed on as they come (RFC 9110, section 15.2); 100 is hyper's own to
+//! give, to whoever waits for it.
 
 mod body;
 mod headers;
@@ -54,7 +54,7 @@ const FIELDS: usize = 1024;
 ///
 /// The upstream gets a request with its query, `Host` and end-to-end fields as they came, the path as the routes have
 /// read it, and `X-Forwarded-*`, `Forwarded` and `Via`. Fields of one hop stay on it, and so do trailers that could be
-/// taken for a field of the head. Interim answers (102, 103) are not passed on.
+/// taken for a field of the head. Interim answers (102, 103) are passed on.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
@@ -228,7 +228,20 @@ impl Exchange {
             // Said in so many words, or hyper would take a GET to have no body.
             head.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
+        if parts.version == Version::HTTP_11 {
+            self.pass_interim_answers_on(&mut head);
+        }
         Ok((head, body))
+    }
+
+    /// Has the interim answers to a request sent to its client. An older client knows none.
+    fn pass_interim_answers_on(&self, head: &mut Head) {
+        let Some(in_flight) = self.in_flight.clone() else { return };
+        hyper::ext::on_informational(head, move |answer| {
+            if answer.status() != StatusCode::CONTINUE {
+                in_flight.send_interim(&headers::interim(answer.status(), answer.headers()));
+            }
+        });
     }
 
     /// Sends the request, again if need be and if it may be, and waits for the head of the answer.
