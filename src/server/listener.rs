@@ -288,7 +288,7 @@ pub(crate) fn set_tcp_options(socket: &impl AsFd) -> io::Result<()> {
 /// True if a client is root or of this process's own user. The path's mode says so already; this holds also where
 /// somebody has changed that.
 ///
-/// Asked by tokio: rustix takes a peer outside of this process's PID namespace, which has the number 0 here, for an error.
+/// Asked by tokio: rustix takes a peer outside of this process's PID namespace, whose number is 0 here, for an error.
 fn is_ours(socket: &UnixStream) -> io::Result<bool> {
     let user = socket.peer_cred()?.uid();
     Ok(user == 0 || user == rustix::process::geteuid().as_raw())
