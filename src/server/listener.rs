@@ -265,10 +265,10 @@ impl Listener {
             let socket = TcpStream::from_std(socket.into())?;
             return Ok(Some((Socket::Tcp(socket), Peer::Tcp(peer))));
         }
+        let socket = UnixStream::from_std(socket.into())?;
         if self.private && !is_ours(&socket)? {
             return Ok(None);
         }
-        let socket = UnixStream::from_std(socket.into())?;
         Ok(Some((Socket::Unix(socket), Peer::Unix)))
     }
 }
@@ -287,9 +287,11 @@ pub(crate) fn set_tcp_options(socket: &impl AsFd) -> io::Result<()> {
 
 /// True if a client is root or of this process's own user. The path's mode says so already; this holds also where
 /// somebody has changed that.
-fn is_ours(socket: &OwnedFd) -> io::Result<bool> {
-    let user = rustix::net::sockopt::socket_peercred(socket)?.uid;
-    Ok(user.is_root() || user == rustix::process::geteuid())
+///
+/// Asked by tokio: rustix takes a peer outside of this process's PID namespace, whose number is 0 here, for an error.
+fn is_ours(socket: &UnixStream) -> io::Result<bool> {
+    let user = socket.peer_cred()?.uid();
+    Ok(user == 0 || user == rustix::process::geteuid().as_raw())
 }
 
 impl AsFd for Listener {
