@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use steadfast_harness::{Client, Daemon, wait_until};
 
-/// All as by default, but for the ports, and the route that the bare server answers too.
+/// All as by default, but for the ports, the room for the idle, and the route that the bare server answers too.
 const CONFIG: &str = r#"
 [http]
+max_connections = 20000
 listen = ["127.0.0.1:0"]
 [[route]]
 path = "/"

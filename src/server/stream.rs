@@ -55,11 +55,11 @@ impl Socket {
         peeked.is_ok_and(|(_, n)| n > 0)
     }
 
-    /// Returns when there is something to read: bytes, the end, or an error.
-    pub(super) async fn readable(&self) -> io::Result<()> {
+    /// Ready when there is something to read: bytes, the end, or an error.
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Tcp(s) => s.readable().await,
-            Self::Unix(s) => s.readable().await,
+            Self::Tcp(s) => s.poll_read_ready(cx),
+            Self::Unix(s) => s.poll_read_ready(cx),
         }
     }
 }
@@ -111,6 +111,8 @@ impl AsyncWrite for Socket {
 
 /// A client's socket with its place in the registry: it tells the connection of what passes through, and obeys a command
 /// to close at once, also in the hands of whoever upgraded the connection. When it is dropped the connection is closed.
+///
+/// It goes from hand to hand in a box: a future holds room for each hand that it passes through.
 #[derive(Debug)]
 pub(super) struct ClientStream {
     socket: Socket,
@@ -181,16 +183,16 @@ impl ClientStream {
         read_ahead: Bytes,
         connection: Arc<Connection>,
         permit: Option<OwnedSemaphorePermit>,
-    ) -> Self {
+    ) -> Box<Self> {
         let read_ahead = ReadAhead { bytes: read_ahead, ..ReadAhead::default() };
-        Self {
+        Box::new(Self {
             socket,
             read_ahead,
             refused: None,
             ended: false,
             interim: Vec::new(),
             place: Place { connection, _permit: permit },
-        }
+        })
     }
 
     pub(super) fn connection(&self) -> &Arc<Connection> {
@@ -221,15 +223,16 @@ impl ClientStream {
         self.refused
     }
 
-    pub(super) async fn readable(&self) -> io::Result<()> {
-        self.socket.readable().await
+    /// Ready when there is something to read from the socket.
+    pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket.poll_readable(cx)
     }
 
     // ---- to the next process ----
 
     /// Leaves for the next process: an HTTP connection between two requests.
-    pub(super) fn leave(self) {
-        let Self { socket, read_ahead, place, .. } = self;
+    pub(super) fn leave(self: Box<Self>) {
+        let Self { socket, read_ahead, place, .. } = *self;
         match socket.into_descriptor() {
             Ok(socket) => {
                 let read_ahead = read_ahead.bytes.slice(read_ahead.given..);
@@ -242,8 +245,8 @@ impl ClientStream {
     }
 
     /// Leaves for the next process: one end of a tunnel.
-    pub(super) fn leave_as_tunnel(self, upstream: OwnedFd, mut up: Flow, down: Flow) {
-        let Self { socket, read_ahead, place, .. } = self;
+    pub(super) fn leave_as_tunnel(self: Box<Self>, upstream: OwnedFd, mut up: Flow, down: Flow) {
+        let Self { socket, read_ahead, place, .. } = *self;
         if !read_ahead.left().is_empty() {
             up.unsent = [&up.unsent, read_ahead.left()].concat().into();
         }

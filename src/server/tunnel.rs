@@ -49,7 +49,7 @@ enum Stage {
 
 /// Carries what two upgraded connections say, to its end or into the next process.
 pub(crate) async fn begin(client: Upgraded, upstream: Upgraded) {
-    let client = match client.downcast::<TokioIo<ClientStream>>() {
+    let client = match client.downcast::<TokioIo<Box<ClientStream>>>() {
         Ok(parts) => {
             let mut client = parts.io.into_inner();
             client.unread(parts.read_buf);
@@ -66,7 +66,7 @@ pub(crate) async fn begin(client: Upgraded, upstream: Upgraded) {
 }
 
 /// Goes on with a tunnel that an earlier process has begun.
-pub(super) async fn resume(client: ClientStream, upstream: Socket, up: Flow, down: Flow) {
+pub(super) async fn resume(client: Box<ClientStream>, upstream: Socket, up: Flow, down: Flow) {
     let mut tunnel = Tunnel { client, upstream, up: up.into(), down: down.into() };
     let connection = Arc::clone(tunnel.client.connection());
     let ended = {
@@ -84,7 +84,7 @@ pub(super) async fn resume(client: ClientStream, upstream: Socket, up: Flow, dow
     }
 }
 
-impl Tunnel<ClientStream, Socket> {
+impl Tunnel<Box<ClientStream>, Socket> {
     /// Leaves for the next process, with what either side has yet to take.
     fn leave(self) {
         let Self { client, upstream, up, down } = self;

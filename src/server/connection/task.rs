@@ -21,14 +21,14 @@ use super::{Command, Connection, State, Waiter};
 use crate::server::stream::ClientStream;
 
 /// Serves a connection until it is closed, or leaves for the next process.
-pub(in crate::server) async fn serve(stream: ClientStream, serving: Arc<Serving>) {
+pub(in crate::server) async fn serve(stream: Box<ClientStream>, serving: Arc<Serving>) {
     let mut parked = Parked(stream);
     loop {
         let Some(stream) = parked.woken().await else { return };
         // Boxed, so that what hyper needs is given back while the connection is parked.
         match Box::pin(Active::new(stream, &serving).run()).await {
             After::Park(idle) => parked = idle,
-            After::Close(closing) => return closing.run().await,
+            After::Close(closing) => return Box::pin(closing.run()).await,
             After::Gone => return,
         }
     }
@@ -45,27 +45,23 @@ enum After {
 // ---- idle ----------------------------------------------------------------------------------------------------
 
 /// An idle connection: a bare socket.
-struct Parked(ClientStream);
+struct Parked(Box<ClientStream>);
 
 impl Parked {
     /// Waits for the first byte of a request. None if the connection is closed, or has left, instead.
-    async fn woken(self) -> Option<ClientStream> {
+    async fn woken(self) -> Option<Box<ClientStream>> {
         let Self(stream) = self;
         let connection = stream.connection();
-        let wake = {
-            let readable = stream.readable();
-            tokio::pin!(readable);
-            poll_fn(|cx| match connection.commands.poll(Waiter::Task, cx) {
-                Command::Carry if connection.may_leave() => Poll::Ready(Wake::Leave),
-                // Whoever has asked by now gets an answer.
-                Command::Finish if stream.has_waiting_byte() => Poll::Ready(Wake::Serve),
-                Command::Finish | Command::TimeOut | Command::Drop | Command::Cut => Poll::Ready(Wake::Close),
-                // What was read ahead belongs to a request: there is nothing to wait for.
-                Command::Serve | Command::Carry if stream.has_read_ahead() => Poll::Ready(Wake::Serve),
-                Command::Serve | Command::Carry => readable.as_mut().poll(cx).map(|_| Wake::Serve),
-            })
-            .await
-        };
+        let wake = poll_fn(|cx| match connection.commands.poll(Waiter::Task, cx) {
+            Command::Carry if connection.may_leave() => Poll::Ready(Wake::Leave),
+            // Whoever has asked by now gets an answer.
+            Command::Finish if stream.has_waiting_byte() => Poll::Ready(Wake::Serve),
+            Command::Finish | Command::TimeOut | Command::Drop | Command::Cut => Poll::Ready(Wake::Close),
+            // What was read ahead belongs to a request: there is nothing to wait for.
+            Command::Serve | Command::Carry if stream.has_read_ahead() => Poll::Ready(Wake::Serve),
+            Command::Serve | Command::Carry => stream.poll_readable(cx).map(|_| Wake::Serve),
+        })
+        .await;
         match wake {
             Wake::Serve => {
                 connection.first_byte();
@@ -74,7 +70,7 @@ impl Parked {
             Wake::Leave => stream.leave(),
             // Whoever has begun to ask is told that nobody will answer.
             Wake::Close if stream.has_waiting_byte() => {
-                Closing::new(stream, Some(last_answer(StatusCode::REQUEST_TIMEOUT))).run().await;
+                Box::pin(Closing::new(stream, Some(last_answer(StatusCode::REQUEST_TIMEOUT))).run()).await;
             }
             Wake::Close => {}
         }
@@ -95,11 +91,11 @@ enum Wake {
 /// A connection whose requests hyper reads and answers: from the first byte of one to the last byte of its answer.
 struct Active {
     connection: Arc<Connection>,
-    hyper: UpgradeableConnection<TokioIo<ClientStream>, Service>,
+    hyper: UpgradeableConnection<TokioIo<Box<ClientStream>>, Service>,
 }
 
 impl Active {
-    fn new(stream: ClientStream, serving: &Arc<Serving>) -> Self {
+    fn new(stream: Box<ClientStream>, serving: &Arc<Serving>) -> Self {
         let connection = Arc::clone(stream.connection());
         let service = Service::new(&connection, serving);
         let hyper = serving.http1.serve_connection(TokioIo::new(stream), service).with_upgrades();
@@ -180,7 +176,7 @@ enum End {
 /// The client may still be sending what nobody will read. To close then would reset the connection and take the answer
 /// with it, so what comes is thrown away until the client closes, or has had its time (RFC 9112, section 9.6).
 struct Closing {
-    stream: ClientStream,
+    stream: Box<ClientStream>,
     /// An answer of the server's own, or what is left of it.
     last_words: Bytes,
     /// The client may still be sending.
@@ -188,7 +184,7 @@ struct Closing {
 }
 
 impl Closing {
-    fn new(mut stream: ClientStream, last_words: Option<Bytes>) -> Self {
+    fn new(mut stream: Box<ClientStream>, last_words: Option<Bytes>) -> Self {
         let expects_more =
             last_words.is_some() || stream.has_read_ahead() || stream.connection().progress.body_left() > 0;
         stream.forget_read_ahead();
