@@ -13,6 +13,8 @@ use steadfast_harness::{Client, Daemon, wait_until};
 const CONFIG: &str = r#"
 [http]
 max_connections = 20000
+header_timeout = "10m"
+keepalive_timeout = "10m"
 listen = ["127.0.0.1:0"]
 [[route]]
 path = "/"

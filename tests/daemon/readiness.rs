@@ -197,7 +197,7 @@ fn a_reload_is_served_by_the_old_process_until_the_children_of_the_new_one_are_r
     worker.write_all(b"!").unwrap();
     let answer = asking.receive().unwrap();
     assert_eq!(answer.status, 200, "{}", answer.text());
-    assert!(took_over());
+    daemon.wait_for_line("that it took over", |line| line.contains("takes over"));
     let successor = answer.text().split(' ').nth(1).and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
     assert_eq!(connect(&daemon, "http").get("/").unwrap().status, 200);
     kill_process(successor.expect("the answer names the process"), Signal::TERM).unwrap();
