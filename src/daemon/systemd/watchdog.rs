@@ -136,8 +136,8 @@ impl Watch {
     }
 
     fn find_blocking_handlers(&mut self) {
-        let blocking = self.observer.registry.held_for(BLOCKED);
-        for (id, request, held) in &blocking {
+        let blocking = self.observer.registry.blocked_for(BLOCKED);
+        for (id, request, blocked) in &blocking {
             if !self.blocking.contains(id) {
                 let path = excerpt(request.uri.path());
                 tracing::warn!(
@@ -147,7 +147,7 @@ impl Watch {
                      a thread of its own",
                     request.method,
                     path,
-                    held.as_secs_f64(),
+                    blocked.as_secs_f64(),
                 );
             }
         }
