@@ -127,7 +127,7 @@ impl Supervisor {
     }
 
     /// Returns when a child does nothing: it has ended, waits to be restarted, or is stuck.
-    pub(super) async fn until_still(&self, name: &str) {
+    pub(super) async fn until_inactive(&self, name: &str) {
         let runs = |child: &Arc<Vitals>| child.name() == name && child.is_running();
         tokio::select! {
             () = self.until_stuck(name) => {}

@@ -71,12 +71,12 @@ impl Server {
             finish = Some(Instant::now() + linger);
         }
         tokio::select! {
-            () = self.see_off(departures, linger, finish) => {}
+            () = self.move_to_mailbox(departures, linger, finish) => {}
             never = self.sweep() => match never {},
         }
     }
 
-    async fn see_off(&self, departures: &Departures, linger: Duration, mut finish: Option<Instant>) {
+    async fn move_to_mailbox(&self, departures: &Departures, linger: Duration, mut finish: Option<Instant>) {
         let handover = &departures.handover;
         let mut leaving = departures.leaving.lock().await;
         loop {

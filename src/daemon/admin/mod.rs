@@ -221,7 +221,7 @@ async fn reload(State(context): State<Arc<Context>>) -> impl IntoResponse {
             tokio::select! {
                 () = context.closed.cancelled() => {}
                 // A child that is at fault closes nothing, and accepts nothing either.
-                () = context.observer.supervisor.until_still(NAME) => {}
+                () = context.observer.supervisor.until_inactive(NAME) => {}
             }
             (StatusCode::OK, format!("process {pid} has taken over\n"))
         }

@@ -114,8 +114,8 @@ impl Active {
                 After::Gone
             }
             End::Closes => {
-                let last_words = stream.refused().map(last_answer);
-                After::Close(Closing::new(stream, last_words))
+                let unsent = stream.refused().map(last_answer);
+                After::Close(Closing::new(stream, unsent))
             }
             End::TimedOut => {
                 After::Close(Closing::new(stream, Some(last_answer(StatusCode::REQUEST_TIMEOUT))))
@@ -178,18 +178,18 @@ enum End {
 struct Closing {
     stream: ClientStream,
     /// The unsent rest of an answer of the server's own.
-    last_words: Bytes,
+    unsent: Bytes,
     /// True if the client may still be sending.
     expects_more: bool,
 }
 
 impl Closing {
-    fn new(mut stream: ClientStream, last_words: Option<Bytes>) -> Self {
+    fn new(mut stream: ClientStream, unsent: Option<Bytes>) -> Self {
         let expects_more =
-            last_words.is_some() || stream.has_read_ahead() || stream.connection().progress.body_left() > 0;
+            unsent.is_some() || stream.has_read_ahead() || stream.connection().progress.body_left() > 0;
         stream.forget_read_ahead();
         stream.connection().close();
-        Self { stream, last_words: last_words.unwrap_or_default(), expects_more }
+        Self { stream, unsent: unsent.unwrap_or_default(), expects_more }
     }
 
     async fn run(mut self) {
@@ -208,9 +208,9 @@ impl Closing {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<Infallible>> {
         let ended = || Err(std::io::ErrorKind::ConnectionAborted.into());
         let mut socket = Pin::new(self.stream.socket());
-        while !self.last_words.is_empty() {
-            match socket.as_mut().poll_write(cx, &self.last_words) {
-                Poll::Ready(Ok(n)) if n > 0 => _ = self.last_words.split_to(n),
+        while !self.unsent.is_empty() {
+            match socket.as_mut().poll_write(cx, &self.unsent) {
+                Poll::Ready(Ok(n)) if n > 0 => _ = self.unsent.split_to(n),
                 Poll::Ready(Ok(_)) => return Poll::Ready(ended()),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => return Poll::Pending,
