@@ -85,7 +85,7 @@ impl Manager {
         sd_notify::watchdog_enabled()
     }
 
-    /// Lets this process speak: it is the main one now.
+    /// Lets this process send: it is the main one now.
     pub(crate) fn speak(&self) {
         *self.speaks.lock().unwrap_or_else(PoisonError::into_inner) = true;
     }

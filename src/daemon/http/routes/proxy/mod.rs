@@ -1,11 +1,11 @@
 //! `proxy`: another server's answer.
 //!
 //! A request is passed to the upstream as it came, but for its path, which is the one that the routes have read, and
-//! for what concerns one hop only (`headers`). Both bodies are
-//! streamed (`body`). An upstream that refuses connections is waited for (`upstream`): nothing has been sent to it
-//! yet. What was sent is sent again only where that cannot matter (`RESENDS`). A connection that changes protocol
-//! becomes a `tunnel`. Interim answers (102, 103) end here, although RFC 9110, section 15.2, would have them passed on:
-//! hyper's server sends none but 100, which it gives of its own accord to whoever waits for it.
+//! for what concerns one hop only (`headers`). Both bodies are streamed (`body`). An upstream that refuses connections
+//! is waited for (`upstream`): nothing has been sent to it yet. What was sent is sent again only where that cannot
+//! matter (`RESENDS`). A connection that changes protocol becomes a `tunnel`. Interim answers (102, 103) end here,
+//! although RFC 9110, section 15.2, requires them to be passed on: hyper's server can send none but 100, which it sends
+//! by itself to a client that waits for it.
 
 mod body;
 mod headers;
@@ -50,7 +50,7 @@ const BUFFER: usize = 64 << 10;
 /// bytes for one; its own limit of 100 is too few for some cookies and policies.
 const FIELDS: usize = 1024;
 
-/// Where a route's requests go.
+/// The upstream of a route, and how long it is waited for.
 ///
 /// The upstream gets a request with its query, `Host` and end-to-end fields as they came, the path as the routes have
 /// read it, and `X-Forwarded-*`, `Forwarded` and `Via`. Fields of one hop stay on it, and so do trailers that could be
@@ -110,10 +110,10 @@ pub(super) struct Proxy(Arc<Passing>);
 #[derive(Debug)]
 struct Passing {
     config: Config,
-    /// Stands in the URIs that the clients below are given; the connector knows better.
+    /// The authority in the URIs for the clients below; the connector ignores it.
     authority: Authority,
     pooled: Client<Connector, Upload>,
-    /// Never takes a connection from the pool.
+    /// A client without a pool, for requests that are sent again.
     fresh: Client<Connector, Upload>,
     tunnels: TaskTracker,
 }
@@ -186,7 +186,7 @@ impl Exchange {
             Ok(mut response) => {
                 let status = response.status();
                 headers::to_client(status, response.headers_mut());
-                // hyper answers in the version of the client, which an answer may only lower.
+                // hyper lowers it to the client's where that is needed.
                 *response.version_mut() = Version::HTTP_11;
                 response.map(|body| Body::new(Download::new(body, self)))
             }
@@ -225,13 +225,13 @@ impl Exchange {
         let chunked = head.headers().contains_key(header::TRANSFER_ENCODING) && !body.is_end_stream();
         headers::to_upstream(head.headers_mut(), parts.version, &parts.uri, self.in_flight.as_ref(), upgrade);
         if chunked {
-            // Said in so many words, or hyper would take a GET to have no body.
+            // Set explicitly, or hyper would send a GET without its body.
             head.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         Ok((head, body))
     }
 
-    /// Sends the request, again if need be and if it may be, and waits for the head of the answer.
+    /// Sends the request, and again where it fails and may be repeated, and waits for the head of the answer.
     async fn pass(&self, head: Head, body: Body) -> Result<Response<Incoming>, Failure> {
         let again = (head.method().is_idempotent() && body.is_end_stream()).then(|| head.clone());
         let mut outcome = self.send(&self.passing.pooled, head, body).await;
@@ -294,7 +294,7 @@ impl Exchange {
     }
 }
 
-/// The answer to a request that was to come no further than this: the proxy is there, and reflects nothing.
+/// The answer to a request whose `Max-Forwards` is used up. `TRACE` is not reflected.
 fn last_hop(method: &Method) -> Response {
     match *method {
         Method::TRACE => text(StatusCode::NOT_IMPLEMENTED, "TRACE is not answered by this proxy"),
@@ -302,7 +302,7 @@ fn last_hop(method: &Method) -> Response {
     }
 }
 
-/// Carries an upgraded connection to its end. It is not over before both ends are.
+/// Begins a tunnel once both ends are upgraded, and carries it to its end.
 async fn carry(client: OnUpgrade, upstream: OnUpgrade) {
     match tokio::try_join!(client, upstream) {
         Ok((client, upstream)) => tunnel::begin(client, upstream).await,
@@ -317,7 +317,7 @@ fn broke_before_an_answer(error: &legacy::Error) -> bool {
 
 // ---------------------------------------------------------------- failures
 
-/// Why a request has no answer of the upstream's.
+/// The reason why a request has no answer of the upstream's.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error("CONNECT is not passed on")]
@@ -365,7 +365,7 @@ impl Failure {
         }
     }
 
-    /// For the client: without the upstream's address.
+    /// The text for the client, without the upstream's address.
     fn reason(&self) -> String {
         let Self::Upstream(error) = self else {
             return self.to_string();
@@ -379,7 +379,7 @@ impl Failure {
         }
     }
 
-    /// True if the operator has to look at the upstream, not at the client.
+    /// True if the failure is the upstream's, not the client's.
     fn is_upstreams(&self) -> bool {
         match self {
             Self::Connect | Self::UnknownCoding | Self::BodyTooLarge | Self::BodyBroken(_) => false,
