@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-/// Where the config is looked for.
+/// The config's path where no other is given.
 pub(crate) const CONFIG: &str = "/etc/steadfast/config.toml";
 
 /// An HTTP server for systemd whose clients never notice a restart.
@@ -14,7 +14,7 @@ pub(crate) const CONFIG: &str = "/etc/steadfast/config.toml";
     after_help = "Exit codes: 0 stopped with nothing cut, 1 failed, 2 usage, 3 stopped but requests were cut, 78 the config is wrong."
 )]
 pub(crate) struct Cli {
-    /// What to do; `run` if not given
+    /// The command; `run` if not given
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
 

@@ -1,8 +1,8 @@
-//! How the process ends.
+//! The process's exit code.
 
 use std::process::ExitCode;
 
-/// How a daemon ended, and so the process.
+/// The outcome of a daemon, and so of its process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {

@@ -1,4 +1,4 @@
-//! What the fuzz targets in `fuzz/` reach into; not built otherwise.
+//! The entry points of the fuzz targets in `fuzz/`; not built otherwise.
 
 use std::sync::Arc;
 use std::time::Duration;

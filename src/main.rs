@@ -33,7 +33,7 @@ fn with_config(asked: Option<PathBuf>, read: Read, command: impl FnOnce(Config, 
     }
 }
 
-/// A way to read a config's file.
+/// A function that reads a config's file.
 type Read = fn(&Path) -> Result<Config, ConfigError>;
 
 /// Reads the config that was asked for, and says where it came from.

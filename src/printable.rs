@@ -1,7 +1,7 @@
 //! Text for people: what comes from outside, made fit to be shown in the log, in STATUS, on a terminal; and numbers.
 //!
-//! A client chooses the path of its request, an upstream its error, and an operator looks at them as root. So what a
-//! terminal would obey is written as an escape, and what would fill the screen, or the log, is cut.
+//! A client chooses the path of its request, an upstream its error, and an operator looks at them as root. So
+//! control characters are written as escapes, and text that would fill the screen, or the log, is cut.
 
 use std::borrow::Cow;
 use std::fmt::{Display, Write};
@@ -10,8 +10,8 @@ use std::fmt::{Display, Write};
 const LONGEST: usize = 1024;
 
 /// The text without what drives a terminal or turns the order of its characters about: control characters (C0, DEL, C1)
-/// but for line feeds and tabs, line separators, and the bidirectional controls of UAX #9. They are written as in
-/// Rust, `\u{9b}`. To do it twice is to do it once.
+/// but for line feeds and tabs, line separators, and the bidirectional controls of UAX #9. They are written as in Rust,
+/// `\u{9b}`. Printable text is returned as it is, so a second call changes nothing.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(is_harmful) {
         return text.into();
@@ -19,7 +19,7 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     let mut shown = String::with_capacity(text.len() + 16);
     for char in text.chars() {
         if is_harmful(char) {
-            // A string takes whatever is written.
+            // Writing to a string cannot fail.
             let _ = write!(shown, "{}", char.escape_unicode());
         } else {
             shown.push(char);

@@ -1,7 +1,8 @@
-//! The rules that a config's values keep, and what is said about one that does not.
+//! The rules that a config's values keep, and the violations of those that do not.
 //!
-//! The owner of a section checks its values, each by the key that it has in the file. So a rule stands once, whether
-//! the config was read from a file, where [`crate::config`] finds each key's place, or made in code.
+//! The owner of a section checks its values, each by the key that it has in the file. So each rule stands once, for
+//! a config that was made in code and for one that was read from a file, where [`crate::config`] finds each key's
+//! place.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -10,11 +11,11 @@ use std::time::Duration;
 /// The longest duration that a config may have: the clock can always be added to it.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// What is expected of a duration that may be nothing.
+/// The text of a mistake that says what is expected of a duration that may be zero.
 pub(crate) const DELAY: &str = "a duration, such as \"10s\" or \"250ms\"";
-/// What is expected of a duration in which something must happen.
+/// The same of a duration in which something must happen.
 pub(crate) const TIMEOUT: &str = "a duration of more than zero, such as \"10s\" or \"1m 30s\"";
-/// What is expected of a duration in which something must happen, if ever.
+/// The same of a duration in which something must happen, if ever.
 pub(crate) const TIMEOUT_OR_NEVER: &str = "a duration of more than zero, such as \"1h\", or \"never\"";
 
 /// A value that breaks a rule.
@@ -25,12 +26,12 @@ pub struct Violation {
     pub(crate) what: String,
     pub(crate) expected: String,
     pub(crate) help: Option<String>,
-    /// Another value that has to do with it, and what that is.
+    /// Another value that has to do with it, and the label for that.
     pub(crate) also: Option<(String, &'static str)>,
 }
 
 impl Violation {
-    /// Says what to do about it.
+    /// Adds advice on how to mend it.
     pub(crate) fn help(&mut self, help: impl Into<String>) -> &mut Self {
         self.help = Some(help.into());
         self
@@ -57,7 +58,8 @@ impl fmt::Display for Violation {
     }
 }
 
-/// All that is wrong with a config, in the order of its sections; [`Display`](fmt::Display) has a line for each.
+/// Every value of a config that breaks a rule, in the order of its sections; [`Display`](fmt::Display) has a line for
+/// each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violations(pub(crate) Vec<Violation>);
 
@@ -80,7 +82,7 @@ impl fmt::Display for Violations {
 /// Collects the violations of one config.
 #[derive(Debug, Default)]
 pub(crate) struct Check {
-    /// What the keys are below: `http`, `route[0].files`.
+    /// The table that the keys are below: `http`, `route[0].files`.
     below: String,
     found: Vec<Violation>,
 }
@@ -158,7 +160,7 @@ impl Check {
     }
 }
 
-/// What is expected of a number.
+/// The text of a mistake that says what is expected of a number.
 pub(crate) fn whole_number(range: &RangeInclusive<u64>) -> String {
     format!("a whole number from {} to {}", range.start(), range.end())
 }

@@ -1,4 +1,4 @@
-//! What a running daemon says of itself, on `GET /status` and on its control socket; `steadfast status` shows it.
+//! A running daemon's status, on `GET /status` and on its control socket; `steadfast status` shows it.
 //!
 //! A [`Status`] is read from the JSON that the daemon answers with:
 //!

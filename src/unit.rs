@@ -1,4 +1,4 @@
-//! The unit, as far as `steadfast check` asks systemd about it.
+//! The unit's own settings, about which `steadfast check` asks systemd.
 
 use std::process::Command;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What is wrong with a config file, shown in the file itself.
+//! The mistakes in a config file, shown in the file itself.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -8,10 +8,10 @@ use std::path::Path;
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
-/// Where something stands in the file, in bytes.
+/// The position of something in the file, in bytes.
 pub(super) type Span = Range<usize>;
 
-/// More mistakes than these are counted, not shown: whoever sees them gave the wrong file.
+/// The most mistakes that are shown; more are only counted: the file is probably the wrong one.
 const SHOWN: usize = 20;
 
 /// One mistake.
@@ -27,7 +27,7 @@ pub(super) struct Mistake {
 }
 
 impl Mistake {
-    /// `what` is wrong at `span`, where `expected` should be.
+    /// A mistake: `what` is wrong at `span`, where `expected` should be.
     pub(super) fn new(span: Span, what: impl Into<String>, expected: impl Into<String>) -> Self {
         let (what, expected) = (what.into(), expected.into());
         Self { span, what, expected, also: None, help: None, in_short: None, may_pass: false }
@@ -39,18 +39,18 @@ impl Mistake {
         self
     }
 
-    /// What to do about it.
+    /// Adds advice on how to mend it.
     pub(super) fn help(mut self, help: impl Into<Option<String>>) -> Self {
         self.help = help.into();
         self
     }
 
-    /// A shorter text for it, where there is one line for all.
+    /// Gives it a shorter text, for a summary of one line.
     pub(super) fn in_short(self, text: String) -> Self {
         Self { in_short: Some(text), ..self }
     }
 
-    /// It is one of this moment, such as a directory that is not there yet: a start goes on all the same.
+    /// Makes it one that may pass, such as a directory that is not there yet: a start goes on all the same.
     pub(super) fn of_the_moment(self) -> Self {
         Self { may_pass: true, ..self }
     }
@@ -61,7 +61,7 @@ impl Mistake {
     }
 }
 
-/// All that is wrong with one file, in the file's order.
+/// All mistakes in one file, in the file's order.
 ///
 /// [`Display`](fmt::Display) shows each as `origin:line:column`, the line with the place marked, what was expected,
 /// and what to do; without colour, with it as `{:#}`.

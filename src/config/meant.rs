@@ -1,5 +1,5 @@
-//! From what is written to what is meant: what is not given has its default, and what is given its place, by which the
-//! rules of each section find their way back into the file.
+//! Makes the config as it is meant out of the file as it is written: a value that is not given has its default, and of
+//! one that is given the place in the file is noted, so that the rules of each section can point there.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ use crate::server::address::Address;
 use crate::server::limits::{Limits, Trusted};
 use crate::{handover, logging};
 
-/// The config that a file means. It is worth something only while there is no mistake.
+/// The config that a file means. Valid only if there is no mistake.
 pub(super) fn config(file: File, mistakes: &mut Vec<Mistake>) -> Config {
     let mut places = Places::default();
     file.note("", &mut places);

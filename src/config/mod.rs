@@ -15,8 +15,8 @@
 //! ```
 //!
 //! One process has one config for its life: a changed file is the next process's.
-// `written` is the file's tables, and `value` what stands in them; `meant` makes them a config, `places` finds in the
-// file what the config's own rules refuse, and `diagnostic` shows it.
+// `written` reads the file's tables, and `value` the values in them; `meant` makes them a config, `places` finds in
+// the file the values that the config's own rules refuse, and `diagnostic` shows them.
 
 mod diagnostic;
 mod meant;
@@ -56,7 +56,7 @@ use diagnostic::Mistake;
 /// A larger file is not read: it is not a config.
 const LARGEST: u64 = 1 << 20;
 
-/// Why there is no config. Whichever it is, the operator must act before a start can succeed.
+/// The reason why there is no config. Either way the operator must act before a start can succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
@@ -64,10 +64,10 @@ pub enum Error {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What reading it said.
+        /// The error of reading it.
         source: io::Error,
     },
-    /// The file is wrong; all that is wrong with it.
+    /// The file has these mistakes.
     #[error(transparent)]
     Wrong(#[from] Mistakes),
 }
@@ -87,8 +87,8 @@ impl Error {
 }
 
 impl Error {
-    /// Says all of it on stderr, and in one line to the process that this one was to relieve by a reload. Returns the
-    /// exit code of a program that has no config.
+    /// Writes all of it to stderr, and one line of it to the predecessor, if a reload has started this process.
+    /// Returns the exit code of a program that has no config.
     #[must_use]
     pub fn report(&self) -> Exit {
         eprintln!("{}", self.for_stderr());
@@ -123,7 +123,7 @@ impl Config {
         Self::read(path, |mistake| !mistake.may_pass())
     }
 
-    /// The same, looking also whether what the file names is there now, such as the directories that are served.
+    /// The same, and checks that what the file names is there now, such as the directories that are served.
     ///
     /// # Errors
     /// The file cannot be read, is wrong, or names what is not there.
@@ -163,7 +163,7 @@ impl Config {
         }
     }
 
-    /// Of the mistakes only those that count.
+    /// The same, with the mistakes that satisfy `counts` alone.
     fn parse_if(text: &str, origin: &str, counts: impl Fn(&Mistake) -> bool) -> Result<Self, Error> {
         let mut mistakes = Vec::new();
         let config = written::File::parse(text, &mut mistakes).map(|file| meant::config(file, &mut mistakes));
@@ -174,7 +174,7 @@ impl Config {
         }
     }
 
-    /// What the binary runs without a file: Hello World at `/`, the status everywhere else.
+    /// The config of the binary without a file: Hello World at `/`, the status everywhere else.
     #[must_use]
     pub fn embedded() -> Self {
         Self::parse(include_str!("default.toml"), "the embedded default")

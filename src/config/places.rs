@@ -1,4 +1,4 @@
-//! Where each value of a config stands in its file, for the rules that know values by their keys alone.
+//! The place of each value in a config's file, for the rules that know values by their keys alone.
 
 use std::collections::HashMap;
 
@@ -9,22 +9,22 @@ use crate::rules::Violation;
 #[derive(Default)]
 pub(super) struct Places {
     given: HashMap<String, Span>,
-    /// Values of which it has been noted already what is wrong.
+    /// The keys of values that already have a mistake.
     refused: Vec<String>,
 }
 
 impl Places {
-    /// A value stands at `span`.
+    /// Notes that a value stands at `span`.
     pub(super) fn give(&mut self, key: impl Into<String>, span: Span) {
         self.given.insert(key.into(), span);
     }
 
-    /// What stands there, or should, is wrong and has been noted: whatever takes its place breaks no rule.
+    /// Notes that the value at a key already has a mistake: the default in its place is held to no rule.
     pub(super) fn refuse(&mut self, key: impl Into<String>) {
         self.refused.push(key.into());
     }
 
-    /// Shows a violation in the file; none that only follows from another mistake.
+    /// The mistake in the file that a violation is; none if it only follows from another mistake.
     pub(super) fn mistake(&self, violation: Violation) -> Option<Mistake> {
         let Violation { key, what, expected, help, also } = violation;
         let mut keys = std::iter::once(&key).chain(also.as_ref().map(|(key, _)| key));

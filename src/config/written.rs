@@ -16,12 +16,12 @@ use super::value::{
     Timeout, True, Upstream, Words,
 };
 
-/// How a value is written in the file.
+/// A way in which a value is written in the file.
 pub(super) trait Kind {
-    /// What it is once read.
+    /// The value, once read.
     type Value;
 
-    /// What is expected where it stands, to complete "expected ...".
+    /// The text that completes "expected ..." in a mistake.
     fn expected() -> String;
 
     /// Reads the value of the key `name`, or notes what is wrong with it.
@@ -34,7 +34,7 @@ pub(super) enum Key<T> {
     /// It is not in the file.
     #[default]
     Absent,
-    /// What was wrong with its value has been noted.
+    /// Its value is wrong, which has been noted.
     Refused(Span),
     /// It stands at `at`, its value at the value's own span.
     Given { at: Span, value: Spanned<T> },
@@ -54,7 +54,7 @@ impl<T> Key<T> {
         }
     }
 
-    /// Where the key stands, whether or not its value is right.
+    /// The place of the key, also of one whose value is wrong.
     pub(super) fn at(&self) -> Option<&Span> {
         match self {
             Self::Absent => None,
@@ -237,7 +237,7 @@ tables! {
     }
 }
 
-/// Where each key belongs, for one that stands elsewhere.
+/// The tables that each key belongs in, for the mistake of one that stands elsewhere.
 const HOMES: &[(&str, &[&str])] = &[
     ("[http]", Http::KEYS),
     ("[[route]]", Route::KEYS),
@@ -256,7 +256,7 @@ impl File {
     /// Reads a file. Without its syntax nothing of it can be read.
     pub(super) fn parse(text: &str, mistakes: &mut Vec<Mistake>) -> Option<Self> {
         let (table, errors) = DeTable::parse_recoverable(text);
-        // One thing that does not close makes everything after it look wrong: the first error is the true one.
+        // One quote or bracket that is not closed makes all that follows look wrong: only the first error counts.
         if let Some(error) = errors.iter().min_by_key(|error| error.span().map_or(0, |span| span.start)) {
             mistakes.push(syntax(text, error));
             return None;
@@ -265,7 +265,7 @@ impl File {
     }
 }
 
-/// What the parser says, and more plainly where it can be misunderstood.
+/// The parser's error as a mistake, in plainer words where its own can be misunderstood.
 fn syntax(text: &str, error: &toml::de::Error) -> Mistake {
     let span = error.span().unwrap_or_default();
     let (what, expected) = error.message().split_once(", expected ").unwrap_or((error.message(), "TOML"));
@@ -289,7 +289,7 @@ fn syntax(text: &str, error: &toml::de::Error) -> Mistake {
 pub(super) struct List<K>(std::marker::PhantomData<K>);
 
 impl<K: Kind> Kind for List<K> {
-    /// Without the elements that were refused; where all were, so is the list.
+    /// The elements without those that were refused; if all of them were, the list is refused.
     type Value = Vec<Spanned<K::Value>>;
 
     fn expected() -> String {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Why a child failed.
+/// The reason why a child failed.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A child's place in the tree, as the child itself sees it.
@@ -42,26 +42,26 @@ impl Child {
         self.vitals.ready.send_replace(true);
     }
 
-    /// Whether the child is to stop.
+    /// True if the child is to stop.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
         self.stopping.is_cancelled()
     }
 }
 
-/// What the supervisor knows of a child.
+/// The supervisor's record of a child.
 #[derive(Debug)]
 pub(crate) struct Vitals {
     pub(super) name: Arc<str>,
-    /// It is the caller's own.
+    /// True for a child of the caller's own.
     pub(super) is_own: bool,
     pub(super) restarts: AtomicU32,
-    /// Milliseconds of the supervisor's clock; `u64::MAX` while it does not run.
+    /// The time of its last heartbeat, in milliseconds of the supervisor's clock; `u64::MAX` while it does not run.
     pub(super) beat: AtomicU64,
     pub(super) doing: Mutex<&'static str>,
-    /// Nothing is served before this is so; written by the child, waited for by the root.
+    /// True once it is ready; written by the child. The root waits for it before anything is served.
     pub(super) ready: watch::Sender<bool>,
-    /// What its last panic said, which the tree does not tell.
+    /// The message of its last panic, which the tree does not tell.
     pub(super) panic: Mutex<String>,
     #[cfg(feature = "faults")]
     pub(super) faults: super::faults::Faults,
@@ -70,7 +70,7 @@ pub(crate) struct Vitals {
 impl Vitals {
     pub(super) const NOT_RUNNING: u64 = u64::MAX;
 
-    /// Of a child of the daemon that has not been started yet.
+    /// The record of a child of the daemon's that has not been started yet.
     pub(super) fn new(name: &str) -> Self {
         Self {
             name: name.into(),
@@ -91,34 +91,34 @@ impl Vitals {
         &self.name
     }
 
-    /// How often it was restarted.
+    /// The number of its restarts.
     #[must_use]
     pub(crate) fn restarts(&self) -> u32 {
         self.restarts.load(Relaxed)
     }
 
-    /// What it last said that it was doing.
+    /// The activity that it reported last, by [`Child::doing`].
     #[must_use]
     pub(crate) fn last_doing(&self) -> &'static str {
         *self.doing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes what a panic said.
+    /// Notes the message of a panic.
     pub(super) fn panicked(&self, message: &str) {
         message.clone_into(&mut self.panic.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// What its last panic said.
+    /// The message of its last panic.
     pub(super) fn last_panic(&self) -> String {
         self.panic.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether it is ready, or nobody waits for that.
+    /// True if it is ready, or need not be waited for.
     pub(super) fn is_ready(&self) -> bool {
         *self.ready.borrow()
     }
 
-    /// Whether it runs: neither ended nor waiting to be restarted.
+    /// True if it runs: it has neither ended nor waits to be restarted.
     #[must_use]
     pub(crate) fn is_running(&self) -> bool {
         self.beat.load(Relaxed) != Self::NOT_RUNNING
@@ -131,7 +131,7 @@ type Running = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
 #[derive(Clone)]
 pub(super) struct UserChild {
     pub(super) name: Arc<str>,
-    /// Nothing is served before it says that it is ready.
+    /// True if nothing is served before it says that it is ready.
     pub(super) holds_ready: bool,
     run: Arc<dyn Fn(Child) -> Running + Send + Sync>,
 }

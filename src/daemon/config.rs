@@ -5,8 +5,8 @@ use crate::rules::{Check, Violations};
 use crate::server::address;
 use crate::{handover, logging};
 
-/// A whole config. [`Config::default`] has every key's default and no route; each part can be changed from there. What
-/// is wrong with it, [`Daemon::bind`](crate::Daemon::bind) says, as [`Config::load`] says of a file.
+/// A whole config. [`Config::default`] has every key's default and no route; each part can be changed from there.
+/// [`Daemon::bind`](crate::Daemon::bind) checks it, as [`Config::load`] checks a file.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
@@ -43,7 +43,7 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
-    //! What a program that gives no config gets.
+    //! The config of a program that gives none.
 
     use super::*;
 

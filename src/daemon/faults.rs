@@ -8,10 +8,10 @@ use tokio::sync::Notify;
 
 use super::child::BoxError;
 
-/// How long a blocked thread stays blocked: longer than any watchdog waits.
+/// The time that a blocked thread is blocked: longer than any watchdog waits.
 const BLOCK: Duration = Duration::from_secs(600);
 
-/// What a child can be made to do.
+/// A fault that a child can be made to have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Fault {
@@ -25,7 +25,7 @@ pub(super) enum Fault {
     Block,
 }
 
-/// Where a child finds the fault it is to have.
+/// The fault that a child is to have, if any.
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     next: Mutex<Option<Fault>>,
@@ -38,8 +38,8 @@ impl Faults {
         self.injected.notify_one();
     }
 
-    /// Runs a child until it ends or a fault is injected, which it then has. Of one that hangs or blocks nothing is
-    /// left but its place in the tree: not even its heart beats.
+    /// Runs a child until it ends or a fault is injected, which it then has. A child that hangs or blocks keeps its
+    /// place in the tree, but does nothing and has no heartbeat.
     pub(super) async fn strike(
         &self,
         child: impl Future<Output = Result<(), BoxError>>,

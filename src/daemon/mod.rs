@@ -68,26 +68,26 @@ impl fmt::Debug for Daemon {
     }
 }
 
-/// Why a daemon cannot start.
+/// The reason why a daemon cannot start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The config is wrong. One that was read from a file is not, as far as it was not changed since.
+    /// The config is wrong. Cannot happen to one that was read from a file and not changed since.
     #[error(transparent)]
     Config(#[from] Violations),
     /// A listener cannot be bound.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The process that this one was to relieve is not there.
+    /// The predecessor is gone.
     #[error("cannot take over from the running daemon: {0}")]
     Predecessor(#[source] io::Error),
-    /// A socket, a thread or something else of the process's own is refused by the system.
+    /// The system refuses a socket, a thread or another resource.
     #[error("cannot set up the process: {0}")]
     Process(#[from] io::Error),
 }
 
 impl StartError {
-    /// How a process ends that cannot start for this reason: [`Exit::Config`] or [`Exit::Failed`].
+    /// The exit of a process that cannot start for this reason: [`Exit::Config`] or [`Exit::Failed`].
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self {
@@ -96,7 +96,7 @@ impl StartError {
         }
     }
 
-    /// Logs it, and returns how the process ends.
+    /// Logs it, and returns the process's exit.
     fn log(&self) -> Exit {
         match self {
             Self::Config(violations) => {
@@ -143,8 +143,8 @@ impl Daemon {
     }
 
     /// The same for a child that others cannot do without. Until it has called [`Child::ready`] clients wait in the
-    /// listeners' backlog, `/readyz` fails, the service manager is not told that the service is ready, and a reload
-    /// goes on being served by the old process, for `[handover] ready_timeout` at most. One that ends before that has
+    /// listeners' backlog, `/readyz` fails, the service manager is not told that the service is ready, and in a
+    /// reload the predecessor serves on, for `[handover] ready_timeout` at most. One that ends before that has
     /// failed.
     #[must_use]
     pub fn child_with_readiness<F, R, E>(mut self, name: &str, run: F) -> Self
@@ -164,7 +164,7 @@ impl Daemon {
         self
     }
 
-    /// Is cancelled at the first moment of a stop: for handlers that would stream for ever.
+    /// A token that is cancelled at the first moment of a stop: for handlers that would stream for ever.
     #[must_use]
     pub fn stopping(&self) -> CancellationToken {
         self.lifecycle.stopping().clone()
@@ -183,7 +183,7 @@ impl Daemon {
             Err(error) => return StartError::Process(error).log(),
         };
         let exit = runtime.block_on(self.run());
-        // All that was promised is done: nothing that is left is waited for.
+        // The stop is complete: tasks that are left are not waited for.
         runtime.shutdown_background();
         exit
     }
@@ -217,7 +217,7 @@ impl Daemon {
         }
     }
 
-    /// Binds every child. Of a process that is to take another's place, that one still listens.
+    /// Binds every child. In a reload (`is_main` is false) the predecessor still listens.
     fn bind_tree(self, mut inherited: Inherited, is_main: bool) -> Result<Tree, StartError> {
         let Self { config, router, own, lifecycle, stop_when } = self;
         config.check()?;
@@ -225,7 +225,7 @@ impl Daemon {
         let handover = Arc::new(Handover::bind(config.handover.clone(), &mut inherited, &manager)?);
         let removed = remove(&config, &mut inherited);
         if is_main && manager.listens() {
-            // What they leave free may be needed right now.
+            // Removed at once: this process may be about to bind their addresses.
             for listener in &removed {
                 manager.unstore(&listener.name);
             }
@@ -306,8 +306,8 @@ impl Daemon {
 pub struct Bound(Tree);
 
 impl Bound {
-    /// Where each child listens, by the child's name (`http`, `admin`) and in the config's order, with the ports that
-    /// the kernel chose. The control socket is one of `admin`'s.
+    /// The addresses that each child listens on, by the child's name (`http`, `admin`) and in the config's order,
+    /// with the ports that the kernel chose. The control socket is one of `admin`'s.
     #[must_use]
     pub fn addresses(&self) -> BTreeMap<&'static str, Vec<Address>> {
         let mut addresses: BTreeMap<_, Vec<_>> = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! Where the daemon stands between its start and its end, and who moves it on.
+//! The daemon's phase between its start and its end, and the requests that end it.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Where the daemon stands.
+/// A phase of the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// Sockets are bound, children are being started.
@@ -16,9 +16,9 @@ pub(crate) enum Phase {
     Serving,
     /// A stop was asked for: requests in flight are being finished, `until` then, or for as long as they take.
     Draining {
-        /// When the stop was asked for.
+        /// The time at which the stop was asked for.
         since: Instant,
-        /// When what is left is cut.
+        /// The time at which the rest is cut; none without a deadline.
         until: Option<Instant>,
     },
     /// All work is done; the last children are stopping.
@@ -37,14 +37,14 @@ impl Phase {
         }
     }
 
-    /// Whether new clients should come.
+    /// True if new clients should come.
     #[must_use]
     pub(crate) fn is_ready(self) -> bool {
         self == Self::Serving
     }
 }
 
-/// What asked for a stop.
+/// The cause of a stop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
     /// A signal.
@@ -92,7 +92,7 @@ impl Lifecycle {
         }))
     }
 
-    /// Where the daemon stands.
+    /// The current phase.
     #[must_use]
     pub(crate) fn phase(&self) -> Phase {
         *self.0.phase.borrow()
@@ -110,7 +110,7 @@ impl Lifecycle {
 
     /// Returns when everything is served; never, if that never comes to be.
     pub(super) async fn serving(&self) {
-        // The phase is there as long as this is.
+        // The sender lives as long as `self`, so the wait cannot fail.
         let _ = self.watch().wait_for(|phase| *phase == Phase::Serving).await;
     }
 
@@ -120,7 +120,7 @@ impl Lifecycle {
         self.0.stop.cancel();
     }
 
-    /// Says why the tree stops, which does so by itself. The first cause counts.
+    /// Notes the cause of a stop that the tree has begun by itself. The first cause counts.
     pub(super) fn blame(&self, cause: Cause) {
         let _ = self.0.cause.set(cause);
     }
@@ -153,7 +153,7 @@ impl Lifecycle {
         &self.0.abandon
     }
 
-    /// What asked for the stop.
+    /// The cause of the stop, once one was asked for.
     #[must_use]
     pub(crate) fn cause(&self) -> Option<&Cause> {
         self.0.cause.get()

@@ -20,7 +20,7 @@ use crate::systemd::manager::{Manager, one_line};
 /// The reason why a reload changed nothing.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReloadError {
-    /// There is no service manager that would adopt a successor.
+    /// There is no service manager that could supervise a successor.
     #[error("a reload needs systemd: outside of it, stop the process and start it again")]
     Alone,
     /// The program's path is not known.
@@ -35,7 +35,7 @@ pub(super) enum ReloadError {
 }
 
 impl ReloadError {
-    /// The reason on one line. All of it is for the log and for whoever asked.
+    /// The reason on one line, for STATUS. The log and the asking command have all of it.
     fn in_short(&self) -> String {
         match self {
             Self::Successor(error) => error.in_short(),
@@ -68,7 +68,7 @@ impl Reloads {
         answer.await.unwrap_or_else(|_| refused())
     }
 
-    /// Asks for a reload, which the log will tell of.
+    /// Asks for a reload without waiting for it: its outcome is in the log.
     pub(super) fn ask_for_the_log(&self) {
         let (reply, _) = oneshot::channel();
         if self.0.try_send(reply).is_err() {
@@ -86,7 +86,7 @@ pub(super) struct Reload {
     pub(super) ready_timeout: Duration,
     /// The program's file as it was named at the start: what is there now may be another version.
     pub(super) program: Result<PathBuf, io::ErrorKind>,
-    /// Whose listeners the successor inherits.
+    /// The servers whose listeners the successor inherits.
     pub(super) servers: Vec<Server>,
 }
 
@@ -121,7 +121,7 @@ impl Reload {
         let program = self.program.as_ref().map_err(|kind| ReloadError::Program(*kind))?;
         let descriptors = self.descriptors().map_err(ReloadError::Descriptors)?;
         let successor = Successor::start(program, descriptors, self.ready_timeout).await?;
-        // From here on the listeners are left, not closed, and this process is not heard any more.
+        // From here on the listeners' paths are the successor's, and the manager ignores this process.
         self.handover.succeeded();
         self.manager.resign_to(successor.pid());
         Ok(successor.go().await)

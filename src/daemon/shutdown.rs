@@ -102,7 +102,7 @@ pub(super) struct Stop<'a> {
     /// The http child's connections, which are there even if the child is not.
     pub(super) connections: &'a Http,
     pub(super) own: &'a [Stoppable],
-    /// A process that this one has relieved and that may still drain.
+    /// The predecessor of a reload, which may still drain.
     pub(super) predecessor: Option<&'a Predecessor>,
 }
 
@@ -130,7 +130,7 @@ impl Stop<'_> {
             until.map_or("no deadline".into(), |at| format!("{} s left", at.duration_since(asked).as_secs())),
         );
 
-        // No load balancer has to look away where a successor serves already.
+        // In a reload there is no delay: the successor serves already, and load balancers need not look away.
         if !config.delay.is_zero() && lifecycle.cause() != Some(&Cause::Reload) {
             tokio::select! {
                 () = sleep(config.delay) => {}
@@ -144,7 +144,7 @@ impl Stop<'_> {
             // Connections that the child has left, if it failed or is stuck.
             connections.finish().await;
             let drained = asked.elapsed();
-            // Told together, waited for together.
+            // All are told before the first is waited for.
             for child in own {
                 child.subsystem.initiate_shutdown();
             }
@@ -167,8 +167,8 @@ impl Stop<'_> {
         };
 
         if let Some(predecessor) = predecessor {
-            // Once this process, the main one, is gone, the manager ends all others of the unit. That one's requests
-            // are allowed their own deadline.
+            // This process, the main one, waits for its predecessor, whose requests have their own deadline:
+            // once it exits, the manager ends all other processes of the unit.
             tokio::select! {
                 () = predecessor.gone() => {}
                 () = lifecycle.cutting().cancelled() => {

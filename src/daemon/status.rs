@@ -1,4 +1,4 @@
-//! One picture of the daemon, for `STATUS=`, `/status` and the metrics alike.
+//! One snapshot of the daemon, for `STATUS=`, `/status` and the metrics alike.
 
 use std::fmt::{self, Write};
 use std::sync::atomic::Ordering::Relaxed;
@@ -13,21 +13,21 @@ use super::supervisor::Supervisor;
 use crate::printable::{counted, excerpt, excerpt_of, printable};
 use crate::server::{Registry, RequestView, State};
 
-/// The most of a path that one line has room for, in bytes.
+/// The most of a path that is shown in one line, in bytes.
 const PATH: usize = 100;
 
-/// All that the picture is taken from.
+/// Everything that a snapshot is taken from.
 #[derive(Clone, Debug)]
 pub(super) struct Observer {
     pub(super) lifecycle: Lifecycle,
     pub(super) supervisor: Supervisor,
     pub(super) registry: Arc<Registry>,
     pub(super) started: Instant,
-    /// The reason, on one line, why the last reload changed nothing, if it did not.
+    /// The reason, on one line, why the last reload failed; none if it did not.
     pub(super) reload_failure: Arc<Mutex<Option<String>>>,
 }
 
-/// The picture, as `/status` shows it. Durations are in seconds.
+/// The daemon's status, as `/status` shows it. Durations are in seconds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
     /// `starting`, `serving`, `draining` or `stopped`.
@@ -85,7 +85,7 @@ pub struct Connections {
     pub answering: usize,
     /// Being sent the last bytes of an answer.
     pub flushing: usize,
-    /// Sending the rest of a body that nobody wanted.
+    /// Sending the rest of an unread body, which is discarded.
     pub discarding: usize,
     /// Speaking another protocol.
     pub tunnel: usize,
@@ -131,9 +131,9 @@ pub struct Totals {
     pub client_gone: u64,
     /// Requests the stop cut.
     pub cut: u64,
-    /// Connections and tunnels given to the next process.
+    /// Connections and tunnels given to the successor.
     pub handed_over: [u64; 2],
-    /// Connections and tunnels taken from an earlier process.
+    /// Connections and tunnels taken from a predecessor.
     pub taken_over: [u64; 2],
 }
 
@@ -150,7 +150,7 @@ pub struct InFlightRequest {
     pub age: f64,
     /// Bytes of the answer written.
     pub sent: u64,
-    /// The one that it waits for, in words.
+    /// The step that it waits for, for people to read.
     pub waiting_for: String,
 }
 
@@ -197,7 +197,7 @@ impl fmt::Display for Status {
         writeln!(f, "in flight: {}", requests.len())?;
         for r in requests {
             let InFlightRequest { method, path, peer, age, sent, waiting_for } = r;
-            // Another version of the daemon may have left it as it was.
+            // Escaped again: another version of the daemon may not have done it.
             let path = printable(path);
             writeln!(
                 f,
@@ -209,12 +209,13 @@ impl fmt::Display for Status {
 }
 
 impl Observer {
-    /// A reload changed nothing. What is on disk is not what runs, which every picture from now on tells.
+    /// Notes that a reload failed: the program or config on disk is not the one that runs, which every snapshot shows
+    /// from now on.
     pub(super) fn reload_failed(&self, reason: String) {
         *self.reload_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
     }
 
-    /// The picture of this moment.
+    /// A snapshot of this moment.
     pub(super) fn status(&self) -> Status {
         let phase = self.lifecycle.phase();
         let totals = self.registry.totals();
@@ -263,7 +264,7 @@ impl Observer {
         counts
     }
 
-    /// The picture in one line, for `systemctl status`.
+    /// The snapshot in one line, for `systemctl status`.
     pub(super) fn line(&self) -> String {
         let in_flight = self.registry.in_flight();
         match self.lifecycle.phase() {

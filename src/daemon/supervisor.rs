@@ -1,4 +1,4 @@
-//! The layer between the tree and a child: it restarts one that fails, and hears its heart beat.
+//! The layer between the tree and a child: it restarts one that fails, and keeps its heartbeat.
 //!
 //! A child has two subsystems, one within the other: the outer is its place in the tree, the inner one is one run of
 //! it. A run that returns an error or panics is the outer one's to catch: it starts another after a wait that doubles
@@ -27,11 +27,11 @@ use crate::rules::Check;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
-    /// How often a child may be restarted within `window` before the whole tree stops; 5 by default.
+    /// The most restarts of a child within `window`; one more stops the whole tree. 5 by default.
     pub max_restarts: u32,
     /// The time in which restarts are counted; 60 s by default.
     pub window: Duration,
-    /// How long the first restart waits; each further one twice as long. 100 ms by default.
+    /// The wait before the first restart; each further one is twice as long. 100 ms by default.
     pub backoff: Duration,
     /// The longest wait before a restart; 5 s by default.
     pub backoff_max: Duration,
@@ -66,7 +66,7 @@ impl Config {
     }
 }
 
-/// How often a child's heart beats, unless the service manager's watchdog is so impatient that it must beat faster.
+/// The longest time between two heartbeats of a child; shorter where the service manager's watchdog asks for it.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// Starts children and keeps them running.
@@ -80,13 +80,13 @@ pub(crate) struct Supervisor {
 }
 
 impl Supervisor {
-    /// `watchdog`: how long the service manager waits between two pings, if it has a watchdog on this process.
+    /// `watchdog`: the longest that the service manager waits between two pings, if it has a watchdog on this process.
     pub(super) fn new(config: Config, lifecycle: Lifecycle, watchdog: Option<Duration>) -> Self {
         let heartbeat = watchdog.map_or(HEARTBEAT, |period| HEARTBEAT.min(period / 8));
         Self { config, lifecycle, heartbeat, epoch: Instant::now(), children: Arc::default() }
     }
 
-    /// How often a heart beats.
+    /// The time between two heartbeats.
     pub(super) fn heartbeat(&self) -> Duration {
         self.heartbeat
     }
@@ -99,7 +99,7 @@ impl Supervisor {
         children
     }
 
-    /// The running children whose heart has not beaten for longer than `limit`.
+    /// The running children that have had no heartbeat for longer than `limit`.
     #[must_use]
     pub(crate) fn stuck_for(&self, limit: Duration) -> Vec<Arc<Vitals>> {
         let now = self.now();
@@ -111,12 +111,12 @@ impl Supervisor {
         self.children().into_iter().filter(is_stuck).collect()
     }
 
-    /// Returns when a child's heart has been still for so long that nothing more is to be expected of it.
+    /// Returns when a child has had no heartbeat for so long that it must be stuck.
     pub(super) async fn until_stuck(&self, name: &str) {
         let is_stuck = || self.stuck_for(self.heartbeat * 5).iter().any(|child| child.name() == name);
         loop {
             if is_stuck() {
-                // After the whole process stood still every heart is, for a moment.
+                // After the whole process stood still every child looks stuck for a moment.
                 tokio::time::sleep(self.heartbeat / 10).await;
                 if is_stuck() {
                     return;
@@ -126,8 +126,8 @@ impl Supervisor {
         }
     }
 
-    /// Returns when a child does nothing: it has ended, waits to be restarted, or is stuck.
-    pub(super) async fn until_still(&self, name: &str) {
+    /// Returns when a child is inactive: it has ended, waits to be restarted, or is stuck.
+    pub(super) async fn until_inactive(&self, name: &str) {
         let runs = |child: &Arc<Vitals>| child.name() == name && child.is_running();
         tokio::select! {
             () = self.until_stuck(name) => {}
@@ -231,7 +231,7 @@ impl Supervisor {
             );
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                // It may have begun what it can still finish.
+                // During a stop it is restarted at once: it may have work that it can still finish.
                 () = place.on_shutdown_requested() => {}
             }
         }
@@ -269,7 +269,7 @@ impl Supervisor {
         })
     }
 
-    /// Runs a child with its heart beating from within its own task.
+    /// Runs a child, with its heartbeat from within its own task.
     async fn keep_alive(
         &self,
         vitals: &Vitals,
@@ -283,9 +283,9 @@ impl Supervisor {
         };
         #[cfg(feature = "faults")]
         let alive = vitals.faults.strike(alive);
-        // Also one that is aborted runs no more.
+        // The drop notes that it does not run, also after an abort.
         let _running = Running(vitals);
-        // The tree tells that a child has panicked, but not what the panic said.
+        // The tree reports that a child has panicked, but not the panic's message.
         AssertUnwindSafe(alive).catch_unwind().await.unwrap_or_else(|panic| {
             vitals.panicked(message(&*panic));
             resume_unwind(panic)
@@ -299,7 +299,8 @@ impl Supervisor {
         }
     }
 
-    /// The wait before the restart that follows `earlier` others: doubled each time, of which the last half is chance.
+    /// The wait before the restart that follows `earlier` others: doubled each time, and the second half of it is
+    /// random.
     fn backoff(&self, earlier: usize) -> Duration {
         let doublings = u32::try_from(earlier).unwrap_or(u32::MAX).min(31);
         let whole = self.config.backoff.saturating_mul(1 << doublings).min(self.config.backoff_max);
@@ -331,7 +332,7 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// What a panic said.
+/// The message of a panic.
 fn message(payload: &(dyn Any + Send)) -> &str {
     payload
         .downcast_ref::<&str>()

@@ -25,7 +25,7 @@ use crate::handover::successor::Transfer;
 use crate::server::listener::RemovedListener;
 use crate::server::{Registry, Server};
 
-/// How long each of the last children may take to stop, and after it the tree to be gone.
+/// The time that each of the last children may take to stop, and the tree to end after them.
 const LAST_CHILDREN: Duration = Duration::from_secs(2);
 
 /// Every child, bound and not yet running.
@@ -42,7 +42,7 @@ pub(super) struct Tree {
     pub(super) reloads: Reloads,
     pub(super) requests: mpsc::Receiver<reload::Request>,
     pub(super) stop_when: Pin<Box<dyn Future<Output = ()> + Send>>,
-    /// The process whose place this one is to take.
+    /// The process whose place this one is to take, in a reload.
     pub(super) predecessor: Option<Predecessor>,
     /// Inherited listeners that the config does not name any more.
     pub(super) removed: Vec<RemovedListener>,
@@ -55,10 +55,10 @@ impl Tree {
         std::iter::once((http::NAME, self.http.server())).chain(admin)
     }
 
-    /// Runs until all of it has stopped. The lifecycle's token is the tree's own, so whoever asks for a stop and a
-    /// child that fails for good come to the same.
+    /// Runs until all of it has stopped. The lifecycle's token is the tree's own, so a stop that is asked for and
+    /// a child that fails for good have the same effect.
     pub(super) async fn run(self) -> Exit {
-        // Of all that a daemon needs of its process this alone cannot be given back.
+        // Installed here and not in `bind`: signal handlers cannot be removed again.
         let signals = match Signals::bind((), self.lifecycle.clone(), self.reloads.clone()) {
             Ok(signals) => signals,
             Err(error) => {
@@ -69,12 +69,12 @@ impl Tree {
         let stop = self.lifecycle.stopping().clone();
         let (tell, told) = oneshot::channel();
         let root = async move |root: &mut SubsystemHandle| {
-            // Nobody waits for the exit if the tree was abandoned.
+            // The receiver is gone if the tree was abandoned.
             let _ = tell.send(self.run_children(root, signals).await);
             root.request_shutdown();
         };
         let tree = Toplevel::new_with_shutdown_token(root, stop);
-        // The stop keeps its own deadlines. A child that is left after it blocks its thread, and is not waited for.
+        // The stop has deadlines of its own. A child that is left after it blocks its thread, and is not waited for.
         let exit = told.await;
         let ended = tree.handle_shutdown_requests(LAST_CHILDREN).await;
         let failures = ended.as_ref().err().map_or(&[][..], |error| error.get_subsystem_errors());
@@ -103,7 +103,7 @@ impl Tree {
 
         let mut transfer = self.serve(root).await;
         if transfer.is_some() {
-            // The successor's own admin child answers on these listeners now.
+            // The successor's admin child answers on these listeners now.
             admin.subsystem.initiate_shutdown();
         }
         let Self { shutdown, lifecycle, supervisor, registry, http: connections, predecessor, .. } = &self;
@@ -149,7 +149,8 @@ impl Tree {
         Err(reason)
     }
 
-    /// From now on this is the unit's main process: it leaves with the manager what the next one is to find.
+    /// Acts as the unit's main process from now on: leaves with the manager the descriptors that the successor is to
+    /// find.
     fn become_main(&self) {
         let manager = &self.reload.manager;
         manager.speak();
@@ -171,7 +172,8 @@ impl Tree {
                 match listener.configured().stored_as() {
                     Some(name) if inherited => manager.stored(&name),
                     Some(name) => {
-                        // A socket whose path was removed behind its back may be there under the same name.
+                        // The store may still hold a socket of the same name whose path is gone: it would be passed on
+                        // beside this one.
                         manager.unstore(&name);
                         manager.store(&name, &*listener);
                         if manager.stores() {
@@ -185,8 +187,8 @@ impl Tree {
         manager.check_room();
     }
 
-    /// Serves, once every child is ready, until something asks for a stop. A reload that succeeds does, and leaves the
-    /// transfer that the successor was given.
+    /// Serves, once every child is ready, until something asks for a stop. A reload that succeeds does so too: then
+    /// this returns the transfer that the successor was given.
     async fn serve(&mut self, root: &SubsystemHandle) -> Option<Transfer> {
         let Self { lifecycle, supervisor, registry, http, reload, requests, stop_when, predecessor, .. } =
             self;
@@ -222,7 +224,7 @@ impl Tree {
 async fn reload_on_request(reload: &Reload, requests: &mut mpsc::Receiver<reload::Request>) -> Transfer {
     while let Some(request) = requests.recv().await {
         let outcome = reload.run().await;
-        // Whoever asked may be gone.
+        // The asking end may be gone.
         let _ = request.send(outcome.as_ref().map(Transfer::pid).map_err(ToString::to_string));
         if let Ok(transfer) = outcome {
             return transfer;

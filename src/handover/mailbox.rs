@@ -19,7 +19,7 @@ use tokio::net::UnixDatagram;
 
 use super::parcel::{self, Parcel, Refusal};
 
-/// `SCM_MAX_FD` of Linux: how many descriptors a message may carry, the memfd among them.
+/// `SCM_MAX_FD` of Linux: the most descriptors that a message may carry, the memfd among them.
 const DESCRIPTORS: usize = 253;
 /// The most bytes that a message's memfd may hold.
 const BYTES: usize = 8 << 20;
@@ -51,7 +51,7 @@ impl Mailbox {
         Self::adopt(entrance, exit)
     }
 
-    /// The pair that an earlier process made.
+    /// The pair that a predecessor made.
     pub(crate) fn adopt(entrance: OwnedFd, exit: OwnedFd) -> io::Result<Self> {
         for end in [&entrance, &exit] {
             if rustix::net::sockopt::socket_type(end)? != SocketType::SEQPACKET {
@@ -93,7 +93,7 @@ impl Mailbox {
                 parcels.extend(records.into_iter().chain(rest).map(|(parcel, _)| parcel));
                 return Err(error);
             }
-            // Dropped here, their descriptors live on in the queue.
+            // The drop closes this process's descriptors; the queue holds its own.
             records = rest;
         }
         if parcels.is_empty() { Ok(()) } else { Err(io::Error::other("too large to travel")) }
@@ -163,22 +163,23 @@ impl Mailbox {
     }
 }
 
-/// A message's own bytes: the mark, and how many parcels it holds.
+/// A message's own bytes: the mark, and the number of its parcels.
 fn mark(parcels: usize) -> Vec<u8> {
     // At most as many as descriptors.
     let parcels = u16::try_from(parcels).unwrap_or(u16::MAX);
     [MARK, &parcels.to_le_bytes()].concat()
 }
 
-/// The number of parcels that a message says it holds; `None` if it is none of ours.
+/// The number of parcels that a message announces; `None` if it does not begin with the mark.
 fn marked(mark: &[u8]) -> Option<usize> {
     let count = mark.strip_prefix(MARK)?.try_into().ok()?;
     Some(usize::from(u16::from_le_bytes(count)).min(DESCRIPTORS))
 }
 
-/// Makes a call that may find the socket not ready. tokio, which is to wake whoever then waits, has to learn of that
-/// from within `try_io`: told after the call, it would forget a change that came in between. The first call is outside
-/// of it all the same, because `try_io` makes none before tokio has seen the socket ready once.
+/// Makes a system call that may find the socket not ready. A `WouldBlock` is returned from within `try_io`, so that
+/// tokio clears the readiness that it had before the call: cleared afterwards, a change between the two would be lost,
+/// and a waiter never woken. Only the first call is outside, because `try_io` makes none before tokio has seen the
+/// socket ready once.
 fn call_when_ready<T>(
     socket: &UnixDatagram,
     interest: Interest,
@@ -190,7 +191,7 @@ fn call_when_ready<T>(
     }
 }
 
-/// The number of the first records that go into one message. Any one alone does.
+/// The number of records from the first on that fit into one message. Any single record fits.
 fn fitting(records: &[(Parcel, Vec<u8>)]) -> usize {
     let (mut descriptors, mut bytes) = (1, 0);
     let fits = |(parcel, record): &&(Parcel, Vec<u8>)| {

@@ -1,9 +1,10 @@
-//! The handover: sockets on their way to the next process.
+//! The handover: sockets on their way to the successor, the next process of the unit.
 //!
-//! Two ways lead there. Over a restart, the service manager keeps the listeners and the `mailbox` in its store while
-//! no process runs; the stopping process leaves its idle connections in the mailbox and the next one takes them out.
-//! On a reload both processes live: the old one starts its `successor`, which inherits the same descriptors, and
-//! puts connections into the mailbox while the other takes them out. The rest of the program sees `Handover`.
+//! There are two ways. Over a restart, the service manager keeps the listeners and the `mailbox` in its store while
+//! no process runs; the stopping process leaves its idle connections in the mailbox and its successor takes them
+//! out. On a reload both processes live: the predecessor starts its successor itself, which inherits the same
+//! descriptors, and puts connections into the mailbox while the successor takes them out. The rest of the program
+//! sees `Handover`.
 
 pub(crate) mod mailbox;
 pub(crate) mod parcel;
@@ -26,9 +27,9 @@ use crate::systemd::manager::Manager;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Config {
-    /// Carry connections between two requests to the next process; true by default.
+    /// Carry connections between two requests to the successor; true by default.
     pub connections: bool,
-    /// Carry upgraded connections through `proxy`; true by default.
+    /// Carry tunnels, the upgraded connections through `proxy`; true by default.
     pub tunnels: bool,
     /// The longest that a reload waits for the new process to be ready; 30 s by default.
     pub ready_timeout: Duration,
@@ -46,14 +47,14 @@ impl Config {
     }
 }
 
-/// Why a connection is not carried to the next process.
+/// The reason why a connection is not carried to the successor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum NotCarried {
-    /// Nothing keeps it until there is a next process.
+    /// There is no store that would keep it until there is a successor.
     NoStore,
     /// The service is stopped for good.
-    NoNext,
+    NoSuccessor,
     /// `[handover]` says so.
     SwitchedOff,
     /// The mailbox did not take it.
@@ -61,15 +62,16 @@ pub(crate) enum NotCarried {
 }
 
 impl NotCarried {
-    /// All of them, in the order of their numbers.
-    pub(crate) const ALL: [Self; 4] = [Self::NoStore, Self::NoNext, Self::SwitchedOff, Self::MailboxFull];
+    /// All reasons, in the order of their discriminants.
+    pub(crate) const ALL: [Self; 4] =
+        [Self::NoStore, Self::NoSuccessor, Self::SwitchedOff, Self::MailboxFull];
 }
 
 impl fmt::Display for NotCarried {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NoStore => "there is no store",
-            Self::NoNext => "there is no next process",
+            Self::NoSuccessor => "there is no next process",
             Self::SwitchedOff => "switched off in [handover]",
             Self::MailboxFull => "refused by the mailbox",
         })
@@ -83,21 +85,21 @@ const EXIT: &str = "mailbox-out";
 /// The longest that a successor may leave the mailbox full.
 const ROOM: Duration = Duration::from_secs(5);
 
-/// The way to the next process.
+/// The way to the successor.
 #[derive(Debug)]
 pub(crate) struct Handover {
     config: Config,
     mailbox: Option<Mailbox>,
-    /// The mailbox and the listeners outlive this process.
+    /// True if the mailbox and the listeners outlive this process, in the manager's store.
     stored: bool,
-    /// A successor holds them too, and takes connections out as they are put in.
+    /// True once a running successor holds them too, and takes connections out as they are put in.
     succeeded: AtomicBool,
-    /// The service is stopped for good.
+    /// True once the service is being stopped for good.
     last: AtomicBool,
 }
 
 impl Handover {
-    /// Takes the inherited mailbox, or makes one. Without a service manager there is no next process.
+    /// Takes the inherited mailbox, or makes one; none without a service manager, which alone can start a successor.
     pub(crate) fn bind(config: Config, inherited: &mut Inherited, manager: &Manager) -> io::Result<Self> {
         let mailbox = match (inherited.take(ENTRANCE).pop(), inherited.take(EXIT).pop()) {
             _ if !manager.listens() => None,
@@ -113,7 +115,7 @@ impl Handover {
         })
     }
 
-    /// A way that leads over a restart, through this mailbox.
+    /// A handover over a restart, through this mailbox.
     #[cfg(test)]
     pub(crate) fn over(mailbox: Mailbox) -> Self {
         Self {
@@ -125,7 +127,7 @@ impl Handover {
         }
     }
 
-    /// Leaves the mailbox with the service manager. It knows the ends that it has already.
+    /// Leaves the mailbox with the service manager, which keeps one copy of each end however often it is given.
     pub(crate) fn store(&self, manager: &Manager) {
         for (name, end) in self.ends() {
             manager.store(name, end);
@@ -137,17 +139,17 @@ impl Handover {
         self.mailbox.iter().flat_map(|m| [(ENTRANCE, m.entrance()), (EXIT, m.exit())])
     }
 
-    /// A successor takes what is put in from now on.
+    /// Notes that a successor runs and takes out what is put in from now on.
     pub(crate) fn succeeded(&self) {
         self.succeeded.store(true, Relaxed);
     }
 
-    /// No process comes after this one: whatever is left to it is lost.
+    /// Notes that the service is stopped for good: connections left in the mailbox would be lost.
     pub(crate) fn nobody_follows(&self) {
         self.last.store(true, Relaxed);
     }
 
-    /// True if a successor takes parcels out as they are put in.
+    /// True if a running successor takes parcels out as they are put in.
     pub(crate) fn is_taken_out(&self) -> bool {
         self.succeeded.load(Relaxed)
     }
@@ -157,12 +159,12 @@ impl Handover {
         (self.stored && !self.last.load(Relaxed)) || self.is_taken_out()
     }
 
-    /// The reason why a connection is not carried, at once or after its answer; `None` if it is.
+    /// The reason why a connection is not carried; `None` if it is.
     pub(crate) fn refuses(&self, is_tunnel: bool) -> Option<NotCarried> {
         let wanted = if is_tunnel { self.config.tunnels } else { self.config.connections };
         match wanted {
             false => Some(NotCarried::SwitchedOff),
-            true if self.last.load(Relaxed) && !self.is_taken_out() => Some(NotCarried::NoNext),
+            true if self.last.load(Relaxed) && !self.is_taken_out() => Some(NotCarried::NoSuccessor),
             true if self.mailbox.is_none() || !self.keeps_listeners() => Some(NotCarried::NoStore),
             true => None,
         }
@@ -184,7 +186,7 @@ impl Handover {
         }
     }
 
-    /// The mailbox that connections of an earlier process come from.
+    /// The mailbox that a predecessor's connections come from.
     pub(crate) fn mailbox(&self) -> Option<&Mailbox> {
         self.mailbox.as_ref()
     }

@@ -6,10 +6,10 @@
 //! version: u8   descriptors: u8   length: u32, little-endian   body: `length` bytes
 //! ```
 //!
-//! A record takes its `descriptors` from the front of the list, so what a version cannot read is stepped over and
-//! costs that one record. The body of this version is a [`Content`] in postcard's encoding.
+//! A record takes its `descriptors` from the front of the list, so a record that cannot be read is stepped over
+//! and the others are not lost. The body of this version is a [`Content`] in postcard's encoding.
 //!
-//! The next process may be another version of the program, so the bytes are input from outside: nothing in here
+//! The successor may be another version of the program, so the bytes are input from outside: nothing in here
 //! trusts them, and nothing panics on them.
 
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 /// The version of the records that this program writes, and the only one that it reads.
 pub(crate) const VERSION: u8 = match option_env!("STEADFAST_PARCEL_VERSION") {
-    // A build with another number stands in for another version in the tests.
+    // The tests build the program with another number, as another version.
     Some(number) => number.as_bytes()[0] - b'0',
     None => 1,
 };
@@ -35,18 +35,18 @@ const HEADER: usize = 6;
 pub(crate) enum Parcel {
     /// An HTTP connection between two requests.
     Connection(OwnedFd, ConnectionNote),
-    /// An upgraded connection and the upstream it is tied to.
+    /// A tunnel: an upgraded connection and the upstream that it leads to.
     Tunnel {
         /// The client's socket.
         client: OwnedFd,
         /// The upstream's.
         upstream: OwnedFd,
-        /// All that the next process must know of it.
+        /// All that the successor must know of it.
         note: TunnelNote,
     },
 }
 
-/// All that the next process must know of a connection.
+/// All that the successor must know of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ConnectionNote {
     /// The client's address; none for a unix socket.
@@ -59,7 +59,7 @@ pub(crate) struct ConnectionNote {
     pub read_ahead: Bytes,
 }
 
-/// All that the next process must know of a tunnel.
+/// All that the successor must know of a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TunnelNote {
     /// The client's address; none for a unix socket.
@@ -81,7 +81,7 @@ pub(crate) struct TunnelNote {
 pub(crate) struct Flow {
     /// Bytes read from one side that the other has yet to take.
     pub unsent: Bytes,
-    /// The side it comes from has closed: after `unsent` the other is told so.
+    /// True if the side it comes from has closed: after `unsent` the other is told so.
     pub ended: bool,
 }
 
@@ -112,13 +112,13 @@ pub(crate) enum Refusal {
     /// Its body cannot be read.
     #[error("its body is malformed")]
     Body,
-    /// It has not the descriptors that its body needs.
+    /// It has another number of descriptors than its body needs.
     #[error("it has {0} descriptors where it needs {1}")]
     Descriptors(usize, usize),
     /// The message ends before the record does: nothing after it can be read either.
     #[error("the message is cut short")]
     Short,
-    /// Its message came without the bytes that tell what it is.
+    /// Its message came without the memfd that describes it.
     #[error("its message came without its bytes; are there too few descriptors (LimitNOFILE=)?")]
     Lost,
 }

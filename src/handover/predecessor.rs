@@ -1,4 +1,4 @@
-//! A reload, seen from the new process: it takes the old one's place, and waits for it at the end.
+//! A reload, seen from the successor: it takes its predecessor's place, and waits for its end when it stops itself.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
@@ -22,7 +22,7 @@ pub(crate) struct Predecessor {
 }
 
 impl Predecessor {
-    /// The process that this one was started by, if it is to take its place.
+    /// Finds the predecessor; `None` if this process was not started by a reload.
     pub(crate) fn find(inherited: &mut Inherited) -> io::Result<Option<Self>> {
         let Some(channel) = inherited.take(CHANNEL).pop() else { return Ok(None) };
         let channel = StdUnixStream::from(channel);
@@ -40,7 +40,7 @@ impl Predecessor {
         self.pid
     }
 
-    /// Says that everything is bound, and returns when the old process has made this one the main one.
+    /// Says that everything is bound, and returns when the predecessor has made this process the main one.
     pub(crate) async fn relieve(&self) -> io::Result<()> {
         self.says.lock().await.write_all(b"ready\n").await?;
         let mut line = String::new();
@@ -51,26 +51,26 @@ impl Predecessor {
         }
     }
 
-    /// Says why this process cannot take over.
+    /// Tells the predecessor why this process cannot take over.
     pub(crate) async fn decline(&self, reason: &str) {
-        // If the old process is gone, there is nobody to tell.
+        // Best effort: the predecessor may have ended.
         let _ = self.says.lock().await.write_all(failed(reason).as_bytes()).await;
     }
 
-    /// Returns when the old process has ended.
+    /// Returns when the predecessor has ended.
     pub(crate) async fn gone(&self) {
-        // It says nothing any more: whatever ends the wait is its end.
+        // It writes nothing after `go`: the read ends with the process.
         let _ = self.hears.lock().await.read_u8().await;
     }
 
-    /// Ends the old process, which does not do so by itself.
+    /// Kills a predecessor that does not end by itself.
     pub(crate) fn end(&self) {
         tracing::warn!(process = self.pid, "process {} does not end: killing it", self.pid);
         // It may have ended in this moment.
         let _ = pidfd_send_signal(&self.process, Signal::KILL);
     }
 
-    /// Asks the old process to cut what it still has in flight.
+    /// Asks the predecessor to cut what it still has in flight.
     pub(crate) async fn cut(&self) {
         let _ = self.says.lock().await.write_all(b"cut\n").await;
     }

@@ -1,8 +1,8 @@
-//! A reload, seen from the old process: it starts the next one and learns whether that is ready.
+//! A reload, seen from the predecessor: it starts its successor and waits until that is ready.
 //!
 //! The two speak over a socket pair, a line at a time. The successor says `ready`, or `failed` with the reason; the
-//! old process answers `go` once it has resigned. From then on the socket says by its being open that the old process
-//! still drains, and the successor may send `cut`.
+//! predecessor answers `go`, the transfer, once it has made the successor the main process. From then on the socket
+//! is open as long as the predecessor drains, and the successor may send `cut`.
 
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -23,13 +23,14 @@ use crate::systemd::activation::{CHANNEL, STDERR};
 /// The first descriptor that is passed on (`SD_LISTEN_FDS_START`).
 const FIRST: usize = 3;
 
-/// Starts `"$@"` as a child of the service manager rather than of this process, so that the manager may supervise
-/// it: the shell that starts it ends at once, and its children become the manager's. The inner shell knows its own
-/// number, which is the successor's, and puts it where the old process's stands. Standard output is the outer shell's, for that number.
+/// Starts `"$@"` as a child of the service manager rather than of this process, so that the manager may supervise it:
+/// the shell that starts it ends at once, and its children become the manager's. The outer shell prints the inner one's
+/// process number, which `exec` makes the successor's; the inner one sets `LISTEN_PID` and `WATCHDOG_PID` to it.
+/// Standard output is used for that number alone.
 const START: &str =
     r#"sh -c 'export LISTEN_PID=$$ ${WATCHDOG_PID:+WATCHDOG_PID=$$}; exec "$@"' sh "$@" >&2 & echo $!"#;
 
-/// The reason why there is no successor. The old process goes on as if nothing had happened.
+/// The reason why there is no successor. This process goes on as if nothing had happened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SuccessorError {
     /// The program is not where it was.
@@ -58,8 +59,8 @@ impl SuccessorError {
     }
 }
 
-/// A process that is to take over. Dropped before it was given the transfer, it is ended: it must not serve what this
-/// process goes on serving.
+/// A process that is to take over. Its drop before the transfer kills it: it must not serve what this process goes on
+/// serving.
 #[derive(Debug)]
 pub(crate) struct Successor {
     pid: u32,
@@ -76,7 +77,7 @@ impl Successor {
         timeout: Duration,
     ) -> Result<Self, SuccessorError> {
         let wrong = |e| SuccessorError::Start(program.into(), e);
-        // The shell would say so in its own words, to nobody.
+        // Checked here, because the shell's message about a missing program is lost.
         std::fs::metadata(program).map_err(wrong)?;
         let (mut successor, mut words) = Self::spawn(program, descriptors).map_err(wrong)?;
         let mut line = String::new();
@@ -99,7 +100,7 @@ impl Successor {
 
     fn spawn(program: &Path, descriptors: Vec<(String, OwnedFd)>) -> io::Result<(Self, StdUnixStream)> {
         let (ours, theirs) = StdUnixStream::pair()?;
-        // Its stderr until it is ready: the reason why it is not.
+        // Its stderr until it is ready: if it fails, the reason is there.
         let (words, stderr) = StdUnixStream::pair()?;
         let mut passed = descriptors;
         passed.push((CHANNEL.to_owned(), theirs.into()));
@@ -125,11 +126,11 @@ impl Successor {
             .collect();
         command.fd_mappings(mappings).map_err(io::Error::other)?;
         let output = command.spawn()?.wait_with_output()?;
-        // Held open here, the pairs would not tell of the other's end.
+        // Closes this process's copies of the successor's ends, so that its exit shows as the end of both sockets.
         drop(command);
         let pid: u32 = String::from_utf8_lossy(&output.stdout).trim().parse().map_err(io::Error::other)?;
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
-        // It was nobody's child but the manager's, and may have come and gone: then its words tell why.
+        // It is the manager's child, and may have ended already: then its stderr tells why.
         let process = match pidfd_open(raw, PidfdFlags::empty()) {
             Err(Errno::SRCH) => None,
             opened => Some(opened?),
@@ -144,8 +145,8 @@ impl Successor {
         self.pid
     }
 
-    /// Gives the transfer. If the process has ended meanwhile, the service manager, whose main process it is by now,
-    /// starts another.
+    /// Gives the transfer. If the successor has ended meanwhile, the service manager starts another: it is the main
+    /// process by now.
     pub(crate) async fn go(mut self) -> Transfer {
         let mut channel = self.channel.take();
         if let Some(channel) = &mut channel
@@ -166,7 +167,7 @@ impl Drop for Successor {
     }
 }
 
-/// The transfer that was given. By its being kept the successor knows that this process still drains.
+/// The transfer that was given. As long as it is kept the successor knows that this process still drains.
 #[derive(Debug)]
 pub(crate) struct Transfer {
     pid: u32,
@@ -193,7 +194,7 @@ impl Transfer {
     }
 }
 
-/// The error of a process that failed: the reason that it gave, if it could, and its words on stderr, if any.
+/// The error of a process that failed: the reason that it gave, if it could, and its output on stderr, if any.
 fn failure(reason: Option<&str>, words: Option<String>) -> SuccessorError {
     match (reason, words) {
         (Some(reason), words) => SuccessorError::Failed {
@@ -213,10 +214,10 @@ fn failure(reason: Option<&str>, words: Option<String>) -> SuccessorError {
     }
 }
 
-/// The process's words on stderr, if any; it has ended, or is about to.
+/// The process's output on stderr, if any; it has ended, or is about to.
 fn last_words(words: &mut StdUnixStream) -> Option<String> {
     let mut text = Vec::new();
-    // As much as there is now: a process that hangs may hold the other end open.
+    // Reads only what is there now: a process that hangs may hold the other end open.
     let _ = words.set_nonblocking(true);
     let _ = words.take(64 << 10).read_to_end(&mut text);
     let text = String::from_utf8_lossy(&text);

@@ -25,7 +25,7 @@ pub struct Config {
     pub level: Option<Level>,
     /// The destination of events; [`Target::Auto`] by default.
     pub target: Target,
-    /// The look of events on stderr; [`Format::Text`] by default.
+    /// The format of events on stderr; [`Format::Text`] by default.
     pub format: Format,
     /// Which requests are logged; [`Access::Errors`] by default.
     pub access: Access,
@@ -63,7 +63,7 @@ pub enum Target {
     Stderr,
 }
 
-/// The look of events on stderr.
+/// The format of events on stderr.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Format {
@@ -88,9 +88,9 @@ pub enum Access {
 /// The longest that the end of the process waits for the last events to be written.
 const FLUSH: Duration = Duration::from_secs(1);
 
-/// Sends events where the config says, and panics with them. Call it once, first thing; if the process has a
-/// subscriber already, that one is kept. Nobody who logs waits for the log: events that a slow journal leaves no room
-/// for are lost, and counted.
+/// Sends events, and the messages of panics, to where the config says. Call it once, first thing; if the process has
+/// a subscriber already, that one is kept. Code that logs never waits: events that a slow journal leaves no room for
+/// are lost, and counted.
 pub fn start(config: &Config) {
     restore_stderr();
     let levels = Targets::new()

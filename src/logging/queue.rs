@@ -1,8 +1,9 @@
 //! Events on their way to where they are written.
 //!
-//! To write to the journal is to wait for it, and it may be slow, or stopped. So whoever logs only puts a copy of the
+//! A write to the journal waits for it, and it may be slow, or stopped. So code that logs only puts a copy of the
 //! event into a queue that is bounded in events and in bytes; one thread takes events out and hands them to the layer
-//! that writes. What the full queue refuses is counted. The copy is where text from outside is made fit to be shown.
+//! that writes. Events that the full queue refuses are counted. The copy is also where text from outside is made fit
+//! to be shown.
 //!
 //! An event takes the spans that it was logged in with it. The writing thread opens them anew around the event, so
 //! that each layer shows them in its own way: text before the message, JSON as objects, the journal as fields.
@@ -32,7 +33,7 @@ static QUEUE: OnceLock<Queue> = OnceLock::new();
 enum Entry {
     /// An event, and the spans it was logged in, outermost first.
     Event(Copied, Vec<Arc<Copied>>),
-    /// Tells when all before it is written.
+    /// A request to be told when all before it is written.
     Flush(Sender<()>),
 }
 
@@ -40,7 +41,7 @@ enum Entry {
 #[derive(Clone, Debug)]
 pub(super) struct Queue {
     entries: SyncSender<Entry>,
-    /// Held by what waits.
+    /// The memory of the waiting events, in bytes.
     bytes: Arc<AtomicUsize>,
     lost: Arc<AtomicU64>,
 }
@@ -56,7 +57,8 @@ impl Queue {
         }
         let bytes = Arc::clone(&queue.bytes);
         std::thread::Builder::new().name("log".into()).spawn(move || {
-            // A closed span closes its parent through the thread's own subscriber, which must be the same.
+            // A span that closes also closes its parent, through the thread's default subscriber: that must be the
+            // writer.
             dispatcher::with_default(&writer, || write(&waiting, &bytes, &writer));
         })?;
         Ok(Some(queue))
@@ -64,8 +66,8 @@ impl Queue {
 
     /// Puts an event in; false if there is no room.
     fn put(&self, event: Copied, spans: Vec<Arc<Copied>>) -> bool {
-        let bytes = held(&event, &spans);
-        let grown = |held: usize| held.checked_add(bytes).filter(|held| *held <= BYTES);
+        let bytes = memory(&event, &spans);
+        let grown = |waiting: usize| waiting.checked_add(bytes).filter(|waiting| *waiting <= BYTES);
         if self.bytes.fetch_update(Relaxed, Relaxed, grown).is_err() {
             return false;
         }
@@ -77,8 +79,8 @@ impl Queue {
     }
 }
 
-/// The memory that an event and its spans hold. A span is counted for each event of it.
-fn held(event: &Copied, spans: &[Arc<Copied>]) -> usize {
+/// The memory of an event and its spans, in bytes. A span is counted for each of its events.
+fn memory(event: &Copied, spans: &[Arc<Copied>]) -> usize {
     size_of::<Entry>() + event.bytes() + spans.iter().map(|span| span.bytes()).sum::<usize>()
 }
 
@@ -122,7 +124,7 @@ pub(crate) fn flush(limit: Duration) {
     if let Some(queue) = QUEUE.get()
         && queue.entries.try_send(Entry::Flush(written)).is_ok()
     {
-        // A journal that takes longer has lost the rest.
+        // Events that a journal has not taken by then are lost.
         let _ = wait.recv_timeout(limit);
     }
 }
@@ -143,9 +145,9 @@ fn write(waiting: &Receiver<Entry>, bytes: &AtomicUsize, writer: &Dispatch) {
                     writer.exit(&id);
                     writer.try_close(id);
                 }
-                bytes.fetch_sub(held(&event, &spans), Relaxed);
+                bytes.fetch_sub(memory(&event, &spans), Relaxed);
             }
-            // Whoever waited may have given up.
+            // The waiting thread may have given up.
             Entry::Flush(written) => _ = written.send(()),
         }
     }
@@ -200,7 +202,7 @@ impl Copied {
         take(&self.metadata.fields().value_set_all(&values))
     }
 
-    /// The memory that they hold.
+    /// Their memory, in bytes.
     fn bytes(&self) -> usize {
         let text = |value: &Owned| match value {
             Owned::Str(text) | Owned::Formatted(text) => text.capacity(),
@@ -210,7 +212,7 @@ impl Copied {
     }
 }
 
-/// A value as it is to be shown. What a client may make as long as a head may be is cut.
+/// A value as it is to be shown. A path, a query and a URI are cut: their client chooses the length.
 fn shown(field: &Field, text: &str) -> String {
     match field.name() {
         "path" | "query" | "uri" => excerpt(text),
@@ -318,7 +320,7 @@ mod tests {
         assert_eq!(lost(), 0);
     }
 
-    /// Takes events and never comes back from the first.
+    /// A writer that never returns from the first event.
     struct Frozen;
 
     impl<S: Subscriber> Layer<S> for Frozen {

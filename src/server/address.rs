@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::rules::Check;
 
-/// What is expected where an address stands.
+/// The text of a mistake that says what is expected of an address.
 pub(crate) const EXPECTED: &str = "\"HOST:PORT\", \"unix:/path\" or \"fd:NAME\"";
 
 /// An address to listen on.
@@ -51,7 +51,7 @@ impl Address {
         Some(name)
     }
 
-    /// True if only this machine reaches it. Of a `.socket` unit's socket that is the unit's matter.
+    /// True if only this machine can reach it. False for a `.socket` unit's socket: only the unit knows.
     pub(crate) fn is_local(&self) -> bool {
         match self {
             Self::Tcp(address) => address.ip().is_loopback(),
@@ -153,12 +153,12 @@ pub enum BindError {
         "cannot listen on {0}: the address is in use; stop what listens there (`ss -ltnxp` names it) or choose another"
     )]
     InUse(Address),
-    /// The process to be relieved still listens where it may not overlap with this.
+    /// The predecessor still listens on an address that overlaps with this one.
     #[error(
         "cannot listen on {0} while the running process listens on {1}: the two overlap, and a reload needs both at once; restart instead"
     )]
     Overlapping(Address, Address),
-    /// The address needs a right that the daemon has not got.
+    /// The address needs a right that the daemon does not have.
     #[error(
         "cannot listen on {0}: permission denied; a port below 1024 needs CAP_NET_BIND_SERVICE, a socket's folder must be writable"
     )]
@@ -189,7 +189,7 @@ impl BindError {
         }
     }
 
-    /// True if it may be gone in a while, without a change of the config.
+    /// True if a later attempt may succeed without a change of the config.
     pub(super) fn may_pass(&self) -> bool {
         match self {
             Self::InUse(_) | Self::Denied(_) | Self::Other(..) => true,
@@ -199,7 +199,8 @@ impl BindError {
         }
     }
 
-    /// The same error, or what it comes from if another process still holds listeners that this one gives up.
+    /// The same error, or [`BindError::Overlapping`] if the address overlaps with a listener that a running predecessor
+    /// still holds and this config gives up.
     pub(crate) fn beside<'a>(self, given_up: impl IntoIterator<Item = &'a Address>) -> Self {
         let port = |address: &Address| match address {
             Address::Tcp(address) => Some(address.port()),

@@ -10,33 +10,34 @@ use tokio::time::Instant;
 pub(crate) struct Tick(u64);
 
 impl Tick {
-    /// How long after an earlier moment this one is; nothing if it is not.
+    /// The time since an earlier moment; zero if that is not earlier.
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0))
     }
 
-    /// The moment that was so long before this one.
+    /// The moment that comes `duration` before this one.
     pub(crate) fn before(self, duration: Duration) -> Self {
         Self(self.0.saturating_sub(micros(duration)))
     }
 
-    /// The moment that is so long after this one.
+    /// The moment that comes `duration` after this one.
     #[cfg(test)]
     pub(crate) fn after(self, duration: Duration) -> Self {
         Self(self.0 + micros(duration))
     }
 }
 
-/// Time as clients have it: while a frozen process, or a paused machine, could not have heard them, none passes.
+/// The time that counts against clients: it stops while the process is frozen, or the machine paused, and nothing that
+/// they send is read.
 #[derive(Debug)]
 pub(crate) struct Clock {
     start: Instant,
-    /// How long the process stood still in all, in microseconds. Written by the sweep alone.
+    /// The time that the process stood still in all, in microseconds. Written by the sweep alone.
     stood_still: AtomicU64,
 }
 
 impl Clock {
-    /// Leaves room before the start for connections that have been idle since before it: 35 years.
+    /// The first moment, 35 years after zero: a connection that is taken over has been idle since before the start.
     const START: u64 = 1 << 50;
 
     pub(crate) fn new() -> Self {
@@ -44,12 +45,12 @@ impl Clock {
     }
 
     pub(crate) fn now(&self) -> Tick {
-        // A little out of date it does no harm: it grows once in a freeze.
+        // `Relaxed`: it changes only after a freeze, and a value that is a little old does no harm.
         let stood_still = self.stood_still.load(Relaxed);
         Tick((Self::START + micros(self.start.elapsed())).saturating_sub(stood_still))
     }
 
-    /// The process could do nothing for so long.
+    /// Leaves out a time in which the process stood still.
     pub(crate) fn skip(&self, standstill: Duration) {
         self.stood_still.fetch_add(micros(standstill), Relaxed);
     }

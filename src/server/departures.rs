@@ -1,4 +1,4 @@
-//! The way of connections to the next process, and from an earlier one.
+//! The way of connections to the successor, and from a predecessor.
 
 use std::io;
 use std::sync::Arc;
@@ -17,9 +17,9 @@ use crate::handover::mailbox::Mailbox;
 use crate::handover::parcel::Parcel;
 use crate::handover::{Handover, NotCarried};
 
-/// How many connections leave together, if so many are ready to.
+/// The most connections that leave together.
 const BATCH: usize = 250;
-/// How long the first of them waits for others, where nobody waits for them.
+/// The time that the first of them waits for others, where no successor is running yet.
 const GATHER: Duration = Duration::from_millis(5);
 
 /// Connections that leave, on their way to the mailbox.
@@ -27,7 +27,7 @@ const GATHER: Duration = Duration::from_millis(5);
 pub(crate) struct Departures {
     handover: Arc<Handover>,
     outbox: UnboundedSender<Parcel>,
-    /// Whoever holds the lock sees to it that they get there.
+    /// The other end of `outbox`. The task that holds the lock puts what comes out into the mailbox.
     leaving: tokio::sync::Mutex<UnboundedReceiver<Parcel>>,
 }
 
@@ -37,8 +37,8 @@ impl Departures {
         Arc::new(Self { handover, outbox, leaving: tokio::sync::Mutex::new(leaving) })
     }
 
-    /// Why a connection is not carried; `None` if it is. Asked when it leaves: a request may have become a tunnel since it
-    /// was told to.
+    /// The reason why a connection is not carried; `None` if it is. Asked when it leaves, not when it is told to: a
+    /// request may have become a tunnel in between.
     pub(super) fn refuses(&self, is_tunnel: bool) -> Option<NotCarried> {
         self.handover.refuses(is_tunnel)
     }
@@ -49,7 +49,7 @@ impl Departures {
         let _ = self.outbox.send(parcel);
     }
 
-    /// Puts whatever leaves into the mailbox, once.
+    /// Puts what has left into the mailbox, once.
     #[cfg(test)]
     pub(super) async fn pass_on(&self) {
         let mut parcels = Vec::new();
@@ -61,8 +61,8 @@ impl Departures {
 // ---- to the next process -------------------------------------------------------------------------------------
 
 impl Server {
-    /// Hands every connection over that can be: an idle one and a tunnel now, a busy one after its answer. The others
-    /// linger, as in [`Self::drain`]. Returns when none is left.
+    /// Hands over every connection that can be carried: an idle one and a tunnel now, a busy one after its answer.
+    /// The others linger, as in [`Self::drain`]. Returns when none is left.
     pub(crate) async fn carry(&self, linger: Duration) {
         let Some(departures) = &self.departures else { return self.drain(linger).await };
         self.command_all(Command::Carry);
@@ -72,7 +72,7 @@ impl Server {
             finish = Some(Instant::now() + linger);
         }
         tokio::select! {
-            () = self.see_off(departures, linger, finish) => {}
+            () = self.move_to_mailbox(departures, linger, finish) => {}
             never = self.sweep() => match never {},
         }
     }
@@ -133,8 +133,8 @@ impl Server {
     }
 }
 
-/// Parcels on their way from the outbox to the mailbox. They go back if the child ends meanwhile: whoever sees the
-/// others off is to find them.
+/// Parcels on their way from the outbox to the mailbox. If the child is cut meanwhile they go back into the
+/// outbox, where the next call of `carry` finds them.
 struct Gathered<'a> {
     parcels: Vec<Parcel>,
     departures: &'a Departures,
@@ -177,9 +177,9 @@ impl Server {
         Ok(())
     }
 
-    /// Takes a connection over from an earlier process, or back from the way to the next one.
+    /// Takes a connection over from a predecessor, or back if the mailbox refused it.
     fn adopt(&self, parcel: Parcel) -> io::Result<()> {
-        // At the limit it comes all the same: it was there before those that wait in the backlog.
+        // It comes even at the limit, without a permit: it was there before those that wait in the backlog.
         let permit = Arc::clone(&self.permits).try_acquire_owned().ok();
         let departures = self.departures.clone();
         match parcel {

@@ -1,4 +1,4 @@
-//! What a client may take.
+//! The limits of what a client may take.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
@@ -7,47 +7,47 @@ use ipnet::IpNet;
 
 use super::peer::Peer;
 
-/// What clients may take, one by one and together.
+/// The limits of what clients may take, one by one and together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// How many connections may be open at once; more wait in the backlog. 10,000 by default.
+    /// The most connections that may be open at once; more wait in the backlog. 10,000 by default.
     pub max_connections: usize,
-    /// How many connections one client address may have open; more are closed at once. An IPv6 client is its /64.
-    /// Loopback, unix sockets and trusted proxies are exempt. 1,024 by default.
+    /// The most connections that one client address may have open; more are closed at once. An IPv6 client is its
+    /// /64. Loopback, unix sockets and trusted proxies are exempt. 1,024 by default.
     pub connections_per_client: usize,
-    /// How many requests a connection may make before it is closed. 10,000 by default.
+    /// The most requests that a connection may make before it is closed. 10,000 by default.
     pub requests_per_connection: u64,
-    /// How long a client may take to send a request's head; 10 s by default.
+    /// The time that a client may take to send a request's head; 10 s by default.
     pub header_timeout: Duration,
     /// The largest head of a request, in bytes; 64 KiB by default, 8 KiB at least.
     pub header_limit: usize,
-    /// How long a connection may be idle between requests; 75 s by default.
+    /// The time that a connection may be idle between requests; 75 s by default.
     pub keepalive_timeout: Duration,
-    /// How long a client may send nothing of a request's body that is waited for; 30 s by default.
+    /// The time that a client may send nothing of a request's body that is waited for; 30 s by default.
     pub read_timeout: Duration,
-    /// How long a client may read nothing of an answer that waits for it; 60 s by default.
+    /// The time that a client may read nothing of an answer that waits for it; 60 s by default.
     pub write_timeout: Duration,
     /// The least that a client has to send of a body that is waited for, and to read of an answer that waits for it, in
     /// bytes per second; 240 by default, 0 asks for nothing.
     pub min_rate: u64,
-    /// How long a client may be waited for before `min_rate` counts; 30 s by default.
+    /// The time that a client may be waited for before `min_rate` counts; 30 s by default.
     pub min_rate_grace: Duration,
-    /// How long neither side of a tunnel may send anything; `None`, the default, is "for ever".
+    /// The time that both sides of a tunnel may be silent; `None`, the default, is "for ever".
     pub tunnel_idle_timeout: Option<Duration>,
     /// The largest request body, in bytes; 10 MiB by default.
     pub body_limit: u64,
-    /// What a client finds when `max_connections` are open; [`AtLimit::Wait`] by default.
+    /// The fate of a client that connects when `max_connections` are open; [`AtLimit::Wait`] by default.
     pub at_limit: AtLimit,
 }
 
-/// What becomes of one connection too many.
+/// The fate of one connection too many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AtLimit {
     /// It waits in the backlog.
     Wait,
-    /// It takes the place of the one that has been without a request for longest: of another machine's, if there is one.
+    /// It replaces the one that has been without a request for longest: one from another machine, if there is any.
     Evict,
 }
 
@@ -71,7 +71,7 @@ impl Default for Limits {
     }
 }
 
-/// The peers whose word on where a request comes from is passed on: proxies in front of this one. None by default.
+/// The peers whose `X-Forwarded-*` and `Forwarded` are passed on: proxies in front of this one. None by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Trusted {
@@ -82,7 +82,7 @@ pub struct Trusted {
 }
 
 impl Trusted {
-    /// Whether a peer is one of them.
+    /// True if a peer is one of them.
     #[must_use]
     pub fn contains(&self, peer: Peer) -> bool {
         match peer {
@@ -95,8 +95,8 @@ impl Trusted {
     }
 }
 
-/// Whom connections are counted for: an address, or the /64 that an IPv6 client has for itself. None for a client on
-/// this machine.
+/// The client that a peer's connections are counted for: an address, or the /64 that an IPv6 client has for itself.
+/// None for a client on this machine.
 pub(crate) fn client(peer: Peer) -> Option<IpAddr> {
     let Peer::Tcp(address) = peer else { return None };
     let address = address.ip().to_canonical();
@@ -109,7 +109,7 @@ pub(crate) fn client(peer: Peer) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
-    //! Whom a limit meets, and whose word counts.
+    //! The clients that a limit applies to, and the proxies that are trusted.
 
     use super::*;
 

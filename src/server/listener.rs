@@ -28,16 +28,16 @@ const KEEP_ALIVE_TIME: Duration = Duration::from_secs(60);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEP_ALIVE_PROBES: u32 = 4;
 
-/// The wait before what could not be bound is tried again; it doubles up to the longest.
+/// The wait before the next attempt to bind; it doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// A listener of an earlier process that the config does not name any more.
+/// A predecessor's listener that the config does not name any more.
 #[derive(Debug)]
 pub(crate) struct RemovedListener {
     /// Its name in the store.
     pub(crate) name: String,
-    /// Its address, unless that is the matter of a `.socket` unit.
+    /// Its address; none for a `.socket` unit's.
     pub(crate) address: Option<Address>,
 }
 
@@ -63,7 +63,7 @@ impl RemovedListener {
 /// Removes an address's path, if it has one.
 fn unlink(address: &Address) {
     if let Address::Unix(path) = address {
-        // It may be gone already; there is nobody to tell.
+        // Best effort: the path may be gone already.
         let _ = std::fs::remove_file(path);
     }
 }
@@ -73,14 +73,14 @@ fn unlink(address: &Address) {
 pub(crate) struct Listener {
     /// As it is in the config.
     configured: Address,
-    /// TCP or unix: tokio's own listeners do not tell that there is a connection without accepting it, but it watches
-    /// any socket as a stream.
+    /// TCP or unix. A stream only to tokio, which watches any socket: its own listener types cannot tell that a
+    /// connection waits without accepting it.
     socket: TcpStream,
-    /// The service manager, or another process, passed it.
+    /// True if the service manager, or a predecessor, passed it.
     inherited: bool,
-    /// This process made the socket's path and nobody else has got the socket yet: when this is dropped the path goes.
+    /// True while this process has made the socket's path and no other holds the socket: the drop removes the path.
     owns_path: AtomicBool,
-    /// Only root and this process's own user may connect.
+    /// True if only root and this process's own user may connect.
     private: bool,
 }
 
@@ -93,7 +93,7 @@ impl Listener {
         Self::bind_with(address, inherited, false)
     }
 
-    /// The same for a path, of which only root and this process's own user are let in.
+    /// The same for a path where only root and this process's own user may connect.
     ///
     /// # Errors
     /// As [`Self::bind`].
@@ -226,24 +226,24 @@ impl Listener {
         self.inherited
     }
 
-    /// Somebody else has the socket, too: the path stays when this is dropped.
+    /// Notes that another process has the socket, too: the drop leaves the path.
     pub(crate) fn leave(&self) {
         self.owns_path.store(false, Relaxed);
     }
 
-    /// Nobody listens on, in this process or another: removes the path, whoever made it.
+    /// Removes the path, whoever made it: no process listens there any more.
     pub(super) fn unlink(&self) {
         self.leave();
         unlink(&self.configured);
     }
 
-    /// Waits until there is a connection, then for `permit`, and accepts it. None if it has gone meanwhile, or is of a
-    /// client that is not let in.
+    /// Waits until there is a connection, then for `permit`, and accepts it. None if it has gone meanwhile, or its
+    /// client may not connect.
     pub(super) async fn accept<P>(
         &self,
         permit: impl Future<Output = P>,
     ) -> io::Result<Option<(Socket, Peer, P)>> {
-        // A listener that waits for a client holds no permit, or it would be one less for the others' clients.
+        // A listener that waits for a client must hold no permit: one less would be left for the other listeners.
         self.socket.readable().await?;
         let permit = permit.await;
         match self.socket.try_io(Interest::READABLE, || self.accept_now()) {
@@ -253,11 +253,11 @@ impl Listener {
         }
     }
 
-    /// Accepts a connection. None if its client is not let in.
+    /// Accepts a connection. None if its client may not connect.
     ///
     /// # Errors
-    /// `WouldBlock` if there is none. It is the kernel that says so: tokio, asked for the next one, also says that for the sake of
-    /// other tasks, or because it has not heard of it yet.
+    /// `WouldBlock` if there is none, by the kernel's account. tokio's own `accept` would also say so to give other
+    /// tasks a turn, or because it has not seen the connection yet.
     pub(super) fn accept_now(&self) -> io::Result<Option<(Socket, Peer)>> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (socket, peer) = rustix::net::acceptfrom_with(&self.socket, flags)?;
@@ -300,8 +300,8 @@ impl AsFd for Listener {
     }
 }
 
-/// Takes back what this process alone has made, such as after a start that fails. An inherited socket is another's, who
-/// may be listening on it.
+/// Removes the path if this process alone has made it, such as after a start that fails. An inherited socket's path
+/// stays: another process may be listening there.
 impl Drop for Listener {
     fn drop(&mut self) {
         if self.owns_path.load(Relaxed) {
@@ -310,8 +310,8 @@ impl Drop for Listener {
     }
 }
 
-/// Tries again what may be possible later, as long as there is patience for it. Nothing runs yet that could be held up
-/// by the wait.
+/// Tries again while it may still become possible and the start's time is not over. It blocks the thread: nothing runs
+/// yet.
 fn until_possible<T>(
     patience: Option<Instant>,
     mut bind: impl FnMut() -> Result<T, BindError>,

@@ -53,15 +53,16 @@ use self::stream::{ClientStream, Socket};
 
 /// The least that hyper buffers of one connection, in either direction.
 const BUFFER: usize = 64 << 10;
-/// How long to wait after `accept` failed for want of descriptors or memory.
+/// The pause after `accept` failed for want of descriptors or memory.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
-/// How long after the last failure of `accept` it is over: at the limit, one connection that closes lets one more in.
+/// The time without a failure of `accept` after which the shortage is over. At the limit single connections still get
+/// in, one for each that closes.
 const ACCEPT_CALM: Duration = Duration::from_secs(1);
 
 /// A set of listeners with what answers there.
 #[derive(Clone, Debug)]
 pub(crate) struct Server {
-    /// A restarted child gets them again; none are left once they are closed.
+    /// Shared with the child, which is given them anew when it is restarted; empty once they are closed.
     listeners: Arc<Mutex<Vec<Arc<Listener>>>>,
     registry: Arc<Registry>,
     serving: Arc<Serving>,
@@ -81,7 +82,7 @@ impl Server {
         limits: Limits,
     ) -> Self {
         let mut http1 = http1::Builder::new();
-        // The sweep times heads: a timer of hyper's own would be one more object for each of them.
+        // The sweep times heads: hyper's own timer would cost an allocation for each.
         http1.header_read_timeout(None);
         // A larger head is answered with 431. The buffer holds a head and, beside it, a chunk of a body.
         http1.max_header_size(limits.header_limit).max_buf_size(limits.header_limit.max(BUFFER));
@@ -103,12 +104,12 @@ impl Server {
         }
     }
 
-    /// The same, believing these peers.
+    /// The same, with proxies that are trusted.
     pub(crate) fn trusting(self, trusted: Trusted) -> Self {
         Self { trusted: Arc::new(trusted), ..self }
     }
 
-    /// The same, with a way for its connections to the next process.
+    /// The same, with a way for its connections to the successor.
     pub(crate) fn with_departures(self, departures: Arc<Departures>) -> Self {
         Self { departures: Some(departures), ..self }
     }
@@ -138,7 +139,7 @@ impl Server {
     }
 
     async fn accept_from(&self, listener: &Listener) -> Infallible {
-        // When it last failed; said at the beginning and at the end, not at every attempt.
+        // The time of the last failure. The log tells of the first one and of the end, not of every attempt.
         let mut failed: Option<Instant> = None;
         loop {
             let accepted = listener.accept(self.permit()).await;
@@ -163,7 +164,7 @@ impl Server {
         }
     }
 
-    /// Returns when there is a place for one more connection. At the limit, connections wait in the backlog.
+    /// Returns a permit for one more connection. At the limit, connections wait in the backlog.
     async fn permit(&self) -> OwnedSemaphorePermit {
         let permits = Arc::clone(&self.permits);
         if permits.available_permits() == 0 && self.limits.at_limit == AtLimit::Evict {
@@ -175,8 +176,8 @@ impl Server {
         }
     }
 
-    /// Stops listening. Of a listener that another process holds too, the backlog waits for that process. Of any
-    /// other, the connections in the backlog are taken first, whatever the limit: they would be reset.
+    /// Stops listening. The backlog of a listener that another process holds too waits for that process. From
+    /// any other the connections in the backlog are accepted first, whatever the limit: they would be reset.
     pub(crate) async fn close(&self, held_elsewhere: bool) {
         let listeners = std::mem::take(&mut *self.listeners.lock().unwrap_or_else(PoisonError::into_inner));
         for listener in listeners {
@@ -190,7 +191,7 @@ impl Server {
                     Ok(None) => {}
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(error) if is_of_one_connection(&error) => {}
-                    // For want of descriptors: some become free with every connection that is answered.
+                    // There are no descriptors left: some become free with every connection that closes.
                     Err(_) => tokio::time::sleep(ACCEPT_BACKOFF).await,
                 }
             }
@@ -220,8 +221,8 @@ impl Server {
 
     // ---- draining ----
 
-    /// Lets every connection come to its end: an idle one may ask once more within `linger`, a busy one gets its
-    /// answer. Returns when all are closed.
+    /// Closes every connection gracefully: an idle one may send one more request within `linger`, a busy one
+    /// gets its answer. Returns when all are closed.
     pub(crate) async fn drain(&self, linger: Duration) {
         tokio::select! {
             () = self.linger(linger) => {}
@@ -250,7 +251,7 @@ impl Server {
     }
 }
 
-/// Whether an error of `accept` is that of the connection it would have returned (accept(2), "Error handling").
+/// True if an error of `accept` is that of the connection it would have returned (accept(2), "Error handling").
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)

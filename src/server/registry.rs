@@ -33,7 +33,8 @@ struct Open {
 #[derive(Debug)]
 pub(crate) struct Registry {
     clock: Clock,
-    /// The watchdog's clock in milliseconds, for which nobody else has to read the time; 0 without a watchdog.
+    /// The watchdog's clock in milliseconds: written by the watchdog alone, read by each connection's task instead of
+    /// the time; 0 without a watchdog.
     watchdog_now: AtomicU64,
     started: Instant,
     next_id: AtomicU64,
@@ -121,30 +122,30 @@ impl Registry {
         }
     }
 
-    /// How many connections a client address has open.
+    /// The number of open connections of a client address.
     pub(super) fn connections_of(&self, client: IpAddr) -> usize {
         self.lock().by_client.get(&client).copied().unwrap_or_default()
     }
 
-    /// Every open connection. A copy: none is held up while it is looked at.
+    /// Every open connection. A copy, so that the lock is free while the connections are looked at.
     #[must_use]
     pub(crate) fn connections(&self) -> Vec<Arc<Connection>> {
         self.lock().connections.values().cloned().collect()
     }
 
-    /// How many connections are open.
+    /// The number of open connections.
     #[must_use]
     pub(crate) fn len(&self) -> usize {
         self.lock().connections.len()
     }
 
-    /// Whether no connection is open.
+    /// True if no connection is open.
     #[must_use]
     pub(crate) fn is_empty(&self) -> bool {
         self.lock().connections.is_empty()
     }
 
-    /// How many requests are being answered, tunnels among them.
+    /// The number of requests being answered, tunnels among them.
     #[must_use]
     pub(crate) fn in_flight(&self) -> usize {
         self.totals.in_flight()
@@ -158,7 +159,7 @@ impl Registry {
         requests
     }
 
-    /// What has been counted.
+    /// The account of everything that this server has served.
     #[must_use]
     pub(crate) fn totals(&self) -> &Totals {
         &self.totals
@@ -171,8 +172,8 @@ impl Registry {
         }
     }
 
-    /// Closes the connection that has been without a request for longest, so that there is a place for another. Those of
-    /// this machine come last: whoever looks after it is to get in.
+    /// Closes the connection that has been without a request for longest, so that its permit is free for another. Those
+    /// of this machine come last, so that an operator there gets in.
     pub(super) fn evict(&self) {
         let connections = self.connections();
         let candidates = connections.iter().filter_map(|c| Some((c.without_request_since()?, c)));
@@ -217,20 +218,21 @@ impl Registry {
 
     /// Sets the watchdog's clock.
     pub(crate) fn tick(&self) {
-        // Never 0, which means that there is none.
+        // Never 0: that means "no watchdog".
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1;
         self.watchdog_now.store(now, Relaxed);
     }
 
-    /// The requests whose handler has held its thread for `limit` or longer, with a number for the occasion.
-    pub(crate) fn held_for(&self, limit: Duration) -> Vec<((u64, u64), RequestView, Duration)> {
+    /// The requests whose handler has blocked its thread for `limit` or longer: a key that is another one each time
+    /// that it does, the request, and for how long.
+    pub(crate) fn blocked_for(&self, limit: Duration) -> Vec<((u64, u64), RequestView, Duration)> {
         let now = self.watchdog_now();
-        let held_for = |connection: &Arc<Connection>| {
+        let blocked_for = |connection: &Arc<Connection>| {
             let since = connection.progress().polled_since()?;
-            let held = Duration::from_millis(now.saturating_sub(since));
-            Some(((connection.id(), since), connection.view()?, held)).filter(|_| held >= limit)
+            let blocked = Duration::from_millis(now.saturating_sub(since));
+            Some(((connection.id(), since), connection.view()?, blocked)).filter(|_| blocked >= limit)
         };
-        self.connections().iter().filter_map(held_for).collect()
+        self.connections().iter().filter_map(blocked_for).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {

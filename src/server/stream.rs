@@ -26,7 +26,7 @@ pub(crate) enum Socket {
 }
 
 impl Socket {
-    /// A socket from an earlier process. Must run inside the runtime.
+    /// A socket from a predecessor. Must run inside the runtime.
     pub(super) fn adopt(descriptor: OwnedFd) -> io::Result<Self> {
         let socket = socket2::Socket::from(descriptor);
         socket.set_nonblocking(true)?;
@@ -37,7 +37,7 @@ impl Socket {
         }
     }
 
-    /// The bare descriptor, of which this process's runtime knows nothing any more.
+    /// The bare descriptor, released from this process's runtime.
     pub(super) fn into_descriptor(self) -> io::Result<OwnedFd> {
         match self {
             Self::Tcp(socket) => socket.into_std().map(Into::into),
@@ -45,7 +45,7 @@ impl Socket {
         }
     }
 
-    /// Whether a byte waits in the kernel. Of a socket that is new to the runtime that would not know yet.
+    /// True if a byte waits in the kernel. It asks the kernel, for the runtime does not know that yet of a new socket.
     fn has_waiting_byte(&self) -> bool {
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         let peeked = match self {
@@ -97,7 +97,7 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Sockets hold nothing back.
+        // A socket has no buffer of its own to flush.
         Poll::Ready(Ok(()))
     }
 
@@ -119,21 +119,21 @@ pub(super) struct ClientStream {
     read_ahead: ReadAhead,
     /// The status of an answer that hyper would have given by itself.
     refused: Option<StatusCode>,
-    /// The client's end was seen while it was owed an answer.
+    /// True if the client was seen to finish sending while its request was being answered.
     ended: bool,
     /// Interim answers that the socket has yet to take.
     interim: Vec<u8>,
     place: Place,
 }
 
-/// A connection's place in the registry and among `max_connections`; it is given up when this is dropped.
+/// A connection's entry in the registry, and its permit; both are given up when this is dropped.
 #[derive(Debug)]
-struct Place {
+struct Registration {
     connection: Arc<Connection>,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
-impl Drop for Place {
+impl Drop for Registration {
     fn drop(&mut self) {
         self.connection.closed();
     }
@@ -143,9 +143,9 @@ impl Drop for Place {
 #[derive(Debug, Default)]
 struct ReadAhead {
     bytes: Bytes,
-    /// How many of them hyper has been given, and may give back.
+    /// The number of them that hyper has been given, and may give back.
     given: usize,
-    /// It has been given more than these.
+    /// True if hyper has also been given later bytes, from the socket.
     passed: bool,
 }
 
@@ -167,7 +167,8 @@ impl ReadAhead {
             // An empty `Bytes` still pins hyper's whole buffer; do not store it.
             self.bytes = if unused.is_empty() { Bytes::new() } else { unused };
         } else {
-            // All of it is still here, so that a long row of requests is not copied again for each of them.
+            // The unused bytes are the end of these: they are kept, not copied, so that many pipelined requests cost
+            // one copy in all.
             self.bytes.advance(self.given.saturating_sub(unused.len()));
             if self.bytes.is_empty() {
                 self.bytes = Bytes::new();
@@ -196,7 +197,7 @@ impl ClientStream {
     }
 
     pub(super) fn connection(&self) -> &Arc<Connection> {
-        &self.place.connection
+        &self.registration.connection
     }
 
     /// Puts back what hyper has read and not used.
@@ -204,7 +205,7 @@ impl ClientStream {
         self.read_ahead.take_back(bytes);
     }
 
-    /// Whether a request has begun that nobody has read yet.
+    /// True if the first byte of a request is there and unread.
     pub(super) fn has_waiting_byte(&self) -> bool {
         self.has_read_ahead() || self.socket.has_waiting_byte()
     }
@@ -236,10 +237,12 @@ impl ClientStream {
         match socket.into_descriptor() {
             Ok(socket) => {
                 let read_ahead = read_ahead.bytes.slice(read_ahead.given..);
-                place.connection.leave(Parcel::Connection(socket, place.connection.note(read_ahead)));
+                registration
+                    .connection
+                    .leave(Parcel::Connection(socket, registration.connection.note(read_ahead)));
             }
             Err(error) => {
-                tracing::warn!(peer = %place.connection.peer(), %error, "cannot take a connection apart");
+                tracing::warn!(peer = %registration.connection.peer(), %error, "cannot take a connection apart");
             }
         }
     }
@@ -250,18 +253,22 @@ impl ClientStream {
         if !read_ahead.left().is_empty() {
             up.unsent = [&up.unsent, read_ahead.left()].concat().into();
         }
-        match (socket.into_descriptor(), place.connection.tunnel_note(up, down)) {
-            (Ok(client), Some(note)) => place.connection.leave(Parcel::Tunnel { client, upstream, note }),
-            (Ok(_), None) => tracing::warn!(peer = %place.connection.peer(), "a tunnel has no request"),
+        match (socket.into_descriptor(), registration.connection.tunnel_note(up, down)) {
+            (Ok(client), Some(note)) => {
+                registration.connection.leave(Parcel::Tunnel { client, upstream, note })
+            }
+            (Ok(_), None) => {
+                tracing::warn!(peer = %registration.connection.peer(), "a tunnel has no request")
+            }
             (Err(error), _) => {
-                tracing::warn!(peer = %place.connection.peer(), %error, "cannot take a tunnel apart");
+                tracing::warn!(peer = %registration.connection.peer(), %error, "cannot take a tunnel apart");
             }
         }
     }
 
     // ---- in and out ----
 
-    /// Whether the socket may still be used.
+    /// An error if the connection is to be closed at once.
     fn obey(command: Command) -> io::Result<()> {
         if command >= Command::Drop { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
     }
@@ -270,8 +277,8 @@ impl ClientStream {
         self.connection().state() == State::Tunnel
     }
 
-    /// Whether hyper writes of its own accord: an answer to what is no request. It is swallowed, for it says neither that
-    /// the connection closes nor when it was sent; its status is noted.
+    /// True if hyper answers by itself what is no request. That answer is swallowed, as it has neither `Connection:
+    /// close` nor a `Date`; its status is noted for one that does.
     fn swallows(&mut self, bytes: &[u8]) -> bool {
         let answers_nobody = matches!(
             self.connection().state(),
@@ -337,8 +344,8 @@ impl AsyncRead for ClientStream {
         } else if result.is_pending() && this.is_tunnel() {
             Self::obey(this.connection().commands().poll(Waiter::Reader, cx))?;
         } else if result.is_ready() && this.connection().state() == State::Answering && !this.ended {
-            // hyper takes it for the client's death. One that has only finished sending, in the same packet as its
-            // request, still gets what its handler can answer at once.
+            // hyper drops the request when it sees the end. A client that has only finished sending, in the same
+            // packet as its request, still gets what its handler can answer at once.
             this.ended = true;
             cx.waker().wake_by_ref();
             return Poll::Pending;
@@ -378,8 +385,8 @@ impl AsyncWrite for ClientStream {
         true
     }
 
-    /// With the flush of an answer hyper's work is done: it is told to wait, so that it does not look for the next request,
-    /// and is taken apart by the task that polls it.
+    /// After the flush of an answer hyper is told to wait, so that it does not read the next request: its work is done,
+    /// and the task that polls it takes its connection apart.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(this.poll_interim(cx))?;
@@ -387,7 +394,7 @@ impl AsyncWrite for ClientStream {
         if this.connection().flushed() { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 
-    /// Of a tunnel, closes the sending half. How an HTTP connection is closed is the matter of its task, not of hyper.
+    /// Closes the sending half of a tunnel. An HTTP connection is closed by its task, not by hyper.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.is_tunnel() { Pin::new(&mut this.socket).poll_shutdown(cx) } else { Poll::Ready(Ok(())) }

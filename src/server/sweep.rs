@@ -8,11 +8,11 @@ use tokio::time::Instant;
 use super::limits::Limits;
 use super::registry::Registry;
 
-/// How often connections are looked at: no limit is kept more exactly than this.
+/// The time between two looks at every connection: no limit is kept more exactly than this.
 pub(crate) const STEP: Duration = Duration::from_millis(250);
 
-/// A look that comes later than this after the one before was held up by something that held up all else: the process
-/// was stopped, its cgroup frozen, its machine paused.
+/// The time between two looks above which the whole process stood still: it was stopped, its cgroup frozen, its
+/// machine paused.
 const STANDSTILL: Duration = Duration::from_secs(2);
 
 /// Sweeps over the connections until it is dropped.
@@ -31,7 +31,7 @@ pub(super) async fn sweep(registry: &Registry, limits: &Limits) -> Infallible {
             passed = last.elapsed();
             last = Instant::now();
             if passed > STANDSTILL {
-                // Nobody could have been heard meanwhile, so nobody was silent.
+                // No client could have been served meanwhile, so the time counts against none.
                 registry.clock().skip(passed.saturating_sub(STEP));
                 passed = STEP;
             }

@@ -1,5 +1,5 @@
-//! Taking a connection apart and putting it together in another server changes nothing for its client; one that
-//! cannot go there stays and is told.
+//! A connection that is taken apart and put together in another server stays the same to its client; one that
+//! cannot be carried is closed, and its client is told so by the last answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,7 +62,8 @@ fn request() -> impl Strategy<Value = Vec<u8>> {
     )
 }
 
-/// Where a stream is cut, how often the server gets to run there, and whether the connection changes hands.
+/// A cut of a stream: its position in bytes, the number of times that the server gets to run there, and true if the
+/// connection changes hands there.
 type Cut = (usize, u8, bool);
 
 /// One of two servers, between which a connection changes hands.

@@ -1,4 +1,4 @@
-//! What is counted: how requests ended, and which connections went from one process to the next.
+//! The account of a server: how its requests ended, and which connections went from one process to its successor.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -10,7 +10,7 @@ use crate::handover::NotCarried;
 use crate::handover::parcel::Parcel;
 use crate::printable::counted;
 
-/// How a request ended.
+/// The end of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// Its answer was written whole.
@@ -21,7 +21,7 @@ pub(crate) enum Outcome {
     Stalled,
     /// The stop cut it.
     Cut,
-    /// It goes on in the next process: for this one it neither ends nor counts.
+    /// It goes on in the successor: for this process it neither ends nor counts.
     Carried,
 }
 
@@ -54,22 +54,22 @@ pub(crate) struct Totals {
     pub client_gone: AtomicU64,
     /// Requests the stop cut.
     pub cut: AtomicU64,
-    /// Connections given to the next process.
+    /// Connections given to the successor.
     pub handed_over: Carried,
-    /// Connections that could not be: they linger.
+    /// Connections that could not be given to it: they linger.
     pub not_carried: NotCarriedCounts,
-    /// Connections taken from an earlier process.
+    /// Connections taken from a predecessor.
     pub taken_over: Carried,
-    /// Connections that an earlier process left and this one closed.
+    /// Connections that a predecessor left and this process closed: it could not read what they are.
     pub not_understood: AtomicU64,
 }
 
-/// Connections that went from one process to the next.
+/// Connections that went from one process to its successor.
 #[derive(Debug, Default)]
 pub(crate) struct Carried {
     /// Between two requests.
     pub connections: AtomicU64,
-    /// Upgraded, and tied to an upstream.
+    /// Tunnels through `proxy`.
     pub tunnels: AtomicU64,
 }
 
@@ -113,7 +113,7 @@ impl fmt::Display for Carried {
 pub(crate) struct NotCarriedCounts([AtomicU64; NotCarried::ALL.len()]);
 
 impl NotCarriedCounts {
-    /// Counts some.
+    /// Adds to a reason's counter.
     pub(in crate::server) fn add(&self, reason: NotCarried, connections: usize) {
         self.0[reason as usize].fetch_add(connections as u64, Relaxed);
     }
@@ -163,7 +163,7 @@ impl Totals {
         }
     }
 
-    /// An account that nobody reads.
+    /// An account without a log and metrics.
     pub(crate) fn unobserved() -> Self {
         Self::new(metrics::Histogram::noop(), AccessLog::off())
     }
@@ -198,7 +198,7 @@ impl Totals {
         });
     }
 
-    /// How many requests are being answered, tunnels among them.
+    /// The number of requests being answered, tunnels among them.
     #[must_use]
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.load(Relaxed)

@@ -1,4 +1,4 @@
-//! A connection that has become another protocol: bytes, both ways, until both ends have said their last.
+//! A connection that has become another protocol: bytes, both ways, until both ends have closed.
 
 use std::future::poll_fn;
 use std::io;
@@ -16,11 +16,11 @@ use super::connection::{Command, Waiter};
 use super::stream::{ClientStream, Socket};
 use crate::handover::parcel::Flow;
 
-/// How much is read at once, in bytes, and the most that a direction ever holds.
+/// The most that is read at once, in bytes, and the most that a direction ever holds.
 const CHUNK: usize = 16 << 10;
 
-/// Two connected ends. All that a tunnel is stands here, and nothing in the future of [`Tunnel::run`]: dropped between
-/// two polls, that leaves a whole tunnel, which can go on with another `run`, or in another process.
+/// Two connected ends. The whole state of a tunnel is in here, and none in the future of [`Tunnel::run`]: that can be
+/// dropped between two polls, and the tunnel goes on with another `run`, or in another process.
 #[derive(Debug)]
 pub(super) struct Tunnel<C, U> {
     client: C,
@@ -47,7 +47,7 @@ enum Stage {
     Ended,
 }
 
-/// Carries what two upgraded connections say, to its end or into the next process.
+/// Carries the bytes of a tunnel both ways until it ends, or leaves for the successor.
 pub(crate) async fn begin(client: Upgraded, upstream: Upgraded) {
     let client = match client.downcast::<TokioIo<Box<ClientStream>>>() {
         Ok(parts) => {
@@ -116,7 +116,7 @@ where
     /// Carries bytes until both directions have ended. An end of one direction is passed on as such.
     ///
     /// # Errors
-    /// When either end fails: then nothing more can be passed on in either direction.
+    /// Either end has failed: then nothing more can be passed on in either direction.
     pub(super) async fn run(&mut self) -> io::Result<()> {
         poll_fn(|cx| {
             let up = self.up.poll(cx, &mut self.client, &mut self.upstream)?;
@@ -152,7 +152,7 @@ impl Direction {
             }
             self.unsent = BytesMut::new();
 
-            // On the stack, so that a tunnel that waits holds no memory.
+            // On the stack, so that a waiting tunnel has no buffer on the heap.
             let mut chunk = [const { MaybeUninit::uninit() }; CHUNK];
             let mut chunk = ReadBuf::uninit(&mut chunk);
             if source.as_mut().poll_read(cx, &mut chunk)?.is_pending() {
@@ -176,14 +176,14 @@ impl Direction {
     }
 }
 
-/// A sink that takes nothing would be asked for ever.
+/// An error where nothing was written: such a sink would be tried for ever.
 fn written(n: usize) -> io::Result<usize> {
     if n == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(n) }
 }
 
 #[cfg(test)]
 mod tests {
-    //! What a tunnel promises whatever its ends do.
+    //! The promises of a tunnel, whatever its ends do.
 
     use proptest::prelude::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -195,7 +195,7 @@ mod tests {
     }
 
     proptest! {
-        /// A tunnel between two short pipes, stopped and gone on with after every so many polls.
+        /// A tunnel between two short pipes, which is stopped and resumed after every so many polls.
         #[test]
         fn nothing_is_lost_doubled_or_reordered_wherever_it_is_stopped(
             said in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40_000), 2),

@@ -1,4 +1,4 @@
-//! The descriptors that systemd, or a process to be relieved, passes to this one (`sd_listen_fds(3)`).
+//! The descriptors that systemd, or a predecessor, passes to this process (`sd_listen_fds(3)`).
 
 use std::io::Write;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -6,19 +6,19 @@ use std::os::unix::net::UnixStream;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// The names under which a process to be relieved passes the socket to itself, and what stderr was before it listened
-/// in.
+/// The names under which a predecessor passes the socket to itself, and the stderr that the successor is to have once
+/// it is ready.
 pub(crate) const CHANNEL: &str = "predecessor";
 pub(crate) const STDERR: &str = "stderr";
 
-/// The descriptors that the environment announces. They can be owned only once, so the process has one place for them.
+/// The descriptors that the environment announces. They can be owned only once, so they are in a static.
 static PASSED: LazyLock<Mutex<Inherited>> = LazyLock::new(|| Mutex::new(announced()));
 
 /// The descriptors this process was started with, by name.
 #[derive(Debug, Default)]
 pub(crate) struct Inherited {
     left: Vec<(String, OwnedFd)>,
-    /// Also of those that were taken.
+    /// The names of all, also of those that were taken.
     names: Vec<String>,
     /// The end of the wait for a listener that is not among them and cannot be bound yet.
     patience: Option<Instant>,
@@ -49,13 +49,13 @@ impl Inherited {
         rest
     }
 
-    /// From now on a listener that cannot be bound may be possible later: the service starts, perhaps with the machine,
-    /// or the manager has not closed another listener yet. Until then it is tried again.
+    /// Sets the time until which binding a listener is tried again: while a service starts, an address may be missing
+    /// yet, or the manager may not have closed another listener yet.
     pub(crate) fn wait_until(&mut self, until: Instant) {
         self.patience = Some(until);
     }
 
-    /// Until when, if at all.
+    /// The end of the wait for a listener that cannot be bound yet; none without such a wait.
     pub(crate) fn patience(&self) -> Option<Instant> {
         self.patience
     }
@@ -67,25 +67,25 @@ impl Inherited {
     }
 }
 
-/// Gives this process the standard error and output of the one it relieves. Until now they led to that process, which
-/// wants to know why a successor fails.
+/// Gives this process the standard error and output of its predecessor. Until now they led to the predecessor, which
+/// reports why a successor fails.
 pub(crate) fn restore_stderr() {
     if let Some(stderr) = passed().take(STDERR).pop() {
-        // Nothing can be said about a failure, for want of a stderr.
+        // Best effort: without a stderr a failure cannot be reported.
         let _ = rustix::stdio::dup2_stderr(&stderr);
         let _ = rustix::stdio::dup2_stdout(&stderr);
     }
 }
 
-/// Tells the process that this one was to relieve, if there is one, why it will not: before there is a runtime.
+/// Tells the predecessor, if there is one, why this process cannot take over. For the time before there is a runtime.
 pub(crate) fn decline(reason: &str) {
     if let Some(channel) = passed().take(CHANNEL).pop() {
-        // If that process is gone, there is nobody to tell.
+        // Best effort: the predecessor may have ended.
         let _ = UnixStream::from(channel).write_all(failed(reason).as_bytes());
     }
 }
 
-/// The line by which a new process says why it cannot take over.
+/// The line by which a successor says why it cannot take over.
 pub(crate) fn failed(reason: &str) -> String {
     format!("failed {}\n", reason.replace('\n', " "))
 }
@@ -102,7 +102,7 @@ fn announced() -> Inherited {
             Inherited { left, names, patience: None }
         }
         Err(error) => {
-            // This may be before there is a log.
+            // Written to stderr because there may be no log yet.
             eprintln!("cannot read the sockets that systemd announces, going on without them: {error}");
             Inherited::default()
         }

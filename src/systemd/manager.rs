@@ -10,20 +10,20 @@ use sd_notify::NotifyState;
 
 use crate::printable::{excerpt_of, printable};
 
-/// Its room for descriptors that are to outlive this process (`FileDescriptorStoreMax=`).
+/// The manager's store for descriptors that are to outlive this process (`FileDescriptorStoreMax=`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Store {
     /// There is none.
     None,
-    /// There is one, of a size that nobody tells.
+    /// There is one, of unknown size.
     OfUnknownSize,
-    /// There is one for so many.
+    /// There is one for this number of descriptors.
     Of(usize),
 }
 
 impl Store {
-    /// Reads the environment: systemd 254 and later tells of the store in `$FDSTORE` (systemd.exec(5)), for an older
-    /// one the unit does, where "1" says that there is a store and not how large it is.
+    /// Reads the environment: systemd 254 and later sets `$FDSTORE` to the store's size (systemd.exec(5)). For an
+    /// older systemd the unit sets `$STEADFAST_FDSTORE`, where "1" means a store of unknown size.
     fn from_environment() -> Self {
         let number = |name| std::env::var(name).ok()?.parse::<usize>().ok().filter(|n| *n > 0);
         match (number("FDSTORE"), number("STEADFAST_FDSTORE")) {
@@ -34,19 +34,19 @@ impl Store {
     }
 }
 
-/// The line to the service manager. Without `NOTIFY_SOCKET` all of it is silent and free.
+/// The notification socket of the service manager. Without `NOTIFY_SOCKET` every call does nothing.
 #[derive(Clone, Debug)]
 pub(crate) struct Manager {
     listens: bool,
     store: Store,
-    /// True if this process is, or is about to be, the unit's main one: the only one that is heard.
+    /// True if this process is, or is about to be, the unit's main one, the only one that the manager listens to.
     speaks: Arc<Mutex<bool>>,
-    /// The names of what it stores for this process.
+    /// The names of the descriptors that it stores for this process.
     stored: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Manager {
-    /// Reads the environment. A process that takes another's place keeps silent until [`Self::speak`].
+    /// Reads the environment. A successor of a reload keeps silent until [`Self::speak`].
     pub(crate) fn from_environment(speaks: bool) -> Self {
         let listens = std::env::var_os("NOTIFY_SOCKET").is_some();
         Self {
@@ -57,7 +57,7 @@ impl Manager {
         }
     }
 
-    /// True if anyone listens.
+    /// True if there is a service manager.
     pub(crate) fn listens(&self) -> bool {
         self.listens
     }
@@ -67,7 +67,7 @@ impl Manager {
         self.store != Store::None
     }
 
-    /// Warns if it has no room for all that was left with it: it says nothing of what it drops.
+    /// Warns if the store has no room for all that was left in it: the manager drops the rest silently.
     pub(crate) fn check_room(&self) {
         let needed = self.stored.lock().unwrap_or_else(PoisonError::into_inner).len();
         if let Store::Of(size) = self.store
@@ -85,16 +85,16 @@ impl Manager {
         sd_notify::watchdog_enabled()
     }
 
-    /// This process is the main one now.
+    /// Lets this process send: it is the main one now.
     pub(crate) fn speak(&self) {
         *self.speaks.lock().unwrap_or_else(PoisonError::into_inner) = true;
     }
 
-    /// Makes another process the unit's main one. The last word of this one.
+    /// Makes another process the unit's main one. This process says nothing afterwards.
     pub(crate) fn resign_to(&self, pid: u32) {
         let mut speaks = self.speaks.lock().unwrap_or_else(PoisonError::into_inner);
         if std::mem::replace(&mut *speaks, false) {
-            heard(sd_notify::notify(&[NotifyState::MainPid(pid)]));
+            log_failure(sd_notify::notify(&[NotifyState::MainPid(pid)]));
         }
     }
 
@@ -102,21 +102,22 @@ impl Manager {
     pub(crate) fn tell(&self, states: &[NotifyState<'_>]) {
         let speaks = self.speaks.lock().unwrap_or_else(PoisonError::into_inner);
         if *speaks {
-            heard(sd_notify::notify(states));
+            log_failure(sd_notify::notify(states));
         }
     }
 
-    /// Leaves a descriptor with the manager, for the next process. It comes back under its name.
+    /// Leaves a descriptor with the manager, for the successor, which inherits it under its name.
     pub(crate) fn store(&self, name: &str, descriptor: impl AsFd) {
         if self.stores() {
-            // Only what was sent to be stored is polled: a listener and a mailbox never hang up.
+            // `FDPOLL=0` is not needed: systemd drops a stored descriptor that hangs up, and listeners and mailboxes
+            // never do.
             self.stored(name);
             let states = [NotifyState::FdStore, NotifyState::FdName(name)];
-            heard(sd_notify::notify_with_fds(&states, &[descriptor.as_fd()] as &[BorrowedFd<'_>]));
+            log_failure(sd_notify::notify_with_fds(&states, &[descriptor.as_fd()] as &[BorrowedFd<'_>]));
         }
     }
 
-    /// It stores a descriptor already, from which this process inherited its own.
+    /// Notes that the manager stores a descriptor already: this process has inherited it from there.
     pub(crate) fn stored(&self, name: &str) {
         self.stored.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
     }
@@ -132,19 +133,19 @@ impl Manager {
     /// Has the manager close what it stores under a name.
     pub(crate) fn unstore(&self, name: &str) {
         if self.stores() {
-            heard(sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]));
+            log_failure(sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]));
         }
     }
 }
 
-fn heard(result: io::Result<()>) {
+fn log_failure(result: io::Result<()>) {
     if let Err(error) = result {
         tracing::warn!(%error, "cannot reach systemd's notification socket");
     }
 }
 
-/// A text fit for STATUS: a line break would begin another assignment, systemd ignores a datagram of more than 4,096
-/// bytes, and `systemctl status` prints it as it is.
+/// The text as STATUS can have it: a line break would begin another assignment, systemd ignores a datagram of more
+/// than 4,096 bytes, and `systemctl status` prints it as it is.
 pub(crate) fn one_line(text: &str) -> String {
     const LONGEST: usize = 900;
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -1,4 +1,5 @@
-//! The protocol between systemd and a service: the descriptors it passes, and what it can be told.
+//! The protocol between systemd and a service: the descriptors that systemd passes, and the notifications that it
+//! takes.
 //!
 //! `daemon/systemd` is the child that speaks it; the server and the handover leave their descriptors with it.
 

@@ -1,4 +1,4 @@
-//! Where to listen, and where to pass requests to.
+//! Addresses: to listen on, to trust, and to pass requests to.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
@@ -9,7 +9,7 @@ use super::{Refusal, Text, is_number};
 use crate::daemon::http::routes::{check, proxy};
 use crate::server::address::{self, Address};
 
-/// Where to listen.
+/// An address to listen on.
 pub(in crate::config) struct Listen;
 
 impl Text for Listen {
@@ -53,7 +53,7 @@ impl Text for Listen {
     }
 }
 
-/// Which proxies are believed.
+/// The proxies that are trusted.
 pub(in crate::config) struct Proxies;
 
 /// One of them, or a network of them.
@@ -143,7 +143,7 @@ fn host_and_port(text: &str) -> Result<(Host<'_>, u16), Refusal> {
         }
         None => match host.parse::<Ipv4Addr>() {
             Ok(address) => Some(Host::Address(IpAddr::V4(address))),
-            // What ends in a number can only be an address, and this one is wrong.
+            // A host whose last label is a number can only be an IPv4 address, and this one is wrong.
             Err(_) if host.rsplit('.').next().is_some_and(is_number) => None,
             Err(_) => host
                 .bytes()

@@ -98,7 +98,7 @@ impl Text for BodyLimit {
     }
 }
 
-/// How large a request's head may be, in bytes.
+/// The size of a request's largest head, in bytes.
 pub(in crate::config) struct HeaderLimit;
 
 impl Text for HeaderLimit {
@@ -116,14 +116,14 @@ impl Text for HeaderLimit {
 fn size(text: &str) -> Result<u64, Refusal> {
     match text.parse::<ByteSize>() {
         _ if text.starts_with('-') => Err(Refusal::new("is negative")),
-        // The parser answers what is too large with the largest number there is.
+        // The parser's result for every number that is too large.
         Ok(ByteSize(u64::MAX)) => Err(Refusal::new("is too large")),
         Ok(ByteSize(bytes)) => Ok(bytes),
         Err(_) => Err(Refusal::new("is no size")),
     }
 }
 
-/// How many connections or requests there may be.
+/// A number of connections or requests.
 pub(in crate::config) struct Connections;
 
 impl Kind for Connections {
@@ -138,7 +138,7 @@ impl Kind for Connections {
     }
 }
 
-/// How many restarts are too many.
+/// A number of restarts.
 pub(in crate::config) struct Restarts;
 
 impl Kind for Restarts {

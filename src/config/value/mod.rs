@@ -1,4 +1,4 @@
-//! How single values are written.
+//! The ways in which single values are written.
 
 mod address;
 mod amount;
@@ -27,7 +27,7 @@ pub(super) trait Text {
     fn parse(text: &str) -> Result<Self::Value, Refusal>;
 }
 
-/// Why a string is not what it should be.
+/// The reason why a string is not what it should be.
 pub(super) struct Refusal {
     /// Completes "`key` ...".
     what: String,

@@ -1,4 +1,4 @@
-//! What a route is made of.
+//! The values of a route.
 
 use std::io;
 use std::path::PathBuf;
@@ -115,8 +115,8 @@ impl Kind for Headers {
     }
 }
 
-/// A directory to serve files from. That it is not there, or cannot be read, may pass; that it is not absolute is its
-/// owner's to refuse.
+/// A directory to serve files from. One that is not there, or cannot be read, is a mistake that may pass; one that is
+/// not absolute is refused by the rules of `files`.
 pub(in crate::config) struct Directory;
 
 impl Kind for Directory {

@@ -81,7 +81,7 @@ impl Metrics {
         Self(Arc::new(Inner { recorder, handle, process }))
     }
 
-    /// Where the registry puts each request's duration, in seconds.
+    /// The histogram that takes each request's duration, in seconds.
     pub(crate) fn durations(&self) -> Histogram {
         with_local_recorder(&self.0.recorder, || histogram!(DURATION))
     }

@@ -1,8 +1,8 @@
-//! The admin child: health, metrics and status on listeners of their own, and what changes anything on a socket that
-//! only the daemon's own user may open. It stops last, so that a drain can be watched to its end; in a reload it makes
-//! way at once, for its listeners are the successor's.
+//! The admin child: health, metrics and status on listeners of their own, and the commands that change anything on a
+//! socket that only the daemon's own user may open. It stops last, so that a drain can be watched to its end; in a
+//! reload it stops at once, because the successor answers on its listeners.
 //!
-//! Its loop waits on its listeners, on the upkeep of the metrics, and on the word to stop.
+//! Its loop waits on its listeners, on the upkeep of the metrics, and on being told to stop.
 
 mod metrics;
 
@@ -64,8 +64,8 @@ const RUNTIME_DIRECTORY: &str = "/run/steadfast";
 /// The time between two clean-ups of the metrics where nobody scrapes them.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// The limits of its listeners. Operators and their tools are few, and their requests small and quick. Whatever clients
-/// hold its connections, one more gets in.
+/// The limits of its listeners. Operators and their tools are few, and their requests small and quick. At the limit the
+/// longest idle connection is closed, so that an operator always gets in.
 fn limits() -> Limits {
     Limits {
         max_connections: 256,
@@ -83,7 +83,7 @@ pub(super) struct Admin {
     control: Server,
     metrics: Metrics,
     handover: Arc<Handover>,
-    /// None of its listeners is accepted from any more.
+    /// Cancelled once it accepts from none of its listeners.
     closed: CancellationToken,
 }
 
@@ -99,7 +99,7 @@ impl Admin {
         inherited: &mut Inherited,
     ) -> Result<Self, BindError> {
         let listeners = listener::bind_all(&config.listen, inherited)?;
-        // Their own connections do not count among those they report.
+        // Registries of their own: the connections that ask for the figures are not counted in them.
         let registry = || Registry::new(Totals::unobserved());
         let closed = CancellationToken::new();
         let context = Arc::new(Context {
@@ -143,14 +143,14 @@ impl Admin {
 
     async fn upkeep(&self) {
         loop {
-            // First, so that a child that is restarted again and again gets to it.
+            // Before the sleep, so that it also runs in a child that is restarted again and again.
             self.metrics.upkeep();
             tokio::time::sleep(UPKEEP).await;
         }
     }
 }
 
-/// Everything that the handlers answer from.
+/// Everything that the handlers need.
 #[derive(Debug)]
 struct Context {
     observer: Observer,
@@ -158,12 +158,13 @@ struct Context {
     reloads: Reloads,
     manager: Manager,
     handover: Arc<Handover>,
-    /// The child has stopped accepting: who connects now reaches the next process.
+    /// Cancelled once the child has stopped accepting: new connections reach the successor.
     closed: CancellationToken,
 }
 
-/// The control socket's address: in the unit's `RuntimeDirectory=`, of which systemd tells (systemd.exec(5)); none
-/// outside of a unit. Of several, which systemd gives in an order of its own, in the one that the unit is shipped with.
+/// The control socket's address: in the unit's `RuntimeDirectory=`, which systemd passes in `$RUNTIME_DIRECTORY`
+/// (systemd.exec(5)); none outside of a unit. Of several directories, whose order is systemd's, it is in the one of the
+/// unit as shipped.
 pub(super) fn control_socket() -> Option<Address> {
     let folders = std::env::var_os("RUNTIME_DIRECTORY")?;
     let mut folders = std::env::split_paths(&folders);
@@ -172,8 +173,8 @@ pub(super) fn control_socket() -> Option<Address> {
     Some(Address::Unix(shipped.unwrap_or(first).join(CONTROL)))
 }
 
-/// The running daemon's control socket, for the commands that ask it: where the daemon has it, if the command is one of
-/// the unit's own, and else where the unit as shipped has it.
+/// The path of the running daemon's control socket, for the commands that ask it: the daemon's own if the command runs
+/// in the unit, as `ExecStop=` does, else that of the unit as shipped.
 #[must_use]
 pub fn control_path() -> PathBuf {
     match control_socket() {
@@ -190,7 +191,7 @@ fn control_router(context: Arc<Context>) -> Router {
     router(Arc::clone(&context)).merge(changes.with_state(context))
 }
 
-/// Makes a child have a fault; 404 if there is no such child.
+/// Injects a fault into a child; 404 if there is no such child.
 #[cfg(feature = "faults")]
 async fn inject(
     State(context): State<Arc<Context>>,
@@ -205,7 +206,7 @@ async fn inject(
     }
 }
 
-/// The stop that is about to come is for good: clients are to be told, and new ones refused, as without a store.
+/// Announces that the coming stop is for good: nothing is carried, and the listeners are closed, as without a store.
 async fn announce_stop(State(context): State<Arc<Context>>) -> StatusCode {
     tracing::info!("the service is being stopped: nothing is left for a next process");
     context.handover.nobody_follows();
@@ -217,15 +218,16 @@ async fn announce_stop(State(context): State<Arc<Context>>) -> StatusCode {
 async fn reload(State(context): State<Arc<Context>>) -> impl IntoResponse {
     match context.reloads.ask().await {
         Ok(pid) => {
-            // Whoever is told so may ask for the next reload at once, and has to reach that process.
+            // The client may ask for the next reload at once, which has to reach the successor: so this process first
+            // stops accepting.
             tokio::select! {
                 () = context.closed.cancelled() => {}
-                // A child that is at fault closes nothing, and accepts nothing either.
-                () = context.observer.supervisor.until_still(NAME) => {}
+                // An inactive child never cancels `closed`, but accepts nothing either.
+                () = context.observer.supervisor.until_inactive(NAME) => {}
             }
             (StatusCode::OK, format!("process {pid} has taken over\n"))
         }
-        // Another program may have said it.
+        // The reason may be another program's, such as a broken successor's.
         Err(reason) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{}\n", printable(&reason))),
     }
 }

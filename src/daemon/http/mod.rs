@@ -1,7 +1,7 @@
 //! The http child: the listeners of `[http]` with the config's routes and the caller's `Router`.
 //!
-//! Its loop waits on each listener, on the sweep over the connections, and on the word to stop; then it drains.
-//! Meanwhile the root waits on the mailbox for connections of an earlier process. Connections are tracked tasks, not
+//! Its loop waits on each listener, on the sweep over the connections, and on being told to stop; then it drains.
+//! Meanwhile the root waits on the mailbox for a predecessor's connections. Connections are tracked tasks, not
 //! subsystems: they outlive a restart of this child.
 
 pub(crate) mod routes;
@@ -33,13 +33,13 @@ pub(crate) const NAME: &str = "http";
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
-    /// Where to listen; `127.0.0.1:8080` by default.
+    /// The addresses to listen on; `127.0.0.1:8080` by default.
     pub listen: Vec<Address>,
-    /// What clients may take.
+    /// The limits of what clients may take.
     pub limits: Limits,
-    /// Whose `X-Forwarded-*` and `Forwarded` are passed on; nobody's by default.
+    /// The peers whose `X-Forwarded-*` and `Forwarded` are passed on; none by default.
     pub trusted_proxies: Trusted,
-    /// What answers; none by default.
+    /// The routes that answer; none by default.
     pub routes: Vec<Route>,
 }
 
@@ -54,12 +54,13 @@ impl Default for Config {
     }
 }
 
-/// How many connections or requests a limit may allow: a descriptor is a C `int`, so there can never be more.
+/// The numbers of connections or requests that a limit may allow: a descriptor is a C `int`, so there can never be
+/// more.
 pub(crate) const COUNTS: RangeInclusive<u64> = 1..=i32::MAX as u64;
-/// How large a request's head may be, in bytes: hyper's buffers have a least size, and a head of many megabytes is an
-/// attack.
+/// The sizes in bytes that the limit of a head may have: hyper's buffers have a least size, and a head of many
+/// megabytes is an attack.
 const HEADER_LIMITS: RangeInclusive<usize> = 8 << 10..=1 << 20;
-/// What is expected of the limit of a head.
+/// The text of a mistake that says what is expected of the limit of a head.
 pub(crate) const HEADER_LIMIT: &str = "a size from \"8KiB\" to \"1MiB\"";
 
 impl Config {
@@ -125,7 +126,7 @@ impl Http {
         &self.server
     }
 
-    /// Takes over what an earlier process has left in the mailbox.
+    /// Takes over the connections that a predecessor has left in the mailbox.
     pub(super) fn take_over(&self) {
         if let Some(mailbox) = self.handover.mailbox()
             && let Err(error) = self.server.take_over(mailbox)
@@ -151,14 +152,14 @@ impl Http {
         Ok(())
     }
 
-    /// Stops listening, and returns when every connection is closed or on its way to the next process. Whoever calls
-    /// this again goes on where it was left: the connections are not the child's.
+    /// Stops listening, and returns when every connection is closed or carried. If it is dropped, another call goes
+    /// on from there: the connections are not the child's.
     pub(super) async fn finish(&self) {
         self.server.close(self.handover.keeps_listeners()).await;
         self.server.carry(self.linger).await;
     }
 
-    /// Takes over what comes through the mailbox while a process that this one relieves drains, and tells of its end.
+    /// Takes over the connections that come through the mailbox while a predecessor drains, and logs its end.
     pub(super) async fn keep_taking_over(&self, mut predecessor: Option<&Predecessor>) -> Infallible {
         let Some(mailbox) = self.handover.mailbox() else { return std::future::pending().await };
         loop {
@@ -184,7 +185,7 @@ impl Http {
     }
 }
 
-/// Returns the process's number when it has ended.
+/// Returns the predecessor's process number when it has ended; never without one.
 async fn end_of(predecessor: Option<&Predecessor>) -> u32 {
     match predecessor {
         Some(predecessor) => {

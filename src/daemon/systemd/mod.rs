@@ -26,10 +26,10 @@ pub(crate) type Config = ();
 const SERVING_TICK: Duration = Duration::from_secs(5);
 /// The time between two reports of a drain, each of which extends its timeout.
 const DRAINING_TICK: Duration = Duration::from_secs(1);
-/// The length of an extension: far beyond the next one, so that a busy machine may miss some.
+/// The length of an extension: many ticks, so that a busy machine may miss some.
 const EXTENSION: Duration = Duration::from_secs(15);
 
-/// The child: what it tells of, and to whom.
+/// The child, with the parts of the daemon that it reports on.
 #[derive(Clone, Debug)]
 pub(super) struct Systemd {
     observer: Observer,

@@ -1,11 +1,11 @@
 //! The watchdog: a thread outside of the runtime, which notices when the runtime, or a part of it, is stuck.
 //!
-//! It looks at two things. Each child's heart beats from the child's own task; where it does not, the child is stuck,
-//! and the service manager is told, which restarts the unit. A connection's task notes when it begins to be polled;
-//! where that was long ago, a handler blocks its thread, which is logged.
+//! It looks at two things. Each child has a heartbeat from its own task; without it the child is stuck, and the
+//! service manager is told, which restarts the unit. A connection's task notes when it begins to be polled; where
+//! that was long ago, a handler blocks its thread, which is logged.
 //!
-//! A process that stood still as a whole (SIGSTOP, a frozen cgroup, a paused machine, swap) finds that nothing has
-//! beaten for long. Its watchdog stood still with it and can tell: then all hearts have their time anew.
+//! After the process stood still as a whole (SIGSTOP, a frozen cgroup, a paused machine, swap) all heartbeats are
+//! late. The watchdog notices, because its own thread stood still too, and gives every child its time anew.
 
 use std::collections::HashSet;
 use std::io;
@@ -23,7 +23,7 @@ use crate::systemd::manager::{Manager, one_line};
 
 /// The longest that a handler may hold its thread before that is logged.
 const BLOCKED: Duration = Duration::from_secs(1);
-/// The longest that a heart may be still where the manager has no watchdog on the unit.
+/// The longest time without a heartbeat where the manager has no watchdog on the unit.
 const UNWATCHED: Duration = Duration::from_secs(10);
 
 /// The time between two looks, in ticks, above which the whole process stood still, not a child alone.
@@ -41,7 +41,7 @@ impl Watchdog {
         let (stop, stopped) = channel();
         let tick = observer.supervisor.heartbeat() / 2;
         let runtime = Handle::current();
-        // Its clock must not stand still until the first look: a handler may block its thread before that.
+        // Sets the clock before the first look: a handler may block its thread before that.
         observer.registry.tick();
         let mut watch = Watch {
             period: Manager::watchdog(),
@@ -57,8 +57,8 @@ impl Watchdog {
         let run = move || {
             while stopped.recv_timeout(tick) == Err(RecvTimeoutError::Timeout) {
                 watch.look();
-                // Where a thread of the runtime is blocked, it may be the one that was to wake the others for events
-                // and timers: then all of them sleep, although only one is held. A task from outside wakes another.
+                // A thread of the runtime that is blocked may be the one that polls for events and timers: then the
+                // other threads sleep on, although they are free. A task spawned from outside wakes one of them.
                 runtime.spawn(std::future::ready(()));
             }
         };
@@ -75,7 +75,7 @@ struct Watch {
     /// The time between two looks.
     tick: Duration,
     last_look: Instant,
-    /// Before that no heart can be blamed for being still.
+    /// The time before which no child counts as stuck.
     nobody_stuck_until: Instant,
     next_ping: Instant,
     /// The names that were logged, so that each is logged once.
@@ -90,7 +90,7 @@ impl Watch {
         self.last_look = now;
         if stood_still {
             self.nobody_stuck_until = now + self.patience();
-            // The manager's patience may be almost at its end.
+            // The manager may be about to end the process: ping at once.
             self.next_ping = now;
         }
         self.observer.registry.tick();
@@ -114,7 +114,7 @@ impl Watch {
         }
     }
 
-    /// The longest that a heart may be still.
+    /// The longest time without a heartbeat.
     fn patience(&self) -> Duration {
         self.period.map_or(UNWATCHED, |period| period / 2).max(self.observer.supervisor.heartbeat() * 3)
     }
@@ -136,8 +136,8 @@ impl Watch {
     }
 
     fn find_blocking_handlers(&mut self) {
-        let blocking = self.observer.registry.held_for(BLOCKED);
-        for (id, request, held) in &blocking {
+        let blocking = self.observer.registry.blocked_for(BLOCKED);
+        for (id, request, blocked) in &blocking {
             if !self.blocking.contains(id) {
                 let path = excerpt(request.uri.path());
                 tracing::warn!(
@@ -147,7 +147,7 @@ impl Watch {
                      a thread of its own",
                     request.method,
                     path,
-                    held.as_secs_f64(),
+                    blocked.as_secs_f64(),
                 );
             }
         }

@@ -1,7 +1,7 @@
 //! The bodies of a request and of its answer, as the connection follows them.
 //!
-//! A request's body that its handler leaves unread is thrown away while the answer is sent, if that is little enough:
-//! then the connection is kept. If it is not, the answer says that the connection closes (RFC 9112, section 9.3).
+//! A request's body that its handler leaves unread is discarded while the answer is sent, if it is small enough: then
+//! the connection is kept. If it is not, the answer says that the connection closes (RFC 9112, section 9.3).
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -22,10 +22,10 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 const TOO_LATE: &str = "the client took too long to send the body";
 
-/// How many bytes of a body that nobody wants are read for the sake of the connection.
+/// The most bytes of an unread body that are discarded to keep the connection.
 const DISCARD: u64 = 256 << 10;
 
-/// How many chunks of such a body are looked for before the answer has to say whether the connection closes.
+/// The number of chunks of such a body that are read before the answer has to say if the connection closes.
 const CHUNKS: u32 = 4;
 
 // ---- the request's -------------------------------------------------------------------------------------------
@@ -39,7 +39,7 @@ pub(super) struct RequestBody {
     unasked: bool,
 }
 
-/// How many bytes a request's body has; `u64::MAX` where it does not say.
+/// The number of bytes of a request's body; `u64::MAX` where its head does not say.
 pub(super) fn announced(body: &Incoming) -> u64 {
     if body.is_end_stream() {
         return 0;
@@ -65,7 +65,7 @@ impl RequestBody {
         })
     }
 
-    /// Leaves alone a body that no handler is to see.
+    /// Leaves unread the body of a request that is refused before a handler sees it.
     pub(super) fn refuse(request: Request<Incoming>, connection: &Arc<Connection>) {
         drop(Self::wrap(request, connection, u64::MAX));
     }
@@ -96,7 +96,7 @@ impl http_body::Body for RequestBody {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
                 this.connection.waiting_for(Waiting::RequestBody);
-                // Whoever reads it may be another task than the connection's.
+                // The reader may be another task than the connection's, and is woken by commands, too.
                 return match this.connection.commands.poll(Waiter::Reader, cx) {
                     Command::TimeOut => this.fail(TOO_LATE.into()),
                     _ => Poll::Pending,
@@ -132,12 +132,13 @@ impl Drop for RequestBody {
     fn drop(&mut self) {
         let Some(inner) = self.inner.take() else { return };
         if self.unasked {
-            // The client may or may not send it (RFC 9110, section 10.1.1).
+            // The client waits for `100 Continue` in vain: it may or may not send the body all the same (RFC 9110,
+            // section 10.1.1).
             self.connection.progress.lose_body();
             return;
         }
         *self.connection.leftover() = Some(Leftover(Box::new(inner)));
-        // The task that is to throw it away may be another than the one that drops it.
+        // The connection's task discards it; this may be another task.
         self.connection.commands.wake_task();
     }
 }
@@ -147,7 +148,7 @@ impl Drop for RequestBody {
 pub(super) struct Leftover(Box<Limited<Incoming>>);
 
 impl Connection {
-    /// Throws away what there is of a body that nobody wants.
+    /// Discards what has come of an unread body.
     pub(super) fn discard_body(&self, cx: &mut Context<'_>) {
         if self.progress.body_left() == 0 {
             return;
@@ -162,7 +163,7 @@ impl Connection {
                     self.body_read();
                 }
                 Some(Ok(frame)) => self.progress.read_body(frame.data_ref().map_or(0, Bytes::len)),
-                // hyper, which has seen the same, closes the connection.
+                // hyper has seen the same error, and closes the connection.
                 Some(Err(_)) | None => {
                     *leftover = None;
                     self.progress.lose_body();
@@ -171,11 +172,11 @@ impl Connection {
         }
     }
 
-    /// Whether the connection has to close after an answer because of the request's body: too much of it is left, or
-    /// nobody knows how much, or it is out of reach.
+    /// True if the connection has to close after an answer because of the request's body: too much of it is left, or
+    /// an unknown number of bytes, or it cannot be read any more.
     pub(super) async fn is_ended_by_body(&self, answer: StatusCode) -> bool {
         let left = self.progress.body_left();
-        // Chunks that are there already come one at a time, and hyper has to be asked for each.
+        // hyper gives one chunk for each poll, also of those that it has read already.
         for _ in 0..CHUNKS {
             if self.progress.body_left() == 0 {
                 return false;
@@ -192,7 +193,8 @@ impl Connection {
         match self.progress.body_left() {
             0 => false,
             _ if self.progress.is_body_lost() => true,
-            // Its handler is still reading it, and may be answering with what it reads.
+            // Of unknown length, and its handler still holds it. An error ends the connection; any other answer may be
+            // made of what is read.
             u64::MAX if self.leftover().is_none() => answer.is_client_error() || answer.is_server_error(),
             _ => left > DISCARD,
         }
@@ -212,12 +214,12 @@ pin_project! {
         inner: Body,
         // None once it was produced whole, or has failed.
         connection: Option<Arc<Connection>>,
-        // What is left of an announced length, when the body itself does not know.
+        // The rest of the announced length, where the body itself does not know.
         announced: Option<u64>,
     }
 
     impl PinnedDrop for AnswerBody {
-        // hyper lets go of a body that it needs no more of without asking it whether that was all.
+        // hyper drops a body once it has had the announced length, without polling it for its end.
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
             if this.announced.is_none_or(|left| left == 0) && let Some(connection) = this.connection.take() {

@@ -1,24 +1,24 @@
-//! How a connection's task is told what to do, by whoever holds the connection's handle.
+//! The commands to a connection's task, given through the connection's handle.
 
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::task::Context;
 
 use futures_util::task::AtomicWaker;
 
-/// What a connection is told to do. Commands only escalate: a stronger one replaces a weaker one, never the reverse.
-/// Their order here is their strength.
+/// A command to a connection. Commands only escalate: a stronger one replaces a weaker one, never the reverse. They
+/// stand here from the weakest to the strongest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Command {
     /// Go on.
     Serve,
-    /// Leave for the next process as soon as no request is in flight.
+    /// Leave for the successor as soon as no request is in flight.
     Carry,
     /// Close as soon as no request is in flight.
     Finish,
     /// Say that the head or the body of a request took too long (408), and close.
     TimeOut,
-    /// Close now: the client takes too long over something that it can no longer be told of.
+    /// Close now: the client takes too long, and it is too late to answer with 408.
     Drop,
     /// Close now, whatever is in flight: the daemon stops.
     Cut,
@@ -28,19 +28,19 @@ impl Command {
     const ALL: [Self; 6] = [Self::Serve, Self::Carry, Self::Finish, Self::TimeOut, Self::Drop, Self::Cut];
 }
 
-/// Who waits for commands. Until an upgrade that is the connection's task alone. Afterwards the two halves of its
-/// socket may be polled by tasks that only the upgrader knows.
+/// A task that waits for commands. Before an upgrade that is the connection's own, and the handler that reads the
+/// body. After it the two halves of the socket may be polled by tasks of the code that asked for the upgrade.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Waiter {
     /// The connection's own task, or its tunnel's.
     Task,
-    /// Whoever reads the socket, or a request's body.
+    /// The task that reads the socket, or a request's body.
     Reader,
-    /// Whoever writes the socket.
+    /// The task that writes the socket.
     Writer,
 }
 
-/// The strongest command so far, and whom to wake for the next one.
+/// The strongest command so far, and the wakers for the next one.
 #[derive(Debug)]
 pub(crate) struct Commands {
     strongest: AtomicU8,
@@ -59,9 +59,9 @@ impl Commands {
         }
     }
 
-    /// Gives a command, and wakes whoever waits for one if it is stronger than what stood.
+    /// Gives a command; one that is stronger than those before wakes the waiters.
     pub(crate) fn give(&self, command: Command) {
-        // The wakers' own synchronisation orders this store before the reads of those who wake up.
+        // `Relaxed` is enough: `AtomicWaker` orders this store before the reads of those it wakes.
         if self.strongest.fetch_max(command as u8, Relaxed) < command as u8 {
             for waiter in [&self.task, &self.reader, &self.writer] {
                 waiter.wake();
@@ -69,7 +69,7 @@ impl Commands {
         }
     }
 
-    /// The command that stands. The waiter is woken for a stronger one.
+    /// The strongest command so far. The waiter is woken for a stronger one.
     ///
     /// The waker is registered before the command is read, and this is the only place that does so: in the other order
     /// a command given between the two would wake nobody.
@@ -83,7 +83,7 @@ impl Commands {
         self.strongest()
     }
 
-    /// The command that stands.
+    /// The strongest command so far.
     pub(crate) fn strongest(&self) -> Command {
         Command::ALL[usize::from(self.strongest.load(Relaxed))]
     }

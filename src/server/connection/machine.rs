@@ -10,11 +10,11 @@
 //!                                                                         └─ last answer ─> Closing
 //! ```
 //!
-//! From every state the connection may end: closed by either side, cut, or on its way to the next process. A state knows
-//! how long a client may hold it there, and so no client can stay for ever.
+//! From every state the connection may end: closed by either side, cut, or carried to the successor. Every state has a
+//! limit on the time that the client may keep it there, so no client can hold a connection for ever.
 //!
-//! No socket, no task, no lock and no clock is in here: what happens comes in as an [`Event`] with its time, and a
-//! request that has ended comes out as [`Ended`].
+//! There is no socket, no task, no lock and no clock in here: each [`Event`] is passed in with its time, and a
+//! request that has ended is returned as [`Ended`].
 
 use std::time::Duration;
 
@@ -28,9 +28,9 @@ use crate::server::clock::Tick;
 use crate::server::limits::Limits;
 use crate::server::totals::Outcome;
 
-/// How long a client that was answered for the last time may go on sending.
+/// The time that a client may go on sending after its last answer.
 const CLOSING: Duration = Duration::from_secs(2);
-/// The same, and how long half a head may still take, once the connection is told to go.
+/// The same, and the time for the rest of a head, once the connection is told to leave or to finish.
 const LEAVING: Duration = Duration::from_millis(500);
 
 /// A request that is being answered.
@@ -38,21 +38,21 @@ const LEAVING: Duration = Duration::from_millis(500);
 pub(crate) struct Exchange {
     pub(crate) method: Method,
     pub(crate) uri: Uri,
-    /// Whether the connection goes on after the answer is for hyper to know: of HTTP/1.0, and of a body in chunks, which a
-    /// length may have stood beside (RFC 9112, section 6.1).
+    /// True if only hyper knows that the connection goes on after the answer: with HTTP/1.0, and with a body in chunks,
+    /// beside which a `Content-Length` may have stood (RFC 9112, section 6.1).
     pub(crate) hyper_decides: bool,
     pub(crate) started: Instant,
     /// None until the head of its answer is decided.
     pub(crate) status: Option<StatusCode>,
-    /// The connection is closed after its answer, and the answer says so.
+    /// True if the connection is closed after its answer, which says so.
     pub(crate) last: bool,
-    /// Of its body something is still to be read.
+    /// True if a part of its body is unread.
     pub(crate) body_unread: bool,
     /// Interim answers (1xx) on their way to the client.
     pub(super) interim: Vec<u8>,
     /// Bytes sent on the connection before its answer.
     pub(crate) sent_before: u64,
-    /// How fast the client sends, and reads.
+    /// The client's pace in sending, and in reading.
     pub(super) sending: Pace,
     pub(super) reading: Pace,
 }
@@ -86,22 +86,22 @@ pub(crate) struct Ended {
 /// A connection's state.
 #[derive(Debug)]
 pub(crate) enum Machine {
-    /// Idle, the only state that is: a socket and a few words. hyper is not there.
+    /// Idle, the only state that is: a bare socket, without hyper.
     Parked { since: Tick },
-    /// hyper is there; the head of a request has begun.
+    /// hyper reads the head of a request, of which the first byte has come.
     Reading { since: Tick },
     /// A request is being answered.
     Answering { exchange: Box<Exchange> },
-    /// The answer is complete; its last bytes are unwritten. The head of the next request may have come meanwhile
-    /// (hyper reads it as soon as the body before it has ended); its turn comes afterwards.
+    /// The answer is complete; its last bytes are unwritten. The head of the next request may be here already
+    /// (hyper reads it as soon as the body before it has ended); it is answered afterwards.
     Flushing { exchange: Box<Exchange>, next: Option<Box<Exchange>> },
-    /// The answer is out; the rest of the request's body is read and thrown away.
+    /// The answer is written; the rest of the request's body is read and discarded.
     Discarding { since: Tick, sending: Box<Pace> },
     /// It speaks another protocol, by an upgrade.
     Tunnel { exchange: Box<Exchange> },
-    /// The last answer is out, or on its way; what the client still sends is thrown away.
+    /// The last answer is written, or being written; what the client still sends is discarded.
     Closing { since: Tick },
-    /// The socket is closed, or another process's.
+    /// The socket is closed, or the successor's.
     Closed,
 }
 
@@ -117,7 +117,7 @@ pub enum State {
     Answering,
     /// The last bytes of an answer are being written.
     Flushing,
-    /// The rest of a body that nobody wanted is being read.
+    /// The rest of an unread body is being discarded.
     Discarding,
     /// It speaks another protocol now, by an upgrade.
     Tunnel,
@@ -128,7 +128,7 @@ pub enum State {
 }
 
 impl State {
-    /// Those of open connections, in the order of their numbers.
+    /// The states of open connections, in the order of their discriminants.
     pub const OPEN: [Self; 7] = [
         Self::Parked,
         Self::Reading,
@@ -155,7 +155,7 @@ impl State {
     }
 }
 
-/// What happens to a connection.
+/// Something that happens to a connection.
 #[derive(Debug)]
 pub(crate) enum Event {
     /// The first byte of a request is there.
@@ -164,20 +164,21 @@ pub(crate) enum Event {
     Head(Box<Exchange>),
     /// A request's body was read to its end.
     BodyRead,
-    /// The head of the answer is decided, and whether it is the connection's last.
+    /// The head of the answer is decided; `last` if the connection closes after it.
     Decided { status: StatusCode, last: bool },
     /// The answer is complete.
     Produced,
-    /// All that was written has left for the socket.
+    /// All that hyper has buffered was written to the socket.
     Flushed,
     /// No further request is answered.
     Close,
-    /// The socket is closed, or leaves for the next process. Of every request in flight, in turn, it says how it ended.
+    /// The socket is closed, or leaves for the successor: ends one request in flight, the oldest. Given again until
+    /// there is none, it also ends the connection.
     End(Outcome),
 }
 
 impl Machine {
-    /// Its name.
+    /// The state's name.
     pub(crate) fn state(&self) -> State {
         match self {
             Self::Parked { .. } => State::Parked,
@@ -205,13 +206,13 @@ impl Machine {
         }
     }
 
-    /// Goes on to the next state. Events that mean nothing in a state change nothing: a body that is dropped after
-    /// its connection was closed, a flush with nothing to flush.
+    /// Goes on to the next state. An event that has no meaning in a state changes nothing: a body that is dropped
+    /// after its connection was closed, a flush with nothing to flush.
     pub(crate) fn on(&mut self, event: Event, now: Tick) -> Option<Ended> {
         let (state, ended) = match (std::mem::replace(self, Self::Closed), event) {
             (Self::Parked { .. }, Event::FirstByte) => (Self::Reading { since: now }, None),
-            // Where hyper itself decides what becomes of a connection (HTTP/1.0) it may read on by itself; and the head
-            // after a discarded body says that the body has ended.
+            // Beside `Reading`: where hyper decides if the connection goes on (HTTP/1.0), it may read the next head
+            // before the connection is parked; and a head after a discarded body says that the body has ended.
             (Self::Reading { .. } | Self::Parked { .. } | Self::Discarding { .. }, Event::Head(exchange)) => {
                 (Self::Answering { exchange }, None)
             }
@@ -273,8 +274,8 @@ impl Machine {
         ended
     }
 
-    /// What a connection is told whose client takes too long: a limit for every state in which the client is waited
-    /// for. Called by the sweep, again and again.
+    /// The command to a connection whose client takes too long, by the limit of its state. Called at every look of
+    /// the sweep.
     pub(crate) fn due(&mut self, look: &Look<'_>) -> Option<Command> {
         let Look { now, command, progress, limits, .. } = *look;
         let leaving = command >= Command::Carry;
@@ -299,7 +300,7 @@ impl Machine {
                     exchange.reading.falls_short(reads, sent, look.passed, &demand(limits.write_timeout));
                 match (reads_too_slowly, sends_too_slowly) {
                     (true, _) => Some(Command::Drop),
-                    // Once an answer has begun there is no way left to say so.
+                    // Once an answer has begun there can be no 408.
                     (false, true) if exchange.status.is_some() => Some(Command::Drop),
                     (false, true) => Some(Command::TimeOut),
                     (false, false) => None,
@@ -329,11 +330,11 @@ impl Machine {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Look<'a> {
     pub(crate) now: Tick,
-    /// How long ago the last look was.
+    /// The time since the last look.
     pub(crate) passed: Duration,
-    /// The command that stands.
+    /// The strongest command so far.
     pub(crate) command: Command,
-    /// Whether a request was answered on the connection before.
+    /// True if a request was answered on the connection before.
     pub(crate) answered: bool,
     pub(crate) progress: &'a Progress,
     pub(crate) limits: &'a Limits,

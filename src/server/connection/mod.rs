@@ -1,6 +1,6 @@
 //! One connection: the handle that the registry, its task, its bodies and the sweep share.
 //!
-//! What a connection does stands in `machine`, what it is told in `commands`, what moves on it in `progress`; `task`
+//! `machine` has a connection's states, `commands` what it is told, `progress` the bytes that it has moved; `task`
 //! drives it, `service` answers its requests, `body` follows their bodies. This file joins them: it runs the machine
 //! under the connection's one lock, and counts, times and logs the requests that it says have ended.
 
@@ -54,19 +54,19 @@ const INTERIM: usize = 64 << 10;
 pub(crate) struct Connection {
     id: u64,
     peer: Peer,
-    /// The peer's word on where a request comes from is passed on.
+    /// True if the peer is one of `trusted_proxies`: its `X-Forwarded-*` and `Forwarded` are passed on.
     trusted: bool,
     registry: Arc<Registry>,
-    /// The way to the next process, if connections of this server go there.
+    /// The way to the successor; none for a server whose connections are never carried.
     departures: Option<Arc<Departures>>,
     commands: Commands,
     progress: Progress,
     machine: Mutex<Machine>,
-    /// The machine's state, for those who only look: written under the lock.
+    /// A copy of the machine's state, to be read without the lock; written under it.
     state: AtomicU8,
     /// Requests answered. Written under the lock.
     answered: AtomicU64,
-    /// Its not being carried has been counted.
+    /// True once it has been counted as not carried.
     refused: AtomicBool,
     /// The body of a request whose handler did not read it to its end.
     leftover: Mutex<Option<Leftover>>,
@@ -81,25 +81,25 @@ pub struct RequestView {
     pub uri: Uri,
     /// The client.
     pub peer: Peer,
-    /// How long ago its head was read.
+    /// The time since its head was read.
     pub age: Duration,
-    /// How many bytes of the answer were written to the socket.
+    /// Bytes of the answer written to the socket.
     pub sent: u64,
-    /// What it waits for.
+    /// The step that it waits for.
     pub waiting: Waiting,
-    /// Whether it became another protocol.
+    /// True if it is a tunnel: it became another protocol.
     pub upgraded: bool,
 }
 
 impl RequestView {
-    /// What it waits for, in words.
+    /// The step that it waits for, for people to read.
     #[must_use]
     pub fn waiting_for(&self) -> String {
         if self.upgraded { "either side of the upgraded connection".into() } else { self.waiting.to_string() }
     }
 }
 
-/// In the words of `STATUS=`.
+/// As `STATUS=` shows it.
 impl fmt::Display for RequestView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {} s", self.method, self.uri.path(), self.age.as_secs())
@@ -146,7 +146,7 @@ impl Connection {
         Self::new(id, peer, trusted, registry, departures, machine, 0)
     }
 
-    /// A connection that another process has left between two requests.
+    /// A connection that a predecessor has left between two requests.
     pub(super) fn taken_over(
         id: u64,
         trusted: bool,
@@ -159,7 +159,7 @@ impl Connection {
         Self::new(id, note.peer.into(), trusted, registry, departures, machine, note.answered)
     }
 
-    /// A tunnel that another process has left: a request that goes on.
+    /// A tunnel that a predecessor has left: a request that goes on.
     pub(super) fn tunnel(
         id: u64,
         registry: Arc<Registry>,
@@ -187,17 +187,17 @@ impl Connection {
         self.peer
     }
 
-    /// What it is told.
+    /// The commands to it.
     pub(super) fn commands(&self) -> &Commands {
         &self.commands
     }
 
-    /// What moves on it.
+    /// Its counters.
     pub(super) fn progress(&self) -> &Progress {
         &self.progress
     }
 
-    /// What it is doing.
+    /// Its state.
     pub(crate) fn state(&self) -> State {
         State::OPEN.get(usize::from(self.state.load(Relaxed))).copied().unwrap_or(State::Closed)
     }
@@ -207,7 +207,7 @@ impl Connection {
         self.answered.load(Relaxed)
     }
 
-    /// What is known of the request in flight.
+    /// A copy of what is known of the request in flight.
     pub(super) fn view(&self) -> Option<RequestView> {
         let machine = self.machine();
         let exchange = machine.exchange()?;
@@ -225,7 +225,7 @@ impl Connection {
         })
     }
 
-    /// Since when it has had no request; None while it has one, and once it was told to close.
+    /// The moment since which it has had no request; None while it has one, and once it was told to close.
     pub(super) fn without_request_since(&self) -> Option<Tick> {
         let machine = self.machine();
         match *machine {
@@ -249,8 +249,7 @@ impl Connection {
 // ---- what happens to it ----------------------------------------------------------------------------------------
 
 impl Connection {
-    /// Runs the machine, and accounts for a request that has ended. Returns of that whether hyper decides what becomes of
-    /// the connection.
+    /// Runs the machine, and accounts for a request that has ended: returns its [`Exchange::hyper_decides`].
     fn on(&self, event: Event) -> Option<bool> {
         let now = self.registry.clock().now();
         let mut machine = self.machine();
@@ -270,7 +269,7 @@ impl Connection {
         self.on(Event::FirstByte);
     }
 
-    /// A request's head was read. Its body has so many bytes, or more than anybody knows: `u64::MAX`.
+    /// A request's head was read. `body` is the length of its body in bytes; `u64::MAX` if that is not known.
     fn head<B>(&self, request: &Request<B>, body: u64) {
         self.registry.totals().begun();
         self.progress.begin(body);
@@ -280,9 +279,9 @@ impl Connection {
         self.on(Event::Head(Box::new(exchange)));
     }
 
-    /// Returns when the answer before this one is out.
+    /// Returns when the answer before this one is written.
     async fn turn(&self) {
-        // The flush that ends the other answer wakes the task, in which this waits.
+        // This runs in the connection's task, which the flush at the end of the other answer wakes.
         poll_fn(|_| if self.state() == State::Flushing { Poll::Pending } else { Poll::Ready(()) }).await;
     }
 
@@ -329,8 +328,8 @@ impl Connection {
         self.on(Event::Produced);
     }
 
-    /// All that was written has left for the socket. Returns whether hyper's work is done with that: its connection is
-    /// to be taken apart before it looks for another request.
+    /// All that hyper has buffered was written to the socket. Returns true if that ends hyper's work: its connection
+    /// is to be taken apart before it reads another request.
     pub(super) fn flushed(&self) -> bool {
         if self.state() != State::Flushing {
             return false;
@@ -339,7 +338,7 @@ impl Connection {
         match self.state() {
             State::Parked | State::Closing => !hyper_decides,
             State::Answering => {
-                // The next request has been waiting for this.
+                // The next request waits for this, in `turn`.
                 self.commands.wake_task();
                 false
             }
@@ -373,7 +372,7 @@ impl Connection {
         self.progress.set_waiting(what);
     }
 
-    /// Looks whether its client takes too long, and tells it so.
+    /// Gives the command that is due if its client takes too long.
     pub(super) fn look(&self, now: Tick, passed: Duration, limits: &Limits) {
         let mut machine = self.machine();
         let look = Look {
@@ -395,7 +394,7 @@ impl Connection {
 // ---- how it travels --------------------------------------------------------------------------------------------
 
 impl Connection {
-    /// Whether it may leave for the next process, as what it is now. That it may not is counted once.
+    /// True if it may leave for the successor, as what it is now. If it may not, that is counted once.
     pub(super) fn may_leave(&self) -> bool {
         let Some(departures) = &self.departures else { return false };
         let Some(reason) = departures.refuses(self.state() == State::Tunnel) else { return true };
@@ -405,7 +404,7 @@ impl Connection {
         false
     }
 
-    /// Leaves for the next process, in which a tunnel's request goes on.
+    /// Leaves for the successor, in which a tunnel's request goes on.
     pub(super) fn leave(&self, parcel: Parcel) {
         if let Some(departures) = &self.departures {
             self.end(Outcome::Carried);
@@ -413,7 +412,7 @@ impl Connection {
         }
     }
 
-    /// What the next process must know of it between two requests.
+    /// All that the successor must know of it between two requests.
     pub(super) fn note(&self, read_ahead: Bytes) -> ConnectionNote {
         let idle = match *self.machine() {
             Machine::Parked { since } | Machine::Reading { since } => {
@@ -425,7 +424,7 @@ impl Connection {
         ConnectionNote { peer: self.peer.address(), answered: self.answered(), idle_ms, read_ahead }
     }
 
-    /// What the next process must know of it as a tunnel.
+    /// All that the successor must know of it as a tunnel. None if it has no request.
     pub(super) fn tunnel_note(&self, up: Flow, down: Flow) -> Option<TunnelNote> {
         let machine = self.machine();
         let exchange = machine.exchange()?;
@@ -453,7 +452,7 @@ impl InFlight {
         self.0.peer()
     }
 
-    /// Whether the client's word on where the request comes from is to be believed (`trusted_proxies`).
+    /// True if the client is one of `trusted_proxies`, so that its `X-Forwarded-*` and `Forwarded` are to be believed.
     #[must_use]
     pub fn is_trusted(&self) -> bool {
         self.0.trusted
@@ -476,7 +475,7 @@ impl InFlight {
         Self(registry.accepted(peer, false, None))
     }
 
-    /// What is known of the request.
+    /// A copy of what is known of the request.
     #[cfg(test)]
     pub(crate) fn view(&self) -> Option<RequestView> {
         self.0.view()

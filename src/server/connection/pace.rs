@@ -1,4 +1,4 @@
-//! How fast a client does what it is waited for: the limits on silence, and on trickling.
+//! The pace of a client that is waited for: the limits on silence, and on trickling.
 
 use std::time::Duration;
 
@@ -8,18 +8,18 @@ const CREDIT: Duration = Duration::from_secs(300);
 /// The least that a client has to move while it is waited for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Demand {
-    /// How long it may move nothing at all.
+    /// The longest time in which it may move nothing at all.
     pub(super) silence: Duration,
     /// Bytes per second in the long run; 0 asks for nothing.
     pub(super) rate: u64,
-    /// How long it may be waited for before `rate` counts.
+    /// The time that it may be waited for before `rate` counts.
     pub(super) grace: Duration,
 }
 
 /// One direction of an exchange, as the sweep sees it.
 ///
-/// Time counts only where two looks in a row find the client waited for. The rate is a credit: waiting spends it, each
-/// byte earns as much time as it may take at `rate`.
+/// Time counts only where two looks in a row find the client waited for. The rate is kept as a credit of time: waiting
+/// spends it, and each byte earns the time that it may take at `rate`.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Pace {
     bytes: u64,
@@ -30,8 +30,8 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Takes a look: whether the client is waited for now, how many bytes it has moved in all, and how much time has
-    /// passed since the last look. Returns whether the client falls short of what is demanded.
+    /// Takes a look: `waited` if the client is waited for now, the bytes that it has moved in all, and the time
+    /// since the last look. Returns true if the client falls short of what is demanded.
     pub(super) fn falls_short(
         &mut self,
         waited: bool,
@@ -60,7 +60,7 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
-    //! Who is slow, and who is only waited for now and then.
+    //! A client that is too slow is told from one that is only waited for now and then.
 
     use super::*;
 
@@ -68,7 +68,8 @@ mod tests {
     const DEMAND: Demand =
         Demand { silence: Duration::from_secs(30), rate: 240, grace: Duration::from_secs(30) };
 
-    /// How long a client that moves `bytes` every `every` looks is put up with, within `looks`.
+    /// The time until a client that moves `bytes` every `every` looks falls short; `None` if it does not within
+    /// `looks`.
     fn endures(every: u32, bytes: u64, looks: u32) -> Option<Duration> {
         let mut pace = Pace::default();
         let mut sum = 0;
@@ -113,7 +114,7 @@ mod tests {
     fn time_in_which_the_client_is_not_waited_for_does_not_count() {
         let mut pace = Pace::default();
         for look in 0..10_000 {
-            // Waited for at every other look only: the handler takes turns with it.
+            // Waited for at every other look only: in between the server waits for the handler.
             assert!(!pace.falls_short(look % 2 == 0, 0, STEP, &DEMAND));
         }
     }

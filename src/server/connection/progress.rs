@@ -1,9 +1,9 @@
-//! What moves on a connection, counted without a lock by whoever moves it and read by the sweep.
+//! The counters of a connection: written without a lock by the tasks that read and write its socket, read by the sweep.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 
-/// What a request in flight is waiting for.
+/// The step that a request in flight is waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Waiting {
@@ -45,8 +45,8 @@ impl fmt::Display for Waiting {
     }
 }
 
-/// Counters of one connection. Each has one writer at a time, and nobody draws a conclusion from two of them together,
-/// so `Relaxed` is enough and no read-modify-write is needed.
+/// Counters of one connection. Each has one writer at a time, and no reader compares two of them, so `Relaxed` is
+/// enough and no read-modify-write is needed.
 #[derive(Debug)]
 pub(crate) struct Progress {
     /// Bytes read from the socket since it was opened.
@@ -55,17 +55,18 @@ pub(crate) struct Progress {
     sent: AtomicU64,
     /// Bytes of the request's body that nobody has read yet; `u64::MAX` where their number is not known.
     body_left: AtomicU64,
-    /// The rest of it is out of reach.
+    /// True if the rest of the request's body cannot be read any more.
     body_lost: AtomicBool,
-    /// The request's body is asked for and nothing of it has come since.
+    /// True if the request's body is asked for and nothing of it has come since.
     awaits_body: AtomicBool,
-    /// The socket takes no more of the answer.
+    /// True if the socket takes no more of the answer.
     blocked: AtomicBool,
     /// There are interim answers to send.
     interim: AtomicBool,
     /// What else a request waits for.
     waiting: AtomicU8,
-    /// When the connection's task began to be polled, on the watchdog's clock; 0 while it is not polled.
+    /// The time on the watchdog's clock at which the current poll of the connection's task began; 0 while it is not
+    /// polled.
     polled_since: AtomicU64,
 }
 
@@ -101,7 +102,7 @@ impl Progress {
         set(&self.blocked, true);
     }
 
-    /// A request begins, with a body of so many bytes: nobody waits for its client yet.
+    /// A request begins, with a body of `body` bytes; its client is not waited for yet.
     pub(super) fn begin(&self, body: u64) {
         self.body_left.store(body, Relaxed);
         set(&self.body_lost, false);
@@ -135,12 +136,12 @@ impl Progress {
         set(&self.awaits_body, false);
     }
 
-    /// The rest of the request's body is out of reach.
+    /// The rest of the request's body cannot be read any more.
     pub(super) fn lose_body(&self) {
         set(&self.body_lost, true);
     }
 
-    /// Whether the rest of the request's body is out of reach.
+    /// True if the rest of the request's body cannot be read any more.
     pub(super) fn is_body_lost(&self) -> bool {
         self.body_lost.load(Relaxed)
     }
@@ -168,17 +169,17 @@ impl Progress {
         self.sent.load(Relaxed)
     }
 
-    /// Whether the client is waited for, to send the rest of a body.
+    /// True if the client is waited for, to send the rest of a body.
     pub(super) fn awaits_body(&self) -> bool {
         self.awaits_body.load(Relaxed)
     }
 
-    /// Whether the client is waited for, to read.
+    /// True if the client is waited for, to read.
     pub(super) fn is_blocked(&self) -> bool {
         self.blocked.load(Relaxed)
     }
 
-    /// The one thing to tell an operator. A client that is waited for comes before all else.
+    /// The step to show to an operator. A client that is waited for comes before all else.
     pub(super) fn waiting(&self) -> Waiting {
         if self.is_blocked() {
             Waiting::Client
@@ -197,13 +198,13 @@ impl Progress {
         polled
     }
 
-    /// When the connection's task began to be polled, if it is being polled now.
+    /// The time at which the current poll of the connection's task began; none while it is not polled.
     pub(crate) fn polled_since(&self) -> Option<u64> {
         Some(self.polled_since.load(Relaxed)).filter(|since| *since > 0)
     }
 }
 
-/// Leaves the cache line alone where nothing changes.
+/// Writes only a change, so that the cache line is not taken from the other readers.
 fn set(flag: &AtomicBool, value: bool) {
     if flag.load(Relaxed) != value {
         flag.store(value, Relaxed);

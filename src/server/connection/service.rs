@@ -55,10 +55,10 @@ impl hyper::service::Service<Request<Incoming>> for Service {
         Box::pin(async move {
             connection.turn().await;
             let bodyless = request.method() == Method::HEAD;
-            // Behind a CONNECT may be what is meant for the tunnel that it does not get.
+            // Bytes for a tunnel may follow a CONNECT, which opens none here: they must not be read as requests.
             let asks_for_the_end = request.method() == Method::CONNECT || asks_to_close(&request);
             let mut response = serving.answer(request, &connection).await;
-            // The version is hyper's to choose: it goes by the request's.
+            // hyper lowers it to the request's where that is needed.
             *response.version_mut() = Version::HTTP_11;
             let status = response.status();
             let last = asks_for_the_end
@@ -92,7 +92,7 @@ impl Serving {
             Err(_panic) => (StatusCode::INTERNAL_SERVER_ERROR, "the handler failed\n").into_response(),
         };
         if connection.commands.strongest() == Command::TimeOut {
-            // Whatever the handler made of a body that did not come.
+            // Instead of the handler's answer, which was made without the rest of the body.
             return too_late();
         }
         if response.status().is_informational() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -105,7 +105,8 @@ impl Serving {
     /// The answer to a request that is not for any handler.
     fn refusal(&self, request: &Request<Incoming>, connection: &Connection) -> Option<Response<Body>> {
         if connection.commands.strongest() == Command::TimeOut {
-            // The sweep has just given the head up. The client will be told so, and may send the request again.
+            // The sweep had given up on the head when it became whole. A 408 tells the client that it may send the
+            // request again.
             return Some(too_late());
         }
         if let Some(reason) = invalid_host(request) {
@@ -118,7 +119,7 @@ impl Serving {
         })
     }
 
-    /// Whether the connection's next answer is its last, whatever the answer is.
+    /// True if the connection's next answer is its last, whatever the answer is.
     fn is_last(&self, connection: &Connection) -> bool {
         self.last_answers.load(Relaxed)
             || connection.commands.strongest() >= Command::Finish
@@ -130,35 +131,36 @@ fn too_late() -> Response<Body> {
     closing(StatusCode::REQUEST_TIMEOUT, "the request did not come in time\n")
 }
 
-/// An answer after which nothing that the client sends can be understood.
+/// A refusal after which the connection closes: the bytes that follow cannot be read as requests for sure.
 fn closing(status: StatusCode, reason: &'static str) -> Response<Body> {
     (status, [(header::CONNECTION, "close")], reason).into_response()
 }
 
-/// Whether a request asks for its connection to be closed (RFC 9112, section 9.3).
+/// True if a request asks for its connection to be closed (RFC 9112, section 9.3).
 fn asks_to_close(request: &Request<Incoming>) -> bool {
     has_option(request.headers(), "close")
         || (request.version() < Version::HTTP_11 && !has_option(request.headers(), "keep-alive"))
 }
 
-/// Whether an answer ends its connection: by its handler's word, or because only the close says where its body ends
-/// (RFC 9112, section 6.3).
+/// True if an answer ends its connection: its handler has set `Connection: close`, or only the close can mark the
+/// end of its body (RFC 9112, section 6.3).
 fn closes(response: &Response<Body>) -> bool {
     let coding = response.headers().get(header::TRANSFER_ENCODING);
     has_option(response.headers(), "close")
         || coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
 }
 
-/// Whether the `Connection` field has an option (RFC 9110, section 7.6.1).
+/// True if the `Connection` field has an option (RFC 9110, section 7.6.1).
 fn has_option(headers: &HeaderMap, option: &str) -> bool {
     let values = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|given| given.trim().eq_ignore_ascii_case(option))
 }
 
-/// Why a request's host is none: whoever reads the request next might see another host in it (RFC 9112, section 3.2).
+/// The reason why a request's host is invalid; `None` if it is valid. Another server might read another host in an
+/// invalid one (RFC 9112, section 3.2).
 ///
-/// Of a request with both a length and chunks hyper goes by the chunks and shows only these, as section 6.1 allows;
-/// nobody behind this server sees the length, so there is nothing to refuse.
+/// A request with both a length and chunks need not be refused: hyper goes by the chunks and removes the length, as
+/// section 6.1 allows, so no upstream sees it.
 fn invalid_host(request: &Request<Incoming>) -> Option<&'static str> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     match (hosts.next(), hosts.next()) {

@@ -1,7 +1,7 @@
 //! A connection's own task, from `accept` to close.
 //!
-//! The connection is parked while it is idle, active while hyper reads a request and sends its answer, and closing once it
-//! has had its last answer. Each is a type; a function of it runs it to its end, and returns what the connection is next.
+//! The connection is parked while it is idle, active while hyper reads a request and sends its answer, and closing once
+//! it has had its last answer. Each is a type with a function that runs it to its end and returns the next one.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -25,7 +25,7 @@ pub(in crate::server) async fn serve(stream: Box<ClientStream>, serving: Arc<Ser
     let mut parked = Parked(stream);
     loop {
         let Some(stream) = parked.woken().await else { return };
-        // Boxed, so that what hyper needs is given back while the connection is parked.
+        // Boxed, so that hyper's memory is freed while the connection is parked.
         match Box::pin(Active::new(stream, &serving).run()).await {
             After::Park(idle) => parked = idle,
             After::Close(closing) => return Box::pin(closing.run()).await,
@@ -34,11 +34,11 @@ pub(in crate::server) async fn serve(stream: Box<ClientStream>, serving: Arc<Ser
     }
 }
 
-/// What becomes of a connection that was active.
+/// The next type of a connection that was active.
 enum After {
     Park(Parked),
     Close(Closing),
-    /// It is closed, or upgraded and in other hands.
+    /// It is closed, or belongs to the code that upgraded it.
     Gone,
 }
 
@@ -78,7 +78,7 @@ impl Parked {
     }
 }
 
-/// What a parked connection wakes up to.
+/// The reason why a parked connection wakes up.
 #[derive(Clone, Copy)]
 enum Wake {
     Serve,
@@ -114,8 +114,8 @@ impl Active {
                 After::Gone
             }
             End::Closes => {
-                let last_words = stream.refused().map(last_answer);
-                After::Close(Closing::new(stream, last_words))
+                let unsent = stream.refused().map(last_answer);
+                After::Close(Closing::new(stream, unsent))
             }
             End::TimedOut => {
                 After::Close(Closing::new(stream, Some(last_answer(StatusCode::REQUEST_TIMEOUT))))
@@ -127,7 +127,7 @@ impl Active {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         let connection = &self.connection;
         if connection.commands.poll(Waiter::Task, cx) >= Command::Drop {
-            // Half a head can be answered even now.
+            // Half a head can be answered with 408.
             let reads = connection.state() == State::Reading;
             return Poll::Ready(if reads { End::TimedOut } else { End::Dropped });
         }
@@ -137,13 +137,13 @@ impl Active {
                 tracing::debug!(peer = %connection.peer(), %error, "the connection failed");
             }
             return Poll::Ready(match connection.state() {
-                // A request was begun, and the client is gone.
+                // The client closed while its request was being answered.
                 State::Answering | State::Flushing => End::Dropped,
                 _ => End::Closes,
             });
         }
         connection.discard_body(cx);
-        // After the poll, so that what it has just finished counts, and what it has just read.
+        // Read after the poll, which may have changed the state.
         match (connection.state(), connection.commands.strongest()) {
             (State::Parked, _) => Poll::Ready(End::Parked),
             (State::Closing, _) => Poll::Ready(End::Closes),
@@ -154,14 +154,14 @@ impl Active {
     }
 }
 
-/// How hyper's part of a connection ends.
+/// The end of hyper's part of a connection.
 #[derive(Clone, Copy)]
 enum End {
     /// Between two requests.
     Parked,
-    /// Within a head, on the way to the next process.
+    /// Within a head, to leave for the successor.
     Leaves,
-    /// After the last answer, or what was no request.
+    /// After the last answer, or after bytes that are no request.
     Closes,
     /// Within a head that took too long.
     TimedOut,
@@ -173,8 +173,8 @@ enum End {
 
 /// A connection that has had its last answer.
 ///
-/// The client may still be sending what nobody will read. To close then would reset the connection and take the answer
-/// with it, so what comes is thrown away until the client closes, or has had its time (RFC 9112, section 9.6).
+/// The client may still be sending what nobody will read. To close then would reset the connection and destroy the
+/// answer, so what comes is discarded until the client closes, or its time is up (RFC 9112, section 9.6).
 struct Closing {
     stream: Box<ClientStream>,
     /// An answer of the server's own, or what is left of it.
@@ -186,19 +186,20 @@ struct Closing {
 impl Closing {
     fn new(mut stream: Box<ClientStream>, last_words: Option<Bytes>) -> Self {
         let expects_more =
-            last_words.is_some() || stream.has_read_ahead() || stream.connection().progress.body_left() > 0;
+            unsent.is_some() || stream.has_read_ahead() || stream.connection().progress.body_left() > 0;
         stream.forget_read_ahead();
         stream.connection().close();
-        Self { stream, last_words: last_words.unwrap_or_default(), expects_more }
+        Self { stream, unsent: unsent.unwrap_or_default(), expects_more }
     }
 
     async fn run(mut self) {
         let connection = Arc::clone(self.stream.connection());
         poll_fn(|cx| {
-            // First, so that the last words are said, and what has come is taken in, even if the time is up.
+            // Polled before the command is read, so that the answer is sent and what has come is read even if the time
+            // is up.
             let ended = self.poll(cx).is_ready();
             let command = connection.commands.poll(Waiter::Task, cx);
-            // Whatever failed, the client is gone.
+            // Any error means that the client is gone.
             if ended || command >= Command::Drop { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
@@ -207,9 +208,9 @@ impl Closing {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<Infallible>> {
         let ended = || Err(std::io::ErrorKind::ConnectionAborted.into());
         let mut socket = Pin::new(self.stream.socket());
-        while !self.last_words.is_empty() {
-            match socket.as_mut().poll_write(cx, &self.last_words) {
-                Poll::Ready(Ok(n)) if n > 0 => _ = self.last_words.split_to(n),
+        while !self.unsent.is_empty() {
+            match socket.as_mut().poll_write(cx, &self.unsent) {
+                Poll::Ready(Ok(n)) if n > 0 => _ = self.unsent.split_to(n),
                 Poll::Ready(Ok(_)) => return Poll::Ready(ended()),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => return Poll::Pending,
@@ -229,7 +230,7 @@ impl Closing {
     }
 }
 
-/// An answer of the server's own to what is no request, or not yet one.
+/// An answer of the server's own, to bytes that are no request or an unfinished one.
 fn last_answer(status: StatusCode) -> Bytes {
     let date = httpdate::HttpDate::from(SystemTime::now());
     format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: 0\r\ndate: {date}\r\n\r\n").into()

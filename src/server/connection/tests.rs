@@ -70,7 +70,7 @@ impl Subject {
                 let exchange = Exchange::new(Method::GET, Uri::from_static("/"), body);
                 self.on(Event::Head(Box::new(exchange)));
             }
-            // hyper reads no head there.
+            // hyper reads no head in this state.
             Happening::Head { .. } => {}
             Happening::BodyRead => _ = self.on(Event::BodyRead),
             Happening::Decided { status, last } => {
@@ -100,7 +100,7 @@ impl Subject {
     }
 }
 
-/// A client that never does anything again, in the eyes of the sweep: where it can be waited for, it is.
+/// The counters of a client that never does anything again: it is waited for wherever it can be.
 fn silent_client(state: State) -> Progress {
     let progress = Progress::new();
     progress.begin(u64::MAX);

@@ -11,21 +11,21 @@ use super::{Action, Route, claim, files, proxy, respond};
 use crate::rules::Check;
 use crate::server::address::check_socket_path;
 
-/// What is expected of a route's path.
+/// The text of a mistake that says what is expected of a route's path.
 pub(crate) const PATH: &str = "a path such as \"/health\", or \"/app/*\" for everything below";
-/// What is expected of the root of `files`.
+/// The same of the root of `files`.
 pub(crate) const ROOT: &str = "the absolute path of a directory";
-/// What is expected of the index of `files`.
+/// The same of the index of `files`.
 pub(crate) const INDEX: &str = "a file's name, such as \"index.html\", or false for none";
-/// What is expected of the status of `respond`.
+/// The same of the status of `respond`.
 pub(crate) const STATUS: &str = "a status from 200 to 599";
-/// What is expected of the upstream of `proxy`.
+/// The same of the upstream of `proxy`.
 pub(crate) const UPSTREAM: &str = "\"http://HOST:PORT\" or \"unix:/path\"";
 
 /// The most headers that an answer may be given.
 const MOST_HEADERS: usize = 100;
 
-/// The headers that say where a message ends and what becomes of its connection: the server's own.
+/// The headers that frame a message or control its connection, which only the server may set.
 static FRAMING: [HeaderName; 8] = [
     header::CONNECTION,
     header::CONTENT_LENGTH,
@@ -39,7 +39,7 @@ static FRAMING: [HeaderName; 8] = [
 
 /// Checks each route by itself, and that no two have one path.
 pub(crate) fn check_routes(routes: &[Route], check: &mut Check) {
-    // By the paths that they claim, however those are spelled.
+    // Keyed by the paths as they are compared, however they are spelled.
     let mut paths: HashMap<(bool, Vec<u8>), String> = HashMap::new();
     for (index, route) in routes.iter().enumerate() {
         check.table(&format!("route[{index}]"), |check| {
@@ -155,7 +155,7 @@ fn check_upstream(authority: &Authority, check: &mut Check) {
     match authority.port_u16() {
         None => _ = check.note("to", "`to` has no port", UPSTREAM),
         Some(0) => _ = check.note("to", "`to` has port 0, where nobody can be reached", UPSTREAM),
-        // A name and a password before the host are for the server, in a header of their own.
+        // User information has no meaning here: credentials for an upstream go into a header.
         Some(_) if authority.as_str().contains('@') => {
             check.note("to", "`to` has no valid host", UPSTREAM);
         }

@@ -65,11 +65,12 @@ pub enum Action {
     Proxy(proxy::Config),
 }
 
-/// One `Router` of all routes. What none of them claims is the `fallback`'s, with its URI as it was sent: a caller's
-/// `Router` has a reading of its own. Without one it is 404. Of two routes with one path the first wins; the config's
-/// check refuses them, as it does a path that cannot be read, which nothing asks for.
+/// One `Router` of all routes. A request that none of them claims goes to the `fallback`, with its URI as it was
+/// sent: a caller's `Router` reads paths in its own way. Without one it is answered with 404. Of two routes with one
+/// path the first wins; the config's check refuses them, as it does a path that cannot be read, which no request
+/// could ask for.
 ///
-/// Upgraded connections are carried by tasks on `tunnels`.
+/// Tunnels run as tasks on `tunnels`.
 pub(crate) fn router(routes: &[Route], fallback: Option<Router>, tunnels: &TaskTracker) -> Router {
     let mut table = Table::default();
     for route in routes {
@@ -87,12 +88,12 @@ pub(crate) fn router(routes: &[Route], fallback: Option<Router>, tunnels: &TaskT
             table.exact.entry(folder.to_vec()).or_insert(Endpoint::ToFolder);
         }
     }
-    // Of the two limits of a body `[http] body_limit` counts, not axum's own default.
+    // `[http] body_limit` is the limit of a body, not axum's own default.
     table.fallback = fallback.map(|fallback| fallback.layer(DefaultBodyLimit::disable()));
     Router::new().fallback_service(Routes(Arc::new(table)))
 }
 
-/// The path that a route claims, and whether it is that of a folder with everything below.
+/// The path that a route claims; true if it is that of a folder with everything below.
 pub(crate) fn claim(path: &str) -> Result<(bool, Reading<'_>), Unreadable> {
     let folder = path.strip_suffix('*').filter(|folder| folder.ends_with('/'));
     path::read(folder.unwrap_or(path)).map(|reading| (folder.is_some(), reading))
@@ -142,14 +143,15 @@ impl Endpoint {
 }
 
 impl Table {
-    /// The most specific route of a path: it itself, or the longest folder above it.
+    /// The most specific route of a path: that of the exact path, or of the longest folder above it.
     fn find(&self, path: &[u8]) -> Option<&Endpoint> {
         let folders =
             || (1..=path.len()).rev().map(|end| &path[..end]).filter(|folder| folder.ends_with(b"/"));
         self.exact.get(path).or_else(|| folders().find_map(|folder| self.below.get(folder)))
     }
 
-    /// The route of a request; `None` where no route claims it. Whoever reads the path gets it as it was compared.
+    /// The route of a request; `None` where no route claims it. Where the answer depends on the path, the request is
+    /// given the one that was compared.
     fn route(&self, request: &mut Request) -> Result<Option<&Endpoint>, String> {
         let sent = request.uri().path();
         let reading = match path::read(sent) {
@@ -220,7 +222,7 @@ fn number(digits: &[u8]) -> Option<u64> {
     is_number.then(|| digits.parse().unwrap_or(u64::MAX))
 }
 
-/// An answer that says in one line why it is not what was asked for.
+/// An error's answer: its reason in one line of text.
 fn text(status: StatusCode, reason: &str) -> Response {
     (status, format!("{reason}\n")).into_response()
 }

@@ -24,7 +24,7 @@ pub(crate) struct Reading<'a> {
     pub(crate) undivided: Option<Vec<u8>>,
 }
 
-/// Why a path has no reading: that it ..
+/// The reason why a path has no reading; its text follows "the path".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unreadable {
     #[error("does not begin with a slash")]
@@ -42,7 +42,7 @@ pub(crate) enum Unreadable {
 /// The spellings in a normal path that some servers take for a slash.
 const DIVIDERS: [&str; 2] = ["%2F", "%5C"];
 
-/// All that a segment of a URI cannot hold (RFC 3986, section 3.3). hyper lets some of it pass.
+/// The characters that a segment of a URI cannot hold (RFC 3986, section 3.3). hyper lets some of them pass.
 const NOT_OF_A_SEGMENT: AsciiSet = CONTROLS
     .add(b' ')
     .add(b'"')
@@ -82,7 +82,7 @@ pub(crate) fn read(path: &str) -> Result<Reading<'_>, Unreadable> {
 /// Puts another path into a request's URI; the query stays as it came.
 ///
 /// # Errors
-/// When the path is longer than a URI may be.
+/// The path is longer than a URI may be.
 pub(super) fn replace(request: &mut Request, path: &str) -> Result<(), axum::http::Error> {
     let mut parts = request.uri().clone().into_parts();
     let query = parts.path_and_query.as_ref().and_then(PathAndQuery::query);
@@ -94,7 +94,7 @@ pub(super) fn replace(request: &mut Request, path: &str) -> Result<(), axum::htt
     Ok(())
 }
 
-/// True if the path is the same however it is read, which most are.
+/// True if the path is normal as it is, which most are.
 fn is_plain(path: &str) -> bool {
     let mut before = 0;
     path.bytes().all(|byte| {

@@ -36,8 +36,8 @@ struct Answer {
 impl Respond {
     pub(super) fn new(config: &Config) -> Self {
         let mut headers = config.headers.clone();
-        // Once for all answers, and so that those to HEAD have it too. 204 has none, and that of 304 would be the
-        // length of a body that is not known here (RFC 9110, section 8.6).
+        // Set once for all answers, those to HEAD included. A 204 has none, and that of a 304 would be the length
+        // of a body that is not known here (RFC 9110, section 8.6).
         if !matches!(config.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(config.body.len()));
         }

@@ -1,4 +1,4 @@
-//! `status`: says that the daemon is up, and what it was asked for.
+//! `status`: says that the daemon is up, and repeats the request's URI.
 
 use axum::Json;
 use axum::http::Uri;

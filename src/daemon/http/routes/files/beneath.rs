@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
 use tokio::io::{AsyncRead, AsyncSeek, ReadBuf};
 use tower_http::services::fs::{Backend, File};
 
-/// Where `ServeDir` finds its files.
+/// The backend of `ServeDir`: a folder whose files it opens.
 #[derive(Clone, Debug)]
 pub(super) struct Beneath {
     root: Arc<Path>,
@@ -35,13 +35,13 @@ impl Beneath {
         let root = Arc::clone(&self.root);
         Box::pin(async move {
             let resolve = move || {
-                // Each time anew: what is served may be replaced as a whole, by a symlink to another folder.
+                // The root is opened each time anew: it may be a symlink that is made to lead to another folder.
                 let root = open(&*root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
                 let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
                 let path = if path.as_os_str().is_empty() { Path::new(".") } else { &path };
                 match openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
                     Ok(file) => then(file.into()),
-                    // It leads out, or round in a circle: there is no such file here.
+                    // The path leads out of the folder, or its symlinks form a loop: there is no such file here.
                     Err(rustix::io::Errno::XDEV | rustix::io::Errno::LOOP) => {
                         Err(io::ErrorKind::NotFound.into())
                     }
@@ -60,7 +60,7 @@ impl Backend for Beneath {
     type MetadataFuture = Later<'static, Metadata>;
 
     fn open(&self, path: PathBuf) -> Self::OpenFuture {
-        // To open a FIFO would be to wait for its writer.
+        // `NONBLOCK`, because opening a FIFO would otherwise wait for its writer.
         self.resolve(path, OFlags::RDONLY | OFlags::NONBLOCK, |file| {
             let kind = file.metadata()?.file_type();
             if kind.is_file() || kind.is_dir() {

@@ -1,8 +1,8 @@
 //! `files`: the files below a folder.
 //!
 //! tower-http's `ServeDir` does the work: it streams, and knows content types, entity tags, conditions and encodings.
-//! Here is what it leaves open: the name of the index, `If-Range`, which ranges there are (`range`), fields on several
-//! lines, and dates. That no path leads out of the folder is the kernel's word (`beneath`).
+//! This module adds the rest: the name of the index, `If-Range`, ranges (`range`), fields on several lines, and dates.
+//! The kernel ensures that no path leads out of the folder (`beneath`).
 
 mod beneath;
 mod range;
@@ -66,7 +66,7 @@ pub(crate) fn unreadable(root: &Path) -> Option<io::Error> {
     std::fs::read_dir(root.join(".")).err()
 }
 
-/// Answers with the file at what follows the route's own path.
+/// Answers with the file at the rest of the path, behind the route's own.
 #[derive(Clone, Debug)]
 pub(super) struct Files(Arc<Folder>);
 
@@ -135,7 +135,8 @@ impl Folder {
                 response = self.read(asked, &uri, None).await;
             } else if range::is_unsatisfied(&response) {
                 match range {
-                    // All of a smaller file (RFC 9110, section 14.1.2); of an empty one that is no range.
+                    // A range longer than the file is all of it (RFC 9110, section 14.1.2); an empty file is answered
+                    // whole, with 200.
                     Range::Last(1..) => {
                         let all = (!range::is_of_nothing(&response)).then_some(Range::From(0, None));
                         response = self.read(asked, &uri, all).await;
@@ -148,7 +149,7 @@ impl Folder {
         response
     }
 
-    /// Adds what an answer of a file has besides.
+    /// Adds the fields that `ServeDir` does not: dates, `Cache-Control`, and the `Vary` of a 304.
     fn complete(&self, response: &mut Response) {
         let status = response.status();
         let headers = response.headers_mut();
@@ -164,8 +165,8 @@ impl Folder {
         }
     }
 
-    /// Where the file is for `ServeDir`, which takes the whole path to be below its root, and an encoded slash for one
-    /// between folders: no file has it in its name.
+    /// The URI by which `ServeDir` finds the file: without the route's own path, and with the index. None for a path
+    /// with an encoded slash, which `ServeDir` would take for one between folders; no file has it in its name.
     fn uri_of_file(&self, asked: &Uri) -> Option<Uri> {
         let (slash, _) = asked.path().match_indices('/').nth(self.depth)?;
         let path = &asked.path()[slash + 1..];
@@ -217,8 +218,8 @@ fn failed(path: &str, error: &io::Error) -> Response {
     }
 }
 
-/// Makes one line of a list on several, which is the same (RFC 9110, section 5.3). A date counts only if it is on one
-/// line and there is no list (sections 13.1.3 and 13.1.4).
+/// Joins a list on several lines into one, which means the same (RFC 9110, section 5.3). A date counts only if it
+/// stands on one line and there is no list of tags (sections 13.1.3 and 13.1.4).
 fn normalise_conditions(headers: &mut HeaderMap) {
     for (list, date) in
         [(header::IF_MATCH, header::IF_UNMODIFIED_SINCE), (header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE)]
@@ -234,9 +235,9 @@ fn normalise_conditions(headers: &mut HeaderMap) {
     }
 }
 
-/// True if the file is still the one the client has a part of: without `If-Range` it says that it does not mind
-/// (RFC 9110, section 13.1.5). A tag is compared strongly: those of files are never weak. A date counts once it is a
-/// second old, for within one a file can change twice (section 8.8.2.2).
+/// True if the file is still the one that the client has a part of, or the client does not ask: it sends no
+/// `If-Range` (RFC 9110, section 13.1.5). A tag is compared strongly: those of files are never weak. A date counts
+/// once it is a second old, for within one a file can change twice (section 8.8.2.2).
 fn range_still_applies(asked: &HeaderMap, file: &HeaderMap) -> bool {
     let mut conditions = asked.get_all(header::IF_RANGE).iter();
     let condition = match (conditions.next(), conditions.next()) {
@@ -255,7 +256,7 @@ fn range_still_applies(asked: &HeaderMap, file: &HeaderMap) -> bool {
     })
 }
 
-/// Dates the answer, and the file no later: one that claims to be of the future is of now (RFC 9110, section 8.8.2.1).
+/// Sets `Date`, and a `Last-Modified` that is later to the same (RFC 9110, section 8.8.2.1).
 fn date(headers: &mut HeaderMap) {
     let Some(modified) = headers.get(header::LAST_MODIFIED).and_then(time) else {
         return;

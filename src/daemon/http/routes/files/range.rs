@@ -15,8 +15,8 @@ pub(super) enum Range {
 }
 
 impl Range {
-    /// The only range of a request. Whatever is none that can be served is ignored, and so is a list, as section 14.2
-    /// permits: the whole is better than an error.
+    /// The range of a request; `None` without one. A list of ranges, and one that is malformed or of another unit, is
+    /// ignored, as section 14.2 permits: the whole is better than an error.
     pub(super) fn asked(headers: &HeaderMap) -> Option<Self> {
         let mut lines = headers.get_all(header::RANGE).iter();
         let (Some(line), None) = (lines.next(), lines.next()) else {
@@ -48,7 +48,7 @@ impl From<Range> for HeaderValue {
     }
 }
 
-/// True if `ServeDir` found nothing in the range; of an empty file it answers with a part that has nothing in it.
+/// True if `ServeDir` found nothing in the range: 416, or, for an empty file, a part that is empty.
 pub(super) fn is_unsatisfied(response: &Response) -> bool {
     match response.status() {
         StatusCode::RANGE_NOT_SATISFIABLE => true,
@@ -57,7 +57,7 @@ pub(super) fn is_unsatisfied(response: &Response) -> bool {
     }
 }
 
-/// True if the file of which a range was asked for is empty.
+/// True if the file that a range was asked of is empty.
 pub(super) fn is_of_nothing(response: &Response) -> bool {
     response.headers().get(header::CONTENT_RANGE).is_some_and(|range| range.as_bytes().ends_with(b"/0"))
 }

@@ -1,4 +1,5 @@
-//! The bodies of a proxied request and of its answer, each with an eye on who is keeping whom waiting.
+//! The bodies of a proxied request and of its answer, each of which tracks whose turn it is, the client's or the
+//! upstream's.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -25,11 +26,11 @@ pub(super) struct Upload {
     turn: Arc<Turn>,
 }
 
-/// Tells whose turn it is until the upstream's answer begins.
+/// The side that has to act next, until the upstream's answer begins.
 #[derive(Debug)]
 pub(super) struct Turn {
     state: Mutex<State>,
-    /// The task that would say that the upstream takes too long; it waits here while no clock runs.
+    /// The task that times the upstream; it waits here while it is not the upstream's turn.
     watcher: AtomicWaker,
     in_flight: Option<InFlight>,
 }
@@ -53,7 +54,7 @@ impl Turn {
         Arc::new(turn)
     }
 
-    /// Returns when it has been the upstream's turn for so long without any progress.
+    /// Returns when it has been the upstream's turn for `timeout` without any progress.
     pub(super) async fn overdue(&self, timeout: Duration) {
         let alarm = sleep_until(Instant::now() + timeout);
         tokio::pin!(alarm);
@@ -62,7 +63,7 @@ impl Turn {
             let State::Upstream(since) = *self.state() else {
                 return Poll::Pending;
             };
-            // Progress wakes nobody: an alarm that goes off finds that it has been put off.
+            // Progress does not wake this task: when the alarm goes off, it is first set anew by the last progress.
             alarm.as_mut().reset(since + timeout);
             alarm.as_mut().poll(cx)
         })
@@ -150,12 +151,12 @@ impl Drop for Upload {
 pub(super) struct Download {
     inner: Incoming,
     exchange: Exchange,
-    /// When the upstream has been silent for too long; made when it is silent for the first time.
+    /// The timer of the upstream's silence; made when it is silent for the first time.
     alarm: Option<Pin<Box<Sleep>>>,
     silent: bool,
 }
 
-/// Why an answer ended before its end. The client sees the connection close within the body.
+/// The reason why an answer was broken off. The client sees the connection close within the body.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BrokenOff {
     #[error("the upstream was silent for {} s within its answer", .0.as_secs_f32())]

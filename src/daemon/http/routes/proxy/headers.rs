@@ -16,8 +16,8 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// Of one hop only (RFC 9110, section 7.6.1), with what older software takes for such. `Trailer` is not among them: it
-/// announces the trailers, and the safe ones are passed on.
+/// The fields of one hop only (RFC 9110, section 7.6.1), and those that older software takes for such. `Trailer` is
+/// not among them: it announces the trailers, and the safe ones are passed on.
 static HOP_BY_HOP: [HeaderName; 10] = [
     CONNECTION,
     HeaderName::from_static("http2-settings"),
@@ -42,8 +42,8 @@ pub(super) fn requested_upgrade(version: Version, headers: &HeaderMap) -> Option
     .then(|| asked.clone())
 }
 
-/// True if a message's body is in no transfer coding but `chunked`: others are offered by nobody here, and cannot be
-/// undone (RFC 9112, section 6.1).
+/// True if a message's body is in no transfer coding but `chunked`: this proxy offers no others, and cannot decode
+/// them (RFC 9112, section 6.1).
 pub(super) fn is_plain_or_chunked(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
@@ -53,8 +53,8 @@ pub(super) fn is_plain_or_chunked(headers: &HeaderMap) -> bool {
     }
 }
 
-/// Counts a forward of `OPTIONS` and `TRACE`, whose `Max-Forwards` says how many there may be (RFC 9110, section
-/// 7.6.2). Returns whether this one may be.
+/// Counts down `Max-Forwards` of `OPTIONS` and `TRACE` (RFC 9110, section 7.6.2). Returns false if the request
+/// may not be forwarded any more.
 pub(super) fn may_be_forwarded(method: &Method, headers: &mut HeaderMap) -> bool {
     if ![Method::OPTIONS, Method::TRACE].contains(method) {
         return true;
@@ -68,15 +68,15 @@ pub(super) fn may_be_forwarded(method: &Method, headers: &mut HeaderMap) -> bool
     })
 }
 
-/// Makes one number of the length of an upstream's answer, however often it is given. Returns whether it is one
-/// (RFC 9112, section 6.3); where there are chunks it does not count, and goes.
+/// Reduces the `Content-Length` of an upstream's answer to one number, however often it is given. Returns false
+/// if its values are not one valid number (RFC 9112, section 6.3). Where there are chunks it is removed.
 pub(super) fn settle_length(headers: &mut HeaderMap) -> bool {
     if headers.contains_key(TRANSFER_ENCODING) {
         headers.remove(CONTENT_LENGTH);
     }
     let lengths =
         headers.get_all(CONTENT_LENGTH).iter().flat_map(|line| line.as_bytes().split(|b| *b == b','));
-    // hyper takes no length beyond the largest number either, where there is a body to read.
+    // hyper does not accept the largest number as the length of a body either.
     let mut lengths = lengths.map(|length| number(length.trim_ascii()).filter(|length| *length < u64::MAX));
     let Some(first) = lengths.next() else {
         return true;
@@ -104,7 +104,7 @@ pub(super) fn to_upstream(
     remove_hop_by_hop(headers);
     remove_lookalikes(headers);
     if version == Version::HTTP_10 {
-        // There it means nothing (RFC 9110, section 10.1.1).
+        // HTTP/1.0 has no `Expect` (RFC 9110, section 10.1.1).
         headers.remove(EXPECT);
     }
     remove_claims_of_origin(headers, client.is_some_and(InFlight::is_trusted));
@@ -121,12 +121,12 @@ pub(super) fn to_upstream(
         headers.insert(HOST, host);
     }
     add_origin(headers, client.map(InFlight::peer));
-    // Which version it came in (RFC 9110, section 7.6.3).
+    // The version is the one that the request came in (RFC 9110, section 7.6.3).
     append(headers, VIA, if version == Version::HTTP_10 { "1.0 steadfast" } else { "1.1 steadfast" });
 }
 
-/// Makes the headers of the upstream's answer those of the answer to the client. As upgrades are passed through, so is
-/// the upstream's word on them (RFC 9110, section 7.8).
+/// Makes the headers of the upstream's answer those of the answer to the client. Upgrades are passed through, so the
+/// upstream's `Upgrade` field is kept (RFC 9110, section 7.8).
 pub(super) fn to_client(status: StatusCode, headers: &mut HeaderMap) {
     let speaks_of_upgrades =
         [StatusCode::SWITCHING_PROTOCOLS, StatusCode::UPGRADE_REQUIRED].contains(&status);
@@ -157,7 +157,7 @@ fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    // Where the message is for, and how long it is, is for every hop, whatever `Connection` says.
+    // `Host` and `Content-Length` are for every hop, whatever `Connection` says.
     let listed: Vec<HeaderName> = connection_options(headers)
         .filter_map(|option| option.parse().ok())
         .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
@@ -179,16 +179,16 @@ const TRAILERS: [&str; 7] = [
     "server-timing",
 ];
 
-/// Fields of nobody's that many frameworks let replace the method or the path.
+/// Fields of no standard that many frameworks let replace the method or the path.
 const REPLACING: [&str; 5] =
     ["x-http-method", "x-http-method-override", "x-method-override", "x-original-url", "x-rewrite-url"];
 
-/// Leaves of the trailers that a message announces those that are safe. hyper sends no others than are announced.
+/// Keeps only the safe ones of the trailers that a message announces. hyper sends no trailers that are not announced.
 ///
-/// A recipient may take a trailer for a field of the head, which has been checked and this has not. So a standard field
-/// has to be known as one that may come late (RFC 9110, section 6.5.1): a list of those that may not would have to grow
-/// with every new one. Names of nobody's, `X-..`, are their applications' affair, but for those that say where a
-/// request comes from or goes to.
+/// A recipient may treat a trailer as a field of the head, although it has not been checked like one. So a standard
+/// field is passed on only if it is defined as a trailer (RFC 9110, section 6.5.1): a list of the unsafe ones would be
+/// incomplete with every new field. Names of no standard, `X-..`, are passed on, but for those that say where a request
+/// comes from or goes to.
 fn keep_safe_trailers(headers: &mut HeaderMap, of_this_hop: &[HeaderName]) {
     if !headers.contains_key(TRAILER) {
         return;
@@ -236,8 +236,8 @@ fn is_claim_of_origin(name: &HeaderName) -> bool {
 /// Fields that say where a message ends or goes, beside [`HOP_BY_HOP`].
 static STEERING: [HeaderName; 6] = [CONTENT_LENGTH, EXPECT, HOST, MAX_FORWARDS, TRAILER, VIA];
 
-/// Removes what CGI and its heirs take for a field that steers a message: `Content_Length` is not the length here, but
-/// may be behind the upstream.
+/// Removes fields that CGI and its successors take for one that steers a message: `Content_Length` is not the length
+/// here, but may be behind the upstream.
 fn remove_lookalikes(headers: &mut HeaderMap) {
     let is_odd = |name: &str| name.bytes().any(|byte| !byte.is_ascii_alphanumeric() && byte != b'-');
     let looks_like_one = |name: &&HeaderName| {
@@ -264,7 +264,7 @@ fn add_origin(headers: &mut HeaderMap, peer: Option<Peer>) {
     let mut forwarded = String::with_capacity(64);
     match peer {
         Some(Peer::Tcp(address)) => {
-            // A client of IPv4 on a socket of IPv6 is a client of IPv4.
+            // An IPv4 client of an IPv6 socket has a mapped address: its IPv4 one is passed on.
             let address = address.ip().to_canonical();
             append(headers, X_FORWARDED_FOR, &address.to_string());
             let _ = match address {
@@ -287,7 +287,7 @@ fn add_origin(headers: &mut HeaderMap, peer: Option<Peer>) {
     append(headers, FORWARDED, &forwarded);
 }
 
-/// Adds an element to a list, which is then on one line: not every reader joins several.
+/// Adds an element to a list, and puts the list on one line: not every reader joins several.
 fn append(headers: &mut HeaderMap, name: HeaderName, element: &str) {
     let earlier = headers.get_all(&name).iter().filter_map(|value| value.to_str().ok());
     let list = earlier.chain([element]).collect::<Vec<_>>().join(", ");

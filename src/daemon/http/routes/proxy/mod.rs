@@ -50,7 +50,7 @@ const BUFFER: usize = 64 << 10;
 /// bytes for one; its own limit of 100 is too few for some cookies and policies.
 const FIELDS: usize = 1024;
 
-/// Where a route's requests go.
+/// The upstream of a route, and how long it is waited for.
 ///
 /// The upstream gets a request with its query, `Host` and end-to-end fields as they came, the path as the routes have
 /// read it, and `X-Forwarded-*`, `Forwarded` and `Via`. Fields of one hop stay on it, and so do trailers that could be
@@ -110,10 +110,10 @@ pub(super) struct Proxy(Arc<Passing>);
 #[derive(Debug)]
 struct Passing {
     config: Config,
-    /// Stands in the URIs that the clients below are given; the connector knows better.
+    /// The authority in the URIs for the clients below; the connector ignores it.
     authority: Authority,
     pooled: Client<Connector, Upload>,
-    /// Never takes a connection from the pool.
+    /// A client without a pool, for requests that are sent again.
     fresh: Client<Connector, Upload>,
     tunnels: TaskTracker,
 }
@@ -186,7 +186,7 @@ impl Exchange {
             Ok(mut response) => {
                 let status = response.status();
                 headers::to_client(status, response.headers_mut());
-                // hyper answers in the version of the client, which an answer may only lower.
+                // hyper lowers it to the client's where that is needed.
                 *response.version_mut() = Version::HTTP_11;
                 response.map(|body| Body::new(Download::new(body, self)))
             }
@@ -225,7 +225,7 @@ impl Exchange {
         let chunked = head.headers().contains_key(header::TRANSFER_ENCODING) && !body.is_end_stream();
         headers::to_upstream(head.headers_mut(), parts.version, &parts.uri, self.in_flight.as_ref(), upgrade);
         if chunked {
-            // Said in so many words, or hyper would take a GET to have no body.
+            // Set explicitly, or hyper would send a GET without its body.
             head.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         if parts.version == Version::HTTP_11 {
@@ -307,7 +307,7 @@ impl Exchange {
     }
 }
 
-/// The answer to a request that was to come no further than this: the proxy is there, and reflects nothing.
+/// The answer to a request whose `Max-Forwards` is used up. `TRACE` is not reflected.
 fn last_hop(method: &Method) -> Response {
     match *method {
         Method::TRACE => text(StatusCode::NOT_IMPLEMENTED, "TRACE is not answered by this proxy"),
@@ -315,7 +315,7 @@ fn last_hop(method: &Method) -> Response {
     }
 }
 
-/// Carries an upgraded connection to its end. It is not over before both ends are.
+/// Begins a tunnel once both ends are upgraded, and carries it to its end.
 async fn carry(client: OnUpgrade, upstream: OnUpgrade) {
     match tokio::try_join!(client, upstream) {
         Ok((client, upstream)) => tunnel::begin(client, upstream).await,
@@ -330,7 +330,7 @@ fn broke_before_an_answer(error: &legacy::Error) -> bool {
 
 // ---------------------------------------------------------------- failures
 
-/// Why a request has no answer of the upstream's.
+/// The reason why a request has no answer of the upstream's.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error("CONNECT is not passed on")]
@@ -378,7 +378,7 @@ impl Failure {
         }
     }
 
-    /// For the client: without the upstream's address.
+    /// The text for the client, without the upstream's address.
     fn reason(&self) -> String {
         let Self::Upstream(error) = self else {
             return self.to_string();
@@ -392,7 +392,7 @@ impl Failure {
         }
     }
 
-    /// True if the operator has to look at the upstream, not at the client.
+    /// True if the failure is the upstream's, not the client's.
     fn is_upstreams(&self) -> bool {
         match self {
             Self::Connect | Self::UnknownCoding | Self::BodyTooLarge | Self::BodyBroken(_) => false,

@@ -30,10 +30,10 @@ pub(super) struct Connector {
     connect_timeout: Duration,
 }
 
-/// Why there is no connection to the upstream.
+/// The reason why there is no connection to the upstream.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectError {
-    /// It refused for as long as it was waited for.
+    /// It refused connections for as long as it was waited for.
     #[error("the upstream refused connections for {} s", .waited.as_secs_f32())]
     Refused {
         waited: Duration,
@@ -77,7 +77,7 @@ impl Connector {
     async fn attempt(&self) -> io::Result<Socket> {
         match &self.to {
             Upstream::Http(authority) => {
-                // A literal IPv6 address stands in brackets there, and only there.
+                // A literal IPv6 address has brackets in an authority, and none in a socket address.
                 let host = authority.host().trim_start_matches('[').trim_end_matches(']');
                 let socket = TcpStream::connect((host, authority.port_u16().unwrap_or(80))).await?;
                 set_tcp_options(&socket)?;
