@@ -77,7 +77,7 @@ impl Server {
         }
     }
 
-    async fn see_off(&self, departures: &Departures, linger: Duration, mut finish: Option<Instant>) {
+    async fn move_to_mailbox(&self, departures: &Departures, linger: Duration, mut finish: Option<Instant>) {
         let mut leaving = departures.leaving.lock().await;
         loop {
             let mut gathered = Gathered { parcels: Vec::new(), departures };

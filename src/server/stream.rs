@@ -123,7 +123,7 @@ pub(super) struct ClientStream {
     ended: bool,
     /// Interim answers that the socket has yet to take.
     interim: Vec<u8>,
-    place: Place,
+    registration: Registration,
 }
 
 /// A connection's entry in the registry, and its permit; both are given up when this is dropped.
@@ -192,7 +192,7 @@ impl ClientStream {
             refused: None,
             ended: false,
             interim: Vec::new(),
-            place: Place { connection, _permit: permit },
+            registration: Registration { connection, _permit: permit },
         })
     }
 
@@ -233,7 +233,7 @@ impl ClientStream {
 
     /// Leaves for the next process: an HTTP connection between two requests.
     pub(super) fn leave(self: Box<Self>) {
-        let Self { socket, read_ahead, place, .. } = *self;
+        let Self { socket, read_ahead, registration, .. } = *self;
         match socket.into_descriptor() {
             Ok(socket) => {
                 let read_ahead = read_ahead.bytes.slice(read_ahead.given..);
@@ -249,7 +249,7 @@ impl ClientStream {
 
     /// Leaves for the next process: one end of a tunnel.
     pub(super) fn leave_as_tunnel(self: Box<Self>, upstream: OwnedFd, mut up: Flow, down: Flow) {
-        let Self { socket, read_ahead, place, .. } = *self;
+        let Self { socket, read_ahead, registration, .. } = *self;
         if !read_ahead.left().is_empty() {
             up.unsent = [&up.unsent, read_ahead.left()].concat().into();
         }
@@ -294,7 +294,7 @@ impl ClientStream {
 
     /// Writes interim answers, which come before whatever hyper writes.
     fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.interim.append(&mut self.place.connection.take_interim());
+        self.interim.append(&mut self.registration.connection.take_interim());
         while !self.interim.is_empty() {
             let result = Pin::new(&mut self.socket).poll_write(cx, &self.interim);
             match ready!(self.wrote(cx, result))? {

@@ -63,7 +63,7 @@ pub(crate) struct Progress {
     blocked: AtomicBool,
     /// There are interim answers to send.
     interim: AtomicBool,
-    /// What else a request waits for.
+    /// The other thing that a request waits for.
     waiting: AtomicU8,
     /// The time on the watchdog's clock at which the current poll of the connection's task began; 0 while it is not
     /// polled.

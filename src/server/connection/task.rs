@@ -57,7 +57,7 @@ impl Parked {
             // Whoever has asked by now gets an answer.
             Command::Finish if stream.has_waiting_byte() => Poll::Ready(Wake::Serve),
             Command::Finish | Command::TimeOut | Command::Drop | Command::Cut => Poll::Ready(Wake::Close),
-            // What was read ahead belongs to a request: there is nothing to wait for.
+            // Bytes that were read ahead belong to a request: there is nothing to wait for.
             Command::Serve | Command::Carry if stream.has_read_ahead() => Poll::Ready(Wake::Serve),
             Command::Serve | Command::Carry => stream.poll_readable(cx).map(|_| Wake::Serve),
         })
@@ -178,13 +178,13 @@ enum End {
 struct Closing {
     stream: Box<ClientStream>,
     /// An answer of the server's own, or what is left of it.
-    last_words: Bytes,
+    unsent: Bytes,
     /// The client may still be sending.
     expects_more: bool,
 }
 
 impl Closing {
-    fn new(mut stream: Box<ClientStream>, last_words: Option<Bytes>) -> Self {
+    fn new(mut stream: Box<ClientStream>, unsent: Option<Bytes>) -> Self {
         let expects_more =
             unsent.is_some() || stream.has_read_ahead() || stream.connection().progress.body_left() > 0;
         stream.forget_read_ahead();
