@@ -232,8 +232,8 @@ impl ClientStream {
     // ---- to the next process ----
 
     /// Leaves for the next process: an HTTP connection between two requests.
-    pub(super) fn leave(self: Box<Self>) {
-        let Self { socket, read_ahead, registration, .. } = *self;
+    pub(super) fn leave(self) {
+        let Self { socket, read_ahead, registration, .. } = self;
         match socket.into_descriptor() {
             Ok(socket) => {
                 let read_ahead = read_ahead.bytes.slice(read_ahead.given..);
@@ -248,17 +248,17 @@ impl ClientStream {
     }
 
     /// Leaves for the next process: one end of a tunnel.
-    pub(super) fn leave_as_tunnel(self: Box<Self>, upstream: OwnedFd, mut up: Flow, down: Flow) {
-        let Self { socket, read_ahead, registration, .. } = *self;
+    pub(super) fn leave_as_tunnel(self, upstream: OwnedFd, mut up: Flow, down: Flow) {
+        let Self { socket, read_ahead, registration, .. } = self;
         if !read_ahead.left().is_empty() {
             up.unsent = [&up.unsent, read_ahead.left()].concat().into();
         }
         match (socket.into_descriptor(), registration.connection.tunnel_note(up, down)) {
             (Ok(client), Some(note)) => {
-                registration.connection.leave(Parcel::Tunnel { client, upstream, note })
+                registration.connection.leave(Parcel::Tunnel { client, upstream, note });
             }
             (Ok(_), None) => {
-                tracing::warn!(peer = %registration.connection.peer(), "a tunnel has no request")
+                tracing::warn!(peer = %registration.connection.peer(), "a tunnel has no request");
             }
             (Err(error), _) => {
                 tracing::warn!(peer = %registration.connection.peer(), %error, "cannot take a tunnel apart");
