@@ -223,7 +223,7 @@ impl ClientStream {
         self.socket.readable().await
     }
 
-    // ---- to the next process ----
+    // ---- to the successor ----
 
     /// Leaves for the successor: an HTTP connection between two requests.
     pub(super) fn leave(self) {
@@ -249,10 +249,10 @@ impl ClientStream {
         }
         match (socket.into_descriptor(), registration.connection.tunnel_note(up, down)) {
             (Ok(client), Some(note)) => {
-                registration.connection.leave(Parcel::Tunnel { client, upstream, note })
+                registration.connection.leave(Parcel::Tunnel { client, upstream, note });
             }
             (Ok(_), None) => {
-                tracing::warn!(peer = %registration.connection.peer(), "a tunnel has no request")
+                tracing::warn!(peer = %registration.connection.peer(), "a tunnel has no request");
             }
             (Err(error), _) => {
                 tracing::warn!(peer = %registration.connection.peer(), %error, "cannot take a tunnel apart");

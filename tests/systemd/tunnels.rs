@@ -1,4 +1,4 @@
-//! Tunnels: what upgraded connections say to each other arrives, once and in order.
+//! Tunnels: every message arrives, once and in order.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};

@@ -181,7 +181,11 @@ impl Connection {
             if self.progress.body_left() == 0 {
                 return false;
             }
-            poll_fn(|cx| Poll::Ready(self.discard_body(cx))).await;
+            poll_fn(|cx| {
+                self.discard_body(cx);
+                Poll::Ready(())
+            })
+            .await;
             if left == u64::MAX && self.leftover().is_some() {
                 tokio::task::yield_now().await;
             }

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::wait::{PATIENCE, wait_until};
 
-/// How often the stand-in for the manager looks whether the daemon is gone.
+/// The time between two looks of the manager's stand-in for the daemon's end.
 const GLANCE: Duration = Duration::from_millis(20);
 
 /// A running daemon. Dropping it kills it.
@@ -31,7 +31,7 @@ pub struct Daemon {
 /// One datagram that the daemon sent to the service manager.
 #[derive(Debug, Clone)]
 pub struct Notification {
-    /// When it arrived.
+    /// The time of its arrival.
     pub at: Instant,
     /// Its assignments, one per line.
     pub text: String,
@@ -56,7 +56,7 @@ impl std::fmt::Display for Stderr {
     }
 }
 
-/// What has been heard of the daemon so far.
+/// Everything that the daemon has written and notified so far.
 #[derive(Debug, Default)]
 struct Log {
     heard: Mutex<Heard>,
@@ -107,7 +107,7 @@ impl Daemon {
     ///
     /// # Panics
     ///
-    /// When it does not get ready, with what it wrote to standard error.
+    /// If it does not get ready, with what it wrote to standard error.
     #[must_use]
     pub fn start(binary: impl AsRef<Path>, config: &str) -> Self {
         let daemon = Self::spawn(binary, config);
@@ -119,7 +119,7 @@ impl Daemon {
     ///
     /// # Panics
     ///
-    /// When it cannot be run.
+    /// If it cannot be run.
     #[must_use]
     pub fn spawn(binary: impl AsRef<Path>, config: &str) -> Self {
         Self::spawn_with(binary, config, |_| {})
@@ -130,7 +130,7 @@ impl Daemon {
     ///
     /// # Panics
     ///
-    /// When it cannot be run.
+    /// If it cannot be run.
     #[must_use]
     pub fn spawn_with(binary: impl AsRef<Path>, config: &str, adjust: impl FnOnce(&mut Command)) -> Self {
         Self::spawn_program(binary, &["run", "--config"], config, adjust)
@@ -141,7 +141,7 @@ impl Daemon {
     ///
     /// # Panics
     ///
-    /// When it cannot be run.
+    /// If it cannot be run.
     #[must_use]
     pub fn spawn_program(
         binary: impl AsRef<Path>,
@@ -236,7 +236,7 @@ fn without_colours(line: &str) -> String {
 }
 
 // ---------------------------------------------------------------------------
-// What it says
+// Its notifications and its log
 // ---------------------------------------------------------------------------
 
 impl Daemon {
@@ -270,7 +270,7 @@ impl Daemon {
     ///
     /// # Panics
     ///
-    /// When none comes, naming `what` was waited for.
+    /// If none comes, naming `what` was waited for.
     pub fn wait_for_notification(&self, what: &str, wanted: impl Fn(&str) -> bool) -> Notification {
         let found = self.log.wait_for(|heard| {
             let mut all = heard.notifications.iter();
@@ -296,7 +296,7 @@ impl Daemon {
     ///
     /// # Panics
     ///
-    /// When none comes, naming `what` was waited for.
+    /// If none comes, naming `what` was waited for.
     pub fn wait_for_line(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
         let found = self.log.wait_for(|heard| {
             let mut all = heard.stderr.0.iter();
@@ -316,7 +316,7 @@ impl Daemon {
     ///
     /// # Panics
     ///
-    /// When it did not say one.
+    /// If it did not say one.
     #[must_use]
     pub fn address(&self, child: &str) -> SocketAddr {
         let found = self.log.wait_for(|heard| {
@@ -365,7 +365,7 @@ impl Daemon {
     ///
     /// # Panics
     ///
-    /// When it is gone already.
+    /// If it is gone already.
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("the daemon still runs");
     }
@@ -375,7 +375,7 @@ impl Daemon {
     ///
     /// # Panics
     ///
-    /// When it runs on for [`PATIENCE`].
+    /// If it runs on for [`PATIENCE`].
     pub fn wait(&mut self) -> i32 {
         use std::os::unix::process::ExitStatusExt;
 

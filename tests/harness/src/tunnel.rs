@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use crate::wait::{PATIENCE, wait_until};
 
-/// How many messages of one direction may be on their way.
+/// The most messages of one direction that may be on their way.
 const UNDER_WAY: u64 = 16;
 
-/// How long to leave the machine alone between two turns.
+/// The pause between two turns, for the rest of the machine.
 const GLANCE: Duration = Duration::from_millis(1);
 
-/// A connection upgraded through the proxy, held at both ends.
+/// A tunnel through the proxy, with both its ends.
 ///
 /// Each direction carries the same messages 0, 1, 2, ... of its own: whatever comes is compared, byte by byte, with
 /// what has to come next.
@@ -29,7 +29,7 @@ pub struct Tunnel {
 
 #[derive(Debug)]
 struct Direction {
-    /// What no other direction's messages begin with.
+    /// The beginning of its messages, which no other direction's have.
     name: String,
     said: u64,
     heard: u64,
@@ -104,7 +104,7 @@ impl Tunnel {
     ///
     /// # Panics
     ///
-    /// When they are no sockets that can do without blocking.
+    /// If they are not sockets that can be made non-blocking.
     #[must_use]
     pub fn new(number: usize, client: TcpStream, upstream: TcpStream) -> Self {
         for end in [&client, &upstream] {
@@ -115,7 +115,7 @@ impl Tunnel {
         Self { up: direction("up"), down: direction("down"), client, upstream }
     }
 
-    /// How many messages were said and heard, in both directions together.
+    /// The number of messages that were sent and received, in both directions together.
     #[must_use]
     pub fn heard(&self) -> u64 {
         self.up.heard + self.down.heard
@@ -125,7 +125,7 @@ impl Tunnel {
     ///
     /// # Errors
     ///
-    /// What was lost, doubled or out of order, or that the tunnel has ended.
+    /// A message that was lost, doubled or out of order, or the tunnel's end.
     pub fn turn(&mut self) -> Result<(), String> {
         for direction in [&mut self.up, &mut self.down] {
             while direction.said < direction.heard + UNDER_WAY {
@@ -146,7 +146,7 @@ impl Tunnel {
     ///
     /// # Errors
     ///
-    /// When the tunnel has ended.
+    /// If the tunnel has ended.
     pub fn say_unheard(&mut self, messages: u64) -> Result<(), String> {
         for _ in 0..messages {
             self.up.say();
@@ -208,7 +208,7 @@ impl Conversation {
     ///
     /// # Panics
     ///
-    /// When neither happens.
+    /// If neither happens.
     pub fn advance(&self, messages: u64) {
         let goal = self.heard.load(Relaxed) + messages;
         wait_until("the tunnels to go on", || {
