@@ -14,6 +14,7 @@ use steadfast::{BindError, BoxError, Child, Config, Daemon, Exit, StartError};
 use steadfast_harness::Signal;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
 
 use crate::client::Client;
 use crate::process::{config, example};
@@ -68,7 +69,7 @@ async fn binding_tells_the_ports_that_the_kernel_chose_and_starts_nothing() {
     }
     assert!(!started.load(SeqCst), "a child runs");
 
-    let running = tokio::spawn(bound.run());
+    let running = TaskTracker::new().spawn(bound.run());
     for address in &addresses["http"] {
         let mut client = Client::connect(&tcp(address).to_string(), PATIENCE).await.expect("it accepts");
         assert_eq!(client.get("/").await.expect("it answers").status, 200);
@@ -148,7 +149,7 @@ async fn every_part_of_a_config_can_be_made_in_code() {
     let daemon = Daemon::new(wanted).stop_when(async {
         let _ = stopped.await;
     });
-    let running = tokio::spawn(daemon.bind().await.expect("it is right").run());
+    let running = TaskTracker::new().spawn(daemon.bind().await.expect("it is right").run());
     let address = format!("unix:{}", folder.path().join("http.sock").display());
     let mut client = Client::connect(&address, PATIENCE).await.expect("it accepts");
     for (path, status) in [("/", 200), ("/status", 200), ("/files/", 200), ("/app/x", 502)] {

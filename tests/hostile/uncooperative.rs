@@ -48,7 +48,7 @@ struct Book {
     stop: AtomicBool,
     last: AtomicU64,
     /// Connections that are never closed.
-    held: Mutex<Vec<TcpStream>>,
+    open: Mutex<Vec<TcpStream>>,
     /// The numbers of requests of which a client has the whole answer.
     answered: Mutex<Vec<u64>>,
 }
@@ -60,7 +60,7 @@ impl Book {
     }
 
     fn hold(&self, stream: TcpStream) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).push(stream);
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).push(stream);
     }
 
     fn note(&self, number: u64) {
@@ -275,9 +275,9 @@ fn clients_that_never_cooperate_harm_nobody_and_leave_nothing_behind() {
     assert_eq!(site.wait(), 0);
     assert!(began.elapsed() < TOO_LONG, "{:?}", began.elapsed());
     assert_counted_once(&site, &book, &recorder, &metrics);
-    let held = book.held.into_inner().unwrap();
+    let open = book.open.into_inner().unwrap();
     print_figure("requests of clients that never cooperate", book.last.into_inner());
-    print_figure("of which still hold their connections", held.len());
+    print_figure("of which still hold their connections", open.len());
 }
 
 /// As many new clients as there may be connections are answered, each on one that stays open.

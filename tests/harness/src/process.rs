@@ -59,41 +59,41 @@ impl std::fmt::Display for Stderr {
 /// Everything that the daemon has written and notified so far.
 #[derive(Debug, Default)]
 struct Log {
-    heard: Mutex<Heard>,
+    output: Mutex<Output>,
     news: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct Heard {
+struct Output {
     notifications: Vec<Notification>,
     stderr: Stderr,
     stderr_ended: bool,
 }
 
 impl Log {
-    fn heard(&self) -> MutexGuard<'_, Heard> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    fn output(&self) -> MutexGuard<'_, Output> {
+        self.output.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, change: impl FnOnce(&mut Heard)) {
-        change(&mut self.heard());
+    fn add(&self, change: impl FnOnce(&mut Output)) {
+        change(&mut self.output());
         self.news.notify_all();
     }
 
     /// Waits until `look` finds something; `None` when it has not within
     /// [`PATIENCE`], or the daemon has ended and nothing more can come.
-    fn wait_for<T>(&self, look: impl Fn(&Heard) -> Option<T>) -> Option<T> {
+    fn wait_for<T>(&self, look: impl Fn(&Output) -> Option<T>) -> Option<T> {
         let deadline = Instant::now() + PATIENCE;
-        let mut heard = self.heard();
+        let mut output = self.output();
         loop {
-            if let Some(found) = look(&heard) {
+            if let Some(found) = look(&output) {
                 return Some(found);
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || heard.stderr_ended {
+            if left.is_zero() || output.stderr_ended {
                 return None;
             }
-            heard = self.news.wait_timeout(heard, left).unwrap_or_else(PoisonError::into_inner).0;
+            output = self.news.wait_timeout(output, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
@@ -200,9 +200,9 @@ impl Daemon {
 fn read_stderr(stderr: std::process::ChildStderr, log: &Log) {
     for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
         let line = without_colours(&String::from_utf8_lossy(&line));
-        log.add(|heard| heard.stderr.0.push(line));
+        log.add(|output| output.stderr.0.push(line));
     }
-    log.add(|heard| heard.stderr_ended = true);
+    log.add(|output| output.stderr_ended = true);
 }
 
 fn receive_notifications(manager: &UnixDatagram, log: &Log, done: &AtomicBool) {
@@ -214,7 +214,7 @@ fn receive_notifications(manager: &UnixDatagram, log: &Log, done: &AtomicBool) {
             Ok(count) => {
                 let at = Instant::now();
                 let text = String::from_utf8_lossy(&bytes[..count]).into_owned();
-                log.add(|heard| heard.notifications.push(Notification { at, text }));
+                log.add(|output| output.notifications.push(Notification { at, text }));
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(_) if last => return,
@@ -262,7 +262,7 @@ impl Daemon {
     /// Everything it has told the service manager so far.
     #[must_use]
     pub fn notifications(&self) -> Vec<Notification> {
-        self.log.heard().notifications.clone()
+        self.log.output().notifications.clone()
     }
 
     /// Waits for a datagram to the service manager that satisfies `wanted`,
@@ -272,8 +272,8 @@ impl Daemon {
     ///
     /// If none comes, naming `what` was waited for.
     pub fn wait_for_notification(&self, what: &str, wanted: impl Fn(&str) -> bool) -> Notification {
-        let found = self.log.wait_for(|heard| {
-            let mut all = heard.notifications.iter();
+        let found = self.log.wait_for(|output| {
+            let mut all = output.notifications.iter();
             all.find(|notification| wanted(&notification.text)).cloned()
         });
         found.unwrap_or_else(|| {
@@ -288,7 +288,7 @@ impl Daemon {
     /// Its standard error so far.
     #[must_use]
     pub fn stderr(&self) -> Stderr {
-        self.log.heard().stderr.clone()
+        self.log.output().stderr.clone()
     }
 
     /// Waits for a line of standard error that satisfies `wanted`, among those
@@ -298,8 +298,8 @@ impl Daemon {
     ///
     /// If none comes, naming `what` was waited for.
     pub fn wait_for_line(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
-        let found = self.log.wait_for(|heard| {
-            let mut all = heard.stderr.0.iter();
+        let found = self.log.wait_for(|output| {
+            let mut all = output.stderr.0.iter();
             all.find(|line| wanted(line)).cloned()
         });
         found.unwrap_or_else(|| panic!("no line {what} in:\n{}", self.stderr()))
@@ -308,8 +308,8 @@ impl Daemon {
     /// Every address it said it listens on, in the order of its lines.
     #[must_use]
     pub fn addresses(&self) -> Vec<Listening> {
-        let heard = self.log.heard();
-        heard.stderr.0.iter().filter_map(|line| parse_listening(line)).collect()
+        let output = self.log.output();
+        output.stderr.0.iter().filter_map(|line| parse_listening(line)).collect()
     }
 
     /// The first TCP address of a child.
@@ -319,8 +319,8 @@ impl Daemon {
     /// If it did not say one.
     #[must_use]
     pub fn address(&self, child: &str) -> SocketAddr {
-        let found = self.log.wait_for(|heard| {
-            let mut all = heard.stderr.0.iter().filter_map(|line| parse_listening(line));
+        let found = self.log.wait_for(|output| {
+            let mut all = output.stderr.0.iter().filter_map(|line| parse_listening(line));
             all.find_map(|listening| {
                 let ours = listening.child == child;
                 ours.then(|| listening.address.parse().ok()).flatten()
