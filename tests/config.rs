@@ -1,4 +1,4 @@
-//! What a config file may say, and what is said about one that is wrong.
+//! The config files that are valid, and the diagnostics of those that are not.
 //!
 //! The files in `tests/config/valid` and `tests/config/invalid` are named for what they promise. Beside each stands
 //! what becomes of it, in `.expected`: the tree, or the diagnostic, to the letter. `UPDATE_EXPECTED=1` writes these.
@@ -268,7 +268,7 @@ fn read(text: &str) {
 
 /// A valid or invalid file with a few places changed.
 fn changed() -> impl Strategy<Value = String> {
-    // What is not an address might be looked up as a name, and that takes its time.
+    // Text that is not an address might be looked up as a name, and that takes its time.
     let texts: Vec<_> = [files("valid"), files("invalid")]
         .concat()
         .iter()

@@ -25,7 +25,7 @@ const ROOMS: [(&str, &[&str]); 12] = [
 /// The binary's own files, which see the library as everybody does, and the root that names the rooms.
 const OUTSIDE: [&str; 5] = ["lib", "main", "cli", "control", "unit"];
 
-/// What the crate's root gives another name: it stands for its room.
+/// The items that the crate's root gives another name, with the rooms that they stand for.
 const AT_ROOT: [(&str, &str); 2] = [("Exit", "exit"), ("Config", "daemon")];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-/// What a browser or curl sends, at its shortest.
+/// The shortest request of a browser or curl.
 const REQUEST: &[u8] =
     b"GET / HTTP/1.1\r\nhost: localhost\r\nuser-agent: steadfast-bench\r\naccept: */*\r\n\r\n";
 

@@ -20,7 +20,7 @@ const REQUESTS: u32 = 1_000;
 const ROUNDS: usize = 31;
 /// Connections that are idle.
 const IDLE: u32 = 15_000;
-/// How many of them come at a time where they come gradually.
+/// The number of them that come at a time where they come gradually.
 const WAVE: u32 = 100;
 /// Starts of each server.
 const STARTS: usize = 20;
@@ -58,7 +58,7 @@ fn row(what: &str, [ours, theirs]: [f64; 2], more: &str) {
     println!("{what:36} {ours:>9.2} {theirs:>11.2}   {:>5.2}{more}", ours / theirs);
 }
 
-/// How the ratio differed between rounds.
+/// The range of the ratio between rounds.
 fn ratios(rounds: &[[Cpu; 2]]) -> String {
     let ratios = rounds.iter().map(|[ours, theirs]| ours.total() / theirs.total());
     let min = ratios.clone().fold(f64::MAX, f64::min);
@@ -94,8 +94,8 @@ fn measure_round(server: &Server, answer: &Arc<Answer>) -> Cpu {
 // Memory, and the start
 // ---------------------------------------------------------------------------------------------------------------
 
-/// How much a server grows for each idle connection, in KiB, when so many come at once, one after the other, each
-/// with one request. `parks`: those become idle, as the server sees it, before more come.
+/// The memory in KiB that a server takes for each idle connection, when so many come at once, one after the
+/// other, each with one request. `parks`: those become idle, as the server sees it, before more come.
 fn measure_idle(binary: &Path, at_once: u32, parks: bool) -> f64 {
     let server = Server::start(binary);
     let answer = Arc::new(Answer::of(server.address));

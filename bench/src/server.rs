@@ -28,7 +28,7 @@ pub(crate) struct Server {
     daemon: Daemon,
     /// From exec to READY.
     pub(crate) start: Duration,
-    /// Where it answers.
+    /// The address that it answers on.
     pub(crate) address: SocketAddr,
 }
 
@@ -52,7 +52,7 @@ impl Cpu {
 pub(crate) struct Memory {
     /// All that is resident, the pages of the binary among it.
     pub(crate) resident: f64,
-    /// What is its alone: heap and stacks.
+    /// The memory that is its alone: heap and stacks.
     pub(crate) anonymous: f64,
 }
 
@@ -67,7 +67,7 @@ impl Server {
         Self { start: ready.at.duration_since(began), address: daemon.address("http"), daemon }
     }
 
-    /// What it has used so far, to the clock tick.
+    /// The CPU time that it has used so far, to the clock tick.
     pub(crate) fn cpu(&self) -> Cpu {
         let stat = self.proc("stat");
         // Its second field, the command, may hold anything; it ends at the last parenthesis.
@@ -81,7 +81,7 @@ impl Server {
         Cpu { user: ticks(11) * tick, system: ticks(12) * tick }
     }
 
-    /// What it holds now.
+    /// The memory that it holds now.
     pub(crate) fn memory(&self) -> Memory {
         let status = self.proc("status");
         let kib = |name: &str| {

@@ -14,7 +14,7 @@
 //! config.http.routes.push(Route::new("/app/*", Action::Proxy(app)));
 //! ```
 //!
-//! One process has one config for its life: a changed file is the next process's.
+//! One process has one config for its life: a changed file is for its successor.
 // `written` reads the file's tables, and `value` the values in them; `meant` makes them a config, `places` finds in
 // the file the values that the config's own rules refuse, and `diagnostic` shows them.
 

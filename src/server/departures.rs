@@ -58,7 +58,7 @@ impl Departures {
     }
 }
 
-// ---- to the next process -------------------------------------------------------------------------------------
+// ---- to the successor -------------------------------------------------------------------------------------
 
 impl Server {
     /// Hands over every connection that can be carried: an idle one and a tunnel now, a busy one after its answer.
@@ -155,7 +155,7 @@ async fn at(instant: Option<Instant>) {
     }
 }
 
-// ---- from an earlier process ---------------------------------------------------------------------------------
+// ---- from a predecessor ----------------------------------------------------------------------------------
 
 impl Server {
     /// Takes over everything that waits in the mailbox.

@@ -7,7 +7,7 @@
 //! | `registry`, `totals`, `access` | the open ones; the account of all; the log of their requests |
 //! | `connection` | one of them: its states, its commands, its task |
 //! | `sweep`, `limits`, `clock` | how long a client may take |
-//! | `departures`, `tunnel` | to the next process; connections that became another protocol |
+//! | `departures`, `tunnel` | to the successor; connections that became another protocol |
 
 pub(crate) mod access;
 pub(crate) mod address;

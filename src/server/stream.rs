@@ -229,7 +229,7 @@ impl ClientStream {
         self.socket.poll_readable(cx)
     }
 
-    // ---- to the next process ----
+    // ---- to the successor ----
 
     /// Leaves for the next process: an HTTP connection between two requests.
     pub(super) fn leave(self) {

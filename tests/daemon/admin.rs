@@ -1,4 +1,4 @@
-//! What the operator's tools are told agrees with what the clients have seen.
+//! The operator's tools are told the same that the clients have seen.
 
 use std::collections::BTreeMap;
 use std::io::Write;

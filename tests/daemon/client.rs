@@ -26,7 +26,7 @@ pub(crate) struct Response {
     pub(crate) body: Vec<u8>,
 }
 
-/// Why there is no answer.
+/// The reason why there is no answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Lost {
     /// The connection ended before the first byte of an answer.
@@ -137,7 +137,7 @@ impl Client {
         std::mem::take(&mut self.received)
     }
 
-    /// Whether the server has neither sent anything more nor closed.
+    /// True if the server has neither sent anything more nor closed.
     pub(crate) async fn is_open_and_silent(&mut self) -> bool {
         let mut byte = [0];
         tokio::select! {

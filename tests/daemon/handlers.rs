@@ -1,4 +1,4 @@
-//! What the services of these tests answer with.
+//! The handlers of the services of these tests.
 
 use std::future::pending;
 use std::sync::Arc;

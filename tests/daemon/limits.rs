@@ -1,4 +1,4 @@
-//! No client takes more than its share: of bytes, of time, of places.
+//! No client takes more than its share: of bytes, of time, of connections.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::client::Lost;
 use crate::handlers::{Gate, router};
 use crate::service::Service;
 
-/// How late the sweep over the connections may come.
+/// The latest that the sweep over the connections may come.
 const SWEEP: Duration = Duration::from_secs(1);
 
 fn assert_about(took: Duration, limit: Duration) {
@@ -201,11 +201,11 @@ async fn a_body_has_its_whole_read_timeout_from_when_it_is_waited_for() {
 }
 
 // ---------------------------------------------------------------------------
-// Places
+// Connections
 // ---------------------------------------------------------------------------
 
 #[tokio::test]
-async fn beyond_max_connections_a_client_waits_and_is_served_when_a_place_is_free() {
+async fn beyond_max_connections_a_client_waits_and_is_served_when_another_closes() {
     let service = Service::start("http.max_connections = 2\n", |daemon| daemon.router(router())).await;
     let mut first = service.connect().await;
     let mut second = service.connect().await;
@@ -216,7 +216,7 @@ async fn beyond_max_connections_a_client_waits_and_is_served_when_a_place_is_fre
     for client in &mut waiting {
         client.ask("/path/waited").await;
     }
-    // What is served meanwhile shows that the others could have been.
+    // A request that is served meanwhile shows that the others could have been.
     for _ in 0..20 {
         assert_eq!(second.get("/").await.unwrap().status, 200);
         for client in &mut waiting {
@@ -233,7 +233,7 @@ async fn beyond_max_connections_a_client_waits_and_is_served_when_a_place_is_fre
 }
 
 #[tokio::test]
-async fn a_stop_answers_those_who_still_wait_for_a_place() {
+async fn a_stop_answers_those_who_still_wait_at_the_limit() {
     let gate = Gate::new();
     let add = |daemon: steadfast::Daemon| daemon.router(router().route("/gate", gate.route()));
     let mut service = Service::start("http.max_connections = 1\nshutdown.linger = \"0s\"\n", add).await;

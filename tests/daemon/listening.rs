@@ -1,4 +1,4 @@
-//! Where it listens: TCP, unix sockets, descriptors that were inherited.
+//! The addresses that it listens on: TCP, unix sockets, descriptors that were inherited.
 
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
@@ -112,7 +112,7 @@ fn a_socket_that_is_in_use_is_refused_and_left_alone() {
     let mut daemon = Daemon::spawn(BINARY, &config(&format!("\"unix:{}\"", path.display())));
     assert_eq!(daemon.wait(), 1);
     daemon.wait_for_line("why", |line| line.contains("ERROR") && line.contains("the address is in use"));
-    // What arrives there is the refused daemon's question, and then ours.
+    // The refused daemon's question arrives there, and then ours.
     let _client = std::os::unix::net::UnixStream::connect(&path).unwrap();
     listener.accept().unwrap();
     assert!(is_socket(&path));

@@ -1,4 +1,4 @@
-//! What is written to stderr.
+//! The log on stderr.
 
 use std::process::Command;
 

@@ -3,7 +3,7 @@
 //!
 //! Most tests run a [`service::Service`]: the daemon on the test's own thread, with the test's own routes and
 //! children, its events captured, and, where time matters, a clock that runs only while nobody has anything to do.
-//! What belongs to a process alone (signals, exit codes, the environment, stderr) is tested on a
+//! Anything that belongs to a whole process (signals, exit codes, the environment, stderr) is tested on a
 //! [`steadfast_harness::Daemon`].
 
 mod admin;

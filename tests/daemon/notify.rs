@@ -1,4 +1,4 @@
-//! What the daemon tells its service manager, and when.
+//! The notifications to the service manager, and their times.
 
 use std::net::TcpStream;
 use std::time::Duration;
@@ -118,7 +118,7 @@ fn a_daemon_that_stood_still_as_a_whole_is_not_stuck() {
     });
     wait_for_ready(&daemon);
     for _ in 0..3 {
-        // Longer than a heart may be still, so time itself is the test.
+        // Longer than a child may go without a heartbeat, so time itself is the test.
         daemon.signal(Signal::STOP);
         std::thread::sleep(period * 3 / 4);
         let continued = std::time::Instant::now();

@@ -191,7 +191,7 @@ fn a_rest_at_any_byte_changes_no_answer() {
         .run(&stream_with_rests(), |(requests, rests)| {
             let length: usize = requests.iter().map(|r| r.bytes.len()).sum();
             let mut rests: Vec<_> = rests.iter().map(|at| at.index(length + 1)).collect();
-            // Where one request ends and the next begins is the likeliest place.
+            // The end of one request, where the next begins, is the likeliest place.
             rests.push(requests[0].bytes.len());
             rests.sort_unstable();
             runtime.block_on(async {

@@ -46,7 +46,7 @@ pub(crate) fn not_shown(file: &str, why: &str) {
     let _ = writeln!(io::stderr().lock(), "{file}: not shown here: {why}");
 }
 
-/// Where an example is, after it was built. Plain `cargo test` has done that; one that names its targets has not.
+/// The path of an example, once it was built. Plain `cargo test` has done that; one that names its targets has not.
 pub(crate) fn example(name: &str) -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| {

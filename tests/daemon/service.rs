@@ -119,7 +119,7 @@ impl Service {
         client.get(path).await.expect("the admin child answers")
     }
 
-    /// What `/status` says.
+    /// The answer of `/status`.
     pub(crate) async fn status(&self) -> Value {
         serde_json::from_slice(&self.admin("/status").await.body).expect("the status is JSON")
     }
@@ -166,8 +166,8 @@ impl Service {
         }
     }
 
-    /// How long the stop took, by its report. What follows that is another thread's matter, for which a stopped clock
-    /// does not wait.
+    /// The time that the stop took, by its report. The rest is done by another thread, for which a stopped clock does
+    /// not wait.
     pub(crate) fn stopped_in(&self) -> Duration {
         let events = self.log.events();
         let reports: Vec<_> = events.iter().filter(|e| e.message.starts_with("stopped by")).collect();
@@ -175,7 +175,7 @@ impl Service {
         Duration::from_millis(reports[0].field("total_ms").parse().expect("a number"))
     }
 
-    /// Whether it has not ended, although it could have.
+    /// True if it has not ended, although it could have.
     pub(crate) async fn still_runs(&mut self) -> bool {
         for _ in 0..100 {
             tokio::task::yield_now().await;
@@ -190,7 +190,7 @@ impl Service {
     }
 }
 
-/// How many connections `/status` tells of, whatever they are doing.
+/// The number of connections in `/status`, whatever they are doing.
 pub(crate) fn open_connections(status: &Value) -> u64 {
     let by_state = status["connections"].as_object().expect("connections by their state");
     by_state.values().map(|count| count.as_u64().expect("a number")).sum()
@@ -200,7 +200,7 @@ pub(crate) fn open_connections(status: &Value) -> u64 {
 #[derive(Clone, Default)]
 pub(crate) struct Log(Arc<watch::Sender<Vec<Event>>>);
 
-/// What was logged once.
+/// An event that was logged.
 #[derive(Clone, Debug)]
 pub(crate) struct Event {
     pub(crate) level: Level,

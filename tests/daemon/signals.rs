@@ -8,7 +8,7 @@ use crate::process::{begin_upload, connect, troubled};
 
 /// Nothing but the signals ends this stop.
 const NEVER: &str = "shutdown.linger = \"0s\"\nshutdown.deadline = \"never\"\n";
-/// How long what happens at once may take on a machine that has much else to do.
+/// The longest that something immediate may take on a machine that has much else to do.
 const AT_ONCE: Duration = Duration::from_secs(10);
 
 fn wait_for_drain(daemon: &Daemon) {

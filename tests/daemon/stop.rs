@@ -28,7 +28,7 @@ fn report<const N: usize>(service: &Service, fields: [&str; N]) -> [String; N] {
 }
 
 // ---------------------------------------------------------------------------
-// What is in flight
+// Requests in flight
 // ---------------------------------------------------------------------------
 
 #[tokio::test]
@@ -126,10 +126,10 @@ async fn the_admin_child_is_there_until_the_last_request_is_answered() {
 }
 
 // ---------------------------------------------------------------------------
-// What is idle
+// Idle connections
 // ---------------------------------------------------------------------------
 
-/// How long a stop that has nothing to wait for may take on a machine that has much else to do.
+/// The longest that a stop with nothing to wait for may take on a machine that has much else to do.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 #[tokio::test]

@@ -92,7 +92,7 @@ fn a_long_path_is_shown_in_part_and_that_it_is_shows() {
     let text = status(&daemon, &[]);
     assert!(text.len() < LONGEST, "{} bytes", text.len());
     daemon.signal(Signal::TERM);
-    // What follows the path is not pushed off the line.
+    // The text behind the path is not pushed off the line.
     daemon.wait_for_notification("the drain", |text| {
         text.contains("oldest GET /begin") && text.contains("s left")
     });

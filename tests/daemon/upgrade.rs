@@ -1,4 +1,4 @@
-//! An upgraded connection, such as a WebSocket, is work in flight.
+//! A tunnel, such as a WebSocket, is work in flight.
 
 use std::time::Duration;
 

@@ -12,7 +12,7 @@ use steadfast_harness::{Account, Client, Daemon, Load, Signal, print_figure, wai
 
 use crate::process::{Child, Kind, Rehearsal, WATCHDOG, doing, inject, post, still_waits};
 
-/// What the daemon does when the fault comes.
+/// The daemon's situation when the fault comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Situation {
     /// It holds an idle connection.
@@ -29,8 +29,8 @@ impl Situation {
     const ALL: [Self; 4] = [Self::Idle, Self::Load, Self::Draining, Self::Reload];
 }
 
-/// What comes of each fault in each situation. Nowhere is a request lost, a connection refused or closed that would
-/// otherwise not be: a cell would name it after `lost`.
+/// The outcome of each fault in each situation. Nowhere is a request lost, a connection refused or closed that
+/// would otherwise not be: a cell would name it after `lost`.
 ///
 /// * `restarted`: the log names the child, the child runs again.
 /// * `named`: log and STATUS name the child with what it did last, and systemd is told to restart the unit
@@ -63,10 +63,10 @@ const MATRIX: [(Child, Kind, [&str; 4]); 20] = [
     ("worker",  Kind::Block, ["named",     "named",     "exit 3",   "exit 3"]),
 ];
 
-/// How many cells are tried at once: most of the time each of them waits.
+/// The number of cells that are tried at once: most of the time each of them waits.
 const AT_ONCE: usize = 3;
 
-/// How many clients make the load.
+/// The number of clients that make the load.
 const CLIENTS: usize = 2;
 
 #[test]
@@ -116,7 +116,7 @@ fn every_fault_of_every_child_costs_what_the_matrix_says() {
     assert!(wrong.is_empty(), "\n{wrong}");
 }
 
-/// What a cell that went wrong had to say.
+/// The message of a cell that went wrong.
 fn words(panic: &(dyn Any + Send)) -> String {
     let said = panic.downcast_ref::<String>().map(String::as_str);
     said.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no words").to_owned()
@@ -193,7 +193,7 @@ fn reload(rehearsal: Rehearsal, child: Child, kind: Kind) -> String {
     let successor = Successor(&rehearsal.daemon);
     let mut asking = rehearsal.control();
     let mut control = rehearsal.control();
-    // Both are the old process's, whoever accepts by then.
+    // Both are the predecessor's, whoever accepts by then.
     for connection in [&mut asking, &mut control] {
         assert_eq!(connection.get("/livez").expect("it answers").status, 200);
     }
@@ -283,7 +283,7 @@ fn newcomer(rehearsal: &Rehearsal, came: &str) -> String {
     came.to_owned()
 }
 
-/// What clients under load have lost, as a cell of the matrix has it.
+/// The losses of clients under load, as a cell of the matrix has them.
 fn losses(account: &Account) -> String {
     if (account.refused, account.dropped, account.closed) == (0, 0, 0) {
         String::new()

@@ -15,7 +15,7 @@ pub(crate) type Child = &'static str;
 /// All of them; the last is the program's own.
 pub(crate) const CHILDREN: [Child; 5] = ["signals", "http", "admin", "systemd", "worker"];
 
-/// What a child can be made to do.
+/// A fault that a child can be made to have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Panic,
@@ -25,12 +25,12 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// Whether the child ends, so that it can be restarted.
+    /// True if the child ends, so that it can be restarted.
     pub(crate) fn ends_the_child(self) -> bool {
         matches!(self, Self::Panic | Self::Fail)
     }
 
-    /// What the log says that the child did, if it ended.
+    /// The log's text about the child, if it ended.
     pub(crate) fn verb(self) -> &'static str {
         if self == Self::Panic { "panicked" } else { "failed" }
     }
@@ -47,7 +47,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What a child says it does while the daemon serves.
+/// The activity that a child reports while the daemon serves.
 pub(crate) fn doing(child: Child) -> &'static str {
     match child {
         "signals" => "waiting for a signal",
@@ -57,7 +57,7 @@ pub(crate) fn doing(child: Child) -> &'static str {
     }
 }
 
-/// How long the manager's watchdog waits, where it has one: as short as a busy machine allows.
+/// The longest that the manager's watchdog waits, where it has one: as short as a busy machine allows.
 pub(crate) const WATCHDOG: &str = "2000000";
 
 /// A running rehearsal, and an upstream behind its `/app/*`.

@@ -9,7 +9,7 @@ use axum::Router;
 use axum::routing::get;
 use steadfast::{BoxError, Child, Config, Daemon, Exit, logging};
 
-/// How long a handler holds its thread: long enough to be noticed.
+/// The time that a handler blocks its thread: long enough to be noticed.
 const BLOCK: Duration = Duration::from_secs(4);
 
 fn main() -> ExitCode {

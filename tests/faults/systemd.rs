@@ -8,7 +8,7 @@ use steadfast_harness::{Client, print_figure, wait_until};
 use crate::process::{CHILDREN, Child, Kind, doing, inject, post, program};
 use crate::service::{CONFIG, PROXY, ROUTES, Service, UNIT};
 
-/// How many clients make the load.
+/// The number of clients that make the load.
 const CLIENTS: usize = 4;
 
 /// The rehearsal, installed in place of the binary, with this watchdog on it.
@@ -188,8 +188,8 @@ fn a_reload_carries_everything_although_a_child_is_at_fault() {
     }
 }
 
-/// What matters where systemd waits: the child with the connections in each way, the one that talks to systemd, and
-/// the one with the control socket.
+/// The faults that matter where systemd waits: of the child with the connections in each way, of the one that talks
+/// to systemd, and of the one with the control socket.
 fn at_fault() -> [(Child, Kind); 7] {
     [
         ("http", Kind::Panic),

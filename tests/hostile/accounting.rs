@@ -20,7 +20,7 @@ const ACCESS: &str = "access = \"all\"\n";
 
 const IN_FLIGHT: &str = "steadfast_http_requests_in_flight";
 
-/// How many lines of the access log tell of this request, answered.
+/// The number of lines of the access log that tell of this request, answered.
 fn logged(site: &Site, request: &str) -> usize {
     site.lines(|line| line.contains(&format!("{request} 200 answered")))
 }
@@ -103,7 +103,7 @@ fn narrow(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// How many bytes of its answer a request has been sent that has come to a standstill; `None` if it is ended.
+/// The bytes of its answer that a request at a standstill has been sent; `None` if it is ended.
 fn at_a_standstill(site: &Site, path: &str) -> Option<usize> {
     let mut before = None;
     wait_until("an answer to come to a standstill", || {
@@ -118,8 +118,8 @@ fn at_a_standstill(site: &Site, path: &str) -> Option<usize> {
 
 #[test]
 fn a_request_behind_an_answer_that_its_client_reads_late_is_answered_and_both_are_counted() {
-    // How much the sockets between the daemon and a client hold that does not read: where the answer is a little
-    // longer, its last bytes stay with the daemon.
+    // The bytes that the sockets between the daemon and a client that does not read hold: the last bytes of an
+    // answer that is a little longer stay with the daemon.
     let folder = tempfile::tempdir().unwrap();
     File::create(folder.path().join("large")).unwrap().set_len(64 << 20).unwrap();
     let site = Site::start("", &files("/*", folder.path()));

@@ -1,5 +1,5 @@
-//! The last answer of a connection, and a client that does not close after it: its place is free soon, and nobody
-//! waits for it.
+//! The last answer of a connection, and a client that does not close after it: its permit is free soon, and
+//! nobody waits for it.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -11,8 +11,8 @@ use steadfast_harness::{Client, Daemon, Signal, print_figure};
 use crate::site::{BINARY, Site, respond};
 use crate::wire::{answer, connect};
 
-/// As many as there are places.
-const PLACES: usize = 20;
+/// The most connections.
+const MAX_CONNECTIONS: usize = 20;
 
 /// A client that closes nothing is closed after 2 s: this is much later, and sooner than anything else that would end
 /// the wait.
@@ -54,12 +54,12 @@ impl Rude {
     }
 }
 
-/// Takes every place with clients that have had their last answer and do not close: the next client is served.
-fn assert_places_are_free(limits: &str, last: Last<'_>, talkative: bool) {
+/// Takes every connection with clients that have had their last answer and do not close: the next client is served.
+fn assert_connections_are_freed(limits: &str, last: Last<'_>, talkative: bool) {
     let site = Site::start(&format!("{LIMITS}{limits}"), &respond("/hello", "hello"));
     let mut rude: Vec<Rude> = thread::scope(|scope| {
         let begin = || scope.spawn(|| Rude::begin(site.http, last, talkative));
-        let all: Vec<_> = (0..PLACES).map(|_| begin()).collect();
+        let all: Vec<_> = (0..MAX_CONNECTIONS).map(|_| begin()).collect();
         all.into_iter().map(|one| one.join().unwrap()).collect()
     });
     let mut next = site.client();
@@ -70,14 +70,17 @@ fn assert_places_are_free(limits: &str, last: Last<'_>, talkative: bool) {
         last.0[..last.0.len().min(40)].escape_ascii()
     );
     let took = wait_for_answer(&what, &mut next, &mut rude);
-    print_figure(&format!("a place {what}"), format_args!("{:.1} s (aim: under 2.5)", took.as_secs_f64()));
+    print_figure(
+        &format!("a connection freed {what}"),
+        format_args!("{:.1} s (aim: under 2.5)", took.as_secs_f64()),
+    );
 }
 
 /// Receives an answer while the rude ones go on.
 fn wait_for_answer(what: &str, next: &mut Client, rude: &mut [Rude]) -> Duration {
     let began = Instant::now();
     while next.is_open() && !next.has_received() {
-        assert!(began.elapsed() < SOON, "{what}: no place is free after {:?}", began.elapsed());
+        assert!(began.elapsed() < SOON, "{what}: no connection is free after {:?}", began.elapsed());
         rude.iter_mut().for_each(Rude::go_on);
         thread::sleep(Duration::from_millis(50));
     }
@@ -86,7 +89,7 @@ fn wait_for_answer(what: &str, next: &mut Client, rude: &mut [Rude]) -> Duration
 }
 
 #[test]
-fn a_client_that_does_not_close_after_its_last_answer_gives_up_its_place() {
+fn a_client_that_does_not_close_after_its_last_answer_frees_its_connection() {
     let long = [b"GET /hello HTTP/1.1\r\nHost: a\r\nX: ".as_slice(), &[b'x'; 16 << 10]].concat();
     let get = b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n";
     let ways: [(&str, &[u8], u16); 6] = [
@@ -100,19 +103,19 @@ fn a_client_that_does_not_close_after_its_last_answer_gives_up_its_place() {
     thread::scope(|scope| {
         for (limits, sent, status) in ways {
             for talkative in [false, true] {
-                scope.spawn(move || assert_places_are_free(limits, (sent, status), talkative));
+                scope.spawn(move || assert_connections_are_freed(limits, (sent, status), talkative));
             }
         }
     });
 }
 
-/// The admin listener has 256 places, and waits 10 s for a head.
+/// The admin listener has 256 connections, and waits 10 s for a head.
 #[test]
 fn clients_that_do_not_close_after_a_408_do_not_make_the_admin_listener_deaf() {
-    const ADMIN_PLACES: usize = 256;
+    const ADMIN_CONNECTIONS: usize = 256;
     let site = Site::start("", &respond("/hello", "hello"));
     let half = b"GET /livez HTTP/1.1\r\nHost: te";
-    let mut rude: Vec<TcpStream> = (0..ADMIN_PLACES).map(|_| connect(site.admin)).collect();
+    let mut rude: Vec<TcpStream> = (0..ADMIN_CONNECTIONS).map(|_| connect(site.admin)).collect();
     for stream in &mut rude {
         stream.write_all(half).unwrap();
     }
@@ -145,9 +148,9 @@ fn a_stop_does_not_wait_for_a_client_that_has_had_its_last_answer() {
     }
 }
 
-/// Each has its listener: a place is taken by a connection, not by a listener that waits for one.
+/// Each has its listener: a permit is taken by a connection, not by a listener that waits for one.
 #[test]
-fn with_fewer_places_than_listeners_every_listener_is_served() {
+fn with_fewer_connections_than_listeners_every_listener_is_served() {
     let config = format!(
         "[http]\nlisten = [\"127.0.0.1:0\", \"127.0.0.1:0\", \"127.0.0.1:0\"]\nmax_connections = 2\n[admin]\nlisten = []\n[log]\ntarget = \"stderr\"\n{}",
         respond("/hello", "hello")

@@ -31,7 +31,7 @@ impl Both {
 
 static CASE: AtomicU64 = AtomicU64::new(0);
 
-/// What a client means to say.
+/// A request that a client means to send.
 #[derive(Clone, Debug)]
 struct Request {
     method: &'static str,
@@ -49,7 +49,7 @@ enum Body {
     Chunked(Vec<(Vec<u8>, &'static str)>),
 }
 
-/// What is done to it on its way.
+/// A change that is made to it on its way.
 #[derive(Clone, Debug)]
 enum Damage {
     None,
@@ -248,7 +248,7 @@ fn next_mark() -> String {
 /// Ends a row of requests.
 const LAST: &[u8] = b"GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
 
-/// How many cases; `PROPTEST_CASES` says otherwise.
+/// The number of cases; `PROPTEST_CASES` says otherwise.
 fn cases(count: u32) -> ProptestConfig {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(count);
     ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 100, ..ProptestConfig::default() }

@@ -1,4 +1,4 @@
-//! What a client claims to be.
+//! The claims of a client about itself.
 
 use crate::recorder::Recorder;
 use crate::site::{IMPATIENT, Site, proxy};
@@ -8,7 +8,7 @@ const CLAIMS: &str = "X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Host: evil\r\nX-Fo
     X-Forwarded-Port: 666\r\nX-Forwarded-Prefix: /evil\r\nX_Forwarded_For: 6.6.6.6\r\nX-Forwarded_For: 6.6.6.6\r\n\
     X-Real-IP: 6.6.6.6\r\nForwarded: for=6.6.6.6;host=evil;proto=https\r\nfOrWaRdEd: for=6.6.6.7\r\nProxy: http://evil\r\n";
 
-/// What the upstream gets of a request with these fields.
+/// The request with these fields as the upstream gets it.
 fn passed(limits: &str, fields: &str) -> Message {
     let recorder = Recorder::start();
     let site = Site::start(&format!("{IMPATIENT}{limits}"), &proxy("/*", recorder.address, ""));
@@ -42,7 +42,7 @@ fn a_trusted_proxy_is_believed_and_added_to() {
         forwarded.starts_with("for=6.6.6.6;host=evil;proto=https, for=6.6.6.7, for=127.0.0.1"),
         "{forwarded}"
     );
-    // What this proxy does not keep in step with, it does not pass on, whoever says it.
+    // Fields about an origin that this proxy does not set are not passed on, whoever sends them.
     for gone in ["x-forwarded-port", "x-forwarded-prefix", "x_forwarded_for", "x-real-ip", "proxy"] {
         assert_eq!(request.field(gone), None);
     }

@@ -1,4 +1,4 @@
-//! What only a box can show: a journal that does not take what it is given, and clients from other addresses.
+//! The promises that need a box: a journal that does not take what it is given, and clients from other addresses.
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
@@ -137,12 +137,12 @@ fn a_client_with_too_many_connections_is_turned_away_and_no_other_is() {
         assert!(!served(&mut connect(2)));
     }
     assert_eq!(metric(&machine, "steadfast_http_connections_turned_away_total"), 20);
-    // Others have places of their own, and a trusted proxy is not one client.
+    // Others have connections of their own, and a trusted proxy is not one client.
     let mut others: Vec<TcpStream> = (3..9).map(connect).collect();
     assert!(others.iter_mut().all(served));
     let mut proxied: Vec<TcpStream> = (0..20).map(|_| connect(9)).collect();
     assert!(proxied.iter_mut().all(served));
     // One that closes makes room for one.
     drop(greedy.pop());
-    wait_until("the place to be free", || served(&mut connect(2)).then_some(()));
+    wait_until("a connection to be free", || served(&mut connect(2)).then_some(()));
 }

@@ -47,7 +47,7 @@ impl Recorder {
         self.book.lock().unwrap_or_else(PoisonError::into_inner).requests.clone()
     }
 
-    /// What came that was no request.
+    /// The bytes that came and were no request.
     pub(crate) fn malformed(&self) -> Vec<String> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner).broken.clone()
     }

@@ -11,7 +11,7 @@ use steadfast_harness::{Client, wait_until};
 use crate::site::{Site, files, respond};
 use crate::wire::connect;
 
-/// How many descriptors the daemon may have.
+/// The number of descriptors that the daemon may have.
 const LIMIT: u64 = 64;
 
 /// A daemon that may have no more than [`LIMIT`].

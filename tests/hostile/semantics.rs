@@ -229,7 +229,7 @@ const UNSAFE_TRAILERS: [&str; 79] = [
     "Via",
     "Content_Length",
     "Transfer_Encoding",
-    // Where it comes from.
+    // The client that it comes from.
     "Forwarded",
     "X-Forwarded-For",
     "X-Forwarded-Host",
@@ -445,7 +445,7 @@ fn ranges_of_a_file_are_those_of_the_standard() {
         9110, 14.1.2 | GET /files/in.txt & Range: bytes=-0 | 416 | {unsatisfiable} |
         9110, 14.1.2 | GET /files/empty & Range: bytes=0- | 416 | content-range: bytes */0 |
         9110, 14.1.2 | GET /files/empty & Range: bytes=-5 | 200 | content-length: 0 |
-        # What is no range is ignored, as the whole is better than none (section 14.2).
+        # A malformed range is ignored, as the whole is better than none (section 14.2).
         9110, 14.2 | GET /files/in.txt & Range: bytes=5-2 | 200 | {all} | {whole}
         9110, 14.2 | GET /files/in.txt & Range: bytes= | 200 | {all} | {whole}
         9110, 14.2 | GET /files/in.txt & Range: bytes=- | 200 | {all} | {whole}

@@ -10,7 +10,7 @@ use steadfast_harness::{Client, Daemon};
 /// The binary under test.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_steadfast");
 
-/// What is shipped with it.
+/// The files that are shipped with it.
 pub(crate) const PACKAGING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging");
 
 /// Timeouts that let every connection of a test come to its end soon.
@@ -48,7 +48,7 @@ impl Site {
         Self::start_with(limits, tables, |_| {})
     }
 
-    /// The same, with a last word on the command.
+    /// The same, with a last change to the command.
     pub(crate) fn start_with(limits: &str, tables: &str, adjust: impl FnOnce(&mut Command)) -> Self {
         let config = format!(
             "[http]\nlisten = [\"127.0.0.1:0\"]\n{limits}\n[admin]\nlisten = [\"127.0.0.1:0\"]\n[log]\ntarget = \"stderr\"\n{tables}"
@@ -80,12 +80,12 @@ impl Site {
         answer.expect("the admin child answers").text()
     }
 
-    /// How many connections are open at the http child, whatever they are doing.
+    /// The number of connections that are open at the http child, whatever they are doing.
     pub(crate) fn connections(&self) -> u64 {
         sum_in(&self.metrics(), "steadfast_http_connections")
     }
 
-    /// How much memory it has in use, in bytes.
+    /// The memory that it has in use, in bytes.
     pub(crate) fn resident(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));
         let status = status.expect("the daemon runs");
@@ -93,7 +93,7 @@ impl Site {
         kib.and_then(|kib| kib.parse::<u64>().ok()).expect("the kernel knows its size") << 10
     }
 
-    /// How many lines of its log satisfy `wanted`.
+    /// The number of lines of its log that satisfy `wanted`.
     pub(crate) fn lines(&self, wanted: impl Fn(&str) -> bool) -> usize {
         self.stderr().0.iter().filter(|line| wanted(line)).count()
     }
@@ -109,7 +109,7 @@ pub(crate) fn metric_in(metrics: &str, series: &str) -> u64 {
 ///
 /// # Panics
 ///
-/// When there is none.
+/// If there is none.
 pub(crate) fn sum_in(metrics: &str, name: &str) -> u64 {
     let labelled =
         |line: &str| line.strip_prefix(name)?.strip_prefix('{')?.rsplit_once(' ')?.1.parse::<u64>().ok();

@@ -148,7 +148,7 @@ fn clients_that_reset_their_connections_leave_nothing_behind() {
         for _ in 0..MANY {
             let mut client = connect(site.http);
             client.write_all(sent.as_bytes()).unwrap();
-            // What was received and not read makes the close a reset; a linger of zero does so for sure.
+            // Bytes that were received and not read make the close a reset; a linger of zero does so for sure.
             rustix::net::sockopt::set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
         }
     }

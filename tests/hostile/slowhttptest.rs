@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::recorder::Recorder;
 use crate::site::{Site, proxy};
 
-/// How long each mode goes on, in seconds.
+/// The length of each mode, in seconds.
 const LENGTH: &str = "15";
 
 #[test]

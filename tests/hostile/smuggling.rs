@@ -7,12 +7,12 @@ use crate::recorder::Recorder;
 use crate::site::{IMPATIENT, Site, proxy};
 use crate::wire::{connect, read_to_end, say, statuses};
 
-/// What a client sends, and what comes of it.
+/// The bytes that a client sends, and their outcome.
 struct Shape {
     name: &'static str,
     /// `{n}` is the shape's number.
     sent: &'static [u8],
-    /// What is answered before the connection is closed.
+    /// The answer before the connection is closed.
     answered: &'static [u16],
     /// Method, path and body of what the upstream gets.
     passed: &'static [&'static str],

@@ -33,7 +33,7 @@ const LIMITS: &str = r#"
     body_limit = "1MiB"
 "#;
 
-/// What becomes of the connection.
+/// The fate of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Then {
     /// It answers another request.
@@ -56,7 +56,7 @@ struct Case {
     /// By route.
     answered: [u16; 3],
     then: [Then; 3],
-    /// How long the body is that reaches the upstream, if the request does.
+    /// The length of the body that reaches the upstream, if the request does.
     body: usize,
 }
 
@@ -267,7 +267,7 @@ fn bodies() -> Vec<Case> {
     ]
 }
 
-/// Whether a connection is to be kept, as its client has it.
+/// True if a connection is to be kept, as its client sees it.
 fn persistence() -> Vec<Case> {
     let get = |version: &str, fields: &str| format!("GET {{path}} {version}\r\nHost: a\r\n{fields}\r\n");
     vec![
@@ -304,7 +304,7 @@ fn persistence() -> Vec<Case> {
     ]
 }
 
-/// How many connections the table makes: what it holds, counted once more.
+/// The number of connections that the table makes, counted once more.
 const TRIED: usize = 159;
 
 #[test]
@@ -355,7 +355,7 @@ fn every_connection_is_kept_or_says_that_it_closes() {
 fn attempt(http: SocketAddr, case: &Case, route: usize, path: &str) -> Result<(), String> {
     let mut client = connect(http);
     let mut received = Vec::new();
-    // What is refused early may not be read to its end.
+    // A request that is refused early may not be read to its end.
     let _ = client.write_all(&case.sent_to(path));
     let first = answer(&mut client, &mut received, case.is_head())?;
     let (expected, then) = (case.answered[route], case.then[route]);

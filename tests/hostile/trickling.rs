@@ -85,7 +85,7 @@ fn a_body_that_nobody_asked_for_and_that_comes_more_slowly_than_min_rate_holds_n
     }
 }
 
-/// How much of an answer is read before anything else happens, in bytes.
+/// The part of an answer that is read before anything else happens, in bytes.
 const BEGINNING: usize = 1024;
 
 /// Asks for more than the sockets hold, and reads the beginning of it.

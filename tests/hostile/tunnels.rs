@@ -1,5 +1,5 @@
 //! Tunnels whose ends fall silent: what is said arrives, however little the other side has to say, and nobody who has
-//! vanished keeps a place.
+//! vanished keeps its connection.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -141,5 +141,5 @@ fn a_tunnel_in_which_nobody_speaks_is_closed_after_its_timeout_and_one_in_which_
     assert!(began.elapsed() >= Duration::from_secs(5));
     assert!(ends(&mut silent));
     drop(speaking);
-    wait_until("every place to be free", || (site.connections() == 0).then_some(()));
+    wait_until("every connection to close", || (site.connections() == 0).then_some(()));
 }

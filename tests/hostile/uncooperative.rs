@@ -18,11 +18,11 @@ use steadfast_harness::{Client, Signal, print_figure, raise_descriptor_limit, wa
 use crate::recorder::Recorder;
 use crate::site::{Site, files, metric_in, proxy, respond, sum_in};
 
-/// How long they are at it.
+/// The time for which they go on.
 const LENGTH: Duration = Duration::from_secs(12);
 
-/// More than are open at a time, so that nobody has to wait for a place.
-const PLACES: usize = 1500;
+/// More connections than are open at a time, so that nobody has to wait.
+const MAX_CONNECTIONS: usize = 1500;
 
 /// The limits that nobody can outstay, short.
 const LIMITS: &str = r#"
@@ -36,19 +36,19 @@ const LIMITS: &str = r#"
     body_limit = "512KiB"
 "#;
 
-/// What they ask for: all kinds of routes, with an answer that is empty, small, or more than sockets hold.
+/// The routes that they ask for, of all kinds, with an answer that is empty, small, or more than sockets hold.
 const PATHS: [&str; 5] = ["/respond/", "/files/small", "/files/empty", "/files/large", "/proxy/"];
 
 /// Longer than any good client may wait, on a machine that is busy.
 const TOO_LONG: Duration = Duration::from_secs(10);
 
-/// What is noted of all clients. Each request has a number of its own, in its query.
+/// The record of all clients. Each request has a number of its own, in its query.
 #[derive(Default)]
 struct Book {
     stop: AtomicBool,
     last: AtomicU64,
     /// Connections that are never closed.
-    held: Mutex<Vec<TcpStream>>,
+    open: Mutex<Vec<TcpStream>>,
     /// The numbers of requests of which a client has the whole answer.
     answered: Mutex<Vec<u64>>,
 }
@@ -60,7 +60,7 @@ impl Book {
     }
 
     fn hold(&self, stream: TcpStream) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).push(stream);
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).push(stream);
     }
 
     fn note(&self, number: u64) {
@@ -203,7 +203,7 @@ fn pause(rng: &mut Rng, most_ms: u64) {
 }
 
 // ---------------------------------------------------------------------------
-// What is left
+// The state afterwards
 // ---------------------------------------------------------------------------
 
 #[test]
@@ -266,7 +266,7 @@ fn clients_that_never_cooperate_harm_nobody_and_leave_nothing_behind() {
         );
         thread::sleep(Duration::from_millis(20));
     }
-    assert_places_are_free(&site, &book);
+    assert_connections_are_freed(&site, &book);
     let metrics = site.metrics();
 
     // Not even a stop waits for those who still hold their sockets.
@@ -275,14 +275,14 @@ fn clients_that_never_cooperate_harm_nobody_and_leave_nothing_behind() {
     assert_eq!(site.wait(), 0);
     assert!(began.elapsed() < TOO_LONG, "{:?}", began.elapsed());
     assert_counted_once(&site, &book, &recorder, &metrics);
-    let held = book.held.into_inner().unwrap();
+    let open = book.open.into_inner().unwrap();
     print_figure("requests of clients that never cooperate", book.last.into_inner());
-    print_figure("of which still hold their connections", held.len());
+    print_figure("of which still hold their connections", open.len());
 }
 
-/// As many new clients as there are places are answered, each on a connection that stays open.
-fn assert_places_are_free(site: &Site, book: &Book) {
-    let clients: Vec<Client> = (0..PLACES)
+/// As many new clients as there may be connections are answered, each on one that stays open.
+fn assert_connections_are_freed(site: &Site, book: &Book) {
+    let clients: Vec<Client> = (0..MAX_CONNECTIONS)
         .map(|_| {
             let mut client = site.client();
             let (number, target) = book.target("/respond/");
@@ -315,7 +315,7 @@ fn assert_counted_once(site: &Site, book: &Book, recorder: &Recorder, metrics: &
     assert_eq!((ended, cut), (lines.len() as u64, 0), "{outcomes:?}");
     assert_eq!(outcomes.get("answered").copied().unwrap_or_default() + cut + gone, ended, "{outcomes:?}");
 
-    // What others know to have been begun.
+    // Requests that others know to have been begun.
     let answered = book.answered.lock().unwrap_or_else(PoisonError::into_inner);
     let passed = recorder.requests();
     let passed = passed

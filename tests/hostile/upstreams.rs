@@ -35,7 +35,8 @@ fn reset(stream: TcpStream) {
     drop(stream);
 }
 
-/// What a client gets, and whether the daemon logged one line about the upstream. Others are served meanwhile.
+/// The answer that a client gets, and true if the daemon logged one line about the upstream. Others are served
+/// meanwhile.
 fn ask(upstream: SocketAddr, method: &str) -> (Result<Message, Wrong>, Vec<u8>, usize) {
     let tables = respond("/hello", "hello")
         + &proxy("/app/*", upstream, ", timeout = \"1s\", connect_timeout = \"1s\"");

@@ -31,7 +31,7 @@ pub(crate) fn read_to_end(stream: &mut TcpStream) -> Vec<u8> {
 ///
 /// # Errors
 ///
-/// What came instead: the end of the connection, a reset, or no HTTP.
+/// The event that came instead: the end of the connection, a reset, or no HTTP.
 pub(crate) fn answer(
     stream: &mut TcpStream,
     received: &mut Vec<u8>,
@@ -66,7 +66,7 @@ fn more(stream: &mut TcpStream, received: &mut Vec<u8>) -> Result<(), String> {
 /// Sends these bytes, and returns all that is answered until the daemon closes. The client's own side stays open.
 pub(crate) fn say(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut stream = connect(address);
-    // What is refused early may not be read to its end.
+    // A request that is refused early may not be read to its end.
     let _ = stream.write_all(bytes);
     read_to_end(&mut stream)
 }
@@ -75,7 +75,7 @@ pub(crate) fn say(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
 ///
 /// # Panics
 ///
-/// When they are no HTTP, or the last one is not whole.
+/// If they are no HTTP, or the last one is not whole.
 pub(crate) fn statuses(answers: &[u8]) -> Vec<u16> {
     let mut statuses = Vec::new();
     let mut rest = answers;
@@ -99,7 +99,7 @@ pub(crate) struct Message {
     pub(crate) trailers: Vec<(String, String)>,
 }
 
-/// Why bytes are no message.
+/// The reason why bytes are no message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Wrong {
     /// They are the beginning of one, perhaps.
@@ -159,13 +159,13 @@ impl Message {
     ///
     /// # Panics
     ///
-    /// When it is none.
+    /// If it is none.
     pub(crate) fn status(&self) -> u16 {
         let status = self.start.split(' ').nth(1).and_then(|code| code.parse().ok());
         status.unwrap_or_else(|| panic!("no status in {:?}", self.start))
     }
 
-    /// Whether it says that its connection is closed after it (RFC 9112, section 9.6).
+    /// True if it says that its connection is closed after it (RFC 9112, section 9.6).
     pub(crate) fn says_close(&self) -> bool {
         self.fields.iter().any(|(name, value)| name == "connection" && value.eq_ignore_ascii_case("close"))
     }
@@ -174,7 +174,7 @@ impl Message {
     ///
     /// # Panics
     ///
-    /// When there are two.
+    /// If there are two.
     pub(crate) fn field(&self, name: &str) -> Option<&str> {
         let mut all = self.fields.iter().filter(|(n, _)| n == name);
         let found = all.next().map(|(_, value)| value.as_str());

@@ -10,12 +10,12 @@ use std::time::Duration;
 use fastrand::Rng;
 use socket2::SockRef;
 
-/// How many bytes the answer that they ask for has: a few of them are more than the sockets hold.
+/// The size in bytes of the answer that they ask for: a few of them are more than the sockets hold.
 pub(crate) const LARGE: usize = 900 << 10;
 
 const REQUEST: &[u8] = b"GET /large HTTP/1.1\r\nHost: test\r\n\r\n";
 
-/// How many there are at a time.
+/// The number of them at a time.
 const MANY: usize = 4;
 
 /// Hostile clients, at work until they are asked to finish.
@@ -31,7 +31,7 @@ struct Book {
     refused: AtomicU64,
 }
 
-/// What they have done.
+/// The record of what they have done.
 pub(crate) struct Deeds {
     /// Whole requests sent.
     pub(crate) asked: u64,

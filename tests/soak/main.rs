@@ -1,6 +1,6 @@
 //! The soak: load, restarts, reloads, faults and hostile clients, all at random, under a real systemd.
 //!
-//! What is random comes from one seed, which is printed: `STEADFAST_SOAK_SEED` repeats a run as far as the order of
+//! All randomness comes from one seed, which is printed: `STEADFAST_SOAK_SEED` repeats a run as far as the order of
 //! events goes. `STEADFAST_SOAK_LENGTH` (`90s`, `30m`) says how long it lasts; two thirds of it are the storm, one
 //! third is the life of the last process.
 
@@ -19,25 +19,25 @@ use steadfast_harness::{Account, Client, print_figure, wait_until};
 use crate::hostile::Hostile;
 use crate::service::{CONFIG, ROUTES, Service, UNIT};
 
-/// How long it lasts unless the environment says otherwise.
+/// The length of a run unless the environment says otherwise.
 const LENGTH: Duration = Duration::from_secs(60);
 
-/// How many clients make the load.
+/// The number of clients that make the load.
 const CLIENTS: usize = 8;
 
 /// After each event every client is answered by whoever serves then.
 const SETTLED: u64 = CLIENTS as u64 * 10;
 
-/// How far descriptors may be from where they began: the connection that asks, and the one that asked before.
+/// The most descriptors above those of the beginning: the connection that asks, and the one that asked before.
 const MORE_DESCRIPTORS: u64 = 2;
 
-/// How far memory may grow over the last process's life: what an allocator keeps of its peak.
+/// The most memory that may be added over the last process's life: an allocator keeps some of its peak.
 const MORE_BYTES: u64 = 16 << 20;
 
 /// Every child of the binary's tree.
 const CHILDREN: [&str; 4] = ["signals", "http", "admin", "systemd"];
 
-/// What happens to the daemon.
+/// Something that happens to the daemon.
 #[derive(Clone, Copy, Debug)]
 enum Event {
     Nothing,
@@ -63,7 +63,7 @@ impl Event {
         }
     }
 
-    /// How many requests it may cost: that of each client whose process it ends.
+    /// The number of requests that it may cost: that of each client whose process it ends.
     fn costs(self) -> u64 {
         if matches!(self, Self::Sticks(..) | Self::Kill) { CLIENTS as u64 } else { 0 }
     }
@@ -222,7 +222,7 @@ fn wait_until_idle(service: &Service) {
     });
 }
 
-/// What a process holds.
+/// The resources that a process holds.
 #[derive(Debug)]
 struct Belongings {
     descriptors: u64,

@@ -15,7 +15,7 @@ use crate::service::{CONFIG, ROUTES, Service, UNIT};
 /// An address of the box that is not of the loopback's network.
 const ELSEWHERE: &str = "192.0.2.1";
 
-/// More than the listener has places.
+/// More connections than the listener takes.
 const MANY: usize = 300;
 
 /// Sooner than any half head has had its time.
@@ -80,7 +80,7 @@ fn half_a_head() -> TcpStream {
     socket.bind(&from.into()).unwrap();
     socket.connect(&to.into()).unwrap();
     let mut stream = TcpStream::from(socket);
-    // Who is turned away at once may not even be heard.
+    // A client that is turned away at once may not even be read from.
     let _ = stream.write_all(b"GET /livez HTTP/1.1\r\nHost: te");
     stream.set_nonblocking(true).unwrap();
     stream

@@ -2,7 +2,7 @@
 
 use crate::service::{Service, UNIT};
 
-/// The daemon's word when a stop is announced.
+/// The daemon's log line when a stop is announced.
 const ANNOUNCED: &str = "the service is being stopped";
 
 #[test]

@@ -1,4 +1,4 @@
-//! What cannot be carried lingers, and the report says how many and why.
+//! Connections that cannot be carried linger, and the report says how many and why.
 
 use steadfast_harness::{Client, Failure, Tunnel};
 
@@ -64,7 +64,7 @@ fn with_tunnels_switched_off_what_becomes_one_during_a_restart_stays_too() {
         let [client, upstream] = agree_to_tunnel(client, exchange);
         let mut tunnel = Tunnel::new(0, client, upstream);
         tunnel.settle().unwrap();
-        // When it ends, so does the process that waits for it.
+        // Its end is also that of the process that waits for it.
         drop(tunnel);
     });
     assert_eq!(taken_over(&service, "tunnel"), 0, "{}", service.journal(UNIT, &[]));
@@ -88,7 +88,7 @@ fn with_connections_switched_off_what_becomes_a_tunnel_during_a_restart_is_carri
     assert_eq!(taken_over(&service, "tunnel"), 1, "{}", service.journal(UNIT, &[]));
 }
 
-/// How many of a kind the process that serves now took over.
+/// The number of a kind that the process that serves now took over.
 fn taken_over(service: &Service, kind: &str) -> u64 {
     service.metric(&format!("steadfast_handover_taken_over_total{{kind=\"{kind}\"}}"))
 }

@@ -4,7 +4,7 @@ use steadfast_harness::{Client, Output, wait_until};
 
 use crate::service::{Service, UNIT};
 
-/// Where `systemctl reload` finds the binary in these tests, whatever lies in its usual place.
+/// The path by which `systemctl reload` finds the binary in these tests, whatever lies in its usual place.
 const COPY: &str = "/usr/local/bin/steadfast-reload";
 
 #[test]
@@ -21,7 +21,7 @@ fn a_mistake_in_the_config_fails_the_reload_with_its_place_and_loses_nothing() {
     }
     let short = "; the last reload failed: config.toml:8:1: unknown key \"deadlin\", nearest \"deadline\"";
     assert!(failed.status.ends_with(short), "{}", failed.status);
-    // What is on disk is still not what runs: as long as that is so, the status tells.
+    // The program on disk is still not the one that runs: as long as that is so, the status tells.
     wait_until("the status text to be renewed", || (status(&service) != failed.status).then_some(()));
     assert!(status(&service).contains("config.toml:8:1"), "{}", status(&service));
 
@@ -111,7 +111,7 @@ fn a_program_that_crashes_hangs_or_is_missing_fails_the_reload() {
     service.reload();
 }
 
-/// What a reload that failed has left behind.
+/// The state that a reload that failed has left behind.
 struct Failed {
     /// The unit's status text.
     status: String,

@@ -119,7 +119,7 @@ fn a_request_in_flight_finishes_over_a_restart_on_a_connection_that_goes_on() {
     let (mut client, exchange) = service.in_flight(&upstream, "/app/slow");
 
     service.restart_meanwhile(|| {
-        // In the gap: the kernel takes it, the next process answers.
+        // In the gap: the kernel takes it, the successor answers.
         let mut late = service.connect();
         late.ask("/").unwrap();
         exchange.answer(200, "worth the wait");

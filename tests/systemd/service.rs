@@ -13,16 +13,16 @@ use steadfast_harness::{
 /// The unit under test.
 pub(crate) const UNIT: &str = "steadfast.service";
 
-/// Where the daemon serves. The box's network is the test's alone.
+/// The address that the daemon serves. The box's network is the test's alone.
 const HTTP: &str = "127.0.0.1:8080";
 
-/// Where it answers its operator.
+/// The address that it answers its operator on.
 const ADMIN: &str = "127.0.0.1:9090";
 
-/// What the shipped unit reads.
+/// The config that the shipped unit reads.
 pub(crate) const CONFIG: &str = "/etc/steadfast/config.toml";
 
-/// What the embedded default answers.
+/// The routes of the embedded default.
 pub(crate) const ROUTES: &str = r#"
 [[route]]
 path = "/"
@@ -33,7 +33,7 @@ path = "/*"
 status = true
 "#;
 
-/// What is shipped with the binary.
+/// The files that are shipped with the binary.
 pub(crate) const PACKAGING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging");
 
 /// The binary under test.
@@ -52,11 +52,11 @@ impl Deref for Service {
     }
 }
 
-/// How a stop went.
+/// The course of a stop.
 pub(crate) struct Stop {
     /// From the call of `systemctl stop` to its return.
     pub(crate) took: Duration,
-    /// What `systemctl stop` said.
+    /// The output of `systemctl stop`.
     pub(crate) output: Output,
 }
 
@@ -248,7 +248,7 @@ impl Service {
     }
 }
 
-/// Where the upstream of [`PROXY`] listens.
+/// The address of the upstream of [`PROXY`].
 const UPSTREAM: &str = "127.0.0.1:3000";
 
 /// Asks the upstream for another protocol.

@@ -7,8 +7,8 @@ use steadfast_harness::{Failure, print_figure, wait_until};
 
 use crate::service::{PROXY, Service, UNIT};
 
-/// How much longer than it should a stop may take on a busy machine before a
-/// test calls it wrong.
+/// The time that a stop may take beyond its own on a busy machine before a test
+/// calls it wrong.
 const LENIENCE: Duration = Duration::from_secs(10);
 
 /// Larger than what the kernel takes off a server's hands for one connection.
@@ -22,7 +22,7 @@ fn add_large_file(service: &Service) {
 }
 
 // ---------------------------------------------------------------------------
-// What is in flight finishes
+// Requests in flight finish
 // ---------------------------------------------------------------------------
 
 #[test]
@@ -128,7 +128,7 @@ fn a_deadline_longer_than_the_units_timeoutstopsec_is_honoured() {
 }
 
 // ---------------------------------------------------------------------------
-// What is not finished is cut at the deadline, by name
+// Requests that are not finished are cut at the deadline, by name
 // ---------------------------------------------------------------------------
 
 #[test]

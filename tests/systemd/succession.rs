@@ -39,7 +39,7 @@ fn a_successor_that_crashes_is_replaced_at_once_while_the_old_process_finishes()
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     exchange.answer(200, "worth the wait");
     assert_eq!(client.receive().unwrap().status, 200);
-    // The old process hands over to whoever is there.
+    // The predecessor hands over to whoever is there.
     assert_eq!(client.get("/").unwrap().status, 200);
 }
 

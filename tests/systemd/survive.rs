@@ -67,12 +67,13 @@ fn a_daemon_that_was_frozen_for_less_than_the_watchdogs_period_lives_on() {
     service.edit_unit("WatchdogSec=6s");
     service.ok(["systemctl", "start", UNIT]);
     let pid = service.main_pid();
-    // What `systemctl freeze` does, which needs D-Bus.
+    // The effect of `systemctl freeze`, which needs D-Bus.
     let freezer = format!("/sys/fs/cgroup{}/cgroup.freeze", service.show(UNIT, "ControlGroup"));
     let freeze = |on: u8| service.ok(["sh", "-c", &format!("echo {on} > {freezer}")]);
     for _ in 0..2 {
         freeze(1);
-        // Less than is left after the last ping, and more than a heart may be still: time itself is the test.
+        // Less than is left after the last ping, and more than a child may go without a heartbeat: time itself is the
+        // test.
         std::thread::sleep(Duration::from_millis(3700));
         freeze(0);
         let thawed = service.show(UNIT, "WatchdogTimestampMonotonic");

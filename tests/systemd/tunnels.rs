@@ -1,4 +1,4 @@
-//! Tunnels: what upgraded connections say to each other arrives, once and in order.
+//! Tunnels: every message arrives, once and in order.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -26,11 +26,11 @@ fn five_hundred_tunnels_half_of_them_busy_survive_a_restart_and_a_reload() {
     settle(&mut idle, "after the reload");
     let busy = conversation.finish().unwrap_or_else(|e| panic!("{e}\n{}", service.journal(UNIT, &[])));
 
-    let heard: u64 = busy.iter().map(Tunnel::heard).sum();
+    let arrived: u64 = busy.iter().map(Tunnel::arrived).sum();
     print_figure(
         "250 busy and 250 idle tunnels over a restart and a reload",
         format_args!(
-            "{heard} messages, none lost, doubled or out of order; restart {} ms, reload {} ms",
+            "{arrived} messages, none lost, doubled or out of order; restart {} ms, reload {} ms",
             restart.as_millis(),
             reload.as_millis()
         ),

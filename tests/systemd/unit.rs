@@ -1,4 +1,4 @@
-//! What is shipped is accepted by systemd as it is.
+//! The shipped units are accepted by systemd as they are.
 
 use std::fs;
 use std::path::Path;

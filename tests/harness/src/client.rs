@@ -42,11 +42,11 @@ pub struct Head {
     pub status: u16,
     /// The header fields in the order they came, names in lower case.
     pub headers: Vec<(String, String)>,
-    /// Whether the request's method (`HEAD`) forbids a body.
+    /// True if the request's method (`HEAD`) forbids a body.
     bodiless: bool,
 }
 
-/// Why there is no answer.
+/// The reason why there is no answer.
 #[derive(Debug)]
 pub enum Failure {
     /// Nobody listens there.
@@ -55,7 +55,7 @@ pub enum Failure {
     Closed,
     /// The connection ended within an answer: these bytes of it had come.
     Cut(Vec<u8>),
-    /// What came is no HTTP/1.1 answer.
+    /// The bytes that came are no HTTP/1.1 answer.
     Malformed(String),
     /// Anything else; among it a server that stayed silent for [`PATIENCE`].
     Io(io::Error),
@@ -120,7 +120,7 @@ impl Client {
     ///
     /// # Panics
     ///
-    /// When something of it was received and not handed out.
+    /// If something of it was received and not handed out.
     #[must_use]
     pub fn into_stream(self) -> Option<TcpStream> {
         assert!(self.received.is_empty(), "{} bytes would be lost", self.received.len());
@@ -130,7 +130,7 @@ impl Client {
         }
     }
 
-    /// Whether the server still holds the connection open, judged without a
+    /// True if the server still holds the connection open, judged without a
     /// request: neither its end nor a reset has arrived.
     #[must_use]
     pub fn is_open(&mut self) -> bool {
@@ -149,7 +149,7 @@ impl Client {
         open && self.stream.set_nonblocking(false).is_ok()
     }
 
-    /// Whether something has come that has not been handed out: [`Self::is_open`] looks.
+    /// True if something has come that has not been handed out: [`Self::is_open`] looks.
     #[must_use]
     pub fn has_received(&self) -> bool {
         !self.received.is_empty()
@@ -362,7 +362,7 @@ impl Client {
 }
 
 // ---------------------------------------------------------------------------
-// What came
+// The answer
 // ---------------------------------------------------------------------------
 
 impl Head {

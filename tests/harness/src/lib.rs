@@ -1,4 +1,4 @@
-//! What the tests and benchmarks of steadfast stand on.
+//! The harness of steadfast's tests and benchmarks.
 //!
 //! * [`Machine`] boots this machine's systemd as PID 1 of a box of its own, so
 //!   that the shipped unit is tested by `systemctl` and `journalctl` themselves.
@@ -7,7 +7,7 @@
 //! * [`Client`] speaks strict HTTP/1.1 and never retries: what it loses was lost.
 //! * [`Load`] is many of them at once, with an account of what they lost.
 //! * [`Upstream`] is a server that answers when the test says so.
-//! * [`Tunnel`] is both ends of an upgraded connection, with numbered messages.
+//! * [`Tunnel`] is both ends of a tunnel, with numbered messages.
 //!
 //! Nothing here sleeps and hopes: every wait is for an event, has a bound wide
 //! enough for a busy machine, and says what it waited for when the bound passes.

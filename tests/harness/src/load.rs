@@ -33,7 +33,7 @@ struct Book {
     reasons: Mutex<BTreeMap<String, u64>>,
 }
 
-/// What became of the requests.
+/// The outcome of the requests.
 #[derive(Clone, Debug)]
 pub struct Account {
     /// Answered with 200.
@@ -44,7 +44,7 @@ pub struct Account {
     pub dropped: u64,
     /// Answered with 200 and `Connection: close`.
     pub closed: u64,
-    /// What the refused and the dropped ones met, and how often.
+    /// The errors of the refused and the dropped ones, with their number.
     pub reasons: BTreeMap<String, u64>,
 }
 
@@ -87,7 +87,7 @@ impl Load {
     ///
     /// # Panics
     ///
-    /// When they are not.
+    /// If they are not.
     pub fn advance(&self, requests: u64) {
         let goal = self.book.answered.load(Relaxed) + requests;
         wait_until("the load to be answered", || (self.book.answered.load(Relaxed) >= goal).then_some(()));
@@ -99,7 +99,7 @@ impl Load {
         Duration::from_micros(self.book.longest.swap(0, Relaxed))
     }
 
-    /// What has become of the requests so far.
+    /// The outcome of the requests so far.
     #[must_use]
     pub fn account(&self) -> Account {
         self.book.account()
@@ -109,7 +109,7 @@ impl Load {
     ///
     /// # Panics
     ///
-    /// When a client did.
+    /// If a client panicked.
     #[must_use]
     pub fn finish(mut self) -> Account {
         self.book.stop.store(true, Relaxed);

@@ -22,10 +22,10 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::wait::wait_until;
 
-/// What boots the box and takes it down.
+/// The script that boots the box and takes it down.
 const SCRIPT: &str = include_str!("machine.sh");
 
-/// How long one command in a box may take: longer than any drain a test asks for.
+/// The longest that one command in a box may take: longer than any drain a test asks for.
 const COMMAND_BOUND: Duration = Duration::from_secs(180);
 
 /// One box at a time in a process: tests measure how long a stop takes, and two
@@ -52,10 +52,10 @@ pub struct Machine {
     _turn: MutexGuard<'static, ()>,
 }
 
-/// What a command in the box printed, and how it ended.
+/// The output of a command in the box, and its exit status.
 #[derive(Debug)]
 pub struct Output {
-    /// How the command ended.
+    /// The exit status of the command.
     pub status: ExitStatus,
     /// Its standard output.
     pub stdout: String,
@@ -68,7 +68,7 @@ pub struct Output {
 // ---------------------------------------------------------------------------
 
 impl Machine {
-    /// Whether a box can be booted here, and if not, what is missing.
+    /// Checks that a box can be booted here; if not, says what is missing.
     ///
     /// # Errors
     ///
@@ -96,7 +96,7 @@ impl Machine {
     ///
     /// # Panics
     ///
-    /// When systemd is required and there is none, or when the box does not boot.
+    /// If systemd is required and there is none, or if the box does not boot.
     #[must_use]
     pub fn boot_or_skip(file: &str) -> Option<Self> {
         static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -120,7 +120,7 @@ impl Machine {
     ///
     /// # Panics
     ///
-    /// When it does not boot, with whatever it said.
+    /// If it does not boot, with whatever it printed.
     #[must_use]
     pub fn boot() -> Self {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -183,7 +183,7 @@ impl Drop for Machine {
     }
 }
 
-/// What a keeper that failed had to say.
+/// The output of a keeper that failed.
 fn last_words(keeper: &mut Child) -> String {
     drop(keeper.stdin.take());
     let mut said = String::new();
@@ -202,7 +202,7 @@ impl Machine {
     ///
     /// # Panics
     ///
-    /// When it does not end within three minutes.
+    /// If it does not end within three minutes.
     pub fn run<I>(&self, command: I) -> Output
     where
         I: IntoIterator,
@@ -215,7 +215,7 @@ impl Machine {
     ///
     /// # Panics
     ///
-    /// When it fails, with everything it said.
+    /// If it fails, with everything it printed.
     pub fn ok<I>(&self, command: I) -> String
     where
         I: IntoIterator,
@@ -273,7 +273,7 @@ impl Machine {
     ///
     /// # Panics
     ///
-    /// When it cannot be written.
+    /// If it cannot be written.
     pub fn write(&self, path: impl AsRef<Path>, contents: impl AsRef<[u8]>) {
         let mut source = tempfile::tempfile().expect("a temporary file");
         source
@@ -287,7 +287,7 @@ impl Machine {
     ///
     /// # Panics
     ///
-    /// When there is none, or it cannot be written.
+    /// If there is none, or it cannot be written.
     pub fn copy(&self, source: &Path, destination: impl AsRef<Path>, mode: &str) {
         let source =
             File::open(source).unwrap_or_else(|error| panic!("{} cannot be read: {error}", source.display()));
@@ -318,7 +318,7 @@ impl Machine {
     ///
     /// # Panics
     ///
-    /// When a step fails, or no unit was found.
+    /// If a step fails, or no unit was found.
     pub fn install(&self, binary: &Path, packaging: &Path) {
         self.copy(binary, "/usr/bin/steadfast", "0755");
 
@@ -342,7 +342,7 @@ impl Machine {
     ///
     /// # Panics
     ///
-    /// When systemd does not answer.
+    /// If systemd does not answer.
     #[must_use]
     pub fn show(&self, unit: &str, property: &str) -> String {
         let property = format!("--property={property}");
@@ -353,7 +353,7 @@ impl Machine {
     ///
     /// # Panics
     ///
-    /// When the journal cannot be read.
+    /// If the journal cannot be read.
     #[must_use]
     pub fn journal(&self, unit: &str, extra: &[&str]) -> String {
         self.read_journal(unit, "cat", extra)
@@ -363,14 +363,14 @@ impl Machine {
     ///
     /// # Panics
     ///
-    /// When the journal cannot be read.
+    /// If the journal cannot be read.
     #[must_use]
     pub fn journal_json(&self, unit: &str, extra: &[&str]) -> String {
         self.read_journal(unit, "json", extra)
     }
 
     fn read_journal(&self, unit: &str, format: &str, extra: &[&str]) -> String {
-        // What was sent before this question is in the answer.
+        // Everything that was sent before this question is in the answer.
         self.ok(["journalctl", "--sync"]);
         let fixed = ["journalctl", "--quiet", "--no-pager", "-o", format, "-u", unit];
         self.ok(fixed.iter().chain(extra))
@@ -382,7 +382,7 @@ impl Machine {
     ///
     /// # Panics
     ///
-    /// When `work` does, or the box's network cannot be entered.
+    /// If `work` panics, or the box's network cannot be entered.
     pub fn enter_network<T, F>(&self, work: F) -> T
     where
         T: Send,
@@ -400,8 +400,8 @@ impl Machine {
         result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
-    /// Where a path of the box is found from outside of it, for a unix socket
-    /// to connect to. A link on the way that starts at `/` leads out of the box.
+    /// The path outside of the box to a path inside of it, for a unix socket to
+    /// connect to. A link on the way that starts at `/` leads out of the box.
     #[must_use]
     pub fn path(&self, inside: impl AsRef<Path>) -> PathBuf {
         let inside = inside.as_ref();
@@ -447,7 +447,7 @@ fn print_visibly(line: &str) {
 ///
 /// # Panics
 ///
-/// When that is forbidden.
+/// If that is forbidden.
 pub fn raise_descriptor_limit(descriptors: u64) {
     let allowed = getrlimit(Resource::Nofile).maximum;
     let maximum = allowed.map(|allowed| allowed.max(descriptors));

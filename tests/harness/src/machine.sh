@@ -104,8 +104,8 @@ inside() {
     printf '[Journal]\nStorage=volatile\nForwardToSyslog=no\n' \
         > /etc/systemd/journald.conf.d/box.conf
 
-    # What manages hardware, terminals, the real disk or the kernel's settings
-    # has no place here. Nor has D-Bus, which not every machine has: root's
+    # Units that manage hardware, terminals, the real disk or the kernel's settings
+    # have no place here. Nor has D-Bus, which not every machine has: root's
     # `systemctl` speaks with PID 1 directly.
     rm -rf /etc/systemd/system/*.target.wants /etc/systemd/system/*.target.requires
     rm -f /etc/fstab

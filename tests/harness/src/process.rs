@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::wait::{PATIENCE, wait_until};
 
-/// How often the stand-in for the manager looks whether the daemon is gone.
+/// The time between two looks of the manager's stand-in for the daemon's end.
 const GLANCE: Duration = Duration::from_millis(20);
 
 /// A running daemon. Dropping it kills it.
@@ -31,7 +31,7 @@ pub struct Daemon {
 /// One datagram that the daemon sent to the service manager.
 #[derive(Debug, Clone)]
 pub struct Notification {
-    /// When it arrived.
+    /// The time of its arrival.
     pub at: Instant,
     /// Its assignments, one per line.
     pub text: String,
@@ -56,44 +56,44 @@ impl std::fmt::Display for Stderr {
     }
 }
 
-/// What has been heard of the daemon so far.
+/// Everything that the daemon has written and notified so far.
 #[derive(Debug, Default)]
 struct Log {
-    heard: Mutex<Heard>,
+    output: Mutex<Output>,
     news: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct Heard {
+struct Output {
     notifications: Vec<Notification>,
     stderr: Stderr,
     stderr_ended: bool,
 }
 
 impl Log {
-    fn heard(&self) -> MutexGuard<'_, Heard> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    fn output(&self) -> MutexGuard<'_, Output> {
+        self.output.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, change: impl FnOnce(&mut Heard)) {
-        change(&mut self.heard());
+    fn add(&self, change: impl FnOnce(&mut Output)) {
+        change(&mut self.output());
         self.news.notify_all();
     }
 
     /// Waits until `look` finds something; `None` when it has not within
     /// [`PATIENCE`], or the daemon has ended and nothing more can come.
-    fn wait_for<T>(&self, look: impl Fn(&Heard) -> Option<T>) -> Option<T> {
+    fn wait_for<T>(&self, look: impl Fn(&Output) -> Option<T>) -> Option<T> {
         let deadline = Instant::now() + PATIENCE;
-        let mut heard = self.heard();
+        let mut output = self.output();
         loop {
-            if let Some(found) = look(&heard) {
+            if let Some(found) = look(&output) {
                 return Some(found);
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || heard.stderr_ended {
+            if left.is_zero() || output.stderr_ended {
                 return None;
             }
-            heard = self.news.wait_timeout(heard, left).unwrap_or_else(PoisonError::into_inner).0;
+            output = self.news.wait_timeout(output, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
@@ -107,7 +107,7 @@ impl Daemon {
     ///
     /// # Panics
     ///
-    /// When it does not get ready, with what it wrote to standard error.
+    /// If it does not get ready, with what it wrote to standard error.
     #[must_use]
     pub fn start(binary: impl AsRef<Path>, config: &str) -> Self {
         let daemon = Self::spawn(binary, config);
@@ -119,7 +119,7 @@ impl Daemon {
     ///
     /// # Panics
     ///
-    /// When it cannot be run.
+    /// If it cannot be run.
     #[must_use]
     pub fn spawn(binary: impl AsRef<Path>, config: &str) -> Self {
         Self::spawn_with(binary, config, |_| {})
@@ -130,7 +130,7 @@ impl Daemon {
     ///
     /// # Panics
     ///
-    /// When it cannot be run.
+    /// If it cannot be run.
     #[must_use]
     pub fn spawn_with(binary: impl AsRef<Path>, config: &str, adjust: impl FnOnce(&mut Command)) -> Self {
         Self::spawn_program(binary, &["run", "--config"], config, adjust)
@@ -141,7 +141,7 @@ impl Daemon {
     ///
     /// # Panics
     ///
-    /// When it cannot be run.
+    /// If it cannot be run.
     #[must_use]
     pub fn spawn_program(
         binary: impl AsRef<Path>,
@@ -200,9 +200,9 @@ impl Daemon {
 fn read_stderr(stderr: std::process::ChildStderr, log: &Log) {
     for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
         let line = without_colours(&String::from_utf8_lossy(&line));
-        log.add(|heard| heard.stderr.0.push(line));
+        log.add(|output| output.stderr.0.push(line));
     }
-    log.add(|heard| heard.stderr_ended = true);
+    log.add(|output| output.stderr_ended = true);
 }
 
 fn receive_notifications(manager: &UnixDatagram, log: &Log, done: &AtomicBool) {
@@ -214,7 +214,7 @@ fn receive_notifications(manager: &UnixDatagram, log: &Log, done: &AtomicBool) {
             Ok(count) => {
                 let at = Instant::now();
                 let text = String::from_utf8_lossy(&bytes[..count]).into_owned();
-                log.add(|heard| heard.notifications.push(Notification { at, text }));
+                log.add(|output| output.notifications.push(Notification { at, text }));
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(_) if last => return,
@@ -236,7 +236,7 @@ fn without_colours(line: &str) -> String {
 }
 
 // ---------------------------------------------------------------------------
-// What it says
+// Its notifications and its log
 // ---------------------------------------------------------------------------
 
 impl Daemon {
@@ -262,7 +262,7 @@ impl Daemon {
     /// Everything it has told the service manager so far.
     #[must_use]
     pub fn notifications(&self) -> Vec<Notification> {
-        self.log.heard().notifications.clone()
+        self.log.output().notifications.clone()
     }
 
     /// Waits for a datagram to the service manager that satisfies `wanted`,
@@ -270,10 +270,10 @@ impl Daemon {
     ///
     /// # Panics
     ///
-    /// When none comes, naming `what` was waited for.
+    /// If none comes, naming `what` was waited for.
     pub fn wait_for_notification(&self, what: &str, wanted: impl Fn(&str) -> bool) -> Notification {
-        let found = self.log.wait_for(|heard| {
-            let mut all = heard.notifications.iter();
+        let found = self.log.wait_for(|output| {
+            let mut all = output.notifications.iter();
             all.find(|notification| wanted(&notification.text)).cloned()
         });
         found.unwrap_or_else(|| {
@@ -288,7 +288,7 @@ impl Daemon {
     /// Its standard error so far.
     #[must_use]
     pub fn stderr(&self) -> Stderr {
-        self.log.heard().stderr.clone()
+        self.log.output().stderr.clone()
     }
 
     /// Waits for a line of standard error that satisfies `wanted`, among those
@@ -296,10 +296,10 @@ impl Daemon {
     ///
     /// # Panics
     ///
-    /// When none comes, naming `what` was waited for.
+    /// If none comes, naming `what` was waited for.
     pub fn wait_for_line(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
-        let found = self.log.wait_for(|heard| {
-            let mut all = heard.stderr.0.iter();
+        let found = self.log.wait_for(|output| {
+            let mut all = output.stderr.0.iter();
             all.find(|line| wanted(line)).cloned()
         });
         found.unwrap_or_else(|| panic!("no line {what} in:\n{}", self.stderr()))
@@ -308,19 +308,19 @@ impl Daemon {
     /// Every address it said it listens on, in the order of its lines.
     #[must_use]
     pub fn addresses(&self) -> Vec<Listening> {
-        let heard = self.log.heard();
-        heard.stderr.0.iter().filter_map(|line| parse_listening(line)).collect()
+        let output = self.log.output();
+        output.stderr.0.iter().filter_map(|line| parse_listening(line)).collect()
     }
 
     /// The first TCP address of a child.
     ///
     /// # Panics
     ///
-    /// When it did not say one.
+    /// If it did not say one.
     #[must_use]
     pub fn address(&self, child: &str) -> SocketAddr {
-        let found = self.log.wait_for(|heard| {
-            let mut all = heard.stderr.0.iter().filter_map(|line| parse_listening(line));
+        let found = self.log.wait_for(|output| {
+            let mut all = output.stderr.0.iter().filter_map(|line| parse_listening(line));
             all.find_map(|listening| {
                 let ours = listening.child == child;
                 ours.then(|| listening.address.parse().ok()).flatten()
@@ -365,7 +365,7 @@ impl Daemon {
     ///
     /// # Panics
     ///
-    /// When it is gone already.
+    /// If it is gone already.
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("the daemon still runs");
     }
@@ -375,7 +375,7 @@ impl Daemon {
     ///
     /// # Panics
     ///
-    /// When it runs on for [`PATIENCE`].
+    /// If it runs on for [`PATIENCE`].
     pub fn wait(&mut self) -> i32 {
         use std::os::unix::process::ExitStatusExt;
 

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use crate::wait::{PATIENCE, wait_until};
 
-/// How many messages of one direction may be on their way.
+/// The most messages of one direction that may be on their way.
 const UNDER_WAY: u64 = 16;
 
-/// How long to leave the machine alone between two turns.
+/// The pause between two turns, for the rest of the machine.
 const GLANCE: Duration = Duration::from_millis(1);
 
-/// A connection upgraded through the proxy, held at both ends.
+/// A tunnel through the proxy, with both its ends.
 ///
 /// Each direction carries the same messages 0, 1, 2, ... of its own: whatever comes is compared, byte by byte, with
 /// what has to come next.
@@ -29,10 +29,10 @@ pub struct Tunnel {
 
 #[derive(Debug)]
 struct Direction {
-    /// What no other direction's messages begin with.
+    /// The beginning of its messages, which no other direction's have.
     name: String,
     said: u64,
-    heard: u64,
+    arrived: u64,
     /// Said, but not yet taken by the socket.
     unsent: Vec<u8>,
     /// Received, but not yet a whole message.
@@ -41,7 +41,7 @@ struct Direction {
 
 impl Direction {
     fn new(name: String) -> Self {
-        Self { name, said: 0, heard: 0, unsent: Vec::new(), received: Vec::new() }
+        Self { name, said: 0, arrived: 0, unsent: Vec::new(), received: Vec::new() }
     }
 
     /// Message `number`, whose length varies.
@@ -73,7 +73,7 @@ impl Direction {
         let mut bytes = [0; 16 * 1024];
         loop {
             match sink.read(&mut bytes) {
-                Ok(0) => return Err(format!("{}: ended after message {}", self.name, self.heard)),
+                Ok(0) => return Err(format!("{}: ended after message {}", self.name, self.arrived)),
                 Ok(count) => self.received.extend_from_slice(&bytes[..count]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(format!("{}: cannot receive: {error}", self.name)),
@@ -84,7 +84,7 @@ impl Direction {
 
     fn check(&mut self) -> Result<(), String> {
         loop {
-            let expected = self.message(self.heard);
+            let expected = self.message(self.arrived);
             let count = expected.len().min(self.received.len());
             if self.received[..count] != expected.as_bytes()[..count] {
                 let got = String::from_utf8_lossy(&self.received[..count]);
@@ -94,7 +94,7 @@ impl Direction {
                 return Ok(());
             }
             self.received.drain(..count);
-            self.heard += 1;
+            self.arrived += 1;
         }
     }
 }
@@ -104,7 +104,7 @@ impl Tunnel {
     ///
     /// # Panics
     ///
-    /// When they are no sockets that can do without blocking.
+    /// If they are not sockets that can be made non-blocking.
     #[must_use]
     pub fn new(number: usize, client: TcpStream, upstream: TcpStream) -> Self {
         for end in [&client, &upstream] {
@@ -115,20 +115,20 @@ impl Tunnel {
         Self { up: direction("up"), down: direction("down"), client, upstream }
     }
 
-    /// How many messages were said and heard, in both directions together.
+    /// The number of messages that were sent and received, in both directions together.
     #[must_use]
-    pub fn heard(&self) -> u64 {
-        self.up.heard + self.down.heard
+    pub fn arrived(&self) -> u64 {
+        self.up.arrived + self.down.arrived
     }
 
     /// Both ends say what has not been said too far ahead, and hear what has come.
     ///
     /// # Errors
     ///
-    /// What was lost, doubled or out of order, or that the tunnel has ended.
+    /// A message that was lost, doubled or out of order, or the tunnel's end.
     pub fn turn(&mut self) -> Result<(), String> {
         for direction in [&mut self.up, &mut self.down] {
-            while direction.said < direction.heard + UNDER_WAY {
+            while direction.said < direction.arrived + UNDER_WAY {
                 direction.say();
             }
         }
@@ -146,7 +146,7 @@ impl Tunnel {
     ///
     /// # Errors
     ///
-    /// When the tunnel has ended.
+    /// If the tunnel has ended.
     pub fn say_unheard(&mut self, messages: u64) -> Result<(), String> {
         for _ in 0..messages {
             self.up.say();
@@ -154,7 +154,7 @@ impl Tunnel {
         self.up.send(&self.client)
     }
 
-    /// Returns when everything that was said has been heard, one more message each way at least.
+    /// Returns when everything that was said has been arrived, one more message each way at least.
     ///
     /// # Errors
     ///
@@ -165,14 +165,14 @@ impl Tunnel {
         self.down.say();
         loop {
             self.pass()?;
-            if self.up.said == self.up.heard && self.down.said == self.down.heard {
+            if self.up.said == self.up.arrived && self.down.said == self.down.arrived {
                 return Ok(());
             }
             if began.elapsed() > PATIENCE {
                 return Err(format!(
-                    "{}: {} of {} heard",
+                    "{}: {} of {} arrived",
                     self.up.name,
-                    self.heard(),
+                    self.arrived(),
                     self.up.said + self.down.said
                 ));
             }
@@ -185,7 +185,7 @@ impl Tunnel {
 #[derive(Debug)]
 pub struct Conversation {
     stop: Arc<AtomicBool>,
-    heard: Arc<AtomicU64>,
+    arrived: Arc<AtomicU64>,
     threads: Vec<JoinHandle<Result<Vec<Tunnel>, String>>>,
 }
 
@@ -195,29 +195,29 @@ impl Conversation {
     pub fn start(mut tunnels: Vec<Tunnel>) -> Self {
         const THREADS: usize = 2;
         let stop = Arc::new(AtomicBool::new(false));
-        let heard = Arc::new(AtomicU64::new(0));
+        let arrived = Arc::new(AtomicU64::new(0));
         let other = tunnels.split_off(tunnels.len() / THREADS);
         let threads = [tunnels, other].map(|tunnels| {
-            let (stop, heard) = (Arc::clone(&stop), Arc::clone(&heard));
-            thread::spawn(move || talk(tunnels, &stop, &heard))
+            let (stop, arrived) = (Arc::clone(&stop), Arc::clone(&arrived));
+            thread::spawn(move || talk(tunnels, &stop, &arrived))
         });
-        Self { stop, heard, threads: threads.into() }
+        Self { stop, arrived, threads: threads.into() }
     }
 
-    /// Returns when this many more messages were heard, or when a tunnel has failed, which [`Self::finish`] tells of.
+    /// Returns when this many more messages were arrived, or when a tunnel has failed, which [`Self::finish`] tells of.
     ///
     /// # Panics
     ///
-    /// When neither happens.
+    /// If neither happens.
     pub fn advance(&self, messages: u64) {
-        let goal = self.heard.load(Relaxed) + messages;
+        let goal = self.arrived.load(Relaxed) + messages;
         wait_until("the tunnels to go on", || {
-            let done = self.heard.load(Relaxed) >= goal || self.threads.iter().any(JoinHandle::is_finished);
+            let done = self.arrived.load(Relaxed) >= goal || self.threads.iter().any(JoinHandle::is_finished);
             done.then_some(())
         });
     }
 
-    /// Returns the tunnels when all that was said has been heard.
+    /// Returns the tunnels when all that was said has been arrived.
     ///
     /// # Errors
     ///
@@ -236,12 +236,12 @@ impl Conversation {
     }
 }
 
-fn talk(mut tunnels: Vec<Tunnel>, stop: &AtomicBool, heard: &AtomicU64) -> Result<Vec<Tunnel>, String> {
+fn talk(mut tunnels: Vec<Tunnel>, stop: &AtomicBool, arrived: &AtomicU64) -> Result<Vec<Tunnel>, String> {
     while !stop.load(Relaxed) {
         for tunnel in &mut tunnels {
-            let before = tunnel.heard();
+            let before = tunnel.arrived();
             tunnel.turn()?;
-            heard.fetch_add(tunnel.heard() - before, Relaxed);
+            arrived.fetch_add(tunnel.arrived() - before, Relaxed);
         }
         thread::sleep(GLANCE);
     }

@@ -21,7 +21,7 @@ pub struct Upstream {
 pub struct Exchange {
     /// The request's head, from the method to the empty line.
     pub head: String,
-    /// What of the body arrived with the head.
+    /// The part of the body that arrived with the head.
     pub body: Vec<u8>,
     stream: TcpStream,
     /// Takes the connection back for the next request on it.
@@ -33,7 +33,7 @@ impl Upstream {
     ///
     /// # Panics
     ///
-    /// When there is none.
+    /// If there is none.
     #[must_use]
     pub fn start() -> Self {
         Self::on(TcpListener::bind("127.0.0.1:0").expect("the loopback has a free port"))
@@ -43,7 +43,7 @@ impl Upstream {
     ///
     /// # Panics
     ///
-    /// When the listener has no address.
+    /// If the listener has no address.
     #[must_use]
     pub fn on(listener: TcpListener) -> Self {
         let address = listener.local_addr().expect("a listener has an address");
@@ -68,7 +68,7 @@ impl Upstream {
         });
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -78,7 +78,7 @@ impl Upstream {
     ///
     /// # Panics
     ///
-    /// When none arrives for [`PATIENCE`].
+    /// If none arrives for [`PATIENCE`].
     #[must_use]
     pub fn next_request(&self) -> Exchange {
         self.requests
@@ -139,7 +139,7 @@ impl Exchange {
     ///
     /// # Panics
     ///
-    /// When the proxy does not take the answer.
+    /// If the proxy does not take the answer.
     pub fn answer(mut self, status: u16, body: &str) {
         self.send(whole(status, body));
         self.keep();
@@ -156,7 +156,7 @@ impl Exchange {
     ///
     /// # Panics
     ///
-    /// When the proxy does not take the answer.
+    /// If the proxy does not take the answer.
     pub fn begin_chunked(&mut self) {
         self.send("HTTP/1.1 200 Test\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n");
     }
@@ -165,7 +165,7 @@ impl Exchange {
     ///
     /// # Panics
     ///
-    /// When the proxy does not take it.
+    /// If the proxy does not take it.
     pub fn chunk(&mut self, bytes: &str) {
         self.send(format!("{:x}\r\n{bytes}\r\n", bytes.len()));
     }
@@ -174,7 +174,7 @@ impl Exchange {
     ///
     /// # Panics
     ///
-    /// When the proxy does not take it.
+    /// If the proxy does not take it.
     pub fn end_chunked(mut self) {
         self.send("0\r\n\r\n");
         self.keep();
@@ -184,12 +184,12 @@ impl Exchange {
     ///
     /// # Panics
     ///
-    /// When the proxy does not take them.
+    /// If the proxy does not take them.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream.write_all(bytes.as_ref()).expect("the proxy reads what the upstream answers");
     }
 
-    /// Whether the proxy has given up on this request: its end of the
+    /// True if the proxy has given up on this request: its end of the
     /// connection is closed. Waits for it up to [`PATIENCE`].
     #[must_use]
     pub fn is_abandoned(&mut self) -> bool {

@@ -3,11 +3,12 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long any wait of the harness lasts before it counts as failed. No test
-/// measures with it; it only turns a hang into a failure that names its cause.
+/// The longest that any wait of the harness lasts before it counts as failed.
+/// No test measures with it; it only turns a hang into a failure that names its
+/// cause.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long to leave the machine alone between two looks.
+/// The pause between two looks, for the rest of the machine.
 const GLANCE: Duration = Duration::from_millis(5);
 
 /// Looks again and again until `look` returns something, and returns that.
