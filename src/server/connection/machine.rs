@@ -208,9 +208,9 @@ impl Machine {
 
     /// Goes on to the next state. An event that has no meaning in a state changes nothing: a body that is dropped
     /// after its connection was closed, a flush with nothing to flush.
-    pub(crate) fn on(&mut self, event: Event, now: Tick) -> Option<Ended> {
+    pub(crate) fn on(&mut self, event: Event, now: impl Fn() -> Tick) -> Option<Ended> {
         let (state, ended) = match (std::mem::replace(self, Self::Closed), event) {
-            (Self::Parked { .. }, Event::FirstByte) => (Self::Reading { since: now }, None),
+            (Self::Parked { .. }, Event::FirstByte) => (Self::Reading { since: now() }, None),
             // Beside `Reading`: where hyper decides if the connection goes on (HTTP/1.0), it may read the next head
             // before the connection is parked; and a head after a discarded body says that the body has ended.
             (Self::Reading { .. } | Self::Parked { .. } | Self::Discarding { .. }, Event::Head(exchange)) => {
@@ -228,7 +228,7 @@ impl Machine {
                 exchange.body_unread = false;
                 (Self::Flushing { exchange, next }, None)
             }
-            (Self::Discarding { .. }, Event::BodyRead) => (Self::Parked { since: now }, None),
+            (Self::Discarding { .. }, Event::BodyRead) => (Self::Parked { since: now() }, None),
 
             (Self::Answering { mut exchange }, Event::Decided { status, last }) => {
                 exchange.status = Some(status);
@@ -246,17 +246,17 @@ impl Machine {
             (Self::Flushing { exchange, next }, Event::Flushed) => {
                 let state = match next {
                     Some(exchange) => Self::Answering { exchange },
-                    None if exchange.last => Self::Closing { since: now },
+                    None if exchange.last => Self::Closing { since: now() },
                     None if exchange.body_unread => {
-                        Self::Discarding { since: now, sending: Box::new(exchange.sending) }
+                        Self::Discarding { since: now(), sending: Box::new(exchange.sending) }
                     }
-                    None => Self::Parked { since: now },
+                    None => Self::Parked { since: now() },
                 };
                 (state, Some(Ended { exchange: *exchange, outcome: Outcome::Answered }))
             }
 
             (Self::Parked { .. } | Self::Reading { .. } | Self::Discarding { .. }, Event::Close) => {
-                (Self::Closing { since: now }, None)
+                (Self::Closing { since: now() }, None)
             }
 
             (Self::Flushing { exchange, next: Some(next) }, Event::End(outcome)) => {

@@ -251,9 +251,9 @@ impl Connection {
 impl Connection {
     /// Runs the machine, and accounts for a request that has ended: returns its [`Exchange::hyper_decides`].
     fn on(&self, event: Event) -> Option<bool> {
-        let now = self.registry.clock().now();
         let mut machine = self.machine();
-        let ended = machine.on(event, now);
+        // Not every event needs the time, and to read it costs.
+        let ended = machine.on(event, || self.registry.clock().now());
         self.state.store(machine.state() as u8, Relaxed);
         let ended = ended?;
         self.answered.store(self.answered() + 1, Relaxed);

@@ -25,8 +25,7 @@ pub(in crate::server) async fn serve(stream: Box<ClientStream>, serving: Arc<Ser
     let mut parked = Parked(stream);
     loop {
         let Some(stream) = parked.woken().await else { return };
-        // Boxed, so that hyper's memory is freed while the connection is parked.
-        match Box::pin(Active::new(stream, &serving).run()).await {
+        match Active::new(stream, &serving).run().await {
             After::Park(idle) => parked = idle,
             After::Close(closing) => return Box::pin(closing.run()).await,
             After::Gone => return,
@@ -91,15 +90,16 @@ enum Wake {
 /// A connection whose requests hyper reads and answers: from the first byte of one to the last byte of its answer.
 struct Active {
     connection: Arc<Connection>,
-    hyper: UpgradeableConnection<TokioIo<Box<ClientStream>>, Service>,
+    /// In a box, so that a parked connection has no room for it.
+    hyper: Box<UpgradeableConnection<TokioIo<Box<ClientStream>>, Service>>,
 }
 
 impl Active {
     fn new(stream: Box<ClientStream>, serving: &Arc<Serving>) -> Self {
         let connection = Arc::clone(stream.connection());
         let service = Service::new(&connection, serving);
-        let hyper = serving.http1.serve_connection(TokioIo::new(stream), service).with_upgrades();
-        Self { connection, hyper }
+        let hyper = serving.http1.serve_connection(TokioIo::new(stream), service);
+        Self { connection, hyper: Box::new(hyper.with_upgrades()) }
     }
 
     async fn run(mut self) -> After {
@@ -132,7 +132,7 @@ impl Active {
             return Poll::Ready(if reads { End::TimedOut } else { End::Dropped });
         }
         let now = connection.registry.watchdog_now();
-        if let Poll::Ready(result) = connection.progress.timed(now, || Pin::new(&mut self.hyper).poll(cx)) {
+        if let Poll::Ready(result) = connection.progress.timed(now, || Pin::new(&mut *self.hyper).poll(cx)) {
             if let Err(error) = result {
                 tracing::debug!(peer = %connection.peer(), %error, "the connection failed");
             }

@@ -56,7 +56,7 @@ impl Subject {
     }
 
     fn on(&mut self, event: Event) -> bool {
-        let ended = self.machine.on(event, self.now).is_some();
+        let ended = self.machine.on(event, || self.now).is_some();
         self.ended += u32::from(ended);
         ended
     }
