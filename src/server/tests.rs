@@ -16,7 +16,7 @@ use super::Registry;
 use super::connection::Command;
 use super::departures::Departures;
 use super::limits::Limits;
-use super::{Server, Totals};
+use super::{Server, State, Totals};
 use crate::handover::Handover;
 use crate::handover::mailbox::Mailbox;
 
@@ -221,3 +221,23 @@ async fn what_the_mailbox_refuses_may_ask_once_more_and_is_counted() {
 }
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: here\r\n\r\n";
+
+/// The runtime takes a socket of which a read has filled its buffer for one that has more to read.
+#[tokio::test]
+async fn a_connection_is_parked_also_after_a_request_that_fills_the_buffer_that_it_is_read_into() {
+    let side = Side::new();
+    for length in [8191, 8192, 8193] {
+        let (mut client, theirs) = UnixStream::pair().expect("a pair of sockets");
+        side.server.serve_one(theirs);
+        let head = "GET / HTTP/1.1\r\nhost: here\r\nx: ";
+        let request = format!("{head}{}\r\n\r\n", "x".repeat(length - head.len() - 4));
+        client.write_all(request.as_bytes()).await.expect("the server reads");
+        answer(&mut client).await;
+        let connections = side.registry.connections();
+        let connection = connections.iter().max_by_key(|connection| connection.id()).expect("it is open");
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(connection.state(), State::Parked, "after {length} bytes");
+    }
+}

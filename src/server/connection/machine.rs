@@ -160,6 +160,8 @@ impl State {
 pub(crate) enum Event {
     /// The first byte of a request is there.
     FirstByte,
+    /// It was not: the socket only seemed to have one.
+    NoByte,
     /// A request's head was read.
     Head(Box<Exchange>),
     /// A request's body was read to its end.
@@ -211,6 +213,7 @@ impl Machine {
     pub(crate) fn on(&mut self, event: Event, now: impl Fn() -> Tick) -> Option<Ended> {
         let (state, ended) = match (std::mem::replace(self, Self::Closed), event) {
             (Self::Parked { .. }, Event::FirstByte) => (Self::Reading { since: now() }, None),
+            (Self::Reading { .. }, Event::NoByte) => (Self::Parked { since: now() }, None),
             // Beside `Reading`: where hyper decides if the connection goes on (HTTP/1.0), it may read the next head
             // before the connection is parked; and a head after a discarded body says that the body has ended.
             (Self::Reading { .. } | Self::Parked { .. } | Self::Discarding { .. }, Event::Head(exchange)) => {

@@ -269,6 +269,11 @@ impl Connection {
         self.on(Event::FirstByte);
     }
 
+    /// The socket only seemed to have a byte: a read that fills its buffer leaves the runtime in doubt.
+    fn no_byte(&self) {
+        self.on(Event::NoByte);
+    }
+
     /// A request's head was read. `body` is the length of its body in bytes; `u64::MAX` if that is not known.
     fn head<B>(&self, request: &Request<B>, body: u64) {
         self.registry.totals().begun();

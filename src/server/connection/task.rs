@@ -90,6 +90,8 @@ enum Wake {
 /// A connection whose requests hyper reads and answers: from the first byte of one to the last byte of its answer.
 struct Active {
     connection: Arc<Connection>,
+    /// The bytes that the connection had received before.
+    received_before: u64,
     /// In a box, so that a parked connection has no room for it.
     hyper: Box<UpgradeableConnection<TokioIo<Box<ClientStream>>, Service>>,
 }
@@ -97,9 +99,10 @@ struct Active {
 impl Active {
     fn new(stream: Box<ClientStream>, serving: &Arc<Serving>) -> Self {
         let connection = Arc::clone(stream.connection());
+        let received_before = connection.progress.received();
         let service = Service::new(&connection, serving);
         let hyper = serving.http1.serve_connection(TokioIo::new(stream), service);
-        Self { connection, hyper: Box::new(hyper.with_upgrades()) }
+        Self { connection, received_before, hyper: Box::new(hyper.with_upgrades()) }
     }
 
     async fn run(mut self) -> After {
@@ -143,6 +146,9 @@ impl Active {
             });
         }
         connection.discard_body(cx);
+        if connection.state() == State::Reading && connection.progress.received() == self.received_before {
+            connection.no_byte();
+        }
         // Read after the poll, which may have changed the state.
         match (connection.state(), connection.commands.strongest()) {
             (State::Parked, _) => Poll::Ready(End::Parked),

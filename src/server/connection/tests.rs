@@ -20,6 +20,7 @@ const LONG: Duration = Duration::from_secs(300);
 #[derive(Clone, Copy, Debug)]
 enum Happening {
     FirstByte,
+    NoByte,
     Head { body: bool },
     BodyRead,
     Decided { status: u16, last: bool },
@@ -31,6 +32,7 @@ enum Happening {
 fn happening() -> impl Strategy<Value = Happening> {
     prop_oneof![
         Just(Happening::FirstByte),
+        Just(Happening::NoByte),
         any::<bool>().prop_map(|body| Happening::Head { body }),
         Just(Happening::BodyRead),
         (prop_oneof![4 => Just(200_u16), 1 => Just(101)], prop::bool::weighted(0.1))
@@ -65,6 +67,7 @@ impl Subject {
         self.now = self.now.after(Duration::from_millis(1));
         match happening {
             Happening::FirstByte => _ = self.on(Event::FirstByte),
+            Happening::NoByte => _ = self.on(Event::NoByte),
             Happening::Head { body } if self.takes_a_head() => {
                 self.heads += 1;
                 let exchange = Exchange::new(Method::GET, Uri::from_static("/"), body);
