@@ -124,7 +124,7 @@ fn words(panic: &(dyn Any + Send)) -> String {
 
 /// One cell: starts a daemon, brings it into the situation, injects the fault, and looks.
 fn try_one(child: Child, kind: Kind, situation: Situation) -> String {
-    let lines = "shutdown.deadline = \"4s\"\nshutdown.linger = \"200ms\"\n\
+    let lines = "shutdown.deadline = \"8s\"\nshutdown.linger = \"200ms\"\n\
                  supervision.backoff = \"20ms\"\n";
     let rehearsal = Rehearsal::start(lines, |command| {
         if !kind.ends_the_child() {
