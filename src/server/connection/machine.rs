@@ -213,7 +213,6 @@ impl Machine {
     pub(crate) fn on(&mut self, event: Event, now: impl Fn() -> Tick) -> Option<Ended> {
         let (state, ended) = match (std::mem::replace(self, Self::Closed), event) {
             (Self::Parked { .. }, Event::FirstByte) => (Self::Reading { since: now() }, None),
-            (Self::Reading { .. }, Event::NoByte) => (Self::Parked { since: now() }, None),
             // Beside `Reading`: where hyper decides if the connection goes on (HTTP/1.0), it may read the next head
             // before the connection is parked; and a head after a discarded body says that the body has ended.
             (Self::Reading { .. } | Self::Parked { .. } | Self::Discarding { .. }, Event::Head(exchange)) => {
@@ -231,7 +230,9 @@ impl Machine {
                 exchange.body_unread = false;
                 (Self::Flushing { exchange, next }, None)
             }
-            (Self::Discarding { .. }, Event::BodyRead) => (Self::Parked { since: now() }, None),
+            (Self::Discarding { .. }, Event::BodyRead) | (Self::Reading { .. }, Event::NoByte) => {
+                (Self::Parked { since: now() }, None)
+            }
 
             (Self::Answering { mut exchange }, Event::Decided { status, last }) => {
                 exchange.status = Some(status);
