@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use crate::daemon::Config;
 use crate::daemon::http::routes::Action;
+use crate::daemon::{Config, http};
 use crate::server::address::Address;
 
 /// The tree that a config makes: a line for each child and each route.
@@ -12,17 +12,27 @@ pub struct Tree<'c>(pub(super) &'c Config);
 
 impl fmt::Display for Tree<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Config { http, admin, .. } = self.0;
         writeln!(f, "steadfast")?;
         writeln!(f, "├── signals")?;
-        writeln!(f, "├── http      {}", addresses(&http.listen))?;
-        let width = http.routes.iter().map(|route| route.path.len()).max().unwrap_or(0) + 4;
-        for (index, route) in http.routes.iter().enumerate() {
-            let branch = if index + 1 < http.routes.len() { "├──" } else { "└──" };
+        for (child, listen) in self.0.listening() {
+            writeln!(f, "├── {child:<10}{}", addresses(listen))?;
+            if child == http::NAME {
+                self.routes(f)?;
+            }
+        }
+        write!(f, "└── systemd")
+    }
+}
+
+impl Tree<'_> {
+    fn routes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let routes = &self.0.http.routes;
+        let width = routes.iter().map(|route| route.path.len()).max().unwrap_or(0) + 4;
+        for (index, route) in routes.iter().enumerate() {
+            let branch = if index + 1 < routes.len() { "├──" } else { "└──" };
             writeln!(f, "│   {branch} {:<width$}{}", route.path, Answer(&route.action))?;
         }
-        writeln!(f, "├── admin     {}", addresses(&admin.listen))?;
-        write!(f, "└── systemd")
+        Ok(())
     }
 }
 

@@ -1,12 +1,20 @@
 //! A child of the tree: what it sees of the tree, and what the tree knows of it.
 
-use std::fmt;
+use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use super::metrics::Metrics;
+use super::reload::Reloads;
+use super::status::Observer;
+use crate::handover::Handover;
+use crate::server::Server;
+use crate::systemd::manager::Manager;
 
 /// The reason why a child failed.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -125,15 +133,49 @@ impl Vitals {
     }
 }
 
-type Running = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
+/// One run of a child.
+pub(super) type Run = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
+
+/// A child that is bound: the daemon's own, or the caller's.
+pub(super) trait BoundChild: Send + Sync {
+    /// Its name in the tree.
+    fn name(&self) -> &str;
+
+    /// Runs it. One that failed is run again, with the listeners and the state that it had.
+    fn run(&self, child: Child) -> Run;
+
+    /// Everything that it listens with. A child that listens stops at once in a reload: the successor's answers then.
+    fn servers(&self) -> Vec<&Server> {
+        Vec::new()
+    }
+
+    /// True if it runs before the daemon has taken its predecessor's place.
+    fn starts_first(&self) -> bool {
+        false
+    }
+
+    /// Takes hold, before any child runs, of what belongs to the whole process and cannot be given back.
+    fn install(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The parts of the daemon that its children share.
+#[derive(Clone, Debug)]
+pub(super) struct Context {
+    pub(super) observer: Observer,
+    pub(super) metrics: Metrics,
+    pub(super) manager: Manager,
+    pub(super) handover: Arc<Handover>,
+    pub(super) reloads: Reloads,
+}
 
 /// A child of the caller's own.
-#[derive(Clone)]
 pub(super) struct UserChild {
-    pub(super) name: Arc<str>,
+    name: Box<str>,
     /// True if nothing is served before it says that it is ready.
     pub(super) holds_ready: bool,
-    run: Arc<dyn Fn(Child) -> Running + Send + Sync>,
+    run: Box<dyn Fn(Child) -> Run + Send + Sync>,
 }
 
 impl UserChild {
@@ -143,21 +185,20 @@ impl UserChild {
         R: Future<Output = Result<(), E>> + Send + 'static,
         E: Into<BoxError>,
     {
-        let run = move |child| -> Running {
+        let run = move |child| -> Run {
             let running = run(child);
             Box::pin(async move { running.await.map_err(Into::into) })
         };
-        Self { name: name.into(), holds_ready, run: Arc::new(run) }
-    }
-
-    /// Runs what the caller gave.
-    pub(super) fn run(self, child: Child) -> Running {
-        (self.run)(child)
+        Self { name: name.into(), holds_ready, run: Box::new(run) }
     }
 }
 
-impl fmt::Debug for UserChild {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UserChild").field("name", &self.name).finish_non_exhaustive()
+impl BoundChild for UserChild {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn run(&self, child: Child) -> Run {
+        (self.run)(child)
     }
 }

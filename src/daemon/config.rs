@@ -2,41 +2,69 @@
 
 use super::{admin, http, shutdown, supervisor};
 use crate::rules::{Check, Violations};
-use crate::server::address;
+use crate::server::address::{self, Address};
 use crate::{handover, logging};
 
-/// A whole config. [`Config::default`] has every key's default and no route; each part can be changed from there.
-/// [`Daemon::bind`](crate::Daemon::bind) checks it, as [`Config::load`] checks a file.
-#[derive(Clone, Debug, Default, PartialEq)]
-#[non_exhaustive]
-pub struct Config {
-    /// `[http]` and `[[route]]`.
-    pub http: http::Config,
-    /// `[admin]`.
-    pub admin: admin::Config,
-    /// `[shutdown]`.
-    pub shutdown: shutdown::Config,
-    /// `[supervision]`.
-    pub supervision: supervisor::Config,
-    /// `[handover]`.
-    pub handover: handover::Config,
-    /// `[log]`.
-    pub log: logging::Config,
+/// Makes [`Config`] of its sections: those of the children that listen, and the others.
+macro_rules! sections {
+    (
+        listening { $($(#[$listening_doc:meta])* $listening:ident: $Listening:ty,)* }
+        others { $($(#[$other_doc:meta])* $other:ident: $Other:ty,)* }
+    ) => {
+        /// A whole config. [`Config::default`] has every key's default and no route; each part can be changed from
+        /// there. [`Daemon::bind`](crate::Daemon::bind) checks it, as [`Config::load`] checks a file.
+        #[derive(Clone, Debug, Default, PartialEq)]
+        #[non_exhaustive]
+        pub struct Config {
+            $($(#[$listening_doc])* pub $listening: $Listening,)*
+            $($(#[$other_doc])* pub $other: $Other,)*
+        }
+
+        impl Config {
+            /// The addresses of each child that listens, by its name.
+            pub(crate) fn listening(&self) -> Vec<(&'static str, &[Address])> {
+                vec![$((stringify!($listening), &*self.$listening.listen),)*]
+            }
+
+            /// Everything that is listened on: the addresses above, and what comes from the environment.
+            pub(super) fn sockets(&self) -> Vec<Address> {
+                [$(self.$listening.sockets(),)*].concat()
+            }
+
+            fn check_sections(&self, check: &mut Check) {
+                $(check.table(stringify!($listening), |check| self.$listening.check(check));)*
+                $(check.table(stringify!($other), |check| self.$other.check(check));)*
+            }
+        }
+    };
+}
+
+sections! {
+    listening {
+        /// `[http]` and `[[route]]`.
+        http: http::Config,
+        /// `[admin]`.
+        admin: admin::Config,
+    }
+    others {
+        /// `[shutdown]`.
+        shutdown: shutdown::Config,
+        /// `[supervision]`.
+        supervision: supervisor::Config,
+        /// `[handover]`.
+        handover: handover::Config,
+        /// `[log]`.
+        log: logging::Config,
+    }
 }
 
 impl Config {
     /// Finds every value that breaks a rule of its section, or a rule between sections.
     pub(crate) fn check(&self) -> Result<(), Violations> {
         let mut check = Check::default();
-        check.table("http", |check| self.http.check(check));
+        self.check_sections(&mut check);
         self.http.check_routes(&mut check);
-        check.table("admin", |check| self.admin.check(check));
-        check.table("shutdown", |check| self.shutdown.check(check));
-        check.table("supervision", |check| self.supervision.check(check));
-        check.table("handover", |check| self.handover.check(check));
-        check.table("log", |check| self.log.check(check));
-        let listen = [("http.listen", &*self.http.listen), ("admin.listen", &*self.admin.listen)];
-        address::check_apart(&listen, &mut check);
+        address::check_apart(&self.listening(), &mut check);
         check.finish()
     }
 }

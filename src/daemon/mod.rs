@@ -6,6 +6,7 @@ mod config;
 #[cfg(feature = "faults")]
 mod faults;
 pub(crate) mod http;
+mod metrics;
 pub(crate) mod phase;
 mod reload;
 pub(crate) mod shutdown;
@@ -27,16 +28,15 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::admin::{Admin, Metrics};
-use self::child::{BoxError, Child, UserChild};
+use self::child::{BoundChild, BoxError, Child, Context, UserChild};
 pub use self::config::Config;
 use self::http::Http;
 use self::http::routes;
+use self::metrics::Metrics;
 use self::phase::Lifecycle;
 use self::reload::{Reload, Reloads};
 use self::status::Observer;
 use self::supervisor::Supervisor;
-use self::systemd::Systemd;
 use self::tree::Tree;
 use crate::handover::Handover;
 use crate::handover::predecessor::Predecessor;
@@ -249,30 +249,23 @@ impl Daemon {
             reload_failure: Arc::default(),
         };
         let (reloads, requests) = Reloads::open();
+        let context = Context {
+            observer: observer.clone(),
+            metrics,
+            manager: manager.clone(),
+            handover: Arc::clone(&handover),
+            reloads,
+        };
 
         let tunnels = TaskTracker::new();
         let router = routes::router(&config.http.routes, router, &tunnels);
-        let http = Http::bind(
-            &config.http,
-            config.shutdown.linger,
-            router,
-            Arc::clone(&registry),
-            lifecycle.clone(),
-            Arc::clone(&handover),
-            &mut inherited,
-        )
-        .map_err(beside)?;
-        let admin = Admin::bind(
-            &config.admin,
-            observer.clone(),
-            metrics,
-            Arc::clone(&handover),
-            reloads.clone(),
-            manager.clone(),
-            &mut inherited,
-        )
-        .map_err(beside)?;
-        let systemd = Systemd::bind((), observer.clone(), manager.clone());
+        let http = Http::bind(&config.http, config.shutdown.linger, router, &context, &mut inherited)
+            .map_err(beside)?;
+        let others: Vec<Arc<dyn BoundChild>> = vec![
+            Arc::new(signals::Signals::bind(&context)),
+            Arc::new(admin::Admin::bind(&config.admin, &context, &mut inherited).map_err(beside)?),
+            Arc::new(systemd::Systemd::bind(&context)),
+        ];
 
         let reload = Reload {
             observer,
@@ -280,7 +273,12 @@ impl Daemon {
             handover,
             ready_timeout: config.handover.ready_timeout,
             program: std::env::current_exe().map_err(|e| e.kind()),
-            servers: std::iter::once(http.server()).chain(admin.servers()).cloned().collect(),
+            servers: others
+                .iter()
+                .flat_map(|child| child.servers())
+                .chain([http.server()])
+                .cloned()
+                .collect(),
         };
         Ok(Tree {
             shutdown: config.shutdown,
@@ -288,11 +286,9 @@ impl Daemon {
             supervisor,
             registry,
             http,
-            admin,
-            systemd,
+            others,
             own,
             reload,
-            reloads,
             requests,
             stop_when,
             predecessor: None,
@@ -309,11 +305,11 @@ impl Bound {
     /// The addresses that each child listens on, by the child's name (`http`, `admin`) and in the config's order,
     /// with the ports that the kernel chose. The control socket is one of `admin`'s.
     #[must_use]
-    pub fn addresses(&self) -> BTreeMap<&'static str, Vec<Address>> {
+    pub fn addresses(&self) -> BTreeMap<String, Vec<Address>> {
         let mut addresses: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (child, server) in self.0.servers() {
             let listeners = server.listeners().into_iter().map(|listener| listener.address());
-            addresses.entry(child).or_default().extend(listeners);
+            addresses.entry(child.to_owned()).or_default().extend(listeners);
         }
         addresses
     }
@@ -340,9 +336,7 @@ impl fmt::Debug for Bound {
 
 /// Closes inherited listeners that the config does not name any more.
 fn remove(config: &Config, inherited: &mut Inherited) -> Vec<RemovedListener> {
-    let control = admin::control_socket();
-    let wanted = config.http.listen.iter().chain(&config.admin.listen).chain(&control);
-    let wanted: Vec<_> = wanted.map(Address::passed_as).collect();
+    let wanted: Vec<_> = config.sockets().iter().map(Address::passed_as).collect();
     let removed = inherited.retain(|name| wanted.iter().any(|w| w == name));
     removed.into_iter().map(RemovedListener::close).collect()
 }

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tokio_graceful_shutdown::errors::{SubsystemError, SubsystemJoinError};
 use tokio_graceful_shutdown::{ErrorAction, SubsystemBuilder, SubsystemHandle};
 
-use super::child::{BoxError, Child, UserChild, Vitals};
+use super::child::{BoundChild, BoxError, Child, Run, UserChild, Vitals};
 use super::phase::{Cause, Lifecycle};
 use super::shutdown::Stoppable;
 use crate::rules::Check;
@@ -148,56 +148,40 @@ impl Supervisor {
     }
 
     /// Starts a child in the tree. It is told to stop on its own, in the order that `shutdown` keeps.
-    pub(super) fn start<C, F, R>(&self, tree: &SubsystemHandle, name: &str, child: C, run: F) -> Stoppable
-    where
-        C: Clone + Send + Sync + 'static,
-        F: Fn(C, Child) -> R + Clone + Send + Sync + 'static,
-        R: Future<Output = Result<(), BoxError>> + Send + 'static,
-    {
-        self.start_from(tree, Vitals::new(name), child, run)
+    pub(super) fn start(&self, tree: &SubsystemHandle, child: Arc<dyn BoundChild>) -> Stoppable {
+        self.start_as(tree, Vitals::new(child.name()), child)
     }
 
     /// Starts a child of the caller's own.
     pub(super) fn start_own(&self, tree: &SubsystemHandle, own: UserChild) -> Stoppable {
-        let mut vitals = Vitals::new(&own.name);
+        let mut vitals = Vitals::new(own.name());
         vitals.is_own = true;
         vitals.ready.send_replace(!own.holds_ready);
-        self.start_from(tree, vitals, own, UserChild::run)
+        self.start_as(tree, vitals, Arc::new(own))
     }
 
-    fn start_from<C, F, R>(&self, tree: &SubsystemHandle, vitals: Vitals, child: C, run: F) -> Stoppable
-    where
-        C: Clone + Send + Sync + 'static,
-        F: Fn(C, Child) -> R + Clone + Send + Sync + 'static,
-        R: Future<Output = Result<(), BoxError>> + Send + 'static,
-    {
+    fn start_as(&self, tree: &SubsystemHandle, vitals: Vitals, child: Arc<dyn BoundChild>) -> Stoppable {
         let vitals = Arc::new(vitals);
         let name = Arc::clone(&vitals.name);
         self.children.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&vitals));
         let supervisor = self.clone();
         let supervise =
-            async move |place: &mut SubsystemHandle| supervisor.supervise(place, &vitals, &child, &run).await;
+            async move |place: &mut SubsystemHandle| supervisor.supervise(place, &vitals, &child).await;
         let subsystem = tree.start(SubsystemBuilder::new(&*name, supervise).detached());
         Stoppable { name, subsystem }
     }
 
     /// Runs a child again and again, until it ends, or has failed too often.
-    async fn supervise<C, F, R>(
+    async fn supervise(
         &self,
         place: &SubsystemHandle,
         vitals: &Arc<Vitals>,
-        child: &C,
-        run: &F,
-    ) -> Result<(), BoxError>
-    where
-        C: Clone + Send + Sync + 'static,
-        F: Fn(C, Child) -> R + Clone + Send + Sync + 'static,
-        R: Future<Output = Result<(), BoxError>> + Send + 'static,
-    {
+        child: &Arc<dyn BoundChild>,
+    ) -> Result<(), BoxError> {
         let name = vitals.name();
         let mut restarts = VecDeque::new();
         loop {
-            let fault = match self.run_once(place, vitals, child.clone(), run.clone()).await {
+            let fault = match self.run_once(place, vitals, child).await {
                 Ok(()) if vitals.is_ready() || place.is_shutdown_requested() => return Ok(()),
                 Ok(()) => "ended before it was ready".to_owned(),
                 Err(fault) => fault,
@@ -238,23 +222,17 @@ impl Supervisor {
     }
 
     /// Runs a child until it ends, and returns what became of it if it did not end well.
-    async fn run_once<C, F, R>(
+    async fn run_once(
         &self,
         place: &SubsystemHandle,
         vitals: &Arc<Vitals>,
-        child: C,
-        run: F,
-    ) -> Result<(), String>
-    where
-        C: Send + 'static,
-        F: Fn(C, Child) -> R + Send + 'static,
-        R: Future<Output = Result<(), BoxError>> + Send + 'static,
-    {
+        child: &Arc<dyn BoundChild>,
+    ) -> Result<(), String> {
         let supervisor = self.clone();
-        let own = Arc::clone(vitals);
+        let (own, child) = (Arc::clone(vitals), Arc::clone(child));
         let one_run = async move |handle: &mut SubsystemHandle| {
             let stopping = handle.create_cancellation_token();
-            supervisor.keep_alive(&own, run(child, Child { stopping, vitals: Arc::clone(&own) })).await
+            supervisor.keep_alive(&own, child.run(Child { stopping, vitals: Arc::clone(&own) })).await
         };
         let one_run = SubsystemBuilder::new("run", one_run)
             .on_failure(ErrorAction::CatchAndLocalShutdown)
@@ -270,11 +248,7 @@ impl Supervisor {
     }
 
     /// Runs a child, with its heartbeat from within its own task.
-    async fn keep_alive(
-        &self,
-        vitals: &Vitals,
-        run: impl Future<Output = Result<(), BoxError>>,
-    ) -> Result<(), BoxError> {
+    async fn keep_alive(&self, vitals: &Vitals, run: Run) -> Result<(), BoxError> {
         let alive = async {
             tokio::select! {
                 result = run => result,

@@ -9,16 +9,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Duration;
 use tokio_graceful_shutdown::{SubsystemHandle, Toplevel};
 
-use super::admin::{self, Admin};
-use super::child::UserChild;
-use super::http::{self, Http};
+use super::child::{BoundChild, UserChild};
+use super::http::Http;
 use super::phase::{Cause, Lifecycle, Phase};
-use super::reload::{self, Reload, Reloads};
+use super::reload::{self, Reload};
 use super::shutdown::{self, Stop};
-use super::signals::{self, Signals};
 use super::supervisor::Supervisor;
-use super::systemd::watchdog::Watchdog;
-use super::systemd::{self, Systemd};
 use crate::Exit;
 use crate::handover::predecessor::Predecessor;
 use crate::handover::successor::Transfer;
@@ -35,11 +31,10 @@ pub(super) struct Tree {
     pub(super) supervisor: Supervisor,
     pub(super) registry: Arc<Registry>,
     pub(super) http: Http,
-    pub(super) admin: Admin,
-    pub(super) systemd: Systemd,
+    /// The children beside `http`, in the order in which they start; they stop the other way round.
+    pub(super) others: Vec<Arc<dyn BoundChild>>,
     pub(super) own: Vec<UserChild>,
     pub(super) reload: Reload,
-    pub(super) reloads: Reloads,
     pub(super) requests: mpsc::Receiver<reload::Request>,
     pub(super) stop_when: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// The process whose place this one is to take, in a reload.
@@ -50,27 +45,26 @@ pub(super) struct Tree {
 
 impl Tree {
     /// Whatever listens, with the child that it belongs to.
-    pub(super) fn servers(&self) -> impl Iterator<Item = (&'static str, &Server)> {
-        let admin = self.admin.servers().into_iter().map(|server| (admin::NAME, server));
-        std::iter::once((http::NAME, self.http.server())).chain(admin)
+    pub(super) fn servers(&self) -> impl Iterator<Item = (&str, &Server)> {
+        let http: &dyn BoundChild = &self.http;
+        let children = std::iter::once(http).chain(self.others.iter().map(|child| &**child));
+        children.flat_map(|child| child.servers().into_iter().map(|server| (child.name(), server)))
     }
 
     /// Runs until all of it has stopped. The lifecycle's token is the tree's own, so a stop that is asked for and
     /// a child that fails for good have the same effect.
     pub(super) async fn run(self) -> Exit {
-        // Installed here and not in `bind`: signal handlers cannot be removed again.
-        let signals = match Signals::bind((), self.lifecycle.clone(), self.reloads.clone()) {
-            Ok(signals) => signals,
-            Err(error) => {
-                tracing::error!("cannot install the signal handlers: {error}");
+        for child in &self.others {
+            if let Err(error) = child.install() {
+                tracing::error!("cannot start {}: {error}", child.name());
                 return Exit::Failed;
             }
-        };
+        }
         let stop = self.lifecycle.stopping().clone();
         let (tell, told) = oneshot::channel();
         let root = async move |root: &mut SubsystemHandle| {
             // The receiver is gone if the tree was abandoned.
-            let _ = tell.send(self.run_children(root, signals).await);
+            let _ = tell.send(self.run_children(root).await);
             root.request_shutdown();
         };
         let tree = Toplevel::new_with_shutdown_token(root, stop);
@@ -81,30 +75,29 @@ impl Tree {
         exit.ok().filter(|_| failures.is_empty()).unwrap_or(Exit::Failed)
     }
 
-    /// Starts the children, waits for a reason to stop, and stops them: those with work first, admin last but for the
-    /// two that must see it end.
-    async fn run_children(mut self, root: &SubsystemHandle, signals: Signals) -> Exit {
+    /// Starts the children, waits for a reason to stop, and stops them: those with work first.
+    async fn run_children(mut self, root: &SubsystemHandle) -> Exit {
         let supervisor = self.supervisor.clone();
-        let signals = supervisor.start(root, signals::NAME, signals, Signals::run);
+        let start = |child: &Arc<dyn BoundChild>| supervisor.start(root, Arc::clone(child));
+        let mut others: Vec<_> = self.others.iter().filter(|child| child.starts_first()).map(start).collect();
         let own: Vec<_> = self.own.drain(..).map(|own| supervisor.start_own(root, own)).collect();
         if let Err(reason) = self.relieve_predecessor(root).await {
             tracing::error!("cannot take over from the running daemon: {reason}");
-            for child in own.iter().chain([&signals]) {
+            for child in own.iter().chain(others.iter().rev()) {
                 child.stop_within(LAST_CHILDREN).await;
             }
             return Exit::Failed;
         }
         self.become_main();
-        let http = supervisor.start(root, http::NAME, self.http.clone(), Http::run);
-        let admin = supervisor.start(root, admin::NAME, self.admin.clone(), Admin::run);
-        let systemd = supervisor.start(root, systemd::NAME, self.systemd.clone(), Systemd::run);
-        let _watchdog = Watchdog::start(self.reload.observer.clone(), self.reload.manager.clone())
-            .inspect_err(|error| tracing::error!(%error, "there is no watchdog"));
+        let http = supervisor.start(root, Arc::new(self.http.clone()));
+        others.extend(self.others.iter().filter(|child| !child.starts_first()).map(start));
 
         let mut transfer = self.serve(root).await;
         if transfer.is_some() {
-            // The successor's admin child answers on these listeners now.
-            admin.subsystem.initiate_shutdown();
+            let listening: Vec<_> = self.servers().map(|(child, _)| child).collect();
+            for child in others.iter().filter(|child| listening.contains(&&*child.name)) {
+                child.subsystem.initiate_shutdown();
+            }
         }
         let Self { shutdown, lifecycle, supervisor, registry, http: connections, predecessor, .. } = &self;
         if self.reload.handover.refuses(false).is_some() {
@@ -127,7 +120,7 @@ impl Tree {
         };
 
         lifecycle.enter(Phase::Stopped);
-        for child in [&admin, &systemd, &signals] {
+        for child in others.iter().rev() {
             child.stop_within(LAST_CHILDREN).await;
         }
         if report.cut == 0 { Exit::Clean } else { Exit::Cut }
@@ -163,11 +156,6 @@ impl Tree {
             for listener in server.listeners() {
                 let inherited = listener.is_inherited();
                 let address = listener.address();
-                if child == admin::NAME && !address.is_local() {
-                    tracing::warn!(
-                        "admin listens on {address}: everybody who reaches it may read status and metrics"
-                    );
-                }
                 tracing::info!(child, %address, inherited, "listening on {address} for {child}");
                 match listener.configured().stored_as() {
                     Some(name) if inherited => manager.stored(&name),

@@ -112,7 +112,10 @@ fn check_name(name: &str, key: &str, check: &mut Check) {
 pub(crate) fn check_apart(sections: &[(&str, &[Address])], check: &mut Check) {
     let all = || {
         let entries = sections.iter().flat_map(|(key, addresses)| {
-            addresses.iter().enumerate().map(move |(index, address)| (format!("{key}[{index}]"), address))
+            addresses
+                .iter()
+                .enumerate()
+                .map(move |(index, address)| (format!("{key}.listen[{index}]"), address))
         });
         entries.filter(|(_, address)| !matches!(address, Address::Tcp(address) if address.port() == 0))
     };

@@ -5,3 +5,4 @@
 
 pub(crate) mod activation;
 pub(crate) mod manager;
+pub(crate) mod runtime;

@@ -4,9 +4,6 @@
 //!
 //! Its loop waits on its listeners, on the upkeep of the metrics, and on being told to stop.
 
-mod metrics;
-
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,11 +14,8 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use tokio_util::sync::CancellationToken;
 
-pub(super) use self::metrics::Metrics;
-use super::child::{BoxError, Child};
-use super::reload::Reloads;
-use super::status::{Observer, Status};
-use crate::handover::Handover;
+use super::child::{self, BoundChild, BoxError, Child, Run};
+use super::status::Status;
 use crate::printable::printable;
 use crate::rules::Check;
 use crate::server::Server;
@@ -30,7 +24,7 @@ use crate::server::limits::{AtLimit, Limits};
 use crate::server::listener::{self, Listener};
 use crate::server::{Registry, Totals};
 use crate::systemd::activation::Inherited;
-use crate::systemd::manager::Manager;
+use crate::systemd::runtime;
 
 /// Its name in the tree.
 pub(crate) const NAME: &str = "admin";
@@ -53,13 +47,12 @@ impl Config {
     pub(super) fn check(&self, check: &mut Check) {
         address::check_each(&self.listen, check);
     }
+
+    /// Everything that it listens on, the control socket included.
+    pub(super) fn sockets(&self) -> Vec<Address> {
+        self.listen.iter().cloned().chain(control_socket()).collect()
+    }
 }
-
-/// The control socket's file name.
-const CONTROL: &str = "control.sock";
-
-/// The `RuntimeDirectory=` of the unit as it is shipped.
-const RUNTIME_DIRECTORY: &str = "/run/steadfast";
 
 /// The time between two clean-ups of the metrics where nobody scrapes them.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -81,8 +74,7 @@ fn limits() -> Limits {
 pub(super) struct Admin {
     server: Server,
     control: Server,
-    metrics: Metrics,
-    handover: Arc<Handover>,
+    daemon: child::Context,
     /// Cancelled once it accepts from none of its listeners.
     closed: CancellationToken,
 }
@@ -91,41 +83,26 @@ impl Admin {
     /// Binds every listener of the config.
     pub(super) fn bind(
         config: &Config,
-        observer: Observer,
-        metrics: Metrics,
-        handover: Arc<Handover>,
-        reloads: Reloads,
-        manager: Manager,
+        daemon: &child::Context,
         inherited: &mut Inherited,
     ) -> Result<Self, BindError> {
         let listeners = listener::bind_all(&config.listen, inherited)?;
         // Registries of their own: the connections that ask for the figures are not counted in them.
         let registry = || Registry::new(Totals::unobserved());
         let closed = CancellationToken::new();
-        let context = Arc::new(Context {
-            observer,
-            metrics: metrics.clone(),
-            reloads,
-            manager,
-            handover: Arc::clone(&handover),
-            closed: closed.clone(),
-        });
+        let context = Arc::new(Context { daemon: daemon.clone(), closed: closed.clone() });
         let control = match control_socket() {
             Some(address) => Listener::bind_private(&address, inherited)?,
             None => Vec::new(),
         };
         let control = Server::new(control, control_router(Arc::clone(&context)), registry(), limits());
         let server = Server::new(listeners, router(context), registry(), limits());
-        Ok(Self { server, control, metrics, handover, closed })
-    }
-
-    /// Its accept loops and connections: the public ones and the control socket's.
-    pub(super) fn servers(&self) -> [&Server; 2] {
-        [&self.server, &self.control]
+        Ok(Self { server, control, daemon: daemon.clone(), closed })
     }
 
     /// Serves until it is told to stop; what it is answering then is finished.
-    pub(super) async fn run(self, child: Child) -> Result<(), BoxError> {
+    async fn serve(self, child: Child) -> Result<(), BoxError> {
+        self.warn_of_strangers();
         child.doing("accepting connections");
         tokio::select! {
             () = self.server.serve() => {}
@@ -134,8 +111,9 @@ impl Admin {
             () = child.stopping() => {}
         }
         child.doing("draining connections");
-        self.server.close(self.handover.keeps_listeners()).await;
-        self.control.close(self.handover.keeps_listeners()).await;
+        let keeps_listeners = self.daemon.handover.keeps_listeners();
+        self.server.close(keeps_listeners).await;
+        self.control.close(keeps_listeners).await;
         self.closed.cancel();
         tokio::join!(self.server.drain(Duration::ZERO), self.control.drain(Duration::ZERO));
         Ok(())
@@ -144,43 +122,48 @@ impl Admin {
     async fn upkeep(&self) {
         loop {
             // Before the sleep, so that it also runs in a child that is restarted again and again.
-            self.metrics.upkeep();
+            self.daemon.metrics.upkeep();
             tokio::time::sleep(UPKEEP).await;
         }
+    }
+
+    fn warn_of_strangers(&self) {
+        for listener in self.server.listeners() {
+            let address = listener.address();
+            if !address.is_local() {
+                tracing::warn!(
+                    "admin listens on {address}: everybody who reaches it may read status and metrics"
+                );
+            }
+        }
+    }
+}
+
+/// The control socket's address; none outside of a unit.
+fn control_socket() -> Option<Address> {
+    runtime::control_socket().map(Address::Unix)
+}
+
+impl BoundChild for Admin {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn run(&self, child: Child) -> Run {
+        Box::pin(self.clone().serve(child))
+    }
+
+    fn servers(&self) -> Vec<&Server> {
+        vec![&self.server, &self.control]
     }
 }
 
 /// Everything that the handlers need.
 #[derive(Debug)]
 struct Context {
-    observer: Observer,
-    metrics: Metrics,
-    reloads: Reloads,
-    manager: Manager,
-    handover: Arc<Handover>,
+    daemon: child::Context,
     /// Cancelled once the child has stopped accepting: new connections reach the successor.
     closed: CancellationToken,
-}
-
-/// The control socket's address: in the unit's `RuntimeDirectory=`, which systemd passes in `$RUNTIME_DIRECTORY`
-/// (systemd.exec(5)); none outside of a unit. Of several directories, whose order is systemd's, it is in the one of the
-/// unit as shipped.
-pub(super) fn control_socket() -> Option<Address> {
-    let folders = std::env::var_os("RUNTIME_DIRECTORY")?;
-    let mut folders = std::env::split_paths(&folders);
-    let first = folders.next()?;
-    let shipped = folders.find(|folder| folder == Path::new(RUNTIME_DIRECTORY));
-    Some(Address::Unix(shipped.unwrap_or(first).join(CONTROL)))
-}
-
-/// The path of the running daemon's control socket, for the commands that ask it: the daemon's own if the command runs
-/// in the unit, as `ExecStop=` does, else that of the unit as shipped.
-#[must_use]
-pub fn control_path() -> PathBuf {
-    match control_socket() {
-        Some(Address::Unix(path)) => path,
-        _ => Path::new(RUNTIME_DIRECTORY).join(CONTROL),
-    }
 }
 
 /// The only routes that change anything.
@@ -197,7 +180,7 @@ async fn inject(
     State(context): State<Arc<Context>>,
     axum::extract::Path((name, fault)): axum::extract::Path<(String, super::faults::Fault)>,
 ) -> StatusCode {
-    match context.observer.supervisor.children().iter().find(|child| child.name() == name) {
+    match context.daemon.observer.supervisor.children().iter().find(|child| child.name() == name) {
         Some(child) => {
             child.faults.inject(fault);
             StatusCode::NO_CONTENT
@@ -209,21 +192,21 @@ async fn inject(
 /// Announces that the coming stop is for good: nothing is carried, and the listeners are closed, as without a store.
 async fn announce_stop(State(context): State<Arc<Context>>) -> StatusCode {
     tracing::info!("the service is being stopped: nothing is left for a next process");
-    context.handover.nobody_follows();
-    context.manager.unstore_all();
+    context.daemon.handover.nobody_follows();
+    context.daemon.manager.unstore_all();
     StatusCode::NO_CONTENT
 }
 
 /// 200 when a successor serves, 500 with the reason why none does.
 async fn reload(State(context): State<Arc<Context>>) -> impl IntoResponse {
-    match context.reloads.ask().await {
+    match context.daemon.reloads.ask().await {
         Ok(pid) => {
             // The client may ask for the next reload at once, which has to reach the successor: so this process first
             // stops accepting.
             tokio::select! {
                 () = context.closed.cancelled() => {}
                 // An inactive child never cancels `closed`, but accepts nothing either.
-                () = context.observer.supervisor.until_inactive(NAME) => {}
+                () = context.daemon.observer.supervisor.until_inactive(NAME) => {}
             }
             (StatusCode::OK, format!("process {pid} has taken over\n"))
         }
@@ -243,16 +226,16 @@ fn router(context: Arc<Context>) -> Router {
 
 /// 200 while new clients should come, 503 from the first moment of a stop.
 async fn readyz(State(context): State<Arc<Context>>) -> impl IntoResponse {
-    let phase = context.observer.lifecycle.phase();
+    let phase = context.daemon.observer.lifecycle.phase();
     let status = if phase.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, format!("{}\n", phase.name()))
 }
 
 async fn render_metrics(State(context): State<Arc<Context>>) -> impl IntoResponse {
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-    (content_type, context.metrics.render(&context.observer))
+    (content_type, context.daemon.metrics.render(&context.daemon.observer))
 }
 
 async fn status(State(context): State<Arc<Context>>) -> Json<Status> {
-    Json(context.observer.status())
+    Json(context.daemon.observer.status())
 }

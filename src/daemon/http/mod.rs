@@ -14,16 +14,14 @@ use std::time::Duration;
 use axum::Router;
 
 use self::routes::Route;
-use super::child::{BoxError, Child};
-use super::phase::Lifecycle;
-use crate::handover::Handover;
+use super::child::{BoundChild, BoxError, Child, Context, Run};
 use crate::handover::predecessor::Predecessor;
 use crate::rules::Check;
+use crate::server::Server;
 use crate::server::address::{self, Address, BindError};
 use crate::server::departures::Departures;
 use crate::server::limits::{Limits, Trusted};
 use crate::server::listener;
-use crate::server::{Registry, Server};
 use crate::systemd::activation::Inherited;
 
 /// Its name in the tree.
@@ -91,14 +89,18 @@ impl Config {
     pub(super) fn check_routes(&self, check: &mut Check) {
         routes::check::check_routes(&self.routes, check);
     }
+
+    /// Everything that it listens on.
+    pub(super) fn sockets(&self) -> Vec<Address> {
+        self.listen.clone()
+    }
 }
 
 /// The child, bound.
 #[derive(Clone, Debug)]
 pub(super) struct Http {
     server: Server,
-    lifecycle: Lifecycle,
-    handover: Arc<Handover>,
+    daemon: Context,
     linger: Duration,
 }
 
@@ -108,17 +110,16 @@ impl Http {
         config: &Config,
         linger: Duration,
         router: Router,
-        registry: Arc<Registry>,
-        lifecycle: Lifecycle,
-        handover: Arc<Handover>,
+        daemon: &Context,
         inherited: &mut Inherited,
     ) -> Result<Self, BindError> {
         let listeners = listener::bind_all(&config.listen, inherited)?;
+        let registry = Arc::clone(&daemon.observer.registry);
         let server = Server::new(listeners, router, registry, config.limits.clone());
         let server = server
             .trusting(config.trusted_proxies.clone())
-            .with_departures(Departures::new(Arc::clone(&handover)));
-        Ok(Self { server, lifecycle, handover, linger })
+            .with_departures(Departures::new(Arc::clone(&daemon.handover)));
+        Ok(Self { server, daemon: daemon.clone(), linger })
     }
 
     /// Its accept loops and connections.
@@ -128,7 +129,7 @@ impl Http {
 
     /// Takes over the connections that a predecessor has left in the mailbox.
     pub(super) fn take_over(&self) {
-        if let Some(mailbox) = self.handover.mailbox()
+        if let Some(mailbox) = self.daemon.handover.mailbox()
             && let Err(error) = self.server.take_over(mailbox)
         {
             tracing::error!(%error, "cannot read the mailbox: connections of an earlier process are lost");
@@ -136,10 +137,10 @@ impl Http {
     }
 
     /// Serves until it is told to stop, then drains. Until every child is ready, clients wait in the backlog.
-    pub(super) async fn run(self, child: Child) -> Result<(), BoxError> {
+    async fn serve(self, child: Child) -> Result<(), BoxError> {
         child.doing("waiting for the others to be ready");
         let serve = async {
-            self.lifecycle.serving().await;
+            self.daemon.observer.lifecycle.serving().await;
             child.doing("accepting connections");
             self.server.serve().await;
         };
@@ -155,13 +156,13 @@ impl Http {
     /// Stops listening, and returns when every connection is closed or carried. If it is dropped, another call goes
     /// on from there: the connections are not the child's.
     pub(super) async fn finish(&self) {
-        self.server.close(self.handover.keeps_listeners()).await;
+        self.server.close(self.daemon.handover.keeps_listeners()).await;
         self.server.carry(self.linger).await;
     }
 
     /// Takes over the connections that come through the mailbox while a predecessor drains, and logs its end.
     pub(super) async fn keep_taking_over(&self, mut predecessor: Option<&Predecessor>) -> Infallible {
-        let Some(mailbox) = self.handover.mailbox() else { return std::future::pending().await };
+        let Some(mailbox) = self.daemon.handover.mailbox() else { return std::future::pending().await };
         loop {
             let ended = tokio::select! {
                 filled = mailbox.filled() => {
@@ -182,6 +183,20 @@ impl Http {
                 tracing::info!(process, "process {process} has ended; took over {taken_over}");
             }
         }
+    }
+}
+
+impl BoundChild for Http {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn run(&self, child: Child) -> Run {
+        Box::pin(self.clone().serve(child))
+    }
+
+    fn servers(&self) -> Vec<&Server> {
+        vec![&self.server]
     }
 }
 

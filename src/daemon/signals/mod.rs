@@ -4,28 +4,25 @@
 //! the third ends the process at once. SIGHUP asks for a reload.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Mutex;
 
-use super::child::{BoxError, Child};
+use super::child::{BoundChild, BoxError, Child, Context, Run};
 use super::phase::{Cause, Lifecycle};
 use super::reload::Reloads;
 
 /// Its name in the tree.
 pub(crate) const NAME: &str = "signals";
 
-/// It has nothing to configure.
-pub(crate) type Config = ();
-
-/// The handlers, installed.
+/// The child, bound.
 #[derive(Clone, Debug)]
 pub(super) struct Signals {
     lifecycle: Lifecycle,
     reloads: Reloads,
     /// Behind a lock so that a restarted child takes them over, with the signals that came meanwhile.
-    handlers: Arc<Mutex<Handlers>>,
+    handlers: Arc<OnceLock<Mutex<Handlers>>>,
 }
 
 #[derive(Debug)]
@@ -37,21 +34,17 @@ struct Handlers {
 }
 
 impl Signals {
-    /// Installs the handlers: from now on no signal ends the process by itself.
-    pub(super) fn bind((): Config, lifecycle: Lifecycle, reloads: Reloads) -> io::Result<Self> {
-        let handlers = Handlers {
-            term: signal(SignalKind::terminate())?,
-            int: signal(SignalKind::interrupt())?,
-            hup: signal(SignalKind::hangup())?,
-            stops: 0,
-        };
-        Ok(Self { lifecycle, reloads, handlers: Arc::new(Mutex::new(handlers)) })
+    /// It has nothing to configure.
+    pub(super) fn bind(daemon: &Context) -> Self {
+        let Context { observer, reloads, .. } = daemon.clone();
+        Self { lifecycle: observer.lifecycle, reloads, handlers: Arc::default() }
     }
 
     /// Reads signals until it is told to stop.
-    pub(super) async fn run(self, child: Child) -> Result<(), BoxError> {
+    async fn read(self, child: Child) -> Result<(), BoxError> {
         child.doing("waiting for a signal");
-        let Handlers { term, int, hup, stops } = &mut *self.handlers.lock().await;
+        let handlers = self.handlers.get().ok_or("its handlers are not installed")?;
+        let Handlers { term, int, hup, stops } = &mut *handlers.lock().await;
         loop {
             let name = tokio::select! {
                 _ = term.recv() => "SIGTERM",
@@ -78,5 +71,32 @@ impl Signals {
                 }
             }
         }
+    }
+}
+
+impl BoundChild for Signals {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn run(&self, child: Child) -> Run {
+        Box::pin(self.clone().read(child))
+    }
+
+    fn starts_first(&self) -> bool {
+        true
+    }
+
+    /// Installs the handlers, which cannot be removed again: from now on no signal ends the process by itself.
+    fn install(&self) -> io::Result<()> {
+        let handlers = Handlers {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
+            stops: 0,
+        };
+        // There is no other: a bound daemon runs once.
+        let _ = self.handlers.set(Mutex::new(handlers));
+        Ok(())
     }
 }

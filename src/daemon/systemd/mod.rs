@@ -4,23 +4,23 @@
 //! second of a drain, STOPPING and `EXTEND_TIMEOUT_USEC` while draining. Its `watchdog` pings from a thread of its
 //! own. Without `NOTIFY_SOCKET` it waits for the end and says nothing.
 
-pub(super) mod watchdog;
+mod watchdog;
 
+use std::io;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::child::{BoxError, Child};
+use self::watchdog::Watchdog;
+use super::child::{BoundChild, BoxError, Child, Context, Run};
 use super::phase::Phase;
 use super::status::Observer;
 use crate::systemd::manager::{Manager, one_line};
 
 /// Its name in the tree.
 pub(crate) const NAME: &str = "systemd";
-
-/// It has nothing to configure: the unit does that.
-pub(crate) type Config = ();
 
 /// The time between two looks at STATUS while serving; it is sent when it has changed.
 const SERVING_TICK: Duration = Duration::from_secs(5);
@@ -34,15 +34,18 @@ const EXTENSION: Duration = Duration::from_secs(15);
 pub(super) struct Systemd {
     observer: Observer,
     manager: Manager,
+    watchdog: Arc<OnceLock<Watchdog>>,
 }
 
 impl Systemd {
-    pub(super) fn bind((): Config, observer: Observer, manager: Manager) -> Self {
-        Self { observer, manager }
+    /// It has nothing to configure: the unit does that.
+    pub(super) fn bind(daemon: &Context) -> Self {
+        let Context { observer, manager, .. } = daemon.clone();
+        Self { observer, manager, watchdog: Arc::default() }
     }
 
     /// Speaks for the daemon until it is told to stop.
-    pub(super) async fn run(self, child: Child) -> Result<(), BoxError> {
+    async fn speak(self, child: Child) -> Result<(), BoxError> {
         if !self.manager.listens() {
             child.stopping().await;
             return Ok(());
@@ -98,5 +101,23 @@ impl Systemd {
             self.manager
                 .tell(&[NotifyState::ExtendTimeoutUsec(extension), NotifyState::Status(&self.line())]);
         }
+    }
+}
+
+impl BoundChild for Systemd {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn run(&self, child: Child) -> Run {
+        Box::pin(self.clone().speak(child))
+    }
+
+    fn install(&self) -> io::Result<()> {
+        match Watchdog::start(self.observer.clone(), self.manager.clone()) {
+            Ok(watchdog) => _ = self.watchdog.set(watchdog),
+            Err(error) => tracing::error!(%error, "there is no watchdog"),
+        }
+        Ok(())
     }
 }

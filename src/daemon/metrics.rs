@@ -11,8 +11,8 @@ use metrics::{
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use metrics_process::Collector;
 
-use crate::daemon::phase::Phase;
-use crate::daemon::status::Observer;
+use super::phase::Phase;
+use super::status::Observer;
 use crate::logging;
 
 /// Upper bounds of the duration buckets, in seconds.
