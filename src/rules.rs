@@ -58,8 +58,8 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Every value of a config that breaks a rule, in the order of its sections; [`Display`](fmt::Display) has a line for
-/// each.
+/// Every value of a config that breaks a rule: those of the sections, then those of the routes, then what is wrong
+/// between them. [`Display`](fmt::Display) has a line for each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violations(pub(crate) Vec<Violation>);
 

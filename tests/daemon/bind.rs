@@ -277,9 +277,9 @@ async fn all_that_is_wrong_with_a_config_made_in_code_is_said_at_once_and_where(
     assert_eq!(
         error,
         "http.max_connections: `max_connections` is 0, expected a whole number from 1 to 2147483647\n\
+         supervision.window: `window` is zero, expected a duration of more than zero, such as \"10s\" or \"1m 30s\"\n\
          route[1].path: `path` does not begin with \"/\", expected a path such as \"/health\", or \"/app/*\" for \
-         everything below\n\
-         supervision.window: `window` is zero, expected a duration of more than zero, such as \"10s\" or \"1m 30s\""
+         everything below"
     );
 }
 
