@@ -21,12 +21,17 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 /// `steadfast reload`.
 pub(crate) fn reload() -> Exit {
     finish(block_on(async {
-        let (status, text) = ask(Method::POST, "/reload").await?;
-        if status.is_success() {
-            print!("{text}");
-            Ok(())
-        } else {
-            Err(text.trim_end().into())
+        loop {
+            let (status, text) = ask(Method::POST, "/reload").await?;
+            match status {
+                StatusCode::OK => {
+                    print!("{text}");
+                    return Ok(());
+                }
+                // Another reload has come first: the process that it brought is asked.
+                StatusCode::SERVICE_UNAVAILABLE => {}
+                _ => return Err(text.trim_end().into()),
+            }
         }
     }))
 }

@@ -67,6 +67,7 @@ mod exit;
 pub mod fuzzing;
 mod handover;
 pub mod logging;
+mod main_process;
 mod printable;
 mod rules;
 mod server;

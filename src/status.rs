@@ -11,6 +11,8 @@
 //! # Ok::<(), serde_json::Error>(())
 //! ```
 
-pub use crate::daemon::status::{ChildStatus, Connections, Drain, InFlightRequest, Status, Totals};
+pub use crate::daemon::status::{
+    ChildStatus, Connections, Drain, InFlightRequest, Predecessor, Status, Totals,
+};
 pub use crate::server::State;
 pub use crate::systemd::runtime::control_path;

@@ -125,6 +125,9 @@ fn handover(
         connections: written.connections.or(default.connections),
         tunnels: written.tunnels.or(default.tunnels),
         ready_timeout: written.ready_timeout.or(default.ready_timeout),
+        deadline: written.deadline.or(default.deadline),
+        predecessors: written.predecessors.or(default.predecessors),
+        last_good: written.last_good.or(default.last_good),
     }
 }
 

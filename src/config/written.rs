@@ -219,6 +219,9 @@ tables! {
         connections: Flag,
         tunnels: Flag,
         ready_timeout: Timeout,
+        deadline: Deadline,
+        predecessors: Restarts,
+        last_good: Flag,
     }
 
     Supervision "the section `[supervision]`" {

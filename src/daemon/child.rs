@@ -9,8 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::link::Link;
 use super::metrics::Metrics;
 use super::reload::Reloads;
+use super::shutdown;
 use super::status::Observer;
 use crate::handover::Handover;
 use crate::server::Server;
@@ -168,6 +170,11 @@ pub(super) struct Context {
     pub(super) manager: Manager,
     pub(super) handover: Arc<Handover>,
     pub(super) reloads: Reloads,
+    pub(super) shutdown: shutdown::Config,
+    /// The way to the main process; none for a daemon without one.
+    pub(super) link: Option<Link>,
+    /// Is cancelled when this daemon may serve.
+    pub(super) go: CancellationToken,
 }
 
 /// A child of the caller's own.

@@ -6,6 +6,7 @@ mod config;
 #[cfg(feature = "faults")]
 mod faults;
 pub(crate) mod http;
+mod link;
 mod metrics;
 pub(crate) mod phase;
 mod reload;
@@ -32,20 +33,21 @@ use self::child::{BoundChild, BoxError, Child, Context, UserChild};
 pub use self::config::Config;
 use self::http::Http;
 use self::http::routes;
+use self::link::Link;
 use self::metrics::Metrics;
 use self::phase::Lifecycle;
-use self::reload::{Reload, Reloads};
+use self::reload::Reloads;
 use self::status::Observer;
 use self::supervisor::Supervisor;
 use self::tree::Tree;
 use crate::handover::Handover;
-use crate::handover::predecessor::Predecessor;
+use crate::main_process::{self, Settings};
 use crate::rules::Violations;
 use crate::server::access::AccessLog;
 use crate::server::address::{Address, BindError};
 use crate::server::listener::RemovedListener;
 use crate::server::{Registry, Totals};
-use crate::systemd::activation::{Inherited, restore_stderr};
+use crate::systemd::activation::{Inherited, Role, restore_stderr, role};
 use crate::systemd::manager::Manager;
 use crate::{Exit, logging};
 
@@ -78,9 +80,6 @@ pub enum StartError {
     /// A listener cannot be bound.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The predecessor is gone.
-    #[error("cannot take over from the running daemon: {0}")]
-    Predecessor(#[source] io::Error),
     /// The system refuses a socket, a thread or another resource.
     #[error("cannot set up the process: {0}")]
     Process(#[from] io::Error),
@@ -92,7 +91,7 @@ impl StartError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Config(_) => Exit::Config,
-            Self::Bind(_) | Self::Predecessor(_) | Self::Process(_) => Exit::Failed,
+            Self::Bind(_) | Self::Process(_) => Exit::Failed,
         }
     }
 
@@ -174,6 +173,9 @@ impl Daemon {
     /// thread cannot hold up its return.
     #[must_use]
     pub fn run_blocking(self) -> Exit {
+        if role() == Role::Main {
+            return main_process::run();
+        }
         // Two at least: where one is blocked by a handler, the other goes on.
         let threads = std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2));
         let runtime =
@@ -205,26 +207,28 @@ impl Daemon {
     pub async fn bind(self) -> Result<Bound, StartError> {
         restore_stderr();
         let mut inherited = Inherited::from_environment();
-        let predecessor = Predecessor::find(&mut inherited).map_err(StartError::Predecessor)?;
-        match self.bind_tree(inherited, predecessor.is_none()) {
-            Ok(tree) => Ok(Bound(Tree { predecessor, ..tree })),
+        let link = Link::find(&mut inherited)?;
+        match self.bind_tree(inherited, link.clone()) {
+            Ok(tree) => Ok(Bound(tree)),
             Err(error) => {
-                if let Some(predecessor) = &predecessor {
-                    predecessor.decline(&error.to_string()).await;
+                if let Some(link) = link {
+                    link.decline(&error.to_string());
                 }
                 Err(error)
             }
         }
     }
 
-    /// Binds every child. In a reload (`is_main` is false) the predecessor still listens.
-    fn bind_tree(self, mut inherited: Inherited, is_main: bool) -> Result<Tree, StartError> {
+    /// Binds every child. In a reload another worker still listens.
+    fn bind_tree(self, mut inherited: Inherited, link: Option<Link>) -> Result<Tree, StartError> {
         let Self { config, router, own, lifecycle, stop_when } = self;
         config.check()?;
-        let manager = Manager::from_environment(is_main);
+        let is_beside = link.as_ref().is_some_and(Link::is_beside);
+        let channel = link.as_ref().map(|link| Arc::clone(link.channel()));
+        let manager = channel.clone().map_or_else(Manager::from_environment, Manager::main_process);
         let handover = Arc::new(Handover::bind(config.handover.clone(), &mut inherited, &manager)?);
         let removed = remove(&config, &mut inherited);
-        if is_main && manager.listens() {
+        if !is_beside && manager.listens() {
             // Removed at once: this process may be about to bind their addresses.
             for listener in &removed {
                 manager.unstore(&listener.name);
@@ -232,10 +236,10 @@ impl Daemon {
             inherited.wait_until(std::time::Instant::now() + PATIENCE);
         }
         let beside = |error: BindError| {
-            if is_main {
-                error
-            } else {
+            if is_beside {
                 error.beside(removed.iter().filter_map(|listener| listener.address.as_ref()))
+            } else {
+                error
             }
         };
         let metrics = Metrics::new();
@@ -247,19 +251,32 @@ impl Daemon {
             registry: Arc::clone(&registry),
             started: Instant::now(),
             reload_failure: Arc::default(),
+            predecessors: Arc::default(),
         };
-        let (reloads, requests) = Reloads::open();
+        let settings = Settings {
+            deadline: config.handover.deadline,
+            predecessors: config.handover.predecessors,
+            ready_timeout: config.handover.ready_timeout,
+            stop: config.shutdown.deadline.and_then(|deadline| deadline.checked_add(config.shutdown.delay)),
+            max_restarts: config.supervision.max_restarts,
+            window: config.supervision.window,
+            backoff: config.supervision.backoff,
+            backoff_max: config.supervision.backoff_max,
+        };
         let context = Context {
-            observer: observer.clone(),
+            observer,
             metrics,
-            manager: manager.clone(),
-            handover: Arc::clone(&handover),
-            reloads,
+            manager,
+            handover,
+            reloads: Reloads::new(channel),
+            shutdown: config.shutdown,
+            link,
+            go: CancellationToken::new(),
         };
 
         let tunnels = TaskTracker::new();
         let router = routes::router(&config.http.routes, router, &tunnels);
-        let http = Http::bind(&config.http, config.shutdown.linger, router, &context, &mut inherited)
+        let http = Http::bind(&config.http, context.shutdown.linger, router, &context, &mut inherited)
             .map_err(beside)?;
         let others: Vec<Arc<dyn BoundChild>> = vec![
             Arc::new(signals::Signals::bind(&context)),
@@ -267,33 +284,7 @@ impl Daemon {
             Arc::new(systemd::Systemd::bind(&context)),
         ];
 
-        let reload = Reload {
-            observer,
-            manager,
-            handover,
-            ready_timeout: config.handover.ready_timeout,
-            program: std::env::current_exe().map_err(|e| e.kind()),
-            servers: others
-                .iter()
-                .flat_map(|child| child.servers())
-                .chain([http.server()])
-                .cloned()
-                .collect(),
-        };
-        Ok(Tree {
-            shutdown: config.shutdown,
-            lifecycle,
-            supervisor,
-            registry,
-            http,
-            others,
-            own,
-            reload,
-            requests,
-            stop_when,
-            predecessor: None,
-            removed,
-        })
+        Ok(Tree { daemon: context, settings, http, others, own, stop_when, removed })
     }
 }
 
@@ -318,7 +309,7 @@ impl Bound {
     /// is logged. Binds nothing.
     pub async fn run(self) -> Exit {
         raise_descriptor_limit();
-        let lifecycle = self.0.lifecycle.clone();
+        let lifecycle = self.0.daemon.observer.lifecycle.clone();
         let exit = tokio::select! {
             exit = self.0.run() => exit,
             () = lifecycle.abandoned().cancelled() => Exit::Cut,

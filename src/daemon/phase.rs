@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 /// A phase of the daemon.
@@ -51,10 +51,22 @@ pub(crate) enum Cause {
     Signal(&'static str),
     /// The future that the caller gave.
     Caller,
-    /// A successor has taken over.
+    /// A reload: a successor serves.
     Reload,
+    /// A restart: a successor will serve.
+    Restart,
+    /// The main process has ended, whose successor will start another worker.
+    MainProcessGone,
     /// A child failed more often than `[supervision]` allows.
     ChildFailed(Arc<str>),
+}
+
+impl Cause {
+    /// True if another worker serves, or will.
+    #[must_use]
+    pub(crate) fn is_handover(&self) -> bool {
+        matches!(self, Self::Reload | Self::Restart | Self::MainProcessGone)
+    }
 }
 
 impl fmt::Display for Cause {
@@ -63,6 +75,8 @@ impl fmt::Display for Cause {
             Self::Signal(name) => f.write_str(name),
             Self::Caller => f.write_str("the caller"),
             Self::Reload => f.write_str("a reload"),
+            Self::Restart => f.write_str("a restart"),
+            Self::MainProcessGone => f.write_str("the end of the main process"),
             Self::ChildFailed(name) => write!(f, "the failure of {name}"),
         }
     }
@@ -106,6 +120,40 @@ impl Lifecycle {
 
     pub(super) fn enter(&self, phase: Phase) {
         self.0.phase.send_replace(phase);
+    }
+
+    /// Brings the end of a drain forward, if one is under way: the rest is cut at `end` at the latest.
+    pub(super) fn hurry(&self, end: Option<Instant>) {
+        self.0.phase.send_modify(|phase| {
+            if let Phase::Draining { until, .. } = phase {
+                *until = match (*until, end) {
+                    (Some(until), Some(end)) => Some(until.min(end)),
+                    (until, end) => until.or(end),
+                };
+            }
+        });
+    }
+
+    /// Returns when the drain's end has come; never without one.
+    pub(super) async fn overdue(&self) {
+        let mut phase = self.watch();
+        loop {
+            let until = match *phase.borrow_and_update() {
+                Phase::Draining { until, .. } => until,
+                Phase::Starting | Phase::Serving | Phase::Stopped => None,
+            };
+            let over = async {
+                match until {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = over => return,
+                // The sender lives as long as `self`.
+                _ = phase.changed() => {}
+            }
+        }
     }
 
     /// Returns when everything is served; never, if that never comes to be.

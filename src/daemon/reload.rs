@@ -1,136 +1,116 @@
-//! The reload: a successor is started with the config and the program that are on disk now, and takes over.
+//! A reload, as the worker that serves sees it: the main process carries it out, and tells the outcome.
 //!
-//! The signals child and the control socket ask for it; the root carries it out, one at a time.
+//! The signals child and the control socket ask for one. When it succeeds another worker serves, and this one hands over.
 
-use std::io;
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use sd_notify::NotifyState;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
-use super::status::Observer;
-use crate::handover::successor::{Successor, SuccessorError, Transfer};
-use crate::handover::{Handover, named};
-use crate::server::Server;
-use crate::systemd::manager::{Manager, one_line};
+use crate::main_process::Refusal;
+use crate::systemd::channel::{Channel, Message, key};
 
-/// The reason why a reload changed nothing.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ReloadError {
-    /// There is no service manager that could supervise a successor.
-    #[error("a reload needs systemd: outside of it, stop the process and start it again")]
-    Alone,
-    /// The program's path is not known.
-    #[error("cannot find this program's file: {0}")]
-    Program(io::ErrorKind),
-    /// A descriptor cannot be passed on.
-    #[error("cannot pass the sockets on: {0}")]
-    Descriptors(#[source] io::Error),
-    /// There is no successor.
-    #[error(transparent)]
-    Successor(#[from] SuccessorError),
+/// The reason why a daemon without a main process cannot reload.
+const ALONE: &str =
+    "a reload needs the main process of `Daemon::run_blocking`: stop this one and start it again";
+
+/// The outcome of a reload that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// This process serves now.
+    Reloaded(String),
+    /// Nothing has changed; the reason.
+    Refused(String),
+    /// Another reload has replaced this worker meanwhile: its successor is to be asked.
+    Moved,
 }
 
-impl ReloadError {
-    /// The reason on one line, for STATUS. The log and the asking command have all of it.
-    fn in_short(&self) -> String {
-        match self {
-            Self::Successor(error) => error.in_short(),
-            other => other.to_string(),
-        }
-    }
-}
-
-/// The sending end of the requests for a reload.
+/// The requests for reloads.
 #[derive(Clone, Debug)]
-pub(super) struct Reloads(mpsc::Sender<Request>);
+pub(super) struct Reloads {
+    /// The way to the main process; none without one.
+    channel: Option<Arc<Channel>>,
+    asked: Arc<Mutex<Asked>>,
+}
 
-/// A request: where to send the successor's process number, or the reason why there is none.
-pub(super) type Request = oneshot::Sender<Result<u32, String>>;
+#[derive(Debug, Default)]
+struct Asked {
+    number: u64,
+    waiting: HashMap<u64, oneshot::Sender<Outcome>>,
+    /// True once this worker is replaced.
+    moved: bool,
+}
 
 impl Reloads {
-    /// Both ends: one to ask at, one for the root to receive from.
-    pub(super) fn open() -> (Self, mpsc::Receiver<Request>) {
-        let (sender, requests) = mpsc::channel(1);
-        (Self(sender), requests)
+    pub(super) fn new(channel: Option<Arc<Channel>>) -> Self {
+        Self { channel, asked: Arc::default() }
     }
 
-    /// Asks for a reload and waits for its end; for the end of another one first, if one is under way.
-    pub(super) async fn ask(&self) -> Result<u32, String> {
-        let refused = || Err("the daemon is stopping, or another process has taken over already".to_owned());
-        let (reply, answer) = oneshot::channel();
-        if self.0.send(reply).await.is_err() {
-            return refused();
+    /// Asks for a reload and waits for its outcome.
+    pub(super) async fn ask(&self) -> Outcome {
+        let Some(channel) = &self.channel else {
+            return Outcome::Refused(ALONE.to_owned());
+        };
+        let (number, answer) = {
+            let mut asked = self.asked();
+            if asked.moved {
+                return Outcome::Moved;
+            }
+            asked.number += 1;
+            let (sender, answer) = oneshot::channel();
+            let number = asked.number;
+            asked.waiting.insert(number, sender);
+            (number, answer)
+        };
+        if let Err(error) = channel.send(&format!("{}={number}", key::RELOAD), &[]) {
+            self.asked().waiting.remove(&number);
+            return Outcome::Refused(format!("cannot reach the main process: {error}"));
         }
-        answer.await.unwrap_or_else(|_| refused())
+        answer.await.unwrap_or(Outcome::Moved)
     }
 
     /// Asks for a reload without waiting for it: its outcome is in the log.
     pub(super) fn ask_for_the_log(&self) {
-        let (reply, _) = oneshot::channel();
-        if self.0.try_send(reply).is_err() {
-            tracing::warn!("no reload: another one is under way, or the daemon is stopping");
-        }
-    }
-}
-
-/// All that a reload needs of the daemon.
-#[derive(Debug)]
-pub(super) struct Reload {
-    pub(super) observer: Observer,
-    pub(super) manager: Manager,
-    pub(super) handover: Arc<Handover>,
-    pub(super) ready_timeout: Duration,
-    /// The program's file as it was named at the start: what is there now may be another version.
-    pub(super) program: Result<PathBuf, io::ErrorKind>,
-    /// The servers whose listeners the successor inherits.
-    pub(super) servers: Vec<Server>,
-}
-
-impl Reload {
-    /// Starts a successor and makes it the unit's main process. From its return on this process has to drain.
-    ///
-    /// Dropped before that, it ends the successor and changes nothing, like an error, which the log and STATUS tell.
-    pub(super) async fn run(&self) -> Result<Transfer, ReloadError> {
-        tracing::info!("reloading");
-        let mut states = vec![NotifyState::Reloading, NotifyState::Status("reloading")];
-        states.extend(NotifyState::monotonic_usec_now());
-        self.manager.tell(&states);
-        let outcome = self.succeed().await;
-        match &outcome {
-            Ok(transfer) => {
-                tracing::info!(successor = transfer.pid(), "process {} takes over", transfer.pid());
+        let sent = match &self.channel {
+            Some(channel) => {
+                channel.send(&format!("{}=0", key::RELOAD), &[]).map_err(|error| error.to_string())
             }
-            Err(error) => {
-                tracing::error!("the reload failed, nothing has changed: {error}");
-                self.observer.reload_failed(error.in_short());
-                self.manager
-                    .tell(&[NotifyState::Ready, NotifyState::Status(&one_line(&self.observer.line()))]);
-            }
+            None => Err(ALONE.to_owned()),
+        };
+        if let Err(why) = sent {
+            tracing::warn!("no reload: {why}");
         }
-        outcome
     }
 
-    async fn succeed(&self) -> Result<Transfer, ReloadError> {
-        if !self.manager.listens() {
-            return Err(ReloadError::Alone);
+    /// Takes in what the main process said of a reload, if it did. Returns why nothing has changed, on one line.
+    pub(super) fn answer(&self, message: &Message) -> Option<String> {
+        let text = message.value(key::TEXT).unwrap_or_default();
+        let (number, outcome, in_short) = if let Some(number) = message.value(key::RELOADED) {
+            (number, Outcome::Reloaded(serde_json::from_str(text).unwrap_or_default()), None)
+        } else if let Some(number) = message.value(key::REFUSED) {
+            let Refusal { in_short, said } = serde_json::from_str(text).ok()?;
+            (number, Outcome::Refused(said), Some(in_short))
+        } else {
+            return None;
+        };
+        let waiting = number.parse().ok().and_then(|number: u64| self.asked().waiting.remove(&number));
+        if let Some(waiting) = waiting {
+            // The asking end may be gone.
+            let _ = waiting.send(outcome);
         }
-        let program = self.program.as_ref().map_err(|kind| ReloadError::Program(*kind))?;
-        let descriptors = self.descriptors().map_err(ReloadError::Descriptors)?;
-        let successor = Successor::start(program, descriptors, self.ready_timeout).await?;
-        // From here on the listeners' paths are the successor's, and the manager ignores this process.
-        self.handover.succeeded();
-        self.manager.resign_to(successor.pid());
-        Ok(successor.go().await)
+        in_short
     }
 
-    /// All that the successor inherits, by name.
-    fn descriptors(&self) -> io::Result<Vec<(String, OwnedFd)>> {
-        let listeners = self.servers.iter().flat_map(Server::listeners);
-        let listeners = listeners.map(|l| named(l.configured().passed_as(), &*l));
-        listeners.chain(self.handover.ends().map(|(name, end)| named(name, end))).collect()
+    /// Sends everybody who still waits to this worker's successor.
+    pub(super) fn moved(&self) {
+        let mut asked = self.asked();
+        asked.moved = true;
+        for (_, waiting) in asked.waiting.drain() {
+            let _ = waiting.send(Outcome::Moved);
+        }
+    }
+
+    fn asked(&self) -> MutexGuard<'_, Asked> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -8,13 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 use tokio_graceful_shutdown::NestedSubsystem;
 
 use super::http::Http;
 use super::phase::{Cause, Lifecycle, Phase};
 use super::supervisor::Supervisor;
-use crate::handover::predecessor::Predecessor;
 use crate::printable::{counted, excerpt};
 use crate::rules::Check;
 use crate::server::{Registry, Totals};
@@ -102,8 +101,8 @@ pub(super) struct Stop<'a> {
     /// The http child's connections, which are there even if the child is not.
     pub(super) connections: &'a Http,
     pub(super) own: &'a [Stoppable],
-    /// The predecessor of a reload, which may still drain.
-    pub(super) predecessor: Option<&'a Predecessor>,
+    /// The longest that this may take where another worker serves, or will.
+    pub(super) beside: Option<Duration>,
 }
 
 /// The outcome for the work in flight.
@@ -116,12 +115,16 @@ pub(super) struct Report {
 impl Stop<'_> {
     /// Stops the http child and the caller's own. Returns when they are gone.
     pub(super) async fn run(self) -> Report {
-        let Self { config, lifecycle, registry, supervisor, http, connections, own, predecessor } = self;
+        let Self { config, lifecycle, registry, supervisor, http, connections, own, beside } = self;
         let asked = Instant::now();
         let answered_before = registry.totals().requests();
         let in_flight_before = registry.in_flight();
         let idle_before = registry.len().saturating_sub(in_flight_before);
-        let until = config.deadline.and_then(|d| asked.checked_add(config.delay)?.checked_add(d));
+        // There is no delay where another worker serves: load balancers need not look away.
+        let hands_over = lifecycle.cause().is_some_and(Cause::is_handover);
+        let delay = if hands_over { Duration::ZERO } else { config.delay };
+        let deadline = if hands_over { beside } else { config.deadline };
+        let until = deadline.and_then(|deadline| asked.checked_add(delay)?.checked_add(deadline));
         lifecycle.enter(Phase::Draining { since: asked, until });
         tracing::info!(
             "draining: {} in flight, {}, {}",
@@ -130,10 +133,9 @@ impl Stop<'_> {
             until.map_or("no deadline".into(), |at| format!("{} s left", at.duration_since(asked).as_secs())),
         );
 
-        // In a reload there is no delay: the successor serves already, and load balancers need not look away.
-        if !config.delay.is_zero() && lifecycle.cause() != Some(&Cause::Reload) {
+        if !delay.is_zero() {
             tokio::select! {
-                () = sleep(config.delay) => {}
+                () = sleep(delay) => {}
                 () = lifecycle.cutting().cancelled() => {}
             }
         }
@@ -156,7 +158,7 @@ impl Stop<'_> {
         let mut cut = 0;
         let drained = tokio::select! {
             drained = work => drained,
-            () = overdue(until) => {
+            () = lifecycle.overdue() => {
                 cut = cut_all("the deadline", registry, http, own).await;
                 asked.elapsed()
             }
@@ -165,20 +167,6 @@ impl Stop<'_> {
                 asked.elapsed()
             }
         };
-
-        if let Some(predecessor) = predecessor {
-            // This process, the main one, waits for its predecessor, whose requests have their own deadline:
-            // once it exits, the manager ends all other processes of the unit.
-            tokio::select! {
-                () = predecessor.gone() => {}
-                () = lifecycle.cutting().cancelled() => {
-                    predecessor.cut().await;
-                    if tokio::time::timeout(AFTER_CUT, predecessor.gone()).await.is_err() {
-                        predecessor.end();
-                    }
-                }
-            }
-        }
 
         let took = asked.elapsed();
         let Totals { handed_over, not_carried, .. } = registry.totals();
@@ -238,13 +226,6 @@ async fn cut_all(by: &str, registry: &Registry, http: &Stoppable, own: &[Stoppab
         child.subsystem.abort();
     }
     (requests.len() + late.len()) as u64
-}
-
-async fn overdue(until: Option<Instant>) {
-    match until {
-        Some(at) => sleep_until(at).await,
-        None => std::future::pending().await,
-    }
 }
 
 fn millis(duration: Duration) -> u64 {

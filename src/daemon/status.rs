@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::phase::{Lifecycle, Phase};
 use super::supervisor::Supervisor;
+use crate::main_process;
 use crate::printable::{counted, excerpt, excerpt_of, printable};
 use crate::server::{Registry, RequestView, State};
 
@@ -25,6 +26,8 @@ pub(super) struct Observer {
     pub(super) started: Instant,
     /// The reason, on one line, why the last reload failed; none if it did not.
     pub(super) reload_failure: Arc<Mutex<Option<String>>>,
+    /// The workers that finish what they had in flight when others took over.
+    pub(super) predecessors: Arc<Mutex<Vec<main_process::Predecessor>>>,
 }
 
 /// The daemon's status, as `/status` shows it. Durations are in seconds.
@@ -49,6 +52,20 @@ pub struct Status {
     pub totals: Totals,
     /// The requests in flight, oldest first.
     pub requests: Vec<InFlightRequest>,
+    /// The workers that finish what they had in flight when others took over, oldest first.
+    #[serde(default)]
+    pub predecessors: Vec<Predecessor>,
+}
+
+/// A worker that finishes what it had in flight when another took over.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Predecessor {
+    /// Its process.
+    pub pid: u32,
+    /// The time since another took over.
+    pub since: f64,
+    /// What it said last of its state, for people to read: "draining: 2 requests, ...".
+    pub status: String,
 }
 
 /// A drain in progress.
@@ -167,10 +184,27 @@ impl From<&RequestView> for InFlightRequest {
     }
 }
 
+impl From<&main_process::Predecessor> for Predecessor {
+    fn from(told: &main_process::Predecessor) -> Self {
+        Self { pid: told.pid, since: told.since, status: told.status.clone() }
+    }
+}
+
 /// As `steadfast status` shows it.
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { phase, version, pid, uptime, drain, children, connections, totals, requests } = self;
+        let Self {
+            phase,
+            version,
+            pid,
+            uptime,
+            drain,
+            children,
+            connections,
+            totals,
+            requests,
+            predecessors,
+        } = self;
         writeln!(f, "steadfast {version}, process {pid}: {phase} for {uptime:.0} s")?;
         if let Some(Drain { cause, lasted, left }) = drain {
             let left = left.map_or("no deadline".into(), |s| format!("{s:.0} s left"));
@@ -204,6 +238,9 @@ impl fmt::Display for Status {
                 "  {method} {path} from {peer}, {age:.1} s, {sent} bytes sent, waiting for {waiting_for}"
             )?;
         }
+        for Predecessor { pid, since, status } in predecessors {
+            writeln!(f, "predecessor: process {pid}, replaced {since:.0} s ago, {}", printable(status))?;
+        }
         Ok(())
     }
 }
@@ -213,6 +250,11 @@ impl Observer {
     /// from now on.
     pub(super) fn reload_failed(&self, reason: String) {
         *self.reload_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+    }
+
+    /// The predecessors, as the main process told last.
+    pub(super) fn predecessors(&self) -> MutexGuard<'_, Vec<main_process::Predecessor>> {
+        self.predecessors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A snapshot of this moment.
@@ -252,6 +294,7 @@ impl Observer {
                 taken_over: totals.taken_over.counts(),
             },
             requests: self.registry.requests().iter().map(Into::into).collect(),
+            predecessors: self.predecessors().iter().map(Into::into).collect(),
         }
     }
 
@@ -289,6 +332,11 @@ impl Observer {
                     counted(connections, "connection"),
                     counted(in_flight, "request"),
                 );
+                match &**self.predecessors() {
+                    [] => {}
+                    [one] => _ = write!(line, "; 1 predecessor: {}", one.status),
+                    several => _ = write!(line, "; {} predecessors", several.len()),
+                }
                 if let Some(reason) = &*self.reload_failure.lock().unwrap_or_else(PoisonError::into_inner) {
                     _ = write!(line, "; the last reload failed: {reason}");
                 }

@@ -1,44 +1,35 @@
 //! The tree on one screen: its children are started, one waits for a reason to stop, and they are stopped in order.
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::Duration;
 use tokio_graceful_shutdown::{SubsystemHandle, Toplevel};
 
-use super::child::{BoundChild, UserChild};
+use super::child::{BoundChild, Context, UserChild};
 use super::http::Http;
-use super::phase::{Cause, Lifecycle, Phase};
-use super::reload::{self, Reload};
-use super::shutdown::{self, Stop};
-use super::supervisor::Supervisor;
+use super::phase::{Cause, Phase};
+use super::shutdown::Stop;
 use crate::Exit;
-use crate::handover::predecessor::Predecessor;
-use crate::handover::successor::Transfer;
+use crate::main_process::Settings;
+use crate::server::Server;
 use crate::server::listener::RemovedListener;
-use crate::server::{Registry, Server};
 
 /// The time that each of the last children may take to stop, and the tree to end after them.
 const LAST_CHILDREN: Duration = Duration::from_secs(2);
 
 /// Every child, bound and not yet running.
 pub(super) struct Tree {
-    pub(super) shutdown: shutdown::Config,
-    pub(super) lifecycle: Lifecycle,
-    pub(super) supervisor: Supervisor,
-    pub(super) registry: Arc<Registry>,
+    pub(super) daemon: Context,
+    /// The part of the config that concerns the main process.
+    pub(super) settings: Settings,
     pub(super) http: Http,
     /// The children beside `http`, in the order in which they start; they stop the other way round.
     pub(super) others: Vec<Arc<dyn BoundChild>>,
     pub(super) own: Vec<UserChild>,
-    pub(super) reload: Reload,
-    pub(super) requests: mpsc::Receiver<reload::Request>,
     pub(super) stop_when: Pin<Box<dyn Future<Output = ()> + Send>>,
-    /// The process whose place this one is to take, in a reload.
-    pub(super) predecessor: Option<Predecessor>,
     /// Inherited listeners that the config does not name any more.
     pub(super) removed: Vec<RemovedListener>,
 }
@@ -60,7 +51,7 @@ impl Tree {
                 return Exit::Failed;
             }
         }
-        let stop = self.lifecycle.stopping().clone();
+        let stop = self.daemon.observer.lifecycle.stopping().clone();
         let (tell, told) = oneshot::channel();
         let root = async move |root: &mut SubsystemHandle| {
             // The receiver is gone if the tree was abandoned.
@@ -77,47 +68,44 @@ impl Tree {
 
     /// Starts the children, waits for a reason to stop, and stops them: those with work first.
     async fn run_children(mut self, root: &SubsystemHandle) -> Exit {
-        let supervisor = self.supervisor.clone();
+        let supervisor = self.daemon.observer.supervisor.clone();
         let start = |child: &Arc<dyn BoundChild>| supervisor.start(root, Arc::clone(child));
         let mut others: Vec<_> = self.others.iter().filter(|child| child.starts_first()).map(start).collect();
         let own: Vec<_> = self.own.drain(..).map(|own| supervisor.start_own(root, own)).collect();
-        if let Err(reason) = self.relieve_predecessor(root).await {
-            tracing::error!("cannot take over from the running daemon: {reason}");
+        if let Err(reason) = self.wait_to_serve(root).await {
+            tracing::error!("cannot serve: {reason}");
             for child in own.iter().chain(others.iter().rev()) {
                 child.stop_within(LAST_CHILDREN).await;
             }
             return Exit::Failed;
         }
-        self.become_main();
+        self.leave_descriptors();
         let http = supervisor.start(root, Arc::new(self.http.clone()));
         others.extend(self.others.iter().filter(|child| !child.starts_first()).map(start));
 
-        let mut transfer = self.serve(root).await;
-        if transfer.is_some() {
+        self.serve(root).await;
+        let lifecycle = &self.daemon.observer.lifecycle;
+        if lifecycle.cause().is_some_and(Cause::is_handover) {
             let listening: Vec<_> = self.servers().map(|(child, _)| child).collect();
             for child in others.iter().filter(|child| listening.contains(&&*child.name)) {
                 child.subsystem.initiate_shutdown();
             }
         }
-        let Self { shutdown, lifecycle, supervisor, registry, http: connections, predecessor, .. } = &self;
-        if self.reload.handover.refuses(false).is_some() {
+        if self.daemon.handover.refuses(false).is_some() {
             // Also within `delay` an answer tells its client to connect elsewhere next time.
-            connections.server().announce_close();
+            self.http.server().announce_close();
         }
         let stop = Stop {
-            config: shutdown,
+            config: &self.daemon.shutdown,
             lifecycle,
-            registry,
-            supervisor,
+            registry: &self.daemon.observer.registry,
+            supervisor: &supervisor,
             http: &http,
-            connections,
+            connections: &self.http,
             own: &own,
-            predecessor: predecessor.as_ref(),
+            beside: self.settings.deadline,
         };
-        let report = tokio::select! {
-            report = stop.run() => report,
-            never = cut_on_request(transfer.as_mut(), lifecycle) => match never {},
-        };
+        let report = stop.run().await;
 
         lifecycle.enter(Phase::Stopped);
         for child in others.iter().rev() {
@@ -126,32 +114,37 @@ impl Tree {
         if report.cut == 0 { Exit::Clean } else { Exit::Cut }
     }
 
-    /// Takes the place of the process that started this one, if one did, once every child that holds READY back is
-    /// ready.
-    async fn relieve_predecessor(&mut self, root: &SubsystemHandle) -> Result<(), String> {
-        let Self { lifecycle, supervisor, stop_when, predecessor, .. } = self;
-        let Some(predecessor) = predecessor else { return Ok(()) };
+    /// Tells the main process, if there is one, that this worker can serve once every child that holds READY back is
+    /// ready, and waits until it may.
+    async fn wait_to_serve(&mut self, root: &SubsystemHandle) -> Result<(), String> {
+        let Self { daemon, stop_when, settings, .. } = self;
+        let Context { observer, link, go, .. } = daemon;
+        let Some(link) = link else { return Ok(()) };
+        let may_serve = async {
+            observer.supervisor.ready().await;
+            link.bound(settings).map_err(|error| format!("cannot reach the main process: {error}"))?;
+            go.cancelled().await;
+            Ok(())
+        };
         tokio::select! {
-            () = supervisor.ready() => return predecessor.relieve().await.map_err(|error| error.to_string()),
+            may_serve = may_serve => return may_serve,
             () = root.on_shutdown_requested() => {}
-            () = stop_when => lifecycle.stop(Cause::Caller),
+            () = stop_when => observer.lifecycle.stop(Cause::Caller),
         }
-        let cause = lifecycle.cause().map(ToString::to_string).unwrap_or_default();
+        let cause = observer.lifecycle.cause().map(ToString::to_string).unwrap_or_default();
         let reason = format!("stopped by {cause} before it was ready");
-        predecessor.decline(&reason).await;
+        link.decline(&reason);
         Err(reason)
     }
 
-    /// Acts as the unit's main process from now on: leaves with the manager the descriptors that the successor is to
-    /// find.
-    fn become_main(&self) {
-        let manager = &self.reload.manager;
-        manager.speak();
+    /// Leaves with the manager the descriptors that the next process is to find.
+    fn leave_descriptors(&self) {
+        let manager = &self.daemon.manager;
         for listener in &self.removed {
             manager.unstore(&listener.name);
             listener.unlink();
         }
-        self.reload.handover.store(manager);
+        self.daemon.handover.store(manager);
         for (child, server) in self.servers() {
             for listener in server.listeners() {
                 let inherited = listener.is_inherited();
@@ -175,57 +168,24 @@ impl Tree {
         manager.check_room();
     }
 
-    /// Serves, once every child is ready, until something asks for a stop. A reload that succeeds does so too: then
-    /// this returns the transfer that the successor was given.
-    async fn serve(&mut self, root: &SubsystemHandle) -> Option<Transfer> {
-        let Self { lifecycle, supervisor, registry, http, reload, requests, stop_when, predecessor, .. } =
-            self;
-        let reloaded = async {
-            supervisor.ready().await;
+    /// Serves, once every child is ready, until something asks for a stop.
+    async fn serve(&mut self, root: &SubsystemHandle) {
+        let Self { daemon, http, stop_when, .. } = self;
+        let Context { observer, manager, .. } = daemon;
+        let serving = async {
+            observer.supervisor.ready().await;
             http.take_over();
-            lifecycle.enter(Phase::Serving);
-            tracing::info!("serving; took over {}", registry.totals().taken_over);
-            tokio::select! {
-                transfer = reload_on_request(reload, requests) => transfer,
-                never = http.keep_taking_over(predecessor.as_ref()) => match never {},
-            }
+            observer.lifecycle.enter(Phase::Serving);
+            tracing::info!("serving; took over {}", observer.registry.totals().taken_over);
+            http.keep_taking_over().await
         };
-        let transfer = tokio::select! {
-            () = root.on_shutdown_requested() => None,
+        tokio::select! {
+            () = root.on_shutdown_requested() => {}
             () = stop_when => {
-                lifecycle.stop(Cause::Caller);
-                None
+                manager.stops();
+                observer.lifecycle.stop(Cause::Caller);
             }
-            transfer = reloaded => {
-                lifecycle.stop(Cause::Reload);
-                Some(transfer)
-            }
-        };
-        // Whoever asks for a reload from now on is refused, and so are those who wait for one.
-        requests.close();
-        while requests.try_recv().is_ok() {}
-        transfer
-    }
-}
-
-/// Reloads whenever it is asked to, until that succeeds.
-async fn reload_on_request(reload: &Reload, requests: &mut mpsc::Receiver<reload::Request>) -> Transfer {
-    while let Some(request) = requests.recv().await {
-        let outcome = reload.run().await;
-        // The asking end may be gone.
-        let _ = request.send(outcome.as_ref().map(Transfer::pid).map_err(ToString::to_string));
-        if let Ok(transfer) = outcome {
-            return transfer;
+            never = serving => match never {},
         }
     }
-    std::future::pending().await
-}
-
-/// Cuts what is in flight when the successor asks for it.
-async fn cut_on_request(transfer: Option<&mut Transfer>, lifecycle: &Lifecycle) -> Infallible {
-    if let Some(transfer) = transfer {
-        transfer.cut_asked().await;
-        lifecycle.cut();
-    }
-    std::future::pending().await
 }

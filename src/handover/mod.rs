@@ -1,21 +1,20 @@
 //! The handover: sockets on their way to the successor, the next process of the unit.
 //!
-//! There are two ways. Over a restart, the service manager keeps the listeners and the `mailbox` in its store while
-//! no process runs; the stopping process leaves its idle connections in the mailbox and its successor takes them
-//! out. On a reload both processes live: the predecessor starts its successor itself, which inherits the same
-//! descriptors, and puts connections into the mailbox while the successor takes them out. The rest of the program
-//! sees `Handover`.
+//! The main process, and systemd, keep the listeners and the `mailbox`; each worker inherits them. One that hands over
+//! puts its idle connections into the mailbox, and the next one takes them out: at once if it runs already, as on a
+//! reload, else when it starts. The rest of the program sees `Handover`.
 
 pub(crate) mod mailbox;
 pub(crate) mod parcel;
-pub(crate) mod predecessor;
-pub(crate) mod successor;
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::ops::RangeInclusive;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
 
 use self::mailbox::Mailbox;
 use self::parcel::Parcel;
@@ -31,19 +30,36 @@ pub struct Config {
     pub connections: bool,
     /// Carry tunnels, the upgraded connections through `proxy`; true by default.
     pub tunnels: bool,
-    /// The longest that a reload waits for the new process to be ready; 30 s by default.
+    /// The longest that a reload waits for the new worker to be ready; 30 s by default.
     pub ready_timeout: Duration,
+    /// The longest that a predecessor may take to finish beside its successor; 1 h by default, `None` is "never".
+    pub deadline: Option<Duration>,
+    /// The most predecessors that finish at a time; of more, the oldest is cut. 8 by default.
+    pub predecessors: u32,
+    /// Serve the last good config when a restart finds a broken one; true by default.
+    pub last_good: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { connections: true, tunnels: true, ready_timeout: Duration::from_secs(30) }
+        Self {
+            connections: true,
+            tunnels: true,
+            ready_timeout: Duration::from_secs(30),
+            deadline: Some(Duration::from_secs(60 * 60)),
+            predecessors: 8,
+            last_good: true,
+        }
     }
 }
 
 impl Config {
     pub(crate) fn check(&self, check: &mut Check) {
         check.timeout("ready_timeout", self.ready_timeout);
+        if let Some(deadline) = self.deadline {
+            check.delay("deadline", deadline);
+        }
+        check.number("predecessors", self.predecessors.into(), PREDECESSORS);
     }
 }
 
@@ -78,6 +94,9 @@ impl fmt::Display for NotCarried {
     }
 }
 
+/// The numbers of predecessors that may be allowed.
+pub(crate) const PREDECESSORS: RangeInclusive<u64> = 1..=64;
+
 /// The names of the mailbox's ends, in the store and on the way to a successor.
 const ENTRANCE: &str = "mailbox-in";
 const EXIT: &str = "mailbox-out";
@@ -94,8 +113,8 @@ pub(crate) struct Handover {
     stored: bool,
     /// True once a running successor holds them too, and takes connections out as they are put in.
     succeeded: AtomicBool,
-    /// True once the service is being stopped for good.
-    last: AtomicBool,
+    /// Cancelled once the service is being stopped for good.
+    last: CancellationToken,
 }
 
 impl Handover {
@@ -111,7 +130,7 @@ impl Handover {
             mailbox,
             stored: manager.stores(),
             succeeded: AtomicBool::new(false),
-            last: AtomicBool::new(false),
+            last: CancellationToken::new(),
         })
     }
 
@@ -123,7 +142,7 @@ impl Handover {
             mailbox: Some(mailbox),
             stored: true,
             succeeded: AtomicBool::new(false),
-            last: AtomicBool::new(false),
+            last: CancellationToken::new(),
         }
     }
 
@@ -146,7 +165,13 @@ impl Handover {
 
     /// Notes that the service is stopped for good: connections left in the mailbox would be lost.
     pub(crate) fn nobody_follows(&self) {
-        self.last.store(true, Relaxed);
+        self.succeeded.store(false, Relaxed);
+        self.last.cancel();
+    }
+
+    /// Is cancelled once nobody follows.
+    pub(crate) fn last(&self) -> &CancellationToken {
+        &self.last
     }
 
     /// True if a running successor takes parcels out as they are put in.
@@ -156,7 +181,7 @@ impl Handover {
 
     /// True if the listeners live on in the store or in a successor.
     pub(crate) fn keeps_listeners(&self) -> bool {
-        (self.stored && !self.last.load(Relaxed)) || self.is_taken_out()
+        (self.stored && !self.last.is_cancelled()) || self.is_taken_out()
     }
 
     /// The reason why a connection is not carried; `None` if it is.
@@ -164,7 +189,7 @@ impl Handover {
         let wanted = if is_tunnel { self.config.tunnels } else { self.config.connections };
         match wanted {
             false => Some(NotCarried::SwitchedOff),
-            true if self.last.load(Relaxed) && !self.is_taken_out() => Some(NotCarried::NoSuccessor),
+            true if self.last.is_cancelled() && !self.is_taken_out() => Some(NotCarried::NoSuccessor),
             true if self.mailbox.is_none() || !self.keeps_listeners() => Some(NotCarried::NoStore),
             true => None,
         }
@@ -190,9 +215,4 @@ impl Handover {
     pub(crate) fn mailbox(&self) -> Option<&Mailbox> {
         self.mailbox.as_ref()
     }
-}
-
-/// The name of a descriptor with its owner's duplicate of it.
-pub(crate) fn named(name: impl Into<String>, fd: impl AsFd) -> io::Result<(String, std::os::fd::OwnedFd)> {
-    Ok((name.into(), fd.as_fd().try_clone_to_owned()?))
 }

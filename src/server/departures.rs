@@ -79,6 +79,7 @@ impl Server {
 
     async fn move_to_mailbox(&self, departures: &Departures, linger: Duration, mut finish: Option<Instant>) {
         let mut leaving = departures.leaving.lock().await;
+        let mut is_last = departures.handover.last().is_cancelled();
         loop {
             let mut gathered = Gathered { parcels: Vec::new(), departures };
             tokio::select! {
@@ -90,6 +91,12 @@ impl Server {
                     if gathered.parcels.is_empty() {
                         return;
                     }
+                }
+                () = departures.handover.last().cancelled(), if finish.is_none() && !is_last => {
+                    is_last = true;
+                    self.announce_close();
+                    finish = Some(Instant::now() + linger);
+                    continue;
                 }
                 () = at(finish) => {
                     finish = None;

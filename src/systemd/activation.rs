@@ -1,15 +1,60 @@
-//! The descriptors that systemd, or a predecessor, passes to this process (`sd_listen_fds(3)`).
+//! The descriptors that a process is started with (`sd_listen_fds(3)`): those that systemd passes to the main process,
+//! or the main process to a worker.
 
-use std::io::Write;
-use std::os::fd::{FromRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// The names under which a predecessor passes the socket to itself, and the stderr that the successor is to have once
-/// it is ready.
-pub(crate) const CHANNEL: &str = "predecessor";
+use rustix::net::SocketType;
+
+use super::channel;
+
+/// The first descriptor that is passed (`SD_LISTEN_FDS_START`).
+pub(crate) const FIRST: i32 = 3;
+
+/// The name of the channel to the main process, which is the first descriptor of a worker.
+pub(crate) const CHANNEL: &str = "main-process";
+/// The name of the stderr that a worker is to have once it is ready: until then it leads to the main process, which
+/// tells why one fails.
 pub(crate) const STDERR: &str = "stderr";
+
+/// The environment variable that makes a process a worker. `LISTEN_PID` cannot: a process that starts another does not
+/// know its number before.
+pub(crate) const WORKER: &str = "STEADFAST_WORKER";
+/// Its value for a worker beside which another one serves, and goes on if this one cannot.
+pub(crate) const BESIDE: &str = "beside";
+/// Its value for any other.
+pub(crate) const ALONE: &str = "alone";
+
+/// A process's part in the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Started by somebody else: the main process, or a daemon without one.
+    Main,
+    /// A worker, started by the main process.
+    Worker {
+        /// True if another worker serves, and goes on if this one cannot.
+        beside: bool,
+    },
+}
+
+/// The part of this process.
+pub(crate) fn role() -> Role {
+    static ROLE: LazyLock<Role> = LazyLock::new(|| match std::env::var(WORKER) {
+        // A program that a worker starts inherits the variable, but not the channel.
+        Ok(value) if is_channel() => Role::Worker { beside: value == BESIDE },
+        _ => Role::Main,
+    });
+    *ROLE
+}
+
+/// True if the first descriptor can be a channel.
+fn is_channel() -> bool {
+    #[expect(unsafe_code, reason = "a descriptor's number is all that is passed")]
+    // SAFETY: it is only asked for its type; where there is none the answer is an error.
+    let first = unsafe { BorrowedFd::borrow_raw(FIRST) };
+    rustix::net::sockopt::socket_type(first).is_ok_and(|kind| kind == SocketType::SEQPACKET)
+}
 
 /// The descriptors that the environment announces. They can be owned only once, so they are in a static.
 static PASSED: LazyLock<Mutex<Inherited>> = LazyLock::new(|| Mutex::new(announced()));
@@ -67,8 +112,7 @@ impl Inherited {
     }
 }
 
-/// Gives this process the standard error and output of its predecessor. Until now they led to the predecessor, which
-/// reports why a successor fails.
+/// Gives this process the standard error and output that the service has. Until now they led to the main process.
 pub(crate) fn restore_stderr() {
     if let Some(stderr) = passed().take(STDERR).pop() {
         // Best effort: without a stderr a failure cannot be reported.
@@ -77,17 +121,19 @@ pub(crate) fn restore_stderr() {
     }
 }
 
-/// Tells the predecessor, if there is one, why this process cannot take over. For the time before there is a runtime.
+/// Tells the main process, if there is one, why this worker cannot serve. For the time before there is a runtime.
 pub(crate) fn decline(reason: &str) {
-    if let Some(channel) = passed().take(CHANNEL).pop() {
-        // Best effort: the predecessor may have ended.
-        let _ = UnixStream::from(channel).write_all(failed(reason).as_bytes());
+    if role() != Role::Main
+        && let Some(end) = passed().take(CHANNEL).pop()
+    {
+        // Best effort: the main process may have ended.
+        let _ = channel::send(end.as_fd(), &failed(reason), &[]);
     }
 }
 
-/// The line by which a successor says why it cannot take over.
+/// The message by which a worker says why it cannot serve.
 pub(crate) fn failed(reason: &str) -> String {
-    format!("failed {}\n", reason.replace('\n', " "))
+    format!("{}={}", channel::key::FAILED, reason.replace('\n', " "))
 }
 
 fn passed() -> MutexGuard<'static, Inherited> {
@@ -95,23 +141,33 @@ fn passed() -> MutexGuard<'static, Inherited> {
 }
 
 fn announced() -> Inherited {
-    match sd_notify::listen_fds_with_names() {
-        Ok(announced) => {
-            let left: Vec<_> = announced.map(|(fd, name)| (name, adopt(fd))).collect();
-            let names = left.iter().map(|(name, _)| name.clone()).collect();
-            Inherited { left, names, patience: None }
-        }
-        Err(error) => {
+    let announced: Vec<_> = match (role(), sd_notify::listen_fds_with_names()) {
+        (Role::Worker { .. }, _) => passed_by_main_process(),
+        (Role::Main, Ok(announced)) => announced.collect(),
+        (Role::Main, Err(error)) => {
             // Written to stderr because there may be no log yet.
             eprintln!("cannot read the sockets that systemd announces, going on without them: {error}");
-            Inherited::default()
+            Vec::new()
         }
-    }
+    };
+    let left: Vec<_> = announced.into_iter().map(|(fd, name)| (name, adopt(fd))).collect();
+    let names = left.iter().map(|(name, _)| name.clone()).collect();
+    Inherited { left, names, patience: None }
+}
+
+/// The descriptors of a worker, by `LISTEN_FDS` and `LISTEN_FDNAMES` alone.
+fn passed_by_main_process() -> Vec<(i32, String)> {
+    let count = std::env::var("LISTEN_FDS").ok().and_then(|count| count.parse::<i32>().ok()).unwrap_or(0);
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    (FIRST..FIRST + count).zip(names.split(':').map(str::to_owned)).collect()
 }
 
 /// Takes ownership of an announced descriptor.
 #[expect(unsafe_code, reason = "a descriptor's number is all that systemd passes")]
 fn adopt(fd: i32) -> OwnedFd {
-    // SAFETY: LISTEN_PID says that it was opened for this process, and `PASSED` is made only once.
-    unsafe { OwnedFd::from_raw_fd(fd) }
+    // SAFETY: LISTEN_PID, or the channel, says that it was opened for this process, and `PASSED` is made only once.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // Best effort: a program that this process starts would get it as well.
+    let _ = rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC);
+    fd
 }

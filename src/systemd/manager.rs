@@ -1,13 +1,14 @@
-//! The line to the service manager (`sd_notify(3)`), and its store of descriptors.
+//! The line to the service manager (`sd_notify(3)`), and its store of descriptors. To a worker the main process is the
+//! manager.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 
+use super::channel::{Channel, key};
 use crate::printable::{excerpt_of, printable};
 
 /// The manager's store for descriptors that are to outlive this process (`FileDescriptorStoreMax=`).
@@ -34,32 +35,45 @@ impl Store {
     }
 }
 
-/// The notification socket of the service manager. Without `NOTIFY_SOCKET` every call does nothing.
+/// The way to the manager.
+#[derive(Clone, Debug)]
+enum Line {
+    /// There is no manager: every call does nothing.
+    None,
+    /// systemd, or who else listens at `NOTIFY_SOCKET`.
+    Systemd,
+    /// The main process.
+    MainProcess(Arc<Channel>),
+}
+
+/// The service manager, as a process sees it.
 #[derive(Clone, Debug)]
 pub(crate) struct Manager {
-    listens: bool,
+    line: Line,
     store: Store,
-    /// True if this process is, or is about to be, the unit's main one, the only one that the manager listens to.
-    speaks: Arc<Mutex<bool>>,
     /// The names of the descriptors that it stores for this process.
     stored: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Manager {
-    /// Reads the environment. A successor of a reload keeps silent until [`Self::speak`].
-    pub(crate) fn from_environment(speaks: bool) -> Self {
+    /// systemd, as the environment has it.
+    pub(crate) fn from_environment() -> Self {
         let listens = std::env::var_os("NOTIFY_SOCKET").is_some();
         Self {
-            listens,
+            line: if listens { Line::Systemd } else { Line::None },
             store: if listens { Store::from_environment() } else { Store::None },
-            speaks: Arc::new(Mutex::new(speaks)),
             stored: Arc::default(),
         }
     }
 
+    /// The main process, at the other end of a worker's channel.
+    pub(crate) fn main_process(channel: Arc<Channel>) -> Self {
+        Self { line: Line::MainProcess(channel), store: Store::OfUnknownSize, stored: Arc::default() }
+    }
+
     /// True if there is a service manager.
     pub(crate) fn listens(&self) -> bool {
-        self.listens
+        !matches!(self.line, Line::None)
     }
 
     /// True if descriptors can be left with it.
@@ -85,24 +99,21 @@ impl Manager {
         sd_notify::watchdog_enabled()
     }
 
-    /// Lets this process send: it is the main one now.
-    pub(crate) fn speak(&self) {
-        *self.speaks.lock().unwrap_or_else(PoisonError::into_inner) = true;
-    }
-
-    /// Makes another process the unit's main one. This process says nothing afterwards.
-    pub(crate) fn resign_to(&self, pid: u32) {
-        let mut speaks = self.speaks.lock().unwrap_or_else(PoisonError::into_inner);
-        if std::mem::replace(&mut *speaks, false) {
-            log_failure(sd_notify::notify(&[NotifyState::MainPid(pid)]));
-        }
-    }
-
     /// Sends one datagram.
     pub(crate) fn tell(&self, states: &[NotifyState<'_>]) {
-        let speaks = self.speaks.lock().unwrap_or_else(PoisonError::into_inner);
-        if *speaks {
-            log_failure(sd_notify::notify(states));
+        self.send(states, &[]);
+    }
+
+    /// Sends one datagram with descriptors.
+    pub(crate) fn send(&self, states: &[NotifyState<'_>], descriptors: &[BorrowedFd<'_>]) {
+        let sent = match &self.line {
+            Line::None => Ok(()),
+            Line::Systemd if descriptors.is_empty() => sd_notify::notify(states),
+            Line::Systemd => sd_notify::notify_with_fds(states, descriptors),
+            Line::MainProcess(channel) => channel.send(&lines(states), descriptors),
+        };
+        if let Err(error) = sent {
+            tracing::warn!(%error, "cannot reach the service manager");
         }
     }
 
@@ -112,8 +123,7 @@ impl Manager {
             // `FDPOLL=0` is not needed: systemd drops a stored descriptor that hangs up, and listeners and mailboxes
             // never do.
             self.stored(name);
-            let states = [NotifyState::FdStore, NotifyState::FdName(name)];
-            log_failure(sd_notify::notify_with_fds(&states, &[descriptor.as_fd()] as &[BorrowedFd<'_>]));
+            self.send(&[NotifyState::FdStore, NotifyState::FdName(name)], &[descriptor.as_fd()]);
         }
     }
 
@@ -130,18 +140,32 @@ impl Manager {
         }
     }
 
+    /// Says that this process stops by itself, and that no other is to take its place.
+    pub(crate) fn stops(&self) {
+        if matches!(self.line, Line::MainProcess(_)) {
+            self.tell(&[NotifyState::Custom(&format!("{}=1", key::STOPS))]);
+        }
+    }
+
+    /// Announces that the coming stop is for good, so that nothing is kept for a next process.
+    pub(crate) fn announce_stop(&self) {
+        match &self.line {
+            Line::MainProcess(_) => self.tell(&[NotifyState::Custom(&format!("{}=1", key::LAST))]),
+            Line::None | Line::Systemd => self.unstore_all(),
+        }
+    }
+
     /// Has the manager close what it stores under a name.
     pub(crate) fn unstore(&self, name: &str) {
         if self.stores() {
-            log_failure(sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]));
+            self.tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
         }
     }
 }
 
-fn log_failure(result: io::Result<()>) {
-    if let Err(error) = result {
-        tracing::warn!(%error, "cannot reach systemd's notification socket");
-    }
+/// Assignments, one per line.
+fn lines(states: &[NotifyState<'_>]) -> String {
+    states.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
 /// The text as STATUS can have it: a line break would begin another assignment, systemd ignores a datagram of more

@@ -15,6 +15,7 @@ use axum::{Json, Router};
 use tokio_util::sync::CancellationToken;
 
 use super::child::{self, BoundChild, BoxError, Child, Run};
+use super::reload::Outcome;
 use super::status::Status;
 use crate::printable::printable;
 use crate::rules::Check;
@@ -191,16 +192,16 @@ async fn inject(
 
 /// Announces that the coming stop is for good: nothing is carried, and the listeners are closed, as without a store.
 async fn announce_stop(State(context): State<Arc<Context>>) -> StatusCode {
-    tracing::info!("the service is being stopped: nothing is left for a next process");
     context.daemon.handover.nobody_follows();
-    context.daemon.manager.unstore_all();
+    context.daemon.manager.announce_stop();
     StatusCode::NO_CONTENT
 }
 
-/// 200 when a successor serves, 500 with the reason why none does.
+/// 200 when a successor serves, 500 with the reason why none does, 503 where another reload has brought a successor:
+/// that one is to be asked.
 async fn reload(State(context): State<Arc<Context>>) -> impl IntoResponse {
     match context.daemon.reloads.ask().await {
-        Ok(pid) => {
+        Outcome::Reloaded(pid) => {
             // The client may ask for the next reload at once, which has to reach the successor: so this process first
             // stops accepting.
             tokio::select! {
@@ -211,7 +212,8 @@ async fn reload(State(context): State<Arc<Context>>) -> impl IntoResponse {
             (StatusCode::OK, format!("process {pid} has taken over\n"))
         }
         // The reason may be another program's, such as a broken successor's.
-        Err(reason) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{}\n", printable(&reason))),
+        Outcome::Refused(reason) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{}\n", printable(&reason))),
+        Outcome::Moved => (StatusCode::SERVICE_UNAVAILABLE, "another process has taken over\n".to_owned()),
     }
 }
 

@@ -15,7 +15,6 @@ use axum::Router;
 
 use self::routes::Route;
 use super::child::{BoundChild, BoxError, Child, Context, Run};
-use crate::handover::predecessor::Predecessor;
 use crate::rules::Check;
 use crate::server::Server;
 use crate::server::address::{self, Address, BindError};
@@ -160,28 +159,15 @@ impl Http {
         self.server.carry(self.linger).await;
     }
 
-    /// Takes over the connections that come through the mailbox while a predecessor drains, and logs its end.
-    pub(super) async fn keep_taking_over(&self, mut predecessor: Option<&Predecessor>) -> Infallible {
+    /// Takes over the connections that come through the mailbox while a predecessor drains.
+    pub(super) async fn keep_taking_over(&self) -> Infallible {
         let Some(mailbox) = self.daemon.handover.mailbox() else { return std::future::pending().await };
         loop {
-            let ended = tokio::select! {
-                filled = mailbox.filled() => {
-                    if let Err(error) = filled {
-                        tracing::error!(%error, "the mailbox failed: connections of an earlier process are lost");
-                        return std::future::pending().await;
-                    }
-                    None
-                }
-                ended = end_of(predecessor) => {
-                    predecessor = None;
-                    Some(ended)
-                }
-            };
-            self.take_over();
-            if let Some(process) = ended {
-                let taken_over = &self.server.registry().totals().taken_over;
-                tracing::info!(process, "process {process} has ended; took over {taken_over}");
+            if let Err(error) = mailbox.filled().await {
+                tracing::error!(%error, "the mailbox failed: connections of an earlier process are lost");
+                return std::future::pending().await;
             }
+            self.take_over();
         }
     }
 }
@@ -197,16 +183,5 @@ impl BoundChild for Http {
 
     fn servers(&self) -> Vec<&Server> {
         vec![&self.server]
-    }
-}
-
-/// Returns the predecessor's process number when it has ended; never without one.
-async fn end_of(predecessor: Option<&Predecessor>) -> u32 {
-    match predecessor {
-        Some(predecessor) => {
-            predecessor.gone().await;
-            predecessor.pid()
-        }
-        None => std::future::pending().await,
     }
 }

@@ -1,17 +1,20 @@
-//! The signals child: the only one that reads signals.
+//! The signals child: the only one that reads signals, and the commands of the main process.
 //!
-//! Its loop waits on SIGTERM, SIGINT and SIGHUP. The first SIGTERM or SIGINT asks for a drain, the second for a cut,
-//! the third ends the process at once. SIGHUP asks for a reload.
+//! Its loop waits on SIGTERM, SIGINT, SIGHUP and the main process. The first SIGTERM or SIGINT asks for a drain, the
+//! second for a cut, the third ends the process at once. SIGHUP asks for a reload.
 
 use std::io;
 use std::sync::{Arc, OnceLock};
 
+use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use super::child::{BoundChild, BoxError, Child, Context, Run};
+use super::link::Command;
 use super::phase::{Cause, Lifecycle};
-use super::reload::Reloads;
+use crate::systemd::manager::one_line;
 
 /// Its name in the tree.
 pub(crate) const NAME: &str = "signals";
@@ -19,8 +22,7 @@ pub(crate) const NAME: &str = "signals";
 /// The child, bound.
 #[derive(Clone, Debug)]
 pub(super) struct Signals {
-    lifecycle: Lifecycle,
-    reloads: Reloads,
+    daemon: Context,
     /// Behind a lock so that a restarted child takes them over, with the signals that came meanwhile.
     handlers: Arc<OnceLock<Mutex<Handlers>>>,
 }
@@ -36,11 +38,10 @@ struct Handlers {
 impl Signals {
     /// It has nothing to configure.
     pub(super) fn bind(daemon: &Context) -> Self {
-        let Context { observer, reloads, .. } = daemon.clone();
-        Self { lifecycle: observer.lifecycle, reloads, handlers: Arc::default() }
+        Self { daemon: daemon.clone(), handlers: Arc::default() }
     }
 
-    /// Reads signals until it is told to stop.
+    /// Reads signals and commands until it is told to stop.
     async fn read(self, child: Child) -> Result<(), BoxError> {
         child.doing("waiting for a signal");
         let handlers = self.handlers.get().ok_or("its handlers are not installed")?;
@@ -50,7 +51,11 @@ impl Signals {
                 _ = term.recv() => "SIGTERM",
                 _ = int.recv() => "SIGINT",
                 _ = hup.recv() => {
-                    self.reloads.ask_for_the_log();
+                    self.daemon.reloads.ask_for_the_log();
+                    continue;
+                }
+                command = self.command() => {
+                    self.obey(command);
                     continue;
                 }
                 () = child.stopping() => return Ok(()),
@@ -59,17 +64,62 @@ impl Signals {
             match stops {
                 1 => {
                     tracing::info!("{name}: draining; the same again cuts what is in flight");
-                    self.lifecycle.stop(Cause::Signal(name));
+                    self.lifecycle().stop(Cause::Signal(name));
                 }
                 2 => {
                     tracing::warn!("{name} again: cutting what is in flight; once more exits at once");
-                    self.lifecycle.cut();
+                    self.lifecycle().cut();
                 }
                 _ => {
                     tracing::warn!("{name} for the third time: exiting at once");
-                    self.lifecycle.abandon();
+                    self.lifecycle().abandon();
                 }
             }
+        }
+    }
+
+    fn lifecycle(&self) -> &Lifecycle {
+        &self.daemon.observer.lifecycle
+    }
+
+    /// Returns the next command of the main process; never without one.
+    async fn command(&self) -> Command {
+        match &self.daemon.link {
+            Some(link) => link.command().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn obey(&self, command: Command) {
+        let Context { observer, manager, handover, reloads, shutdown, go, .. } = &self.daemon;
+        let lifecycle = &observer.lifecycle;
+        match command {
+            Command::Go => go.cancel(),
+            Command::HandOver { beside } => {
+                if beside {
+                    handover.succeeded();
+                }
+                reloads.moved();
+                lifecycle.stop(if beside { Cause::Reload } else { Cause::Restart });
+            }
+            Command::Gone => {
+                reloads.moved();
+                lifecycle.stop(Cause::MainProcessGone);
+            }
+            Command::NobodyFollows => handover.nobody_follows(),
+            Command::Stop(cause) => {
+                lifecycle.stop(Cause::Signal(cause));
+                // One that hands over has had more time, because it held up nobody.
+                lifecycle.hurry(shutdown.deadline.and_then(|deadline| Instant::now().checked_add(deadline)));
+            }
+            Command::Cut => lifecycle.cut(),
+            Command::Answer(message) => {
+                if let Some(reason) = reloads.answer(&message) {
+                    observer.reload_failed(reason);
+                    manager.tell(&[NotifyState::Status(&one_line(&observer.line()))]);
+                }
+            }
+            Command::Predecessors(now) => *observer.predecessors() = now,
         }
     }
 }

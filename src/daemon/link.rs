@@ -1,0 +1,136 @@
+//! The main process, as its worker sees it: what it commands, and that it is there.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use rustix::process::{PidfdFlags, pidfd_open};
+use tokio::io::unix::AsyncFd;
+
+use crate::main_process::{Predecessor, Settings};
+use crate::systemd::activation::{CHANNEL, Inherited, Role, failed, role};
+use crate::systemd::channel::{Channel, Message, key};
+
+/// A command of the main process, or its end.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Serve.
+    Go,
+    /// Hand over and finish; `beside` is true if a successor serves already.
+    HandOver {
+        /// True if a successor takes out of the mailbox what is put in.
+        beside: bool,
+    },
+    /// Nobody follows: leave nothing for a next process.
+    NobodyFollows,
+    /// Stop, for the reason that is given.
+    Stop(&'static str),
+    /// Cut what is in flight.
+    Cut,
+    /// The outcome of a reload.
+    Answer(Message),
+    /// The predecessors that still finish.
+    Predecessors(Vec<Predecessor>),
+    /// The main process has ended.
+    Gone,
+}
+
+/// The way to the main process.
+#[derive(Clone, Debug)]
+pub(super) struct Link(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    channel: Arc<Channel>,
+    /// Its process; none if it has ended already.
+    process: Option<AsyncFd<OwnedFd>>,
+    gone: AtomicBool,
+    beside: bool,
+}
+
+impl Link {
+    /// Finds the main process; `None` for a daemon without one.
+    pub(super) fn find(inherited: &mut Inherited) -> io::Result<Option<Self>> {
+        let Role::Worker { beside } = role() else { return Ok(None) };
+        let Some(channel) = inherited.take(CHANNEL).pop() else { return Ok(None) };
+        let main = rustix::net::sockopt::socket_peercred(&channel)?.pid;
+        let process = pidfd_open(main, PidfdFlags::NONBLOCK);
+        let process = process.ok().map(AsyncFd::new).transpose()?;
+        let channel = Arc::new(Channel::adopt(channel)?);
+        Ok(Some(Self(Arc::new(Inner { channel, process, gone: AtomicBool::new(false), beside }))))
+    }
+
+    /// The channel to it.
+    pub(super) fn channel(&self) -> &Arc<Channel> {
+        &self.0.channel
+    }
+
+    /// True if another worker serves, and goes on if this one cannot.
+    pub(super) fn is_beside(&self) -> bool {
+        self.0.beside
+    }
+
+    /// Says that everything is bound and ready.
+    pub(super) fn bound(&self, settings: &Settings) -> io::Result<()> {
+        let settings = serde_json::to_string(settings)?;
+        self.channel().send(&format!("{}=1\n{}={settings}", key::BOUND, key::SETTINGS), &[])
+    }
+
+    /// Says why this worker cannot serve.
+    pub(super) fn decline(&self, reason: &str) {
+        // Best effort: the main process may have ended.
+        let _ = self.channel().send(&failed(reason), &[]);
+    }
+
+    /// Returns the next command. After the end of the main process there is one more only if another has taken its
+    /// place.
+    pub(super) async fn command(&self) -> Command {
+        loop {
+            tokio::select! {
+                biased;
+                message = self.channel().receive() => match message {
+                    Ok(Some(message)) => if let Some(command) = command(message) {
+                        return command;
+                    },
+                    Ok(None) | Err(_) => {
+                        self.gone().await;
+                        return Command::Gone;
+                    }
+                },
+                () = self.gone() => return Command::Gone,
+            }
+        }
+    }
+
+    /// Returns when the main process has ended, once.
+    async fn gone(&self) {
+        if let Some(process) = &self.0.process {
+            let _ = process.readable().await;
+        }
+        if self.0.gone.swap(true, Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+fn command(message: Message) -> Option<Command> {
+    if message.has(key::GO) {
+        Some(Command::Go)
+    } else if let Some(how) = message.value(key::HAND_OVER) {
+        Some(Command::HandOver { beside: how == "beside" })
+    } else if message.has(key::NOBODY_FOLLOWS) {
+        Some(Command::NobodyFollows)
+    } else if let Some(cause) = message.value(key::STOP) {
+        let known = ["SIGTERM", "SIGINT", "the caller"];
+        Some(Command::Stop(known.into_iter().find(|known| *known == cause).unwrap_or("the main process")))
+    } else if message.has(key::CUT) {
+        Some(Command::Cut)
+    } else if let Some(json) = message.value(key::PREDECESSORS) {
+        serde_json::from_str(json).ok().map(Command::Predecessors)
+    } else if message.has(key::RELOADED) || message.has(key::REFUSED) {
+        Some(Command::Answer(message))
+    } else {
+        None
+    }
+}

@@ -1,0 +1,89 @@
+//! The program that the service runs, by the path that it was started by.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use command_fds::{CommandFdExt, FdMapping};
+
+use crate::systemd::activation::FIRST;
+
+/// The titles in the list of processes.
+pub(super) const MAIN: &str = "steadfast: main process";
+pub(super) const WORKER: &str = "steadfast: worker";
+
+/// The environment variable that has the path, once the title has taken the place of the program's name.
+const PROGRAM: &str = "STEADFAST_PROGRAM";
+
+/// This very program, whatever is at its path by now.
+const THIS: &str = "/proc/self/exe";
+
+/// The program and its arguments.
+#[derive(Debug)]
+pub(super) struct Program {
+    path: PathBuf,
+    arguments: Vec<OsString>,
+}
+
+impl Program {
+    /// That of this process. Its path is the one that it was started by and not where that led to: a deployment may
+    /// replace a symlink.
+    pub(super) fn of_this_process() -> Self {
+        let mut arguments = std::env::args_os();
+        let name = arguments.next().unwrap_or_default();
+        let path = if name == MAIN {
+            std::env::var_os(PROGRAM).map(PathBuf::from)
+        } else if name.as_bytes().contains(&b'/') {
+            std::path::absolute(&name).ok()
+        } else {
+            find_in_path(Path::new(&name))
+        };
+        let path = path.or_else(|| std::env::current_exe().ok()).unwrap_or_else(|| THIS.into());
+        Self { path, arguments: arguments.collect() }
+    }
+
+    /// Its path.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// True if this process runs under its title already.
+    pub(super) fn has_title() -> bool {
+        std::env::args_os().next().is_some_and(|name| name == MAIN)
+    }
+
+    /// The program that is at the path now, under a title, with named descriptors.
+    pub(super) fn command(&self, title: &str, passed: Vec<(String, OwnedFd)>) -> io::Result<Command> {
+        self.command_at(&self.path, title, passed)
+    }
+
+    /// This process's own program, which is there even if the file is not.
+    pub(super) fn command_of_this(&self, title: &str, passed: Vec<(String, OwnedFd)>) -> io::Result<Command> {
+        self.command_at(Path::new(THIS), title, passed)
+    }
+
+    fn command_at(&self, path: &Path, title: &str, passed: Vec<(String, OwnedFd)>) -> io::Result<Command> {
+        let names: Vec<_> = passed.iter().map(|(name, _)| name.as_str()).collect();
+        let mut command = Command::new(path);
+        command
+            .arg0(title)
+            .args(&self.arguments)
+            .env(PROGRAM, &self.path)
+            .env("LISTEN_FDS", passed.len().to_string())
+            .env("LISTEN_FDNAMES", names.join(":"));
+        let mappings =
+            (FIRST..).zip(passed).map(|(child_fd, (_, parent_fd))| FdMapping { parent_fd, child_fd });
+        command.fd_mappings(mappings.collect()).map_err(io::Error::other)?;
+        Ok(command)
+    }
+}
+
+/// Finds a program as a shell does.
+fn find_in_path(name: &Path) -> Option<PathBuf> {
+    let folders = std::env::var_os("PATH")?;
+    std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file())
+}

@@ -1,0 +1,223 @@
+//! A worker, as the main process sees it: its process, the channel to it, and its part in the service.
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::Stdio;
+use std::sync::Arc;
+
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, pidfd_open, pidfd_send_signal, waitpid,
+};
+use tokio::io::unix::AsyncFd;
+use tokio::time::Instant;
+
+use super::Settings;
+use super::program::{self, Program};
+use super::store::Store;
+use crate::systemd::activation::{ALONE, BESIDE, CHANNEL, STDERR, WORKER};
+use crate::systemd::channel::{Channel, Message};
+
+/// The beginning of the names under which the channels to workers are in systemd's store.
+pub(super) const STORED: &str = "worker-";
+
+/// A worker's part in the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// Started, and not yet ready to serve.
+    Candidate,
+    /// The one that serves, and whose word systemd gets.
+    Current,
+    /// Finishing what it had in flight when another took over.
+    Predecessor,
+}
+
+/// A process that serves, is about to, or did.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) pid: u32,
+    pub(super) part: Part,
+    /// The time since which it has this part.
+    pub(super) since: Instant,
+    /// What it said last of its state, for people to read.
+    pub(super) status: String,
+    /// The part of its config that concerns the main process.
+    pub(super) settings: Settings,
+    /// The reason that it gave for not serving.
+    pub(super) failed: Option<String>,
+    /// The last sign of life of one that serves.
+    pub(super) beat: Instant,
+    /// The time at which it is killed, if it has not ended by then.
+    pub(super) kill_at: Option<Instant>,
+    /// How it ended, once it is reaped.
+    pub(super) ended: Option<WaitStatus>,
+    process: Arc<AsyncFd<OwnedFd>>,
+    channel: Arc<Channel>,
+    /// Its stderr until it is ready, of one that is started beside another.
+    words: Option<UnixStream>,
+}
+
+impl Worker {
+    /// Starts the program that is at its path now. Where no other serves, this process's own does as well.
+    pub(super) fn start(program: &Program, store: &Store, beside: bool, last_good: &str) -> io::Result<Self> {
+        match Self::start_with(program, store, beside, last_good, Program::command) {
+            Err(error) if !beside => {
+                tracing::error!(
+                    "cannot start {}: {error}; starting the program that the main process is",
+                    program.path().display()
+                );
+                Self::start_with(program, store, beside, last_good, Program::command_of_this)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn start_with(
+        program: &Program,
+        store: &Store,
+        beside: bool,
+        last_good: &str,
+        command: impl Fn(&Program, &str, Vec<(String, OwnedFd)>) -> io::Result<std::process::Command>,
+    ) -> io::Result<Self> {
+        let (channel, theirs) = Channel::pair()?;
+        let mut passed = vec![(CHANNEL.to_owned(), theirs)];
+        // In a reload a config that is wrong is refused, whatever was good before.
+        passed.extend(store.duplicates(|name| !beside || name != last_good)?);
+        let words = if beside {
+            let (words, stderr) = UnixStream::pair()?;
+            passed.push((STDERR.to_owned(), io::stderr().as_fd().try_clone_to_owned()?));
+            Some((words, stderr))
+        } else {
+            None
+        };
+        let mut command = command(program, program::WORKER, passed)?;
+        command
+            .env(WORKER, if beside { BESIDE } else { ALONE })
+            .env_remove("LISTEN_PID")
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("WATCHDOG_PID")
+            // The signals of a terminal are for the main process alone.
+            .process_group(0)
+            .stdin(Stdio::null());
+        let words = match words {
+            Some((words, stderr)) => {
+                command.stdout(stderr.try_clone()?).stderr(OwnedFd::from(stderr));
+                Some(words)
+            }
+            None => None,
+        };
+        let child = command.spawn()?;
+        // Closes this process's copies of the worker's ends, so that their end shows.
+        drop(command);
+        let mut worker = Self::adopt(child.id(), channel, Part::Candidate)?;
+        worker.words = words;
+        Ok(worker)
+    }
+
+    /// A running worker, with the channel to it.
+    pub(super) fn adopt(pid: u32, channel: Channel, part: Part) -> io::Result<Self> {
+        let number = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+        let process = AsyncFd::new(pidfd_open(number, PidfdFlags::NONBLOCK)?)?;
+        let now = Instant::now();
+        Ok(Self {
+            pid,
+            part,
+            since: now,
+            status: String::new(),
+            settings: Settings::default(),
+            failed: None,
+            beat: now,
+            kill_at: None,
+            ended: None,
+            process: Arc::new(process),
+            channel: Arc::new(channel),
+            words: None,
+        })
+    }
+
+    /// The channel to it.
+    pub(super) fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    /// Follows what it says; each call of what is returned waits for the next message, or for its end.
+    pub(super) fn ears(&self) -> Ears {
+        Ears { process: Arc::clone(&self.process), channel: Arc::clone(&self.channel) }
+    }
+
+    /// Tells it something. One that does not take it in is found out at its deadline.
+    pub(super) fn tell(&self, text: &str) {
+        if let Err(error) = self.channel.send(text, &[]) {
+            tracing::warn!(worker = self.pid, "cannot tell worker {} {text:?}: {error}", self.pid);
+        }
+    }
+
+    /// Changes its part.
+    pub(super) fn becomes(&mut self, part: Part) {
+        self.part = part;
+        self.since = Instant::now();
+        self.beat = self.since;
+    }
+
+    /// Sends it a signal.
+    pub(super) fn signal(&self, signal: Signal) {
+        // It may have ended in this moment.
+        let _ = pidfd_send_signal(self.process.get_ref(), signal);
+    }
+
+    /// How it ended; `None` if it is no child of this process, as one of an earlier main process.
+    pub(super) fn reap(&self) -> Option<WaitStatus> {
+        if self.ended.is_some() {
+            return self.ended;
+        }
+        let number = i32::try_from(self.pid).ok().and_then(Pid::from_raw)?;
+        waitpid(Some(number), WaitOptions::NOHANG).ok().flatten().map(|(_, status)| status)
+    }
+
+    /// The output of one that was started beside another, if any; it has ended, or is about to.
+    pub(super) fn last_words(&mut self) -> Option<String> {
+        let words = self.words.as_mut()?;
+        let mut text = Vec::new();
+        // Reads only what is there now: a process that hangs may hold the other end open.
+        let _ = words.set_nonblocking(true);
+        let _ = words.take(64 << 10).read_to_end(&mut text);
+        let text = String::from_utf8_lossy(&text);
+        Some(text.trim()).filter(|words| !words.is_empty()).map(str::to_owned)
+    }
+}
+
+/// What is heard of a worker.
+pub(super) struct Ears {
+    process: Arc<AsyncFd<OwnedFd>>,
+    channel: Arc<Channel>,
+}
+
+impl Ears {
+    /// The next message; `None` once the process has ended and all that it said was heard.
+    pub(super) async fn hear(&self) -> Option<Message> {
+        tokio::select! {
+            biased;
+            message = self.channel.receive() => match message {
+                Ok(Some(message)) => return Some(message),
+                // It has closed its end, and may be slow to follow.
+                Ok(None) | Err(_) => {}
+            },
+            _ = self.process.readable() => return self.channel.receive_now(),
+        }
+        let _ = self.process.readable().await;
+        None
+    }
+}
+
+/// How a process ended, for people to read: "exited with code 1".
+pub(super) fn describe(status: Option<WaitStatus>) -> String {
+    match status {
+        Some(status) => match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => format!("exited with code {code}"),
+            (None, Some(signal)) => format!("was ended by signal {signal}"),
+            (None, None) => "ended".to_owned(),
+        },
+        None => "ended".to_owned(),
+    }
+}
