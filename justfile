@@ -16,6 +16,7 @@ check: fmt lint test harness faults soak doc package deny configs metrics fuzz
 # the formatting, without changing it
 fmt:
     cargo fmt --all --check
+    cargo fmt --manifest-path fuzz/Cargo.toml --check
 
 # warnings are errors here, and only here
 lint:

@@ -5,9 +5,8 @@ use std::sync::LazyLock;
 
 use tokio::runtime::Runtime;
 
-static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
-});
+static RUNTIME: LazyLock<Runtime> =
+    LazyLock::new(|| tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime"));
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let answer = RUNTIME.block_on(steadfast::fuzzing::connection(bytes));

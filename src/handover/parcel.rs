@@ -110,16 +110,16 @@ pub(crate) enum Refusal {
     #[error("version {0} of the format is not version {VERSION}")]
     Version(u8),
     /// Its body cannot be read.
-    #[error("its body is malformed")]
+    #[error("the body is malformed")]
     Body,
     /// It has another number of descriptors than its body needs.
-    #[error("it has {0} descriptors where it needs {1}")]
+    #[error("{0} descriptors where {1} are needed")]
     Descriptors(usize, usize),
     /// The message ends before the record does: nothing after it can be read either.
     #[error("the message is cut short")]
     Short,
     /// Its message came without the memfd that describes it.
-    #[error("its message came without its bytes; are there too few descriptors (LimitNOFILE=)?")]
+    #[error("the message came without its bytes; are there too few descriptors (LimitNOFILE=)?")]
     Lost,
 }
 

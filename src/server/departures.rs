@@ -1,5 +1,6 @@
 //! The way of connections to the successor, and from a predecessor.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -16,6 +17,7 @@ use super::{Server, tunnel};
 use crate::handover::mailbox::Mailbox;
 use crate::handover::parcel::Parcel;
 use crate::handover::{Handover, NotCarried};
+use crate::printable::counted;
 
 /// The most connections that leave together.
 const BATCH: usize = 250;
@@ -169,16 +171,21 @@ impl Server {
     pub(crate) fn take_over(&self, mailbox: &Mailbox) -> io::Result<()> {
         let totals = self.registry.totals();
         while let Some(parcels) = mailbox.take()? {
+            // A message's parcels are often lost together, for one reason.
+            let mut lost = BTreeMap::<String, u64>::new();
             for parcel in parcels {
-                let counter =
-                    parcel.as_ref().map_or(&totals.not_understood, |p| totals.taken_over.counter(p));
-                match parcel.map_err(io::Error::other).and_then(|p| self.adopt(p)) {
-                    Ok(()) => _ = counter.fetch_add(1, Relaxed),
-                    Err(error) => {
-                        totals.not_understood.fetch_add(1, Relaxed);
-                        tracing::warn!("closed a connection that was handed over: {error}");
-                    }
+                let taken_over = parcel.map_err(io::Error::other).and_then(|parcel| {
+                    let counter = totals.taken_over.counter(&parcel);
+                    self.adopt(parcel).map(|()| counter)
+                });
+                match taken_over {
+                    Ok(counter) => _ = counter.fetch_add(1, Relaxed),
+                    Err(error) => *lost.entry(error.to_string()).or_default() += 1,
                 }
+            }
+            for (error, number) in lost {
+                totals.not_understood.fetch_add(number, Relaxed);
+                tracing::warn!("closed {} from the predecessor: {error}", counted(number, "connection"));
             }
         }
         Ok(())

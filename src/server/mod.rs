@@ -84,7 +84,8 @@ impl Server {
         let mut http1 = http1::Builder::new();
         // The sweep times heads: hyper's own timer would cost an allocation for each.
         http1.header_read_timeout(None);
-        // A larger head is answered with 431. The buffer holds a head and, beside it, a chunk of a body.
+        // A larger head is answered with 431, and so is one of more than 100 fields: with a limit of its own, hyper would
+        // take the room for them from the heap for each head. The buffer holds a head and, beside it, a chunk of a body.
         http1.max_header_size(limits.header_limit).max_buf_size(limits.header_limit.max(BUFFER));
         Self {
             listeners: Arc::new(Mutex::new(listeners.into_iter().map(Arc::new).collect())),

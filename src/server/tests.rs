@@ -1,7 +1,9 @@
 //! A connection that is taken apart and put together in another server stays the same to its client; one that
 //! cannot be carried is closed, and its client is told so by the last answer.
 
+use std::io::{BufRead, BufReader, Seek};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use axum::Router;
@@ -218,6 +220,34 @@ async fn what_the_mailbox_refuses_may_ask_once_more_and_is_counted() {
     tokio::time::timeout(PATIENCE, both).await.expect("it is over when the client has its answer");
     assert_eq!(not_carried.to_string(), "; 1 connection closed: refused by the mailbox");
     assert_eq!(side.registry.totals().handed_over.counts(), [0, 0]);
+}
+
+/// The lines of the log that are written meanwhile.
+fn logged(act: impl FnOnce()) -> Vec<String> {
+    let log = Arc::new(tempfile::tempfile().expect("a file"));
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(Arc::clone(&log)).finish();
+    // With a single dispatcher, tracing asks the thread that comes by an event first whether anyone wants it, and that
+    // may be another test's, without any.
+    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
+    tracing::subscriber::with_default(subscriber, act);
+    (&*log).rewind().expect("a file has a beginning");
+    BufReader::new(&*log).lines().collect::<Result<_, _>>().expect("text")
+}
+
+#[tokio::test]
+async fn a_message_that_is_lost_is_one_line_of_the_log_and_each_of_its_connections_is_counted() {
+    let mailbox = Mailbox::new().expect("a mailbox");
+    for connections in [40, 1] {
+        // The kernel has dropped its descriptors.
+        let message = [b"parcels".as_slice(), &u16::to_le_bytes(connections)].concat();
+        rustix::net::send(mailbox.entrance(), &message, SendFlags::DONTWAIT).expect("there is room");
+    }
+    let side = Side::new();
+    let lines = logged(|| side.server.take_over(&mailbox).expect("the mailbox works"));
+    let [many, one] = &lines[..] else { panic!("{lines:#?}") };
+    assert!(many.contains("WARN") && many.contains("closed 40 connections from the predecessor: "), "{many}");
+    assert!(one.contains("WARN") && one.contains("closed 1 connection from the predecessor: "), "{one}");
+    assert_eq!(side.registry.totals().not_understood.load(Relaxed), 41);
 }
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: here\r\n\r\n";

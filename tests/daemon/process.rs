@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
-use steadfast_harness::{Client, Daemon};
+use steadfast_harness::{Client, Daemon, build_examples};
 
 /// The binary.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_steadfast");
@@ -46,24 +46,8 @@ pub(crate) fn not_shown(file: &str, why: &str) {
     let _ = writeln!(io::stderr().lock(), "{file}: not shown here: {why}");
 }
 
-/// The path of an example, once it was built. Plain `cargo test` has done that; one that names its targets has not.
+/// The path of an example, once it was built.
 pub(crate) fn example(name: &str) -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    let folder = FOLDER.get_or_init(|| {
-        // TARGET/PROFILE/deps/daemon-HASH
-        let test = std::env::current_exe().expect("a test is a file");
-        let profile = test.ancestors().nth(2).expect("it is in a profile's folder");
-        let mut build = Command::new(env!("CARGO"));
-        build
-            .args(["build", "--quiet", "--examples", "--target-dir"])
-            .arg(profile.parent().expect("which is in the target folder"))
-            .current_dir(env!("CARGO_MANIFEST_DIR"));
-        if profile.ends_with("release") {
-            build.arg("--release");
-        }
-        let outcome = build.status().expect("cargo runs");
-        assert!(outcome.success(), "the examples cannot be built");
-        profile.join("examples")
-    });
-    folder.join(name)
+    FOLDER.get_or_init(|| build_examples(&["--examples"])).join(name)
 }

@@ -126,22 +126,35 @@ async fn a_child_that_fails_after_it_was_ready_does_not_take_readiness_back() {
     assert_eq!(service.admin("/readyz").await.status, 200);
 }
 
-/// The worker of `troubled` at the gate of the test.
-fn at_the_gate(gate: &UnixListener) -> UnixStream {
-    let (worker, _) = gate.accept().expect("the worker comes");
-    worker
+/// The gate that the worker of `troubled` comes to, and waits at.
+struct Gate {
+    listener: UnixListener,
+    /// The folder of its socket.
+    _folder: tempfile::TempDir,
+}
+
+impl Gate {
+    fn worker(&self) -> UnixStream {
+        let (worker, _) = self.listener.accept().expect("the worker comes");
+        worker
+    }
+}
+
+/// `troubled`, held back by a worker that waits to be let through this gate.
+fn held_back() -> (steadfast_harness::Daemon, Gate) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("gate.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let daemon = steadfast_harness::Daemon::spawn_program(example("troubled"), &[], &config(""), |command| {
+        command.env("CHILD", "worker").env("TROUBLE", "waits at the gate").env("GATE", &path);
+    });
+    (daemon, Gate { listener, _folder: folder })
 }
 
 #[test]
 fn ready_is_not_said_to_the_manager_before_a_child_that_holds_it_back_is_ready() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("gate.sock");
-    let gate = UnixListener::bind(&path).unwrap();
-    let mut daemon =
-        steadfast_harness::Daemon::spawn_program(example("troubled"), &[], &config(""), |command| {
-            command.env("CHILD", "worker").env("TROUBLE", "waits at the gate").env("GATE", &path);
-        });
-    let mut worker = at_the_gate(&gate);
+    let (mut daemon, gate) = held_back();
+    let mut worker = gate.worker();
     let admin = || connect(&daemon, "admin").get("/readyz").unwrap().status;
     daemon.wait_for_line("the admin listener", |line| line.contains("for admin"));
     assert_eq!(admin(), 503);
@@ -158,14 +171,8 @@ fn ready_is_not_said_to_the_manager_before_a_child_that_holds_it_back_is_ready()
 
 #[test]
 fn a_stop_while_a_child_holds_it_back_is_a_clean_one_and_ready_is_never_said() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("gate.sock");
-    let gate = UnixListener::bind(&path).unwrap();
-    let mut daemon =
-        steadfast_harness::Daemon::spawn_program(example("troubled"), &[], &config(""), |command| {
-            command.env("CHILD", "worker").env("TROUBLE", "waits at the gate").env("GATE", &path);
-        });
-    let _worker = at_the_gate(&gate);
+    let (mut daemon, gate) = held_back();
+    let _worker = gate.worker();
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.wait(), 0);
     assert!(!daemon.notifications().iter().any(|n| n.text.contains("READY=1")));
@@ -173,20 +180,14 @@ fn a_stop_while_a_child_holds_it_back_is_a_clean_one_and_ready_is_never_said() {
 
 #[test]
 fn a_reload_is_served_by_the_old_process_until_the_children_of_the_new_one_are_ready() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("gate.sock");
-    let gate = UnixListener::bind(&path).unwrap();
-    let mut daemon =
-        steadfast_harness::Daemon::spawn_program(example("troubled"), &[], &config(""), |command| {
-            command.env("CHILD", "worker").env("TROUBLE", "waits at the gate").env("GATE", &path);
-        });
-    at_the_gate(&gate).write_all(b"!").unwrap();
+    let (mut daemon, gate) = held_back();
+    gate.worker().write_all(b"!").unwrap();
     daemon.wait_for_notification("READY=1", |text| text.lines().any(|line| line == "READY=1"));
     let mut asking = Client::connect_unix(daemon.control_socket()).unwrap();
     asking.send("POST /reload HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\n\r\n").unwrap();
 
     // The new process's worker: it runs, and nothing else of that process is to be seen.
-    let mut worker = at_the_gate(&gate);
+    let mut worker = gate.worker();
     let took_over = || daemon.stderr().0.iter().any(|line| line.contains("takes over"));
     for _ in 0..20 {
         assert_eq!(connect(&daemon, "http").get("/").unwrap().status, 200);

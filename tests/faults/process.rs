@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
-use steadfast_harness::{Client, Daemon, Upstream, wait_until};
+use steadfast_harness::{Client, Daemon, Upstream, build_examples, wait_until};
 
 /// A child of the tree, by its name.
 pub(crate) type Child = &'static str;
@@ -133,20 +133,6 @@ pub(crate) fn post(control: &mut Client, path: &str) {
 /// The program of `rehearsal.rs`, after it was built.
 pub(crate) fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        // TARGET/PROFILE/deps/faults-HASH
-        let test = std::env::current_exe().expect("a test is a file");
-        let profile = test.ancestors().nth(2).expect("it is in a profile's folder");
-        let mut build = Command::new(env!("CARGO"));
-        build
-            .args(["build", "--quiet", "--features", "faults", "--example", "rehearsal", "--target-dir"])
-            .arg(profile.parent().expect("which is in the target folder"))
-            .current_dir(env!("CARGO_MANIFEST_DIR"));
-        if profile.ends_with("release") {
-            build.arg("--release");
-        }
-        let status = build.status().expect("cargo runs");
-        assert!(status.success(), "the rehearsal cannot be built");
-        profile.join("examples/rehearsal")
-    })
+    PROGRAM
+        .get_or_init(|| build_examples(&["--features", "faults", "--example", "rehearsal"]).join("rehearsal"))
 }

@@ -160,8 +160,7 @@ fn a_line_that_does_not_end_or_begin_as_a_line_should_is_refused() {
         refused("a space in the path", b"GET /a /{n} HTTP/1.1\r\nHost: a\r\n\r\n"),
         refused("no version", b"GET /{n}\r\nHost: a\r\n\r\n"),
         refused("another version", b"GET /{n} HTTP/1.2\r\nHost: a\r\n\r\n"),
-        // Whoever begins so does not read HTTP/1.1.
-        Shape { name: "HTTP/2", sent: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", answered: &[], passed: &[] },
+        refused("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
         refused("another protocol", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),
         // Each line's end may be recognised by its LF alone (RFC 9112, section 2.2). What is passed on has CR LF.
         passed_once("a bare LF", b"GET /{n} HTTP/1.1\nHost: a\nConnection: close\n\n", &["GET /{n}"]),

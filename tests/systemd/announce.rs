@@ -7,11 +7,9 @@ const ANNOUNCED: &str = "the service is being stopped";
 
 #[test]
 fn with_a_second_runtime_directory_a_reload_works_and_a_stop_is_announced() {
-    let Some(service) = Service::install(file!(), "") else {
+    let Some(service) = Service::start_with_unit(file!(), "", "RuntimeDirectory=more") else {
         return;
     };
-    service.edit_unit("RuntimeDirectory=more");
-    service.ok(["systemctl", "start", UNIT]);
     service.reload();
     assert_eq!(service.connect().get("/").unwrap().status, 200);
     // The operator's shell has no such variable.

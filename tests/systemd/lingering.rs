@@ -27,11 +27,11 @@ fn with_connections_switched_off_they_may_ask_once_more_and_tunnels_are_carried(
 
 #[test]
 fn without_a_store_every_connection_lingers() {
-    let Some(service) = Service::install(file!(), LINGER) else {
+    let Some(service) =
+        Service::start_with_unit(file!(), LINGER, "Environment=STEADFAST_FDSTORE=\nFileDescriptorStoreMax=0")
+    else {
         return;
     };
-    service.edit_unit("Environment=STEADFAST_FDSTORE=\nFileDescriptorStoreMax=0");
-    service.ok(["systemctl", "start", UNIT]);
     let mut client = service.answered();
     service.restart_meanwhile(|| assert_last_answer(&mut client));
     assert_reported(

@@ -8,6 +8,7 @@
 mod admin;
 mod announce;
 mod idle;
+mod journal;
 mod lingering;
 mod listeners;
 mod refused_reload;

@@ -81,7 +81,15 @@ impl Service {
         Some(service)
     }
 
-    /// The same with an upstream where [`PROXY`] leads.
+    /// The same with lines of the operator's own in the unit.
+    pub(crate) fn start_with_unit(file: &str, rest: &str, lines: &str) -> Option<Self> {
+        let service = Self::install(file, rest)?;
+        service.edit_unit(lines);
+        service.ok(["systemctl", "start", UNIT]);
+        Some(service)
+    }
+
+    /// The same as [`Self::start`], with an upstream where [`PROXY`] leads.
     pub(crate) fn start_with_upstream(file: &str, rest: &str) -> Option<(Self, Upstream)> {
         let service = Self::start(file, &format!("{rest}{PROXY}"))?;
         let upstream = service.upstream();

@@ -109,11 +109,13 @@ fn a_request_body_still_being_sent_is_received_to_its_end() {
 
 #[test]
 fn a_deadline_longer_than_the_units_timeoutstopsec_is_honoured() {
-    let Some(service) = Service::install(file!(), &format!("[shutdown]\ndeadline = \"30s\"\n{PROXY}")) else {
+    let Some(service) = Service::start_with_unit(
+        file!(),
+        &format!("[shutdown]\ndeadline = \"30s\"\n{PROXY}"),
+        "TimeoutStopSec=2s",
+    ) else {
         return;
     };
-    service.edit_unit("TimeoutStopSec=2s");
-    service.ok(["systemctl", "start", UNIT]);
     let upstream = service.upstream();
     let (mut client, exchange) = service.in_flight(&upstream, "/app/slow");
 

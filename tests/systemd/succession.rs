@@ -63,11 +63,9 @@ fn the_new_process_tells_what_it_took_over_when_the_old_one_has_ended() {
 
 #[test]
 fn a_stop_waits_for_a_predecessor_beyond_the_units_timeoutstopsec() {
-    let Some(service) = Service::install(file!(), PROXY) else {
+    let Some(service) = Service::start_with_unit(file!(), PROXY, "TimeoutStopSec=2s") else {
         return;
     };
-    service.edit_unit("TimeoutStopSec=2s");
-    service.ok(["systemctl", "start", UNIT]);
     let upstream = service.upstream();
     let (mut client, exchange) = service.in_flight(&upstream, "/app/slow");
     service.reload();

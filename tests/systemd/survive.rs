@@ -46,11 +46,9 @@ fn ten_crashes_under_load_refuse_nobody_and_lose_what_is_in_flight_alone() {
 
 #[test]
 fn a_frozen_daemon_is_replaced_by_the_watchdog() {
-    let Some(service) = Service::install(file!(), "") else {
+    let Some(service) = Service::start_with_unit(file!(), "", "WatchdogSec=1s\nTimeoutStopSec=1s") else {
         return;
     };
-    service.edit_unit("WatchdogSec=1s\nTimeoutStopSec=1s");
-    service.ok(["systemctl", "start", UNIT]);
     service.ok(["systemctl", "kill", "--signal=STOP", "--kill-whom=main", UNIT]);
     wait_until("the watchdog to replace the frozen daemon", || {
         let back = service.show(UNIT, "NRestarts") == "1" && service.show(UNIT, "ActiveState") == "active";
@@ -61,11 +59,9 @@ fn a_frozen_daemon_is_replaced_by_the_watchdog() {
 
 #[test]
 fn a_daemon_that_was_frozen_for_less_than_the_watchdogs_period_lives_on() {
-    let Some(service) = Service::install(file!(), "") else {
+    let Some(service) = Service::start_with_unit(file!(), "", "WatchdogSec=6s") else {
         return;
     };
-    service.edit_unit("WatchdogSec=6s");
-    service.ok(["systemctl", "start", UNIT]);
     let pid = service.main_pid();
     // The effect of `systemctl freeze`, which needs D-Bus.
     let freezer = format!("/sys/fs/cgroup{}/cgroup.freeze", service.show(UNIT, "ControlGroup"));

@@ -120,6 +120,7 @@ impl Active {
                 let unsent = stream.refused().map(last_answer);
                 After::Close(Closing::new(stream, unsent))
             }
+            End::Http2 => After::Close(Closing::new(stream, Some(last_answer(StatusCode::BAD_REQUEST)))),
             End::TimedOut => {
                 After::Close(Closing::new(stream, Some(last_answer(StatusCode::REQUEST_TIMEOUT))))
             }
@@ -136,12 +137,14 @@ impl Active {
         }
         let now = connection.registry.watchdog_now();
         if let Poll::Ready(result) = connection.progress.timed(now, || Pin::new(&mut *self.hyper).poll(cx)) {
+            let is_http2 = result.as_ref().is_err_and(hyper::Error::is_parse_version_h2);
             if let Err(error) = result {
                 tracing::debug!(peer = %connection.peer(), %error, "the connection failed");
             }
             return Poll::Ready(match connection.state() {
                 // The client closed while its request was being answered.
                 State::Answering | State::Flushing => End::Dropped,
+                _ if is_http2 => End::Http2,
                 _ => End::Closes,
             });
         }
@@ -169,6 +172,8 @@ enum End {
     Leaves,
     /// After the last answer, or after bytes that are no request.
     Closes,
+    /// After the preface of HTTP/2, the only malformed head that hyper leaves without an answer.
+    Http2,
     /// Within a head that took too long.
     TimedOut,
     /// At once.

@@ -8,11 +8,13 @@
 //! * [`Load`] is many of them at once, with an account of what they lost.
 //! * [`Upstream`] is a server that answers when the test says so.
 //! * [`Tunnel`] is both ends of a tunnel, with numbered messages.
+//! * [`build_examples`] makes programs of the examples, which use the library.
 //!
 //! Nothing here sleeps and hopes: every wait is for an event, has a bound wide
 //! enough for a busy machine, and says what it waited for when the bound passes.
 
 mod client;
+mod examples;
 mod load;
 mod machine;
 mod process;
@@ -21,6 +23,7 @@ mod upstream;
 mod wait;
 
 pub use client::{Client, Failure, Head, Response};
+pub use examples::build_examples;
 pub use load::{Account, Load};
 pub use machine::{Machine, Output, print_figure, raise_descriptor_limit};
 pub use process::{Daemon, Listening, Notification, Stderr};
