@@ -1,16 +1,13 @@
 //! The main process, as its worker sees it: what it commands, and that it is there.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-
-use rustix::process::{PidfdFlags, pidfd_open};
-use tokio::io::unix::AsyncFd;
 
 use crate::main_process::{Predecessor, Settings};
 use crate::systemd::activation::{CHANNEL, Inherited, Role, failed, role};
 use crate::systemd::channel::{Channel, Message, key};
+use crate::systemd::process::Process;
 
 /// A command of the main process, or its end.
 #[derive(Debug)]
@@ -44,7 +41,7 @@ pub(super) struct Link(Arc<Inner>);
 struct Inner {
     channel: Arc<Channel>,
     /// Its process; none if it has ended already.
-    process: Option<AsyncFd<OwnedFd>>,
+    process: Option<Process>,
     gone: AtomicBool,
     beside: bool,
 }
@@ -55,8 +52,7 @@ impl Link {
         let Role::Worker { beside } = role() else { return Ok(None) };
         let Some(channel) = inherited.take(CHANNEL).pop() else { return Ok(None) };
         let main = rustix::net::sockopt::socket_peercred(&channel)?.pid;
-        let process = pidfd_open(main, PidfdFlags::NONBLOCK);
-        let process = process.ok().map(AsyncFd::new).transpose()?;
+        let process = Process::open(main).ok();
         let channel = Arc::new(Channel::adopt(channel)?);
         Ok(Some(Self(Arc::new(Inner { channel, process, gone: AtomicBool::new(false), beside }))))
     }
@@ -106,7 +102,7 @@ impl Link {
     /// Returns when the main process has ended, once.
     async fn gone(&self) {
         if let Some(process) = &self.0.process {
-            let _ = process.readable().await;
+            process.gone().await;
         }
         if self.0.gone.swap(true, Relaxed) {
             std::future::pending::<()>().await;

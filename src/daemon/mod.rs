@@ -244,7 +244,7 @@ impl Daemon {
         };
         let metrics = Metrics::new();
         let registry = Registry::new(Totals::new(metrics.durations(), AccessLog::new(&config.log)));
-        let supervisor = Supervisor::new(config.supervision, lifecycle.clone(), Manager::watchdog());
+        let supervisor = Supervisor::new(config.supervision.clone(), lifecycle.clone(), Manager::watchdog());
         let observer = Observer {
             lifecycle: lifecycle.clone(),
             supervisor: supervisor.clone(),

@@ -12,7 +12,6 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
@@ -178,6 +177,8 @@ struct MainProcess {
     /// The exit of this process, once it is to end.
     exit: Option<Exit>,
     next_tick: Instant,
+    /// True once the current worker is of another program than this process.
+    is_upgraded: bool,
     events: mpsc::Receiver<Event>,
     heard: mpsc::Sender<Event>,
     tasks: TaskTracker,
@@ -209,6 +210,7 @@ impl MainProcess {
             last_exit: Exit::Clean,
             exit: None,
             next_tick: Instant::now(),
+            is_upgraded: false,
             events,
             heard,
             tasks: TaskTracker::new(),
@@ -245,6 +247,13 @@ impl MainProcess {
             self.start_worker();
         }
         while self.exit.is_none() {
+            if self.is_upgraded && self.candidate().is_none() && self.events.is_empty() {
+                // Whoever has heard something can pass it on now, for there is room.
+                tokio::task::yield_now().await;
+                if self.events.is_empty() {
+                    self.follow_upgrade();
+                }
+            }
             let alarm = self.alarm();
             let event = tokio::select! {
                 Some(event) = self.events.recv() => event,
@@ -371,6 +380,9 @@ impl MainProcess {
         if is_current {
             self.pass_on(&message);
         }
+        if is_current && message.has("STOPPING") && !self.stopping {
+            self.replace_unasked(pid);
+        }
         if message.has("STATUS") && !is_current {
             self.tell_predecessors();
         }
@@ -437,7 +449,7 @@ impl MainProcess {
             self.replace(old);
         }
         self.tell_predecessors();
-        self.follow_upgrade();
+        self.is_upgraded = old.is_some() && self.program.is_another();
         self.go_on_reloading();
     }
 
@@ -460,6 +472,14 @@ impl MainProcess {
                 worker.tell(&assign(key::CUT, "handover.predecessors"));
                 worker.kill_at = Some(Instant::now() + GRACE);
             }
+        }
+    }
+
+    /// Starts another worker in the place of one that stops unasked, while that one finishes.
+    fn replace_unasked(&mut self, pid: u32) {
+        if let Some(index) = self.workers.iter().position(|worker| worker.pid == pid) {
+            self.replace(index);
+            self.restart(pid, "stops by itself");
         }
     }
 
@@ -674,19 +694,13 @@ impl MainProcess {
 
     // ---- another program ----
 
-    /// Takes the code of the program that is at the path now, if that is another one: as the same process, with all
-    /// that it keeps.
-    fn follow_upgrade(&self) {
-        let file = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-        let there = std::fs::metadata(self.program.path()).map(file);
-        let this = std::fs::metadata("/proc/self/exe").map(file);
-        if let (Ok(there), Ok(this)) = (there, this)
-            && there != this
-        {
-            tracing::info!("going on as the program that is now at {}", self.program.path().display());
-            let error = self.exec(Program::command);
-            tracing::error!("cannot: {error}; going on as before");
-        }
+    /// Takes the code of the program that is at the path now, as the same process with all that it keeps. What was heard
+    /// must have been handled.
+    fn follow_upgrade(&mut self) {
+        self.is_upgraded = false;
+        tracing::info!("going on as the program that is now at {}", self.program.path().display());
+        let error = self.exec(Program::command);
+        tracing::error!("cannot: {error}; going on as before");
     }
 
     /// Replaces the program of this process. Returns only if that fails.
@@ -731,7 +745,7 @@ impl MainProcess {
     /// The time of the next thing to do.
     fn alarm(&self) -> Instant {
         let kills = self.workers.iter().filter_map(|worker| worker.kill_at);
-        let beats = self.current().map(|worker| worker.beat + self.patience());
+        let beats = self.current().map(|worker| worker.beat + patience());
         let far = Instant::now() + Duration::from_secs(60 * 60);
         kills
             .chain(beats)
@@ -746,18 +760,13 @@ impl MainProcess {
         self.stopping || Manager::watchdog().is_some()
     }
 
-    /// The longest time without a heartbeat of the current worker.
-    fn patience(&self) -> Duration {
-        Manager::watchdog().unwrap_or(UNWATCHED)
-    }
-
     /// Does what is due.
     fn act_on_time(&mut self) {
         let now = Instant::now();
         if self.start_at.is_some_and(|at| at <= now) {
             self.start_worker();
         }
-        let patience = self.patience();
+        let patience = patience();
         let stops = self.stopping;
         let mut late = None;
         for worker in &mut self.workers {
@@ -815,6 +824,11 @@ impl MainProcess {
 
 fn read_state(state: OwnedFd) -> io::Result<State> {
     Ok(serde_json::from_reader(File::from(state))?)
+}
+
+/// The longest time without a heartbeat of the current worker.
+fn patience() -> Duration {
+    Manager::watchdog().unwrap_or(UNWATCHED)
 }
 
 fn assign(key: &str, value: &str) -> String {

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -49,6 +50,15 @@ impl Program {
     /// Its path.
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// True if another program is at the path than the one that this process runs.
+    pub(super) fn is_another(&self) -> bool {
+        let file = |path: &Path| std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
+        match (file(&self.path), file(Path::new(THIS))) {
+            (Ok(there), Ok(this)) => there != this,
+            _ => false,
+        }
     }
 
     /// True if this process runs under its title already.

@@ -7,10 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 use std::sync::Arc;
 
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, pidfd_open, pidfd_send_signal, waitpid,
-};
-use tokio::io::unix::AsyncFd;
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, waitpid};
 use tokio::time::Instant;
 
 use super::Settings;
@@ -18,6 +15,7 @@ use super::program::{self, Program};
 use super::store::Store;
 use crate::systemd::activation::{ALONE, BESIDE, CHANNEL, STDERR, WORKER};
 use crate::systemd::channel::{Channel, Message};
+use crate::systemd::process::Process;
 
 /// The beginning of the names under which the channels to workers are in systemd's store.
 pub(super) const STORED: &str = "worker-";
@@ -52,7 +50,7 @@ pub(super) struct Worker {
     pub(super) kill_at: Option<Instant>,
     /// How it ended, once it is reaped.
     pub(super) ended: Option<WaitStatus>,
-    process: Arc<AsyncFd<OwnedFd>>,
+    process: Arc<Process>,
     channel: Arc<Channel>,
     /// Its stderr until it is ready, of one that is started beside another.
     words: Option<UnixStream>,
@@ -97,12 +95,13 @@ impl Worker {
             .env_remove("LISTEN_PID")
             .env_remove("NOTIFY_SOCKET")
             .env_remove("WATCHDOG_PID")
+            .env("WATCHDOG_USEC", super::patience().as_micros().to_string())
             // The signals of a terminal are for the main process alone.
             .process_group(0)
             .stdin(Stdio::null());
         let words = match words {
             Some((words, stderr)) => {
-                command.stdout(stderr.try_clone()?).stderr(OwnedFd::from(stderr));
+                command.stdout(OwnedFd::from(stderr.try_clone()?)).stderr(OwnedFd::from(stderr));
                 Some(words)
             }
             None => None,
@@ -118,7 +117,7 @@ impl Worker {
     /// A running worker, with the channel to it.
     pub(super) fn adopt(pid: u32, channel: Channel, part: Part) -> io::Result<Self> {
         let number = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
-        let process = AsyncFd::new(pidfd_open(number, PidfdFlags::NONBLOCK)?)?;
+        let process = Process::open(number)?;
         let now = Instant::now();
         Ok(Self {
             pid,
@@ -162,8 +161,7 @@ impl Worker {
 
     /// Sends it a signal.
     pub(super) fn signal(&self, signal: Signal) {
-        // It may have ended in this moment.
-        let _ = pidfd_send_signal(self.process.get_ref(), signal);
+        self.process.signal(signal);
     }
 
     /// How it ended; `None` if it is no child of this process, as one of an earlier main process.
@@ -189,7 +187,7 @@ impl Worker {
 
 /// What is heard of a worker.
 pub(super) struct Ears {
-    process: Arc<AsyncFd<OwnedFd>>,
+    process: Arc<Process>,
     channel: Arc<Channel>,
 }
 
@@ -203,9 +201,9 @@ impl Ears {
                 // It has closed its end, and may be slow to follow.
                 Ok(None) | Err(_) => {}
             },
-            _ = self.process.readable() => return self.channel.receive_now(),
+            () = self.process.gone() => return self.channel.receive_now(),
         }
-        let _ = self.process.readable().await;
+        self.process.gone().await;
         None
     }
 }

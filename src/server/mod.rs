@@ -115,11 +115,6 @@ impl Server {
         Self { departures: Some(departures), ..self }
     }
 
-    /// Its connections.
-    pub(crate) fn registry(&self) -> &Registry {
-        &self.registry
-    }
-
     /// Its listeners, until they are closed.
     pub(crate) fn listeners(&self) -> Vec<Arc<Listener>> {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -6,4 +6,5 @@
 pub(crate) mod activation;
 pub(crate) mod channel;
 pub(crate) mod manager;
+pub(crate) mod process;
 pub(crate) mod runtime;

@@ -1,0 +1,56 @@
+//! Another process, by a descriptor of it: its end can be waited for, and no signal meant for it reaches another.
+
+use std::io;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::net::UnixDatagram;
+
+/// A process that may have ended.
+///
+/// tokio watches no `pidfd_open(2)`; as a datagram socket it watches one just as well: it is readable once the process
+/// has ended.
+#[derive(Debug)]
+pub(crate) struct Process(UnixDatagram);
+
+impl Process {
+    /// The process of this number; an error if there is none. Needs a runtime.
+    pub(crate) fn open(pid: Pid) -> io::Result<Self> {
+        let descriptor = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
+        Ok(Self(UnixDatagram::from_std(descriptor.into())?))
+    }
+
+    /// Returns when it has ended.
+    pub(crate) async fn gone(&self) {
+        // An error is as good as an end: there is nothing left to wait for.
+        let _ = self.0.readable().await;
+    }
+
+    /// Sends it a signal, unless it has ended.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let _ = pidfd_send_signal(&self.0, signal);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! The end of a process is seen, also by who comes late.
+
+    use std::process::Command;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_of_a_process_is_seen_again_and_again() {
+        let mut child = Command::new("sleep").arg("1000").spawn().expect("it runs");
+        let process = Process::open(Pid::from_child(&child)).expect("it is there");
+        tokio::select! {
+            biased;
+            () = process.gone() => panic!("it runs"),
+            () = std::future::ready(()) => {}
+        }
+        process.signal(Signal::KILL);
+        process.gone().await;
+        process.gone().await;
+        child.wait().expect("it has ended");
+    }
+}
