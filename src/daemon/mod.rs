@@ -31,7 +31,7 @@ use self::admin::{Admin, Metrics};
 use self::child::{BoxError, Child, UserChild};
 pub use self::config::Config;
 use self::http::Http;
-use self::http::routes;
+use self::http::routes::Routes;
 use self::phase::Lifecycle;
 use self::reload::{Reload, Reloads};
 use self::status::Observer;
@@ -251,11 +251,11 @@ impl Daemon {
         let (reloads, requests) = Reloads::open();
 
         let tunnels = TaskTracker::new();
-        let router = routes::router(&config.http.routes, router, &tunnels);
+        let routes = Routes::new(&config.http.routes, router, &tunnels);
         let http = Http::bind(
             &config.http,
             config.shutdown.linger,
-            router,
+            routes,
             Arc::clone(&registry),
             lifecycle.clone(),
             Arc::clone(&handover),
