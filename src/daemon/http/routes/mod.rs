@@ -7,7 +7,7 @@ pub(crate) mod proxy;
 pub(crate) mod respond;
 mod status;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::future::ready;
 use std::sync::Arc;
 
@@ -105,9 +105,9 @@ impl Routes {
 #[derive(Debug, Default)]
 struct Table {
     /// By their paths, as they are compared.
-    exact: HashMap<Vec<u8>, Endpoint>,
+    exact: BTreeMap<Vec<u8>, Endpoint>,
     /// By their folders, which end in a slash.
-    below: HashMap<Vec<u8>, Endpoint>,
+    below: BTreeMap<Vec<u8>, Endpoint>,
     fallback: Option<Router>,
 }
 
