@@ -15,8 +15,8 @@ use super::peer::Peer;
 
 /// Answers the requests of a server.
 ///
-/// A `Router` is one, too. The config's routes are none, for a `Router` costs each request several allocations on its way
-/// to an answer that may be fixed.
+/// The config's routes are one, and an axum `Router` is another: a `Router` around the routes would cost each request
+/// several allocations, also where the answer is fixed.
 pub(crate) trait Handler: fmt::Debug + Send + Sync {
     /// The answer to a request.
     fn answer(&self, request: Request, in_flight: InFlight) -> Answering;

@@ -73,10 +73,10 @@ pub(crate) fn claim(path: &str) -> Result<(bool, Reading<'_>), Unreadable> {
 pub(crate) struct Routes(Arc<Table>);
 
 impl Routes {
-    /// The routes of a config. A request that none of them claims goes to the `fallback`, with its URI as it was
-    /// sent: a caller's `Router` reads paths in its own way. Without one it is answered with 404. Of two routes with one
-    /// path the first wins; the config's check refuses them, as it does a path that cannot be read, which no request
-    /// could ask for.
+    /// The routes of a config. A request that none of them claims goes to the `fallback`, with its URI as it was sent: a
+    /// caller's `Router` reads paths in its own way. Without one it is answered with 404. Of two routes with one path
+    /// the first wins; the config's check refuses them, as it does a path that cannot be read, which no request could
+    /// ask for.
     ///
     /// Tunnels run as tasks on `tunnels`.
     pub(crate) fn new(routes: &[Route], fallback: Option<Router>, tunnels: &TaskTracker) -> Self {
