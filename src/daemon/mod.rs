@@ -32,7 +32,7 @@ use tokio_util::task::TaskTracker;
 use self::child::{BoundChild, BoxError, Child, Context, UserChild};
 pub use self::config::Config;
 use self::http::Http;
-use self::http::routes;
+use self::http::routes::Routes;
 use self::link::Link;
 use self::metrics::Metrics;
 use self::phase::Lifecycle;
@@ -275,8 +275,8 @@ impl Daemon {
         };
 
         let tunnels = TaskTracker::new();
-        let router = routes::router(&config.http.routes, router, &tunnels);
-        let http = Http::bind(&config.http, context.shutdown.linger, router, &context, &mut inherited)
+        let routes = Routes::new(&config.http.routes, router, &tunnels);
+        let http = Http::bind(&config.http, context.shutdown.linger, routes, &context, &mut inherited)
             .map_err(beside)?;
         let others: Vec<Arc<dyn BoundChild>> = vec![
             Arc::new(signals::Signals::bind(&context)),

@@ -11,9 +11,9 @@ use crate::printable::excerpt;
 
 /// A request that ended.
 #[derive(Debug)]
-pub(crate) struct Record {
-    pub(super) method: Method,
-    pub(super) uri: Uri,
+pub(crate) struct Record<'a> {
+    pub(super) method: &'a Method,
+    pub(super) uri: &'a Uri,
     pub(super) peer: Peer,
     pub(super) status: Option<StatusCode>,
     pub(super) outcome: Outcome,
@@ -38,7 +38,7 @@ impl AccessLog {
         Self { policy: Access::Off, slow: Duration::MAX }
     }
 
-    pub(super) fn log(self, record: &Record) {
+    pub(super) fn log(self, record: &Record<'_>) {
         let failed = record.outcome == Outcome::Cut || record.status.is_some_and(|s| s.is_server_error());
         let wanted = match self.policy {
             Access::All => true,
@@ -51,7 +51,7 @@ impl AccessLog {
     }
 }
 
-fn emit(r: &Record) {
+fn emit(r: &Record<'_>) {
     let path = excerpt(r.uri.path());
     tracing::info!(
         target: "steadfast::access",

@@ -6,6 +6,7 @@
 //! | `listener`, `address` | where connections come from |
 //! | `registry`, `totals`, `access` | the open ones; the account of all; the log of their requests |
 //! | `connection` | one of them: its states, its commands, its task |
+//! | `handler` | what answers its requests |
 //! | `sweep`, `limits`, `clock` | how long a client may take |
 //! | `departures`, `tunnel` | to the successor; connections that became another protocol |
 
@@ -14,6 +15,7 @@ pub(crate) mod address;
 mod clock;
 mod connection;
 pub(crate) mod departures;
+mod handler;
 pub(crate) mod limits;
 pub(crate) mod listener;
 mod peer;
@@ -31,7 +33,6 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::Router;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use hyper::server::conn::http1;
@@ -41,6 +42,7 @@ use tokio_util::task::TaskTracker;
 
 pub(crate) use self::connection::RequestView;
 pub use self::connection::{InFlight, State, Waiting};
+pub(crate) use self::handler::{Answering, Handler};
 pub use self::peer::Peer;
 pub(crate) use self::registry::Registry;
 pub(crate) use self::totals::Totals;
@@ -77,7 +79,7 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) fn new(
         listeners: Vec<Listener>,
-        router: Router,
+        handler: impl Handler + 'static,
         registry: Arc<Registry>,
         limits: Limits,
     ) -> Self {
@@ -92,7 +94,7 @@ impl Server {
             registry,
             serving: Arc::new(Serving {
                 http1,
-                router,
+                handler: Box::new(handler),
                 body_limit: limits.body_limit,
                 requests_per_connection: limits.requests_per_connection,
                 last_answers: AtomicBool::new(false),

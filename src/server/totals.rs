@@ -188,8 +188,8 @@ impl Totals {
         let took = exchange.started.elapsed();
         self.durations.record(took.as_secs_f64());
         self.access.log(&access::Record {
-            method: exchange.method,
-            uri: exchange.uri,
+            method: &exchange.method,
+            uri: &exchange.uri,
             peer,
             status: exchange.status,
             outcome,

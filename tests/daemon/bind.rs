@@ -245,7 +245,7 @@ fn route(config: &mut Config, path: &str, action: Action) {
     config.http.routes.push(Route::new(path, action));
 }
 
-/// What a diagnostic says, without the place.
+/// The mistakes that a diagnostic names, without their places.
 fn what(diagnostic: &str) -> Vec<&str> {
     diagnostic.lines().filter_map(|line| line.strip_prefix("error: ")).collect()
 }

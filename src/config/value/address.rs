@@ -105,7 +105,7 @@ impl Text for Upstream {
         if let Some(path) = rest.find(['/', '?', '#']) {
             let (server, path) = rest.split_at(path);
             return Err(Refusal::new("has a path").help(format!(
-                "leave out {path:?}: the request's own path is passed on as it came, to {:?}",
+                "leave out {path:?}: the request's own path is passed on, to {:?}",
                 format!("http://{server}"),
             )));
         }

@@ -11,9 +11,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-
-use self::routes::Route;
+use self::routes::{Route, Routes};
 use super::child::{BoundChild, BoxError, Child, Context, Run};
 use crate::rules::Check;
 use crate::server::Server;
@@ -108,13 +106,13 @@ impl Http {
     pub(super) fn bind(
         config: &Config,
         linger: Duration,
-        router: Router,
+        routes: Routes,
         daemon: &Context,
         inherited: &mut Inherited,
     ) -> Result<Self, BindError> {
         let listeners = listener::bind_all(&config.listen, inherited)?;
         let registry = Arc::clone(&daemon.observer.registry);
-        let server = Server::new(listeners, router, registry, config.limits.clone());
+        let server = Server::new(listeners, routes, registry, config.limits.clone());
         let server = server
             .trusting(config.trusted_proxies.clone())
             .with_departures(Departures::new(Arc::clone(&daemon.handover)));

@@ -79,7 +79,7 @@ impl Exchange {
 /// A request that has ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    pub(crate) exchange: Exchange,
+    pub(crate) exchange: Box<Exchange>,
     pub(crate) outcome: Outcome,
 }
 
@@ -256,7 +256,7 @@ impl Machine {
                     }
                     None => Self::Parked { since: now() },
                 };
-                (state, Some(Ended { exchange: *exchange, outcome: Outcome::Answered }))
+                (state, Some(Ended { exchange, outcome: Outcome::Answered }))
             }
 
             (Self::Parked { .. } | Self::Reading { .. } | Self::Discarding { .. }, Event::Close) => {
@@ -264,12 +264,12 @@ impl Machine {
             }
 
             (Self::Flushing { exchange, next: Some(next) }, Event::End(outcome)) => {
-                (Self::Answering { exchange: next }, Some(Ended { exchange: *exchange, outcome }))
+                (Self::Answering { exchange: next }, Some(Ended { exchange, outcome }))
             }
             (
                 Self::Answering { exchange } | Self::Flushing { exchange, .. } | Self::Tunnel { exchange },
                 Event::End(outcome),
-            ) => (Self::Closed, Some(Ended { exchange: *exchange, outcome })),
+            ) => (Self::Closed, Some(Ended { exchange, outcome })),
             (Self::Closed, _) | (_, Event::End(_)) => (Self::Closed, None),
 
             (state, _) => (state, None),

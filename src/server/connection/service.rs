@@ -7,25 +7,22 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use axum::Router;
 use axum::body::Body;
-use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use axum::response::IntoResponse;
 use futures_util::FutureExt;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use tower::Service as _;
 
 use super::body::{AnswerBody, RequestBody, announced};
 use super::{Command, Connection, InFlight};
-use crate::server::peer::Peer;
+use crate::server::handler::Handler;
 
 /// Everything that the connections of a server share.
 #[derive(Debug)]
 pub(in crate::server) struct Serving {
     pub(in crate::server) http1: http1::Builder,
-    pub(in crate::server) router: Router,
+    pub(in crate::server) handler: Box<dyn Handler>,
     pub(in crate::server) body_limit: u64,
     pub(in crate::server) requests_per_connection: u64,
     /// Every answer from now on is its connection's last.
@@ -80,14 +77,12 @@ impl Serving {
             RequestBody::refuse(request, connection);
             return refusal;
         }
-        let mut request = RequestBody::wrap(request, connection, self.body_limit);
-        request.extensions_mut().insert(InFlight(Arc::clone(connection)));
-        if let Peer::Tcp(peer) = connection.peer() {
-            request.extensions_mut().insert(ConnectInfo(peer));
-        }
-        let mut router = self.router.clone();
-        let response = match AssertUnwindSafe(router.call(request)).catch_unwind().await {
-            Ok(Ok(response)) => response,
+        let request = RequestBody::wrap(request, connection, self.body_limit);
+        let in_flight = InFlight(Arc::clone(connection));
+        // Called within the future, so that the panic of a handler that answers at once is caught, too.
+        let answer = async { self.handler.answer(request, in_flight).await };
+        let response = match AssertUnwindSafe(answer).catch_unwind().await {
+            Ok(response) => response,
             // The panic hook has logged the message and its place.
             Err(_panic) => (StatusCode::INTERNAL_SERVER_ERROR, "the handler failed\n").into_response(),
         };

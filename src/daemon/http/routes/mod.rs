@@ -1,4 +1,4 @@
-//! The config's routes, made into one axum `Router`.
+//! The config's routes.
 
 pub(crate) mod check;
 pub(crate) mod files;
@@ -7,12 +7,9 @@ pub(crate) mod proxy;
 pub(crate) mod respond;
 mod status;
 
-use std::collections::HashMap;
-use std::convert::Infallible;
-use std::future::{Ready, ready};
-use std::pin::Pin;
+use std::collections::BTreeMap;
+use std::future::ready;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
@@ -20,12 +17,12 @@ use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures_util::future::Either;
 use tokio_util::task::TaskTracker;
-use tower::Service;
 
 use self::files::Files;
 use self::path::{Reading, Unreadable};
 use self::proxy::Proxy;
 use self::respond::Respond;
+use crate::server::{Answering, Handler, InFlight};
 
 /// One `[[route]]`: a path and its answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,34 +62,6 @@ pub enum Action {
     Proxy(proxy::Config),
 }
 
-/// One `Router` of all routes. A request that none of them claims goes to the `fallback`, with its URI as it was
-/// sent: a caller's `Router` reads paths in its own way. Without one it is answered with 404. Of two routes with one
-/// path the first wins; the config's check refuses them, as it does a path that cannot be read, which no request
-/// could ask for.
-///
-/// Tunnels run as tasks on `tunnels`.
-pub(crate) fn router(routes: &[Route], fallback: Option<Router>, tunnels: &TaskTracker) -> Router {
-    let mut table = Table::default();
-    for route in routes {
-        let Ok((is_folder, Reading { path, compared, .. })) = claim(&route.path) else {
-            continue;
-        };
-        let endpoints = if is_folder { &mut table.below } else { &mut table.exact };
-        endpoints
-            .entry(compared.into_owned())
-            .or_insert_with(|| Endpoint::new(&route.action, &path, tunnels));
-    }
-    for (folder, endpoint) in &table.below {
-        let folder = folder.strip_suffix(b"/").unwrap_or_default();
-        if matches!(endpoint, Endpoint::Files(_)) && !folder.is_empty() {
-            table.exact.entry(folder.to_vec()).or_insert(Endpoint::ToFolder);
-        }
-    }
-    // `[http] body_limit` is the limit of a body, not axum's own default.
-    table.fallback = fallback.map(|fallback| fallback.layer(DefaultBodyLimit::disable()));
-    Router::new().fallback_service(Routes(Arc::new(table)))
-}
-
 /// The path that a route claims; true if it is that of a folder with everything below.
 pub(crate) fn claim(path: &str) -> Result<(bool, Reading<'_>), Unreadable> {
     let folder = path.strip_suffix('*').filter(|folder| folder.ends_with('/'));
@@ -101,14 +70,44 @@ pub(crate) fn claim(path: &str) -> Result<(bool, Reading<'_>), Unreadable> {
 
 /// Answers by the most specific route.
 #[derive(Clone, Debug)]
-struct Routes(Arc<Table>);
+pub(crate) struct Routes(Arc<Table>);
+
+impl Routes {
+    /// The routes of a config. A request that none of them claims goes to the `fallback`, with its URI as it was sent: a
+    /// caller's `Router` reads paths in its own way. Without one it is answered with 404. Of two routes with one path
+    /// the first wins; the config's check refuses them, as it does a path that cannot be read, which no request could
+    /// ask for.
+    ///
+    /// Tunnels run as tasks on `tunnels`.
+    pub(crate) fn new(routes: &[Route], fallback: Option<Router>, tunnels: &TaskTracker) -> Self {
+        let mut table = Table::default();
+        for route in routes {
+            let Ok((is_folder, Reading { path, compared, .. })) = claim(&route.path) else {
+                continue;
+            };
+            let endpoints = if is_folder { &mut table.below } else { &mut table.exact };
+            endpoints
+                .entry(compared.into_owned())
+                .or_insert_with(|| Endpoint::new(&route.action, &path, tunnels));
+        }
+        for (folder, endpoint) in &table.below {
+            let folder = folder.strip_suffix(b"/").unwrap_or_default();
+            if matches!(endpoint, Endpoint::Files(_)) && !folder.is_empty() {
+                table.exact.entry(folder.to_vec()).or_insert(Endpoint::ToFolder);
+            }
+        }
+        // `[http] body_limit` is the limit of a body, not axum's own default.
+        table.fallback = fallback.map(|fallback| fallback.layer(DefaultBodyLimit::disable()));
+        Self(Arc::new(table))
+    }
+}
 
 #[derive(Debug, Default)]
 struct Table {
     /// By their paths, as they are compared.
-    exact: HashMap<Vec<u8>, Endpoint>,
+    exact: BTreeMap<Vec<u8>, Endpoint>,
     /// By their folders, which end in a slash.
-    below: HashMap<Vec<u8>, Endpoint>,
+    below: BTreeMap<Vec<u8>, Endpoint>,
     fallback: Option<Router>,
 }
 
@@ -177,27 +176,17 @@ impl Table {
     }
 }
 
-type Answered = Result<Response, Infallible>;
-
-impl Service<Request> for Routes {
-    type Response = Response;
-    type Error = Infallible;
-    type Future = Either<Ready<Answered>, Pin<Box<dyn Future<Output = Answered> + Send>>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, mut request: Request) -> Self::Future {
-        let at_once = |response| Either::Left(ready(Ok(response)));
+impl Handler for Routes {
+    fn answer(&self, mut request: Request, in_flight: InFlight) -> Answering {
+        let at_once = |response| Either::Left(ready(response));
         match self.0.route(&mut request) {
             Ok(Some(Endpoint::Respond(respond))) => at_once(respond.answer(request.method())),
             Ok(Some(Endpoint::Status)) => at_once(status::answer(request.uri())),
             Ok(Some(Endpoint::ToFolder)) => at_once(files::to_folder(request.uri())),
             Ok(Some(Endpoint::Files(files))) => Either::Right(Box::pin(files.answer(request))),
-            Ok(Some(Endpoint::Proxy(proxy))) => Either::Right(Box::pin(proxy.answer(request))),
+            Ok(Some(Endpoint::Proxy(proxy))) => Either::Right(Box::pin(proxy.answer(request, in_flight))),
             Ok(None) => match &self.0.fallback {
-                Some(fallback) => Either::Right(Box::pin(fallback.clone().call(request))),
+                Some(fallback) => fallback.answer(request, in_flight),
                 None => at_once(unclaimed(&request)),
             },
             Err(reason) => at_once(text(StatusCode::BAD_REQUEST, &reason)),

@@ -10,9 +10,9 @@ use axum::response::Response;
 use http_body_util::BodyExt;
 use proptest::prelude::*;
 use tokio_util::task::TaskTracker;
-use tower::ServiceExt;
 
-use super::{Action, Route, files, respond, router};
+use super::{Action, Route, Routes, files, respond};
+use crate::server::{Handler, InFlight, Peer};
 
 fn route(path: &str, action: Action) -> Route {
     Route { path: path.into(), action }
@@ -24,16 +24,16 @@ fn named(path: &str) -> Route {
     route(path, Action::Respond(config))
 }
 
-fn routed(routes: &[Route]) -> Router {
-    router(routes, None, &TaskTracker::new())
+fn routed(routes: &[Route]) -> Routes {
+    Routes::new(routes, None, &TaskTracker::new())
 }
 
 fn get(path: &str) -> Request {
     Request::get(path).body(Body::empty()).expect("a request")
 }
 
-async fn ask(router: &Router, request: Request) -> Response {
-    router.clone().oneshot(request).await.expect("a router never fails")
+async fn ask(routes: &Routes, request: Request) -> Response {
+    routes.answer(request, InFlight::of(Peer::Unix)).await
 }
 
 async fn text(response: Response) -> String {
@@ -41,7 +41,7 @@ async fn text(response: Response) -> String {
     String::from_utf8(body.to_bytes().into()).expect("text")
 }
 
-async fn body_at(router: &Router, path: &str) -> String {
+async fn body_at(router: &Routes, path: &str) -> String {
     text(ask(router, get(path)).await).await
 }
 
@@ -90,7 +90,7 @@ async fn no_route_is_404_with_a_reason() {
 #[tokio::test]
 async fn the_callers_router_gets_what_no_route_claims() {
     let own = Router::new().route("/own/{id}", axum::routing::get(async || "own"));
-    let router = router(&[named("/a/*")], Some(own), &TaskTracker::new());
+    let router = Routes::new(&[named("/a/*")], Some(own), &TaskTracker::new());
     assert_eq!(body_at(&router, "/own/1").await, "own");
     assert_eq!(body_at(&router, "/a/1").await, "/a/*");
     assert_eq!(ask(&router, get("/elsewhere")).await.status(), StatusCode::NOT_FOUND);
@@ -99,7 +99,7 @@ async fn the_callers_router_gets_what_no_route_claims() {
 #[tokio::test]
 async fn the_callers_router_gets_a_uri_as_it_was_sent() {
     let own = Router::new().fallback(async |request: Request| request.uri().to_string());
-    let router = router(&[named("/a/*")], Some(own), &TaskTracker::new());
+    let router = Routes::new(&[named("/a/*")], Some(own), &TaskTracker::new());
     for sent in ["/%6fwn//./x/../y%2fz?%71", "/a/../own", "http://host/%6fwn", "/own%2f..", "*"] {
         let mut request = get("/");
         *request.uri_mut() = sent.parse().expect("a URI");
@@ -274,7 +274,7 @@ impl Site {
         }
     }
 
-    fn serve(&self, change: impl FnOnce(&mut files::Config)) -> Router {
+    fn serve(&self, change: impl FnOnce(&mut files::Config)) -> Routes {
         let mut config = self.config();
         change(&mut config);
         routed(&[route("/assets/*", Action::Files(config))])
@@ -506,7 +506,7 @@ async fn a_precompressed_file_answers_whoever_accepts_it() {
     let site = Site::new();
     site.write("a b.txt.gz", "gzipped");
     site.write("a b.txt.zst", "zstandard");
-    let with = async |router: &Router, accepted: &'static str| {
+    let with = async |router: &Routes, accepted: &'static str| {
         let mut request = get("/assets/a%20b.txt");
         request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static(accepted));
         let response = ask(router, request).await;

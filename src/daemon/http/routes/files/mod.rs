@@ -7,7 +7,6 @@
 mod beneath;
 mod range;
 
-use std::convert::Infallible;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -105,13 +104,10 @@ impl Files {
         }))
     }
 
-    pub(super) fn answer(
-        &self,
-        request: Request,
-    ) -> impl Future<Output = Result<Response, Infallible>> + use<> {
+    pub(super) fn answer(&self, request: Request) -> impl Future<Output = Response> + use<> {
         let folder = Arc::clone(&self.0);
         let (asked, _) = request.into_parts();
-        async move { Ok(folder.answer(&asked).await) }
+        async move { folder.answer(&asked).await }
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) struct Turn {
     state: Mutex<State>,
     /// The task that times the upstream; it waits here while it is not the upstream's turn.
     watcher: AtomicWaker,
-    in_flight: Option<InFlight>,
+    in_flight: InFlight,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +48,7 @@ enum State {
 }
 
 impl Turn {
-    pub(super) fn new(in_flight: Option<InFlight>) -> Arc<Self> {
+    pub(super) fn new(in_flight: InFlight) -> Arc<Self> {
         let turn = Self { state: Mutex::new(State::Connecting), watcher: AtomicWaker::new(), in_flight };
         turn.waiting_for(Waiting::UpstreamConnect);
         Arc::new(turn)
@@ -97,9 +97,7 @@ impl Turn {
     }
 
     fn waiting_for(&self, what: Waiting) {
-        if let Some(in_flight) = &self.in_flight {
-            in_flight.waiting_for(what);
-        }
+        self.in_flight.waiting_for(what);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -94,7 +94,7 @@ pub(super) fn to_upstream(
     headers: &mut HeaderMap,
     version: Version,
     uri: &Uri,
-    client: Option<&InFlight>,
+    client: &InFlight,
     upgrade: Option<HeaderValue>,
 ) {
     let takes_trailers = headers.get_all(TE).iter().any(|te| {
@@ -107,7 +107,7 @@ pub(super) fn to_upstream(
         // HTTP/1.0 has no `Expect` (RFC 9110, section 10.1.1).
         headers.remove(EXPECT);
     }
-    remove_claims_of_origin(headers, client.is_some_and(InFlight::is_trusted));
+    remove_claims_of_origin(headers, client.is_trusted());
 
     if let Some(upgrade) = upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -120,7 +120,7 @@ pub(super) fn to_upstream(
     if let Some(host) = uri.authority().and_then(|authority| host_and_port(authority.as_str())) {
         headers.insert(HOST, host);
     }
-    add_origin(headers, client.map(InFlight::peer));
+    add_origin(headers, client.peer());
     // The version is the one that the request came in (RFC 9110, section 7.6.3).
     append(headers, VIA, if version == Version::HTTP_10 { "1.0 steadfast" } else { "1.1 steadfast" });
 }
@@ -259,11 +259,11 @@ fn same_to_cgi(name: &str, other: &str) -> bool {
 
 /// Says where the request comes from: `X-Forwarded-*` as everyone does, `Forwarded` as RFC 7239 does. What a trusted
 /// proxy has said comes first.
-fn add_origin(headers: &mut HeaderMap, peer: Option<Peer>) {
+fn add_origin(headers: &mut HeaderMap, peer: Peer) {
     let host = headers.get(HOST).cloned();
     let mut forwarded = String::with_capacity(64);
     match peer {
-        Some(Peer::Tcp(address)) => {
+        Peer::Tcp(address) => {
             // An IPv4 client of an IPv6 socket has a mapped address: its IPv4 one is passed on.
             let address = address.ip().to_canonical();
             append(headers, X_FORWARDED_FOR, &address.to_string());
@@ -273,7 +273,7 @@ fn add_origin(headers: &mut HeaderMap, peer: Option<Peer>) {
                 IpAddr::V6(address) => write!(forwarded, "for=\"[{address}]\""),
             };
         }
-        Some(Peer::Unix) | None => forwarded.push_str("for=unknown"),
+        Peer::Unix => forwarded.push_str("for=unknown"),
     }
     if let Some(host) = host {
         if let Ok(host) = host.to_str() {

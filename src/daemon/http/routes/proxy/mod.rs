@@ -11,7 +11,6 @@ mod body;
 mod headers;
 mod upstream;
 
-use std::convert::Infallible;
 use std::error::Error;
 use std::fmt;
 use std::path::PathBuf;
@@ -148,14 +147,15 @@ impl Proxy {
     pub(super) fn answer(
         &self,
         request: Request,
-    ) -> impl Future<Output = Result<Response, Infallible>> + use<> {
+        in_flight: InFlight,
+    ) -> impl Future<Output = Response> + use<> {
         let exchange = Exchange {
             passing: Arc::clone(&self.0),
             method: request.method().clone(),
             uri: request.uri().clone(),
-            in_flight: request.extensions().get::<InFlight>().cloned(),
+            in_flight,
         };
-        async move { Ok(exchange.answer(request).await) }
+        exchange.answer(request)
     }
 }
 
@@ -165,7 +165,7 @@ struct Exchange {
     passing: Arc<Passing>,
     method: Method,
     uri: Uri,
-    in_flight: Option<InFlight>,
+    in_flight: InFlight,
 }
 
 /// A request without its body.
@@ -223,7 +223,7 @@ impl Exchange {
         *head.uri_mut() = Uri::from_parts(uri).map_err(|_| Failure::Connect)?;
 
         let chunked = head.headers().contains_key(header::TRANSFER_ENCODING) && !body.is_end_stream();
-        headers::to_upstream(head.headers_mut(), parts.version, &parts.uri, self.in_flight.as_ref(), upgrade);
+        headers::to_upstream(head.headers_mut(), parts.version, &parts.uri, &self.in_flight, upgrade);
         if chunked {
             // Set explicitly, or hyper would send a GET without its body.
             head.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
@@ -236,7 +236,7 @@ impl Exchange {
 
     /// Has the interim answers to a request sent to its client. An older client knows none.
     fn pass_interim_answers_on(&self, head: &mut Head) {
-        let Some(in_flight) = self.in_flight.clone() else { return };
+        let in_flight = self.in_flight.clone();
         hyper::ext::on_informational(head, move |answer| {
             if answer.status() != StatusCode::CONTINUE {
                 in_flight.send_interim(&headers::interim(answer.status(), answer.headers()));

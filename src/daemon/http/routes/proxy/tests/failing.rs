@@ -42,7 +42,7 @@ async fn die_after_one(number: usize, mut stream: UnixStream, came: UnboundedSen
 }
 
 /// Asks once, and waits until the connection is in the pool.
-async fn use_once(router: &Router) {
+async fn use_once(router: &Routes) {
     let response = ask(router, get("/")).await;
     assert_eq!(text_of(response).await, "ok");
     // Nothing tells when it is there; on a paused clock this returns when nothing is left to do.

@@ -8,6 +8,7 @@ mod slow;
 mod upgrades;
 mod waiting;
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -22,15 +23,14 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, sleep};
 use tokio_tungstenite::tungstenite::Message;
-use tower::ServiceExt;
 
 use super::*;
-use crate::daemon::http::routes::{Action, Route, router};
+use crate::daemon::http::routes::{Action, Route, Routes};
 use crate::server::Server;
 use crate::server::address::Address;
 use crate::server::limits::Limits;
 use crate::server::listener::Listener;
-use crate::server::{Peer, Registry, Totals, Waiting};
+use crate::server::{Handler, Peer, Registry, Totals, Waiting};
 use crate::systemd::activation::Inherited;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -48,9 +48,9 @@ fn http(address: SocketAddr) -> Upstream {
     Upstream::Http(address.to_string().parse().expect("an authority"))
 }
 
-fn proxied(config: Config) -> Router {
+fn proxied(config: Config) -> Routes {
     let route = Route { path: "/*".into(), action: Action::Proxy(config) };
-    router(&[route], None, &TaskTracker::new())
+    Routes::new(&[route], None, &TaskTracker::new())
 }
 
 /// Serves a proxy on loopback as the daemon does.
@@ -119,7 +119,7 @@ impl Scripted {
         config(Upstream::Unix(self.path()))
     }
 
-    fn proxied(&self) -> Router {
+    fn proxied(&self) -> Routes {
         proxied(self.config())
     }
 }
@@ -154,13 +154,13 @@ fn get(path: &str) -> Request {
     Request::get(path).body(Body::empty()).expect("a request")
 }
 
-async fn ask(router: &Router, request: Request) -> Response {
-    router.clone().oneshot(request).await.expect("a router never fails")
+async fn ask(routes: &Routes, request: Request) -> Response {
+    routes.answer(request, InFlight::of(Peer::Unix)).await
 }
 
 /// A request that can be given up.
-fn asking(router: Router) -> Pin<Box<dyn Future<Output = Response> + Send>> {
-    Box::pin(async move { ask(&router, get("/")).await })
+fn asking(routes: Routes) -> Pin<Box<dyn Future<Output = Response> + Send>> {
+    Box::pin(async move { ask(&routes, get("/")).await })
 }
 
 async fn text_of(response: Response) -> String {

@@ -64,9 +64,9 @@ async fn what_concerns_one_hop_stays_on_it() {
 #[tokio::test]
 async fn the_upstream_learns_who_asks_and_not_what_the_client_claims() {
     let upstream = serve(Router::new().fallback(told)).await;
-    let router = proxied(config(http(upstream)));
+    let routes = proxied(config(http(upstream)));
     let peer = Peer::Tcp("[2001:db8::1]:4711".parse().expect("an address"));
-    let mut request = Request::get("/")
+    let request = Request::get("/")
         .header("host", "h:1")
         .header("x-forwarded-for", "6.6.6.6")
         .header("x_forwarded_for", "6.6.6.6")
@@ -75,8 +75,7 @@ async fn the_upstream_learns_who_asks_and_not_what_the_client_claims() {
         .header("forwarded", "for=6.6.6.6")
         .body(Body::empty())
         .expect("a request");
-    request.extensions_mut().insert(InFlight::of(peer));
-    let asked = text_of(ask(&router, request).await).await;
+    let asked = text_of(routes.answer(request, InFlight::of(peer)).await).await;
     assert!(!asked.contains("666") && !asked.contains("6.6.6.6"), "{asked}");
     assert!(asked.contains("\nx-forwarded-for: 2001:db8::1\n"), "{asked}");
     assert!(asked.contains("\nx-forwarded-host: h:1\n"), "{asked}");

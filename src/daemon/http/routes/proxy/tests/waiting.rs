@@ -6,13 +6,12 @@ use super::*;
 async fn the_registry_knows_what_a_request_waits_for() {
     let upstream = Scripted::absent();
     let router = upstream.proxied();
-    let mut request = get("/");
+    let request = get("/");
     let in_flight = InFlight::of(Peer::Unix);
     in_flight.begin(&request);
-    request.extensions_mut().insert(in_flight.clone());
     let waiting = || in_flight.view().map(|view| view.waiting);
 
-    let asked = spawn(async move { ask(&router, request).await });
+    let asked = spawn(router.answer(request, in_flight.clone()));
     sleep(SECOND).await;
     assert_eq!(waiting(), Some(Waiting::UpstreamConnect));
     upstream.start(never_answer);

@@ -1,0 +1,41 @@
+//! The code that answers a server's requests: the config's routes, or an axum `Router`.
+
+use std::fmt;
+use std::future::{Future, Ready};
+use std::pin::Pin;
+
+use axum::Router;
+use axum::extract::{ConnectInfo, Request};
+use axum::response::Response;
+use futures_util::future::Either;
+use tower::Service;
+
+use super::connection::InFlight;
+use super::peer::Peer;
+
+/// Answers the requests of a server.
+///
+/// The config's routes are one, and an axum `Router` is another: a `Router` around the routes would cost each request
+/// several allocations, also where the answer is fixed.
+pub(crate) trait Handler: fmt::Debug + Send + Sync {
+    /// The answer to a request.
+    fn answer(&self, request: Request, in_flight: InFlight) -> Answering;
+}
+
+/// An answer that is there at once, or one that is yet to be made.
+pub(crate) type Answering = Either<Ready<Response>, Pin<Box<dyn Future<Output = Response> + Send>>>;
+
+impl Handler for Router {
+    /// Its handlers find the [`InFlight`], and the client's address, among the request's extensions.
+    fn answer(&self, mut request: Request, in_flight: InFlight) -> Answering {
+        if let Peer::Tcp(peer) = in_flight.peer() {
+            request.extensions_mut().insert(ConnectInfo(peer));
+        }
+        request.extensions_mut().insert(in_flight);
+        let answer = self.clone().call(request);
+        Either::Right(Box::pin(async move {
+            let Ok(response) = answer.await;
+            response
+        }))
+    }
+}
