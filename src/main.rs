@@ -15,7 +15,7 @@ use cli::{Cli, Command};
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let exit = match cli.command.unwrap_or_default() {
-        Command::Run => with_config(cli.config, Config::load, run),
+        Command::Run => with_config(cli.config, Config::load, |config, _| run(config)),
         Command::Check => {
             with_config(cli.config, Config::check_file, |config, origin| check(&config, origin))
         }
@@ -41,7 +41,10 @@ fn load(asked: Option<PathBuf>, read: Read) -> Result<(Config, String), ConfigEr
     let installed = || Some(PathBuf::from(cli::CONFIG)).filter(|path| path.exists());
     match asked.or_else(installed) {
         Some(path) => Ok((read(&path)?, path.display().to_string())),
-        None => Ok((Config::embedded(), format!("the embedded default ({} is not there)", cli::CONFIG))),
+        None => {
+            let origin = format!("the embedded default ({} is not there)", cli::CONFIG);
+            Ok((Config::embedded(&origin), origin))
+        }
     }
 }
 
@@ -51,8 +54,7 @@ fn check(config: &Config, origin: &str) -> Exit {
     Exit::Clean
 }
 
-fn run(config: Config, origin: &str) -> Exit {
+fn run(config: Config) -> Exit {
     logging::start(&config.log);
-    tracing::info!("steadfast {} with {origin}", env!("CARGO_PKG_VERSION"));
     Daemon::new(config).run_blocking()
 }

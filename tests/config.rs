@@ -162,13 +162,13 @@ fn the_embedded_default_says_hello_world_and_the_status() {
 │   └── /*    status
 ├── admin     127.0.0.1:9090
 └── systemd";
-    assert_eq!(Config::embedded().tree().to_string(), tree);
+    assert_eq!(Config::embedded("the embedded default").tree().to_string(), tree);
 }
 
 #[test]
 fn the_example_as_it_ships_is_the_embedded_default() {
     let example = Config::parse(EXAMPLE, "config.toml.example").unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(example, Config::embedded());
+    assert_eq!(example, Config::embedded("the embedded default"));
 }
 
 /// The example with every `#key` a key.

@@ -50,11 +50,9 @@ pub use crate::server::limits::{AtLimit, Limits, Trusted};
 
 use crate::Exit;
 use crate::daemon::Config;
-use crate::systemd::activation::decline;
+use crate::daemon::config::{Source, Stale};
+use crate::systemd::activation::{LARGEST, decline, last_good};
 use diagnostic::Mistake;
-
-/// A larger file is not read: it is not a config.
-const LARGEST: u64 = 1 << 20;
 
 /// The reason why there is no config. Either way the operator must act before a start can succeed.
 #[derive(Debug, thiserror::Error)]
@@ -87,16 +85,21 @@ impl Error {
 }
 
 impl Error {
-    /// Writes all of it to stderr, and one line of it to the predecessor, if a reload has started this process.
+    /// Writes all of it to stderr, and one line of it to the main process, if that has started this one as a worker.
     /// Returns the exit code of a program that has no config.
     #[must_use]
     pub fn report(&self) -> Exit {
         eprintln!("{}", self.for_stderr());
-        decline(&match self {
+        decline(&self.in_short());
+        Exit::Config
+    }
+
+    /// The reason on one line.
+    fn in_short(&self) -> String {
+        match self {
             Self::Unreadable { path, source } => format!("cannot read {}: {source}", path.display()),
             Self::Wrong(mistakes) => mistakes.summary(),
-        });
-        Exit::Config
+        }
     }
 }
 
@@ -117,10 +120,20 @@ fn unreadable(path: &Path, source: &io::Error, renderer: &Renderer) -> String {
 impl Config {
     /// Reads a file. That a directory it names is not there, or cannot be read, is no mistake: it may come later.
     ///
+    /// Where the file is wrong at a restart of the service, or of a worker that crashed, this is the last config that
+    /// was good, unless that has `[handover] last_good = false`; the log and the status say so.
+    ///
     /// # Errors
     /// The file cannot be read, or is wrong.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        Self::read(path, |mistake| !mistake.may_pass())
+        Self::read(path, |mistake| !mistake.may_pass()).or_else(|error| Self::last_good(&error).ok_or(error))
+    }
+
+    /// The last good config, in the place of one that is wrong for this reason.
+    fn last_good(error: &Error) -> Option<Self> {
+        let mut config = Self::parse(&last_good()?, "the last good config").ok()?;
+        config.source.stale = Some(Stale { in_short: error.in_short(), said: error.to_string() });
+        Some(config)
     }
 
     /// The same, and checks that what the file names is there now, such as the directories that are served.
@@ -142,12 +155,8 @@ impl Config {
     fn read(path: &Path, counts: impl Fn(&Mistake) -> bool) -> Result<Self, Error> {
         let mut bytes = Vec::new();
         File::open(path)
-            .and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes))
-            .and_then(
-                |read| {
-                    if read as u64 > LARGEST { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(()) }
-                },
-            )
+            .and_then(|file| file.take(LARGEST as u64 + 1).read_to_end(&mut bytes))
+            .and_then(|read| if read > LARGEST { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(()) })
             .map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
         let origin = path.display().to_string();
         match std::str::from_utf8(&bytes) {
@@ -169,15 +178,19 @@ impl Config {
         let config = written::File::parse(text, &mut mistakes).map(|file| meant::config(file, &mut mistakes));
         mistakes.retain(counts);
         match config {
-            Some(config) if mistakes.is_empty() => Ok(config),
+            Some(mut config) if mistakes.is_empty() => {
+                config.source = Source { name: origin.to_owned(), text: text.into(), stale: None };
+                Ok(config)
+            }
             _ => Err(Mistakes::new(origin, text, mistakes).into()),
         }
     }
 
-    /// The config of the binary without a file: Hello World at `/`, the status everywhere else.
+    /// The config of the binary without a file: Hello World at `/`, the status everywhere else. `origin` is where the
+    /// log says that it is from.
     #[must_use]
-    pub fn embedded() -> Self {
-        Self::parse(include_str!("default.toml"), "the embedded default")
+    pub fn embedded(origin: &str) -> Self {
+        Self::parse(include_str!("default.toml"), origin)
             .unwrap_or_else(|error| unreachable!("the embedded default is tested\n{error}"))
     }
 

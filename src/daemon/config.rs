@@ -1,9 +1,37 @@
 //! The config as it is meant: made of the children's own.
 
+use std::sync::Arc;
+
 use super::{admin, http, shutdown, supervisor};
 use crate::rules::{Check, Violations};
 use crate::server::address::{self, Address};
 use crate::{handover, logging};
+
+/// The place that a config came from. It makes no difference to what the config means.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Source {
+    /// Its name, such as the file's path; empty for a config that was made in code.
+    pub(crate) name: String,
+    /// What stood there.
+    pub(crate) text: Arc<str>,
+    /// The reason why it is the last good config and not the one that is there now.
+    pub(crate) stale: Option<Stale>,
+}
+
+impl PartialEq for Source {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+/// The reason why the config that is there now is not used.
+#[derive(Clone, Debug)]
+pub(crate) struct Stale {
+    /// On one line.
+    pub(crate) in_short: String,
+    /// All of it.
+    pub(crate) said: String,
+}
 
 /// Makes [`Config`] of its sections: those of the children that listen, and the others.
 macro_rules! sections {
@@ -18,6 +46,7 @@ macro_rules! sections {
         pub struct Config {
             $($(#[$listening_doc])* pub $listening: $Listening,)*
             $($(#[$other_doc])* pub $other: $Other,)*
+            pub(crate) source: Source,
         }
 
         impl Config {

@@ -30,6 +30,7 @@ const RESTARTS: &str = "steadfast_child_restarts_total";
 const READY: &str = "steadfast_ready";
 const HANDED_OVER: &str = "steadfast_handover_handed_over_total";
 const TAKEN_OVER: &str = "steadfast_handover_taken_over_total";
+const STALE: &str = "steadfast_config_stale";
 const LOST: &str = "steadfast_log_lost_total";
 const INFO: &str = "steadfast_build_info";
 
@@ -74,6 +75,10 @@ impl Metrics {
             describe_counter!(
                 TAKEN_OVER,
                 "Connections taken from an earlier process, and those not understood."
+            );
+            describe_gauge!(
+                STALE,
+                "1 while the last good config is served, because the one that is there is wrong."
             );
             describe_counter!(LOST, "Log events lost because the journal was too slow.");
             describe_gauge!(INFO, "1, with the version as its label.");
@@ -121,6 +126,7 @@ impl Metrics {
                 counter!(RESTARTS, "child" => child.name().to_owned()).absolute(child.restarts().into());
             }
             gauge!(READY).set(if observer.lifecycle.phase() == Phase::Serving { 1.0 } else { 0.0 });
+            gauge!(STALE).set(if observer.stale_config.is_some() { 1.0 } else { 0.0 });
             gauge!(INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         });
         self.0.handle.render()

@@ -2,7 +2,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod child;
-mod config;
+pub(crate) mod config;
 #[cfg(feature = "faults")]
 mod faults;
 pub(crate) mod http;
@@ -31,6 +31,7 @@ use tokio_util::task::TaskTracker;
 
 use self::child::{BoundChild, BoxError, Child, Context, UserChild};
 pub use self::config::Config;
+use self::config::Source;
 use self::http::Http;
 use self::http::routes::Routes;
 use self::link::Link;
@@ -39,7 +40,7 @@ use self::phase::Lifecycle;
 use self::reload::Reloads;
 use self::status::Observer;
 use self::supervisor::Supervisor;
-use self::tree::Tree;
+use self::tree::{LastGood, Tree};
 use crate::handover::Handover;
 use crate::main_process::{self, Settings};
 use crate::rules::Violations;
@@ -223,6 +224,16 @@ impl Daemon {
     fn bind_tree(self, mut inherited: Inherited, link: Option<Link>) -> Result<Tree, StartError> {
         let Self { config, router, own, lifecycle, stop_when } = self;
         config.check()?;
+        let source = &config.source;
+        if !source.name.is_empty() {
+            tracing::info!("steadfast {} with {}", env!("CARGO_PKG_VERSION"), source.name);
+        }
+        if let Some(stale) = &source.stale {
+            tracing::error!(
+                "the config is wrong, serving the last good one until a reload succeeds: {}",
+                stale.said
+            );
+        }
         let is_beside = link.as_ref().is_some_and(Link::is_beside);
         let channel = link.as_ref().map(|link| Arc::clone(link.channel()));
         let manager = channel.clone().map_or_else(Manager::from_environment, Manager::main_process);
@@ -252,6 +263,14 @@ impl Daemon {
             started: Instant::now(),
             reload_failure: Arc::default(),
             predecessors: Arc::default(),
+            stale_config: source.stale.as_ref().map(|stale| stale.in_short.clone()),
+        };
+        let last_good = match source {
+            Source { stale: Some(_), .. } => LastGood::Keep,
+            Source { text, .. } if config.handover.last_good && !text.is_empty() => {
+                LastGood::Store(Arc::clone(text))
+            }
+            Source { .. } => LastGood::Drop,
         };
         let settings = Settings {
             deadline: config.handover.deadline,
@@ -284,7 +303,7 @@ impl Daemon {
             Arc::new(systemd::Systemd::bind(&context)),
         ];
 
-        Ok(Tree { daemon: context, settings, http, others, own, stop_when, removed })
+        Ok(Tree { daemon: context, settings, last_good, http, others, own, stop_when, removed })
     }
 }
 

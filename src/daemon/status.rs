@@ -28,6 +28,8 @@ pub(super) struct Observer {
     pub(super) reload_failure: Arc<Mutex<Option<String>>>,
     /// The workers that finish what they had in flight when others took over.
     pub(super) predecessors: Arc<Mutex<Vec<main_process::Predecessor>>>,
+    /// The reason, on one line, why the last good config is served and not the one that is there now.
+    pub(super) stale_config: Option<String>,
 }
 
 /// The daemon's status, as `/status` shows it. Durations are in seconds.
@@ -55,6 +57,9 @@ pub struct Status {
     /// The workers that finish what they had in flight when others took over, oldest first.
     #[serde(default)]
     pub predecessors: Vec<Predecessor>,
+    /// The reason why the last good config is served and not the one that is there now; absent if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale_config: Option<String>,
 }
 
 /// A worker that finishes what it had in flight when another took over.
@@ -193,19 +198,12 @@ impl From<&main_process::Predecessor> for Predecessor {
 /// As `steadfast status` shows it.
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            phase,
-            version,
-            pid,
-            uptime,
-            drain,
-            children,
-            connections,
-            totals,
-            requests,
-            predecessors,
-        } = self;
+        let Self { phase, version, pid, uptime, drain, children, connections, totals, requests, .. } = self;
+        let Self { predecessors, stale_config, .. } = self;
         writeln!(f, "steadfast {version}, process {pid}: {phase} for {uptime:.0} s")?;
+        if let Some(reason) = stale_config {
+            writeln!(f, "serving the last good config: {}", printable(reason))?;
+        }
         if let Some(Drain { cause, lasted, left }) = drain {
             let left = left.map_or("no deadline".into(), |s| format!("{s:.0} s left"));
             writeln!(f, "draining for {lasted:.0} s because of {cause}, {left}")?;
@@ -295,6 +293,7 @@ impl Observer {
             },
             requests: self.registry.requests().iter().map(Into::into).collect(),
             predecessors: self.predecessors().iter().map(Into::into).collect(),
+            stale_config: self.stale_config.clone(),
         }
     }
 
@@ -332,6 +331,9 @@ impl Observer {
                     counted(connections, "connection"),
                     counted(in_flight, "request"),
                 );
+                if let Some(reason) = &self.stale_config {
+                    _ = write!(line, "; serving the last good config: {reason}");
+                }
                 match &**self.predecessors() {
                     [] => {}
                     [one] => _ = write!(line, "; 1 predecessor: {}", one.status),

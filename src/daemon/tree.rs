@@ -16,15 +16,28 @@ use crate::Exit;
 use crate::main_process::Settings;
 use crate::server::Server;
 use crate::server::listener::RemovedListener;
+use crate::systemd::activation::LAST_GOOD;
+use crate::systemd::memfd::sealed;
 
 /// The time that each of the last children may take to stop, and the tree to end after them.
 const LAST_CHILDREN: Duration = Duration::from_secs(2);
+
+/// What becomes of the last good config, which is served should the next process find a broken one.
+pub(super) enum LastGood {
+    /// It is this text now.
+    Store(Arc<str>),
+    /// It is what is served.
+    Keep,
+    /// There is none.
+    Drop,
+}
 
 /// Every child, bound and not yet running.
 pub(super) struct Tree {
     pub(super) daemon: Context,
     /// The part of the config that concerns the main process.
     pub(super) settings: Settings,
+    pub(super) last_good: LastGood,
     pub(super) http: Http,
     /// The children beside `http`, in the order in which they start; they stop the other way round.
     pub(super) others: Vec<Arc<dyn BoundChild>>,
@@ -145,6 +158,17 @@ impl Tree {
             listener.unlink();
         }
         self.daemon.handover.store(manager);
+        match &self.last_good {
+            LastGood::Keep => {}
+            LastGood::Drop => manager.unstore(LAST_GOOD),
+            LastGood::Store(text) => {
+                manager.unstore(LAST_GOOD);
+                match sealed("steadfast-config", text.as_bytes()) {
+                    Ok(text) => manager.store(LAST_GOOD, text),
+                    Err(error) => tracing::warn!("cannot keep the config for the next process: {error}"),
+                }
+            }
+        }
         for (child, server) in self.servers() {
             for listener in server.listeners() {
                 let inherited = listener.is_inherited();

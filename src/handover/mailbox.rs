@@ -4,12 +4,10 @@
 //! A message carries many parcels: their descriptors as `SCM_RIGHTS`, the bytes that go with them in a sealed memfd
 //! that is the first of those descriptors, so that the queue's own limit in bytes is never what counts.
 
-use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -18,6 +16,7 @@ use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 
 use super::parcel::{self, Parcel, Refusal};
+use crate::systemd::memfd::{sealed, unsealed};
 
 /// `SCM_MAX_FD` of Linux: the most descriptors that a message may carry, the memfd among them.
 const DESCRIPTORS: usize = 253;
@@ -25,10 +24,6 @@ const DESCRIPTORS: usize = 253;
 const BYTES: usize = 8 << 20;
 /// The beginning of a message; the number of its parcels follows, and all else is in its memfd.
 const MARK: &[u8] = b"parcels";
-
-/// The seals that make a memfd safe to read: nobody can change or shrink it any more (`memfd_create(2)`).
-const SEALS: SealFlags =
-    SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
 
 /// Both ends of the mailbox.
 ///
@@ -106,7 +101,7 @@ impl Mailbox {
 
     fn put_one(&self, records: &[(Parcel, Vec<u8>)]) -> io::Result<()> {
         let bytes: Vec<_> = records.iter().map(|(_, record)| record.as_slice()).collect();
-        let memfd = sealed(&bytes.concat())?;
+        let memfd = sealed("steadfast-parcels", &bytes.concat())?;
         let sockets = records.iter().flat_map(|(parcel, _)| parcel.descriptors());
         let descriptors: Vec<_> = std::iter::once(memfd.as_fd()).chain(sockets).collect();
         let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
@@ -145,7 +140,7 @@ impl Mailbox {
         let descriptors: Vec<_> = descriptors.collect();
         let parcels = mark.get(..received.bytes).and_then(marked);
         let message = match memfd {
-            Some(memfd) if parcels.is_some() => unsealed(memfd),
+            Some(memfd) if parcels.is_some() => unsealed(memfd, BYTES),
             _ => Err(io::Error::from(io::ErrorKind::InvalidData)),
         };
         // A message that makes no sense is taken out all the same, or it would block the queue for ever. It costs each
@@ -200,30 +195,6 @@ fn fitting(records: &[(Parcel, Vec<u8>)]) -> usize {
         descriptors <= DESCRIPTORS && bytes <= BYTES
     };
     records.iter().take_while(fits).count()
-}
-
-fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
-    let memfd = memfd_create("steadfast-parcels", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    let mut file = std::fs::File::from(memfd);
-    file.write_all(bytes)?;
-    fcntl_add_seals(&file, SEALS)?;
-    Ok(file.into())
-}
-
-fn unsealed(memfd: OwnedFd) -> io::Result<Vec<u8>> {
-    let wrong = |what| Err(io::Error::new(io::ErrorKind::InvalidData, what));
-    if !fcntl_get_seals(&memfd)?.contains(SEALS) {
-        return wrong("its bytes are not sealed");
-    }
-    let file = std::fs::File::from(memfd);
-    match usize::try_from(file.metadata()?.len()) {
-        Ok(length) if length <= BYTES => {
-            let mut bytes = vec![0; length];
-            file.read_exact_at(&mut bytes, 0)?;
-            Ok(bytes)
-        }
-        _ => wrong("its bytes are too many"),
-    }
 }
 
 #[cfg(test)]

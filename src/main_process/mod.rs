@@ -27,13 +27,10 @@ use tokio_util::task::TaskTracker;
 use self::program::Program;
 use self::store::Store;
 use self::worker::{Part, STORED, Worker, describe};
-use crate::systemd::activation::Inherited;
+use crate::systemd::activation::{Inherited, LAST_GOOD};
 use crate::systemd::channel::{Channel, Message, key};
 use crate::systemd::manager::{Manager, one_line};
 use crate::{Exit, logging};
-
-/// The name under which the last good config is kept.
-pub(crate) const LAST_GOOD: &str = "config";
 
 /// The name of this process's own state, on its way to the program that takes its place.
 const STATE: &str = "state";

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use rustix::net::SocketType;
 
-use super::channel;
+use super::{channel, memfd};
 
 /// The first descriptor that is passed (`SD_LISTEN_FDS_START`).
 pub(crate) const FIRST: i32 = 3;
@@ -25,6 +25,9 @@ pub(crate) const WORKER: &str = "STEADFAST_WORKER";
 pub(crate) const BESIDE: &str = "beside";
 /// Its value for any other.
 pub(crate) const ALONE: &str = "alone";
+
+/// The largest config, in bytes.
+pub(crate) const LARGEST: usize = 1 << 20;
 
 /// A process's part in the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +113,17 @@ impl Inherited {
     pub(crate) fn names(&self) -> &[String] {
         &self.names
     }
+}
+
+/// The name under which the last good config is kept.
+pub(crate) const LAST_GOOD: &str = "config";
+
+/// The last good config that this process was started with, if it was.
+pub(crate) fn last_good() -> Option<String> {
+    let passed = passed();
+    let (_, kept) = passed.left.iter().find(|(name, _)| name == LAST_GOOD)?;
+    let text = memfd::unsealed(kept.try_clone().ok()?, LARGEST).ok()?;
+    String::from_utf8(text).ok()
 }
 
 /// Gives this process the standard error and output that the service has. Until now they led to the main process.

@@ -6,5 +6,6 @@
 pub(crate) mod activation;
 pub(crate) mod channel;
 pub(crate) mod manager;
+pub(crate) mod memfd;
 pub(crate) mod process;
 pub(crate) mod runtime;
