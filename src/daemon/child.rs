@@ -175,18 +175,29 @@ pub(super) struct Context {
     pub(super) link: Option<Link>,
     /// Is cancelled when this daemon may serve.
     pub(super) go: CancellationToken,
+    /// Is cancelled when this daemon may run its singletons.
+    pub(super) alone: CancellationToken,
+}
+
+/// The kinds of children of the caller's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Plain,
+    /// Nothing is served before it says that it is ready.
+    HoldsReady,
+    /// In the whole service there is one at a time.
+    Singleton,
 }
 
 /// A child of the caller's own.
 pub(super) struct UserChild {
     name: Box<str>,
-    /// True if nothing is served before it says that it is ready.
-    pub(super) holds_ready: bool,
+    pub(super) kind: Kind,
     run: Box<dyn Fn(Child) -> Run + Send + Sync>,
 }
 
 impl UserChild {
-    pub(super) fn new<F, R, E>(name: &str, holds_ready: bool, run: F) -> Self
+    pub(super) fn new<F, R, E>(name: &str, kind: Kind, run: F) -> Self
     where
         F: Fn(Child) -> R + Send + Sync + 'static,
         R: Future<Output = Result<(), E>> + Send + 'static,
@@ -196,7 +207,7 @@ impl UserChild {
             let running = run(child);
             Box::pin(async move { running.await.map_err(Into::into) })
         };
-        Self { name: name.into(), holds_ready, run: Box::new(run) }
+        Self { name: name.into(), kind, run: Box::new(run) }
     }
 }
 

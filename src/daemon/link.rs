@@ -14,6 +14,8 @@ use crate::systemd::process::Process;
 pub(super) enum Command {
     /// Serve.
     Go,
+    /// Run the singletons: no other worker does.
+    Alone,
     /// Hand over and finish; `beside` is true if a successor serves already.
     HandOver {
         /// True if a successor takes out of the mailbox what is put in.
@@ -44,6 +46,8 @@ struct Inner {
     process: Option<Process>,
     gone: AtomicBool,
     beside: bool,
+    /// True while this worker may run its singletons.
+    holds_singletons: AtomicBool,
 }
 
 impl Link {
@@ -54,7 +58,13 @@ impl Link {
         let main = rustix::net::sockopt::socket_peercred(&channel)?.pid;
         let process = Process::open(main).ok();
         let channel = Arc::new(Channel::adopt(channel)?);
-        Ok(Some(Self(Arc::new(Inner { channel, process, gone: AtomicBool::new(false), beside }))))
+        Ok(Some(Self(Arc::new(Inner {
+            channel,
+            process,
+            gone: AtomicBool::new(false),
+            beside,
+            holds_singletons: AtomicBool::new(false),
+        }))))
     }
 
     /// The channel to it.
@@ -71,6 +81,34 @@ impl Link {
     pub(super) fn bound(&self, settings: &Settings) -> io::Result<()> {
         let settings = serde_json::to_string(settings)?;
         self.channel().send(&format!("{}=1\n{}={settings}", key::BOUND, key::SETTINGS), &[])
+    }
+
+    /// Asks to be the one worker that runs singletons; [`Command::Alone`] is the answer.
+    pub(super) fn want_singletons(&self) {
+        self.tell_of_singletons(key::WANTED);
+    }
+
+    /// Notes that this worker may run its singletons.
+    pub(super) fn hold_singletons(&self) {
+        self.0.holds_singletons.store(true, Relaxed);
+    }
+
+    /// Says that this worker runs no singletons any more.
+    pub(super) fn release_singletons(&self) {
+        self.0.holds_singletons.store(false, Relaxed);
+        self.tell_of_singletons(key::RELEASED);
+    }
+
+    /// Says it once more, if it runs none: another main process may not know.
+    pub(super) fn confirm_singletons(&self) {
+        if !self.0.holds_singletons.load(Relaxed) {
+            self.tell_of_singletons(key::RELEASED);
+        }
+    }
+
+    fn tell_of_singletons(&self, what: &str) {
+        // Best effort: with the main process another worker's reason to wait has gone, too.
+        let _ = self.channel().send(&format!("{}={what}", key::SINGLETONS), &[]);
     }
 
     /// Says why this worker cannot serve.
@@ -113,6 +151,8 @@ impl Link {
 fn command(message: Message) -> Option<Command> {
     if message.has(key::GO) {
         Some(Command::Go)
+    } else if message.has(key::ALONE) {
+        Some(Command::Alone)
     } else if let Some(how) = message.value(key::HAND_OVER) {
         Some(Command::HandOver { beside: how == "beside" })
     } else if message.has(key::NOBODY_FOLLOWS) {

@@ -29,7 +29,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::child::{BoundChild, BoxError, Child, Context, UserChild};
+use self::child::{BoundChild, BoxError, Child, Context, Kind, UserChild};
 pub use self::config::Config;
 use self::config::Source;
 use self::http::Http;
@@ -138,7 +138,7 @@ impl Daemon {
         R: Future<Output = Result<(), E>> + Send + 'static,
         E: Into<BoxError>,
     {
-        self.own.push(UserChild::new(name, false, run));
+        self.own.push(UserChild::new(name, Kind::Plain, run));
         self
     }
 
@@ -153,7 +153,21 @@ impl Daemon {
         R: Future<Output = Result<(), E>> + Send + 'static,
         E: Into<BoxError>,
     {
-        self.own.push(UserChild::new(name, true, run));
+        self.own.push(UserChild::new(name, Kind::HoldsReady, run));
+        self
+    }
+
+    /// The same for a child that must not run twice, such as the consumer of a queue. In a handover it is told to stop
+    /// at the first moment, and the successor starts its own only when the predecessor's has ended; clients are
+    /// served meanwhile. It is not waited for, however long that takes, within `[handover] deadline`.
+    #[must_use]
+    pub fn singleton<F, R, E>(mut self, name: &str, run: F) -> Self
+    where
+        F: Fn(Child) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        self.own.push(UserChild::new(name, Kind::Singleton, run));
         self
     }
 
@@ -291,6 +305,7 @@ impl Daemon {
             shutdown: config.shutdown,
             link,
             go: CancellationToken::new(),
+            alone: CancellationToken::new(),
         };
 
         let tunnels = TaskTracker::new();

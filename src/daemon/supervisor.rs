@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tokio_graceful_shutdown::errors::{SubsystemError, SubsystemJoinError};
 use tokio_graceful_shutdown::{ErrorAction, SubsystemBuilder, SubsystemHandle};
 
-use super::child::{BoundChild, BoxError, Child, Run, UserChild, Vitals};
+use super::child::{BoundChild, BoxError, Child, Kind, Run, UserChild, Vitals};
 use super::phase::{Cause, Lifecycle};
 use super::shutdown::Stoppable;
 use crate::rules::Check;
@@ -156,7 +156,7 @@ impl Supervisor {
     pub(super) fn start_own(&self, tree: &SubsystemHandle, own: UserChild) -> Stoppable {
         let mut vitals = Vitals::new(own.name());
         vitals.is_own = true;
-        vitals.ready.send_replace(!own.holds_ready);
+        vitals.ready.send_replace(own.kind != Kind::HoldsReady);
         self.start_as(tree, vitals, Arc::new(own))
     }
 

@@ -1,5 +1,6 @@
 //! The tree on one screen: its children are started, one waits for a reason to stop, and they are stopped in order.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,10 +9,11 @@ use tokio::sync::oneshot;
 use tokio::time::Duration;
 use tokio_graceful_shutdown::{SubsystemHandle, Toplevel};
 
-use super::child::{BoundChild, Context, UserChild};
+use super::child::{BoundChild, Context, Kind, UserChild};
 use super::http::Http;
+use super::link::Link;
 use super::phase::{Cause, Phase};
-use super::shutdown::Stop;
+use super::shutdown::{Stop, Stoppable};
 use crate::Exit;
 use crate::main_process::Settings;
 use crate::server::Server;
@@ -84,7 +86,9 @@ impl Tree {
         let supervisor = self.daemon.observer.supervisor.clone();
         let start = |child: &Arc<dyn BoundChild>| supervisor.start(root, Arc::clone(child));
         let mut others: Vec<_> = self.others.iter().filter(|child| child.starts_first()).map(start).collect();
-        let own: Vec<_> = self.own.drain(..).map(|own| supervisor.start_own(root, own)).collect();
+        let (singletons, own): (Vec<_>, Vec<_>) =
+            self.own.drain(..).partition(|own| own.kind == Kind::Singleton);
+        let mut own: Vec<_> = own.into_iter().map(|own| supervisor.start_own(root, own)).collect();
         if let Err(reason) = self.wait_to_serve(root).await {
             tracing::error!("cannot serve: {reason}");
             for child in own.iter().chain(others.iter().rev()) {
@@ -96,12 +100,17 @@ impl Tree {
         let http = supervisor.start(root, Arc::new(self.http.clone()));
         others.extend(self.others.iter().filter(|child| !child.starts_first()).map(start));
 
-        self.serve(root).await;
+        let plain = own.len();
+        own.extend(self.serve(root, singletons).await);
+        let singletons = plain..own.len();
         let lifecycle = &self.daemon.observer.lifecycle;
         if lifecycle.cause().is_some_and(Cause::is_handover) {
             let listening: Vec<_> = self.servers().map(|(child, _)| child).collect();
             for child in others.iter().filter(|child| listening.contains(&&*child.name)) {
                 child.subsystem.initiate_shutdown();
+            }
+            for singleton in &own[singletons.clone()] {
+                singleton.subsystem.initiate_shutdown();
             }
         }
         if self.daemon.handover.refuses(false).is_some() {
@@ -118,7 +127,10 @@ impl Tree {
             own: &own,
             beside: self.settings.deadline,
         };
-        let report = stop.run().await;
+        let report = tokio::select! {
+            report = stop.run() => report,
+            never = release(self.daemon.link.as_ref(), &own[singletons]) => match never {},
+        };
 
         lifecycle.enter(Phase::Stopped);
         for child in others.iter().rev() {
@@ -192,10 +204,24 @@ impl Tree {
         manager.check_room();
     }
 
-    /// Serves, once every child is ready, until something asks for a stop.
-    async fn serve(&mut self, root: &SubsystemHandle) {
+    /// Serves, once every child is ready, until something asks for a stop. Returns the singletons that have been started.
+    async fn serve(&mut self, root: &SubsystemHandle, mut singletons: Vec<UserChild>) -> Vec<Stoppable> {
         let Self { daemon, http, stop_when, .. } = self;
-        let Context { observer, manager, .. } = daemon;
+        let Context { observer, manager, link, alone, .. } = daemon;
+        let mut started = Vec::new();
+        match link {
+            _ if singletons.is_empty() => {}
+            Some(link) => link.want_singletons(),
+            None => alone.cancel(),
+        }
+        let run_singletons = async {
+            alone.cancelled().await;
+            if let Some(link) = link {
+                link.hold_singletons();
+            }
+            started.extend(singletons.drain(..).map(|own| observer.supervisor.start_own(root, own)));
+            std::future::pending::<Infallible>().await
+        };
         let serving = async {
             observer.supervisor.ready().await;
             http.take_over();
@@ -210,6 +236,19 @@ impl Tree {
                 observer.lifecycle.stop(Cause::Caller);
             }
             never = serving => match never {},
+            never = run_singletons => match never {},
         }
+        started
     }
+}
+
+/// Tells the main process once the singletons have ended, so that the successor may start its own.
+async fn release(link: Option<&Link>, singletons: &[Stoppable]) -> Infallible {
+    if let Some(link) = link {
+        for singleton in singletons {
+            singleton.subsystem.finished().await;
+        }
+        link.release_singletons();
+    }
+    std::future::pending().await
 }

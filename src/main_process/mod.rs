@@ -393,6 +393,11 @@ impl MainProcess {
             self.nobody_follows();
             self.stop_workers("the caller", Some(pid));
         }
+        match message.value(key::SINGLETONS) {
+            Some(key::WANTED) => self.note_singletons(pid, |worker| worker.wants_singletons = true),
+            Some(key::RELEASED) => self.note_singletons(pid, |worker| worker.holds_singletons = false),
+            _ => {}
+        }
         if may_store && let Some(name) = message.value("FDNAME") {
             let name = name.to_owned();
             if message.has("FDSTOREREMOVE") {
@@ -403,6 +408,27 @@ impl MainProcess {
                     self.store.keep(&name, descriptor);
                 }
             }
+        }
+    }
+
+    /// Notes what a worker says of its singletons, and lets the current one run its own once nobody else does.
+    fn note_singletons(&mut self, pid: u32, note: impl FnOnce(&mut Worker)) {
+        if let Some(worker) = self.worker(pid) {
+            note(worker);
+        }
+        self.grant_singletons();
+    }
+
+    fn grant_singletons(&mut self) {
+        let is_held =
+            self.workers.iter().any(|worker| worker.holds_singletons && worker.part != Part::Current);
+        if let Some(current) = self.workers.iter_mut().find(|worker| worker.part == Part::Current)
+            && current.wants_singletons
+            && !is_held
+        {
+            current.wants_singletons = false;
+            current.holds_singletons = true;
+            current.tell(&assign(key::ALONE, "1"));
         }
     }
 
@@ -522,6 +548,7 @@ impl MainProcess {
             Part::Candidate | Part::Current => self.restart(pid, &how),
             Part::Predecessor => tracing::info!(worker = pid, "worker {pid} {how}: it has finished"),
         }
+        self.grant_singletons();
         self.tell_predecessors();
         self.exit_if_empty();
     }

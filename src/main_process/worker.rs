@@ -48,6 +48,10 @@ pub(super) struct Worker {
     pub(super) beat: Instant,
     /// The time at which it is killed, if it has not ended by then.
     pub(super) kill_at: Option<Instant>,
+    /// True if it may run singletons.
+    pub(super) holds_singletons: bool,
+    /// True if it wants to.
+    pub(super) wants_singletons: bool,
     /// How it ended, once it is reaped.
     pub(super) ended: Option<WaitStatus>,
     process: Arc<Process>,
@@ -128,6 +132,9 @@ impl Worker {
             failed: None,
             beat: now,
             kill_at: None,
+            // One of an earlier main process may: it says so if it does not.
+            holds_singletons: part != Part::Candidate,
+            wants_singletons: false,
             ended: None,
             process: Arc::new(process),
             channel: Arc::new(channel),

@@ -34,6 +34,13 @@ pub(crate) mod key {
     /// From a worker: the part of its config that concerns the main process.
     pub(crate) const SETTINGS: &str = "X_STEADFAST_SETTINGS";
 
+    /// From a worker: it wants to run its singletons ([`WANTED`]), or runs none any more ([`RELEASED`]).
+    pub(crate) const SINGLETONS: &str = "X_STEADFAST_SINGLETONS";
+    pub(crate) const WANTED: &str = "wanted";
+    pub(crate) const RELEASED: &str = "released";
+
+    /// To a worker: no other runs singletons, so it may.
+    pub(crate) const ALONE: &str = "X_STEADFAST_ALONE";
     /// To a worker: serve.
     pub(crate) const GO: &str = "X_STEADFAST_GO";
     /// To a worker: hand over what can be carried, finish the rest.

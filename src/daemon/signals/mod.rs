@@ -91,15 +91,19 @@ impl Signals {
     }
 
     fn obey(&self, command: Command) {
-        let Context { observer, manager, handover, reloads, shutdown, go, .. } = &self.daemon;
+        let Context { observer, manager, handover, reloads, shutdown, go, alone, link, .. } = &self.daemon;
         let lifecycle = &observer.lifecycle;
         match command {
             Command::Go => go.cancel(),
+            Command::Alone => alone.cancel(),
             Command::HandOver { beside } => {
                 if beside {
                     handover.succeeded();
                 }
                 reloads.moved();
+                if let Some(link) = link {
+                    link.confirm_singletons();
+                }
                 lifecycle.stop(if beside { Cause::Reload } else { Cause::Restart });
             }
             Command::Gone => {
