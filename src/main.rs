@@ -39,13 +39,11 @@ type Read = fn(&Path) -> Result<Config, ConfigError>;
 /// Reads the config that was asked for, and says where it came from.
 fn load(asked: Option<PathBuf>, read: Read) -> Result<(Config, String), ConfigError> {
     let installed = || Some(PathBuf::from(cli::CONFIG)).filter(|path| path.exists());
-    match asked.or_else(installed) {
-        Some(path) => Ok((read(&path)?, path.display().to_string())),
-        None => {
-            let origin = format!("the embedded default ({} is not there)", cli::CONFIG);
-            Ok((Config::embedded(&origin), origin))
-        }
+    if let Some(path) = asked.or_else(installed) {
+        return Ok((read(&path)?, path.display().to_string()));
     }
+    let origin = format!("the embedded default ({} is not there)", cli::CONFIG);
+    Ok((Config::embedded(&origin), origin))
 }
 
 fn check(config: &Config, origin: &str) -> Exit {

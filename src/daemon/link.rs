@@ -123,15 +123,15 @@ impl Link {
         loop {
             tokio::select! {
                 biased;
-                message = self.channel().receive() => match message {
-                    Ok(Some(message)) => if let Some(command) = command(message) {
-                        return command;
-                    },
-                    Ok(None) | Err(_) => {
+                message = self.channel().receive() => {
+                    let Ok(Some(message)) = message else {
                         self.gone().await;
                         return Command::Gone;
+                    };
+                    if let Some(command) = command(message) {
+                        return command;
                     }
-                },
+                }
                 () = self.gone() => return Command::Gone,
             }
         }

@@ -208,7 +208,7 @@ impl Daemon {
     /// [`Self::bind`] and [`Bound::run`]. Why it cannot start is logged. Needs a multi-threaded runtime with its I/O
     /// and timers enabled.
     pub async fn run(self) -> Exit {
-        match self.bind().await {
+        match self.bind() {
             Ok(bound) => bound.run().await,
             Err(error) => error.log(),
         }
@@ -219,7 +219,7 @@ impl Daemon {
     ///
     /// # Errors
     /// [`StartError`]; what had been bound is closed again.
-    pub async fn bind(self) -> Result<Bound, StartError> {
+    pub fn bind(self) -> Result<Bound, StartError> {
         restore_stderr();
         let mut inherited = Inherited::from_environment();
         let link = Link::find(&mut inherited)?;

@@ -201,7 +201,7 @@ fn fitting(records: &[(Parcel, Vec<u8>)]) -> usize {
 mod tests {
     //! Parcels survive the queue, in order, in any number, and a stranger's message hurts nobody.
 
-    use std::io::Read;
+    use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
     use std::time::Duration;
 

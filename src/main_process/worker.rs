@@ -203,11 +203,12 @@ impl Ears {
     pub(super) async fn hear(&self) -> Option<Message> {
         tokio::select! {
             biased;
-            message = self.channel.receive() => match message {
-                Ok(Some(message)) => return Some(message),
+            message = self.channel.receive() => {
+                if let Ok(Some(message)) = message {
+                    return Some(message);
+                }
                 // It has closed its end, and may be slow to follow.
-                Ok(None) | Err(_) => {}
-            },
+            }
             () = self.process.gone() => return self.channel.receive_now(),
         }
         self.process.gone().await;

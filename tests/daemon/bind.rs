@@ -59,7 +59,7 @@ async fn binding_tells_the_ports_that_the_kernel_chose_and_starts_nothing() {
     let daemon = Daemon::new(wanted).child("worker", child).stop_when(async {
         let _ = stopped.await;
     });
-    let bound = daemon.bind().await.expect("the ports are free");
+    let bound = daemon.bind().expect("the ports are free");
     let addresses = bound.addresses();
     assert_eq!(addresses["http"].len(), 2);
     assert_eq!(addresses["admin"].len(), 1);
@@ -86,7 +86,7 @@ async fn a_bound_daemon_that_never_ran_leaves_nothing_behind() {
     let socket = folder.path().join("http.sock");
     let mut wanted = any_ports();
     wanted.http.listen.push(Address::Unix(socket.clone()));
-    let bound = Daemon::new(wanted).bind().await.expect("all is free");
+    let bound = Daemon::new(wanted).bind().expect("all is free");
     let port = tcp(&bound.addresses()["http"][0]);
     assert!(socket.exists());
     drop(bound);
@@ -111,7 +111,7 @@ async fn an_address_in_use_is_an_error_that_the_caller_sees() {
     let address = Address::Tcp(taken.local_addr().expect("its address"));
     let mut wanted = any_ports();
     wanted.http.listen = vec![address.clone()];
-    match Daemon::new(wanted).bind().await {
+    match Daemon::new(wanted).bind() {
         Err(error @ StartError::Bind(BindError::InUse(_))) => {
             assert_eq!(error.exit(), Exit::Failed);
             assert!(error.to_string().contains(&address.to_string()), "{error}");
@@ -151,7 +151,7 @@ async fn every_part_of_a_config_can_be_made_in_code() {
         let _ = stopped.await;
     });
     let mut running = JoinSet::new();
-    running.spawn(daemon.bind().await.expect("it is right").run());
+    running.spawn(daemon.bind().expect("it is right").run());
     let address = format!("unix:{}", folder.path().join("http.sock").display());
     let mut client = Client::connect(&address, PATIENCE).await.expect("it accepts");
     for (path, status) in [("/", 200), ("/status", 200), ("/files/", 200), ("/app/x", 502)] {
@@ -256,7 +256,7 @@ async fn a_config_made_in_code_is_refused_for_the_same_reasons_as_a_file() {
         let refused = Config::parse(file, "the file").expect_err(file).to_string();
         let mut wanted = Config::default();
         make(&mut wanted);
-        let error = Daemon::new(wanted).bind().await.expect_err(file);
+        let error = Daemon::new(wanted).bind().expect_err(file);
         assert!(matches!(error, StartError::Config(_)), "{file}: {error:?}");
         assert_eq!(error.exit(), Exit::Config);
         let said = error.to_string();
@@ -273,7 +273,7 @@ async fn all_that_is_wrong_with_a_config_made_in_code_is_said_at_once_and_where(
     wanted.supervision.window = Duration::ZERO;
     route(&mut wanted, "/", Action::Status);
     route(&mut wanted, "health", Action::Status);
-    let error = Daemon::new(wanted).bind().await.expect_err("it is wrong").to_string();
+    let error = Daemon::new(wanted).bind().expect_err("it is wrong").to_string();
     assert_eq!(
         error,
         "http.max_connections: `max_connections` is 0, expected a whole number from 1 to 2147483647\n\
@@ -296,5 +296,5 @@ async fn a_folder_that_is_not_there_does_not_keep_a_daemon_from_binding() {
     let folder: TempDir = tempfile::tempdir().expect("a folder");
     let mut wanted = any_ports();
     route(&mut wanted, "/*", Action::Files(Files::new(folder.path().join("later"))));
-    Daemon::new(wanted).bind().await.expect("it binds");
+    Daemon::new(wanted).bind().expect("it binds");
 }

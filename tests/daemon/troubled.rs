@@ -40,7 +40,8 @@ fn main() -> ExitCode {
         .build()
         .expect("a runtime");
     if std::env::var("TROUBLE").is_ok_and(|trouble| trouble == "bound and dropped") {
-        drop(runtime.block_on(daemon.bind()).expect("it can be bound"));
+        let _inside = runtime.enter();
+        drop(daemon.bind().expect("it can be bound"));
         tracing::info!("bound and dropped");
         sleep(FOR_EVER);
         return ExitCode::FAILURE;

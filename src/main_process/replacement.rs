@@ -1,0 +1,306 @@
+//! The replacement of workers: how one starts, takes over, and ends.
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use rustix::process::{Signal, WaitStatus};
+use sd_notify::NotifyState;
+use tokio::time::Instant;
+
+use super::reload::refusal;
+use super::worker::{Part, STORED, Worker, describe};
+use super::{Event, GRACE, MainProcess, Predecessor, Refusal, Settings, assign};
+use crate::Exit;
+use crate::systemd::activation::LAST_GOOD;
+use crate::systemd::channel::{Message, key};
+use crate::systemd::manager::one_line;
+
+impl MainProcess {
+    pub(super) fn current(&self) -> Option<&Worker> {
+        self.workers.iter().find(|worker| worker.part == Part::Current)
+    }
+
+    pub(super) fn candidate(&self) -> Option<&Worker> {
+        self.workers.iter().find(|worker| worker.part == Part::Candidate)
+    }
+
+    pub(super) fn worker(&mut self, pid: u32) -> Option<&mut Worker> {
+        self.workers.iter_mut().find(|worker| worker.pid == pid)
+    }
+
+    /// Starts a worker beside the current one, or alone.
+    pub(super) fn start_worker(&mut self) {
+        self.start_at = None;
+        let beside = self.current().is_some();
+        match Worker::start(&self.program, &self.store, beside, LAST_GOOD) {
+            Ok(worker) => self.follow(worker),
+            Err(error) => {
+                let why = format!("cannot start {}: {error}", self.program.path().display());
+                if beside {
+                    self.refuse(&Refusal { in_short: why.clone(), said: why });
+                } else {
+                    tracing::error!("{why}");
+                    self.exit = Some(Exit::Failed);
+                }
+            }
+        }
+    }
+
+    pub(super) fn follow(&mut self, mut worker: Worker) {
+        if worker.part == Part::Candidate {
+            let limit = self.settings.ready_timeout;
+            let is_first = self.current().is_none() && self.restarts.is_empty();
+            // At a start of the service it is systemd that waits, as long as its TimeoutStartSec= says.
+            worker.kill_at = Some(worker.since + limit).filter(|_| !is_first);
+            self.store.leave(&format!("{STORED}{}", worker.pid), worker.channel().as_fd());
+        } else if worker.part == Part::Predecessor {
+            worker.kill_at = self.settings.deadline.and_then(|limit| worker.since.checked_add(limit + GRACE));
+        }
+        let (ears, heard, pid) = (worker.ears(), self.heard.clone(), worker.pid);
+        self.tasks.spawn(async move {
+            while let Some(message) = ears.hear().await {
+                if heard.send(Event::Said(pid, message)).await.is_err() {
+                    return;
+                }
+            }
+            let _ = heard.send(Event::Ended(pid)).await;
+        });
+        self.workers.push(worker);
+    }
+
+    /// Takes in what a worker said.
+    pub(super) fn said(&mut self, pid: u32, message: Message) {
+        let has_current = self.current().is_some();
+        let Some(worker) = self.worker(pid) else { return };
+        let is_current = worker.part == Part::Current;
+        let may_store = is_current || (worker.part == Part::Candidate && !has_current);
+        if let Some(settings) = message.value(key::SETTINGS).and_then(|json| serde_json::from_str(json).ok())
+        {
+            worker.settings = settings;
+        }
+        if let Some(reason) = message.value(key::FAILED) {
+            worker.failed = Some(reason.to_owned());
+        }
+        if let Some(status) = message.value("STATUS") {
+            one_line(status).clone_into(&mut worker.status);
+        }
+        match message.value("WATCHDOG") {
+            Some("1") => worker.beat = Instant::now(),
+            Some("trigger") => {
+                tracing::error!(worker = pid, "ending worker {pid}: {}", worker.status);
+                worker.signal(Signal::ABORT);
+            }
+            _ => {}
+        }
+        if message.has(key::BOUND) && worker.part == Part::Candidate {
+            self.promote(pid);
+        }
+        if is_current {
+            self.pass_on(&message);
+        }
+        if is_current && message.has("STOPPING") && !self.stopping {
+            self.replace_unasked(pid);
+        }
+        if message.has("STATUS") && !is_current {
+            self.tell_predecessors();
+        }
+        if let Some(number) = message.value(key::RELOAD) {
+            self.reload(Some((pid, number.to_owned())));
+        }
+        if message.has(key::LAST) {
+            self.nobody_follows();
+        }
+        if message.has(key::STOPS) && is_current {
+            self.nobody_follows();
+            self.stop_workers("the caller", Some(pid));
+        }
+        match message.value(key::SINGLETONS) {
+            Some(key::WANTED) => self.note_singletons(pid, |worker| worker.wants_singletons = true),
+            Some(key::RELEASED) => self.note_singletons(pid, |worker| worker.holds_singletons = false),
+            _ => {}
+        }
+        if may_store && let Some(name) = message.value("FDNAME") {
+            let name = name.to_owned();
+            if message.has("FDSTOREREMOVE") {
+                self.store.drop(&name);
+            }
+            if message.has("FDSTORE") {
+                for descriptor in message.descriptors {
+                    self.store.keep(&name, descriptor);
+                }
+            }
+        }
+    }
+
+    /// Notes what a worker says of its singletons, and lets the current one run its own once nobody else does.
+    pub(super) fn note_singletons(&mut self, pid: u32, note: impl FnOnce(&mut Worker)) {
+        if let Some(worker) = self.worker(pid) {
+            note(worker);
+        }
+        self.grant_singletons();
+    }
+
+    pub(super) fn grant_singletons(&mut self) {
+        let is_held =
+            self.workers.iter().any(|worker| worker.holds_singletons && worker.part != Part::Current);
+        if let Some(current) = self.workers.iter_mut().find(|worker| worker.part == Part::Current)
+            && current.wants_singletons
+            && !is_held
+        {
+            current.wants_singletons = false;
+            current.holds_singletons = true;
+            current.tell(&assign(key::ALONE, "1"));
+        }
+    }
+
+    /// Passes on to systemd what the current worker says of the service.
+    pub(super) fn pass_on(&self, message: &Message) {
+        let mut states = Vec::new();
+        if message.has("READY") {
+            states.push(NotifyState::Ready);
+        }
+        if message.has("STOPPING") && self.stopping {
+            states.push(NotifyState::Stopping);
+        }
+        if let Some(status) = message.value("STATUS") {
+            states.push(NotifyState::Status(status));
+        }
+        if !states.is_empty() {
+            self.systemd.tell(&states);
+        }
+    }
+
+    /// Lets a candidate serve, in the place of the current worker if there is one.
+    pub(super) fn promote(&mut self, pid: u32) {
+        let old = self.workers.iter().position(|worker| worker.part == Part::Current);
+        let Some(worker) = self.worker(pid) else { return };
+        worker.becomes(Part::Current);
+        worker.kill_at = None;
+        worker.tell(&assign(key::GO, "1"));
+        self.settings = worker.settings.clone();
+        if let Some(old) = old {
+            self.systemd.tell(&[NotifyState::Ready]);
+            let old_pid = self.workers[old].pid;
+            tracing::info!(
+                worker = pid,
+                predecessor = old_pid,
+                "worker {pid} takes over from worker {old_pid}"
+            );
+            for (asking, number) in std::mem::take(&mut self.asked).into_iter().flatten() {
+                let text = serde_json::Value::from(pid.to_string());
+                self.answer(asking, &format!("{}={number}\n{}={text}", key::RELOADED, key::TEXT));
+            }
+            self.replace(old);
+        }
+        self.tell_predecessors();
+        self.is_upgraded = old.is_some() && self.program.is_another();
+        self.go_on_reloading();
+    }
+
+    /// Makes the current worker a predecessor.
+    pub(super) fn replace(&mut self, index: usize) {
+        let deadline = self.settings.deadline;
+        let old = &mut self.workers[index];
+        old.becomes(Part::Predecessor);
+        old.kill_at = deadline.and_then(|limit| old.since.checked_add(limit + GRACE));
+        old.tell(&assign(key::HAND_OVER, "beside"));
+        let predecessors: Vec<_> = self.predecessors().map(|worker| worker.pid).collect();
+        let too_many = predecessors.len().saturating_sub(self.settings.predecessors as usize);
+        for pid in predecessors.into_iter().take(too_many) {
+            if let Some(worker) = self.worker(pid) {
+                tracing::warn!(
+                    worker = pid,
+                    "cutting worker {pid}: more than `handover.predecessors` are finishing; it had {}",
+                    worker.status
+                );
+                worker.tell(&assign(key::CUT, "handover.predecessors"));
+                worker.kill_at = Some(Instant::now() + GRACE);
+            }
+        }
+    }
+
+    /// Starts another worker in the place of one that stops unasked, while that one finishes.
+    pub(super) fn replace_unasked(&mut self, pid: u32) {
+        if let Some(index) = self.workers.iter().position(|worker| worker.pid == pid) {
+            self.replace(index);
+            self.restart(pid, "stops by itself");
+        }
+    }
+
+    /// The predecessors, oldest first.
+    pub(super) fn predecessors(&self) -> impl Iterator<Item = &Worker> {
+        self.workers.iter().filter(|worker| worker.part == Part::Predecessor)
+    }
+
+    /// Tells the current worker of its predecessors, for its status.
+    pub(super) fn tell_predecessors(&self) {
+        let Some(current) = self.current() else { return };
+        let predecessors: Vec<_> = self
+            .predecessors()
+            .map(|worker| Predecessor {
+                pid: worker.pid,
+                since: worker.since.elapsed().as_secs_f64(),
+                status: worker.status.clone(),
+            })
+            .collect();
+        if let Ok(json) = serde_json::to_string(&predecessors) {
+            current.tell(&assign(key::PREDECESSORS, &json));
+        }
+    }
+
+    /// Acts on the end of a worker.
+    pub(super) fn ended(&mut self, pid: u32) {
+        let Some(index) = self.workers.iter().position(|worker| worker.pid == pid) else { return };
+        let mut worker = self.workers.remove(index);
+        let status = worker.reap();
+        self.systemd.unstore(&format!("{STORED}{pid}"));
+        let how = describe(status);
+        let code = status.and_then(WaitStatus::exit_status);
+        let exit = code.map_or(Exit::Failed, exit_of);
+        match worker.part {
+            Part::Current if self.stopping => self.last_exit = exit,
+            _ if self.stopping => {}
+            Part::Candidate if self.current().is_some() => {
+                let refusal = refusal(&mut worker, &how);
+                self.refuse(&refusal);
+            }
+            // The first one: its log, or its stderr, says why.
+            Part::Candidate if self.restarts.is_empty() => self.exit = Some(exit),
+            Part::Candidate | Part::Current => self.restart(pid, &how),
+            Part::Predecessor => tracing::info!(worker = pid, "worker {pid} {how}: it has finished"),
+        }
+        self.grant_singletons();
+        self.tell_predecessors();
+        self.exit_if_empty();
+    }
+
+    /// Starts another worker in the place of one that ended unasked, or gives up.
+    pub(super) fn restart(&mut self, pid: u32, how: &str) {
+        let now = Instant::now();
+        let Settings { max_restarts, window, backoff, backoff_max, .. } = self.settings;
+        while self.restarts.front().is_some_and(|&at| now.duration_since(at) > window) {
+            self.restarts.pop_front();
+        }
+        let earlier = self.restarts.len();
+        if earlier >= max_restarts as usize {
+            tracing::error!("worker {pid} {how}; {earlier} were restarted within {window:?}: giving up");
+            self.exit = Some(Exit::Failed);
+            return;
+        }
+        self.restarts.push_back(now);
+        let wait = match u32::try_from(earlier).unwrap_or(u32::MAX).checked_sub(1) {
+            None => Duration::ZERO,
+            Some(doublings) => backoff.saturating_mul(1 << doublings.min(20)).min(backoff_max),
+        };
+        tracing::error!(worker = pid, "worker {pid} {how}; starting another in {} ms", wait.as_millis());
+        self.start_at = Some(now + wait);
+    }
+}
+
+/// The exit that a worker's exit code stands for.
+fn exit_of(code: i32) -> Exit {
+    [Exit::Clean, Exit::Usage, Exit::Cut, Exit::Config]
+        .into_iter()
+        .find(|exit| i32::from(exit.code()) == code)
+        .unwrap_or(Exit::Failed)
+}

@@ -1,0 +1,87 @@
+//! Another program for the main process itself, which keeps its process number and all that it has.
+
+use std::fs::File;
+use std::io::{self, Seek};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use serde::{Deserialize, Serialize};
+
+use super::program::{self, Program};
+use super::worker::STORED;
+use super::{MainProcess, Settings};
+use crate::logging;
+use crate::systemd::activation::Inherited;
+
+/// The name of this process's own state, on its way to the program that takes its place.
+const STATE: &str = "state";
+
+/// This process's state, for the program that takes its place.
+#[derive(Default, Serialize, Deserialize)]
+pub(super) struct State {
+    pub(super) current: Option<u32>,
+    pub(super) wants_singletons: bool,
+    pub(super) settings: Settings,
+    pub(super) last: bool,
+}
+
+impl MainProcess {
+    /// Takes the code of the program that is at the path now, as the same process with all that it keeps. What was heard
+    /// must have been handled.
+    pub(super) fn follow_upgrade(&mut self) {
+        self.is_upgraded = false;
+        tracing::info!("going on as the program that is now at {}", self.program.path().display());
+        let error = self.exec(Program::command);
+        tracing::error!("cannot: {error}; going on as before");
+    }
+
+    /// Replaces the program of this process. Returns only if that fails.
+    pub(super) fn exec(
+        &self,
+        command: impl Fn(&Program, &str, Vec<(String, OwnedFd)>) -> io::Result<Command>,
+    ) -> io::Error {
+        let passed = || {
+            let mut passed = self.store.duplicates(|_| true)?;
+            for worker in &self.workers {
+                passed.push((
+                    format!("{STORED}{}", worker.pid),
+                    worker.channel().as_fd().try_clone_to_owned()?,
+                ));
+            }
+            passed.push((STATE.to_owned(), self.state()?));
+            let mut command = command(&self.program, program::MAIN, passed)?;
+            command.env("LISTEN_PID", std::process::id().to_string());
+            Ok(command)
+        };
+        match passed() {
+            Ok(mut command) => {
+                logging::flush();
+                command.exec()
+            }
+            Err(error) => error,
+        }
+    }
+
+    pub(super) fn state(&self) -> io::Result<OwnedFd> {
+        let state = State {
+            current: self.current().map(|worker| worker.pid),
+            wants_singletons: self.current().is_some_and(|worker| worker.wants_singletons),
+            settings: self.settings.clone(),
+            last: self.last,
+        };
+        let mut file = File::from(memfd_create("steadfast-state", MemfdFlags::CLOEXEC)?);
+        serde_json::to_writer(&mut file, &state)?;
+        file.rewind()?;
+        Ok(file.into())
+    }
+}
+
+impl State {
+    /// That of the process whose place this one has taken, if it was left.
+    pub(super) fn take(inherited: &mut Inherited) -> Self {
+        let state = inherited.take(STATE).pop();
+        state.and_then(|state| serde_json::from_reader(File::from(state)).ok()).unwrap_or_default()
+    }
+}
