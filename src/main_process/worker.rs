@@ -154,7 +154,10 @@ impl Worker {
 
     /// Tells it something. One that does not take it in is found out at its deadline.
     pub(super) fn tell(&self, text: &str) {
-        if let Err(error) = self.channel.send(text, &[]) {
+        if let Err(error) = self.channel.send(text, &[])
+            // It is about to be heard that this one has ended.
+            && error.kind() != io::ErrorKind::BrokenPipe
+        {
             tracing::warn!(worker = self.pid, "cannot tell worker {} {text:?}: {error}", self.pid);
         }
     }

@@ -2,6 +2,7 @@
 //! manager.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -112,8 +113,11 @@ impl Manager {
             Line::Systemd => sd_notify::notify_with_fds(states, descriptors),
             Line::MainProcess(channel) => channel.send(&lines(states), descriptors),
         };
-        if let Err(error) = sent {
-            tracing::warn!(%error, "cannot reach the service manager");
+        match sent {
+            // The main process has ended, which is known from elsewhere.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            Err(error) => tracing::warn!(%error, "cannot reach the service manager"),
+            Ok(()) => {}
         }
     }
 
