@@ -1,5 +1,6 @@
 //! The tree on one screen: its children are started, one waits for a reason to stop, and they are stopped in order.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
@@ -181,24 +182,31 @@ impl Tree {
                 }
             }
         }
-        for (child, server) in self.servers() {
-            for listener in server.listeners() {
-                let inherited = listener.is_inherited();
-                let address = listener.address();
-                tracing::info!(child, %address, inherited, "listening on {address} for {child}");
-                match listener.configured().stored_as() {
-                    Some(name) if inherited => manager.stored(&name),
-                    Some(name) => {
-                        // The store may still hold a socket of the same name whose path is gone: it would be passed on
-                        // beside this one.
-                        manager.unstore(&name);
-                        manager.store(&name, &*listener);
-                        if manager.stores() {
-                            listener.leave();
-                        }
+        let listeners: Vec<_> = self
+            .servers()
+            .flat_map(|(child, server)| server.listeners().into_iter().map(move |listener| (child, listener)))
+            .collect();
+        let bound = listeners.iter().filter(|(_, listener)| !listener.is_inherited());
+        let bound: BTreeSet<_> =
+            bound.filter_map(|(_, listener)| listener.configured().stored_as()).collect();
+        for name in &bound {
+            // The store may still hold a socket of the same name whose path is gone: it would be passed on beside the
+            // new one.
+            manager.unstore(name);
+        }
+        for (child, listener) in listeners {
+            let inherited = listener.is_inherited();
+            let address = listener.address();
+            tracing::info!(child, %address, inherited, "listening on {address} for {child}");
+            match listener.configured().stored_as() {
+                Some(name) if bound.contains(&name) => {
+                    manager.store(&name, &*listener);
+                    if manager.stores() {
+                        listener.leave();
                     }
-                    None => {}
                 }
+                Some(name) => manager.stored(&name),
+                None => {}
             }
         }
         manager.check_room();
