@@ -35,6 +35,8 @@ use crate::{Exit, logging};
 
 /// The longest time without a heartbeat of the current worker, where systemd has no watchdog on the service.
 const UNWATCHED: Duration = Duration::from_secs(30);
+/// The number of looks at the current worker in that time.
+const LOOKS: u32 = 4;
 /// The time that a worker has to end once it was cut, or its own deadline has passed.
 const GRACE: Duration = Duration::from_secs(5);
 /// The time between two requests for more time while stopping, and what is asked for: many times that, so that a busy
@@ -156,6 +158,8 @@ struct MainProcess {
     /// The exit of this process, once it is to end.
     exit: Option<Exit>,
     next_tick: Instant,
+    /// The time at which this process last looked at the time.
+    looked: Instant,
     /// True once the current worker is of another program than this process.
     is_upgraded: bool,
     events: mpsc::Receiver<Event>,
@@ -189,6 +193,7 @@ impl MainProcess {
             last_exit: Exit::Clean,
             exit: None,
             next_tick: Instant::now(),
+            looked: Instant::now(),
             is_upgraded: false,
             events,
             heard,
@@ -284,7 +289,8 @@ impl MainProcess {
     /// The time of the next thing to do.
     fn alarm(&self) -> Instant {
         let kills = self.workers.iter().filter_map(|worker| worker.kill_at);
-        let beats = self.current().map(|worker| worker.beat + patience());
+        // Earlier than a heartbeat can be late, so that it shows whether this process stood still itself.
+        let beats = self.current().map(|_| self.looked + patience() / LOOKS);
         let far = Instant::now() + Duration::from_secs(60 * 60);
         kills
             .chain(beats)
@@ -307,8 +313,14 @@ impl MainProcess {
         }
         let patience = patience();
         let stops = self.stopping;
+        // The machine was paused, or the whole control group frozen: a worker gets its time anew.
+        let stood_still = now.duration_since(self.looked) > patience / LOOKS * 2;
+        self.looked = now;
         let mut late = None;
         for worker in &mut self.workers {
+            if stood_still {
+                worker.beat = now;
+            }
             let (pid, part) = (worker.pid, worker.part);
             if part == Part::Current && !stops && now.duration_since(worker.beat) >= patience {
                 tracing::error!(
