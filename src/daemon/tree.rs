@@ -140,14 +140,16 @@ impl Tree {
         if report.cut == 0 { Exit::Clean } else { Exit::Cut }
     }
 
-    /// Tells the main process, if there is one, that this worker can serve once every child that holds READY back is
-    /// ready, and waits until it may.
+    /// Tells the main process, if there is one, that this worker can serve, and waits until it may. Where another worker
+    /// serves meanwhile, this one can once every child that holds READY back is ready.
     async fn wait_to_serve(&mut self, root: &SubsystemHandle) -> Result<(), String> {
         let Self { daemon, stop_when, settings, .. } = self;
         let Context { observer, link, go, .. } = daemon;
         let Some(link) = link else { return Ok(()) };
         let may_serve = async {
-            observer.supervisor.ready().await;
+            if link.is_beside() {
+                observer.supervisor.ready().await;
+            }
             link.bound(settings).map_err(|error| format!("cannot reach the main process: {error}"))?;
             go.cancelled().await;
             Ok(())

@@ -147,6 +147,8 @@ struct MainProcess {
     restarts: VecDeque<Instant>,
     /// The time of the next start of a worker, where none runs.
     start_at: Option<Instant>,
+    /// True once a worker has said that the service is ready: from then on one that ends is replaced.
+    was_ready: bool,
     /// True once it is known that no process follows this one.
     last: bool,
     /// True once the service is to end.
@@ -187,6 +189,7 @@ impl MainProcess {
             waiting: VecDeque::new(),
             restarts: VecDeque::new(),
             start_at: None,
+            was_ready: current.is_some(),
             last,
             stopping: false,
             signals: 0,
@@ -208,6 +211,7 @@ impl MainProcess {
                     if part == Part::Current {
                         worker.wants_singletons = wants_singletons;
                         worker.holds_singletons = !wants_singletons;
+                        worker.beat = Some(Instant::now());
                     }
                     main.follow(worker);
                 }
@@ -319,21 +323,25 @@ impl MainProcess {
         let mut late = None;
         for worker in &mut self.workers {
             if stood_still {
-                worker.beat = now;
+                worker.beat = worker.beat.map(|_| now);
             }
             let (pid, part) = (worker.pid, worker.part);
-            if part == Part::Current && !stops && now.duration_since(worker.beat) >= patience {
+            let is_late = worker.beat.is_some_and(|beat| now.duration_since(beat) >= patience);
+            if part == Part::Current && !stops && is_late {
                 tracing::error!(
                     worker = pid,
                     "worker {pid} is stuck: no heartbeat for {patience:?}: ending it"
                 );
                 worker.signal(Signal::ABORT);
-                worker.beat = now;
+                worker.beat = Some(now);
                 worker.kill_at = Some(now + GRACE);
             }
             if worker.kill_at.is_some_and(|at| at <= now) {
                 if part == Part::Candidate {
                     late = Some(pid);
+                } else if part == Part::Current && worker.beat.is_none() {
+                    let limit = self.settings.ready_timeout;
+                    tracing::error!(worker = pid, "worker {pid} was not ready within {limit:?}: killing it");
                 } else {
                     tracing::warn!(
                         worker = pid,

@@ -49,9 +49,8 @@ impl MainProcess {
     pub(super) fn follow(&mut self, mut worker: Worker) {
         if worker.part == Part::Candidate {
             let limit = self.settings.ready_timeout;
-            let is_first = self.current().is_none() && self.restarts.is_empty();
             // At a start of the service it is systemd that waits, as long as its TimeoutStartSec= says.
-            worker.kill_at = Some(worker.since + limit).filter(|_| !is_first);
+            worker.kill_at = Some(worker.since + limit).filter(|_| self.was_ready);
             self.store.leave(&format!("{STORED}{}", worker.pid), worker.channel().as_fd());
         } else if worker.part == Part::Predecessor {
             worker.kill_at = self.settings.deadline.and_then(|limit| worker.since.checked_add(limit + GRACE));
@@ -72,7 +71,7 @@ impl MainProcess {
     pub(super) fn said(&mut self, pid: u32, message: Message) {
         let has_current = self.current().is_some();
         let Some(worker) = self.worker(pid) else { return };
-        let is_current = worker.part == Part::Current;
+        let (is_current, is_candidate) = (worker.part == Part::Current, worker.part == Part::Candidate);
         let may_store = is_current || (worker.part == Part::Candidate && !has_current);
         if let Some(settings) = message.value(key::SETTINGS).and_then(|json| serde_json::from_str(json).ok())
         {
@@ -85,21 +84,26 @@ impl MainProcess {
             one_line(status).clone_into(&mut worker.status);
         }
         match message.value("WATCHDOG") {
-            Some("1") => worker.beat = Instant::now(),
+            Some("1") => worker.beat = Some(Instant::now()),
             Some("trigger") => {
                 tracing::error!(worker = pid, "ending worker {pid}: {}", worker.status);
                 worker.signal(Signal::ABORT);
             }
             _ => {}
         }
-        if message.has(key::BOUND) && worker.part == Part::Candidate {
-            self.promote(pid);
+        if is_current && message.has("READY") {
+            worker.beat = Some(Instant::now());
+            worker.kill_at = None;
+            self.was_ready = true;
         }
         if is_current {
             self.pass_on(&message);
         }
-        if is_current && message.has("STOPPING") && !self.stopping {
+        if is_current && message.has("STOPPING") && !self.stopping && self.was_ready {
             self.replace_unasked(pid);
+        }
+        if message.has(key::BOUND) && is_candidate {
+            self.promote(pid);
         }
         if message.has("STATUS") && !is_current {
             self.tell_predecessors();
@@ -173,9 +177,11 @@ impl MainProcess {
     /// Lets a candidate serve, in the place of the current worker if there is one.
     pub(super) fn promote(&mut self, pid: u32) {
         let old = self.workers.iter().position(|worker| worker.part == Part::Current);
+        let limit = self.settings.ready_timeout;
         let Some(worker) = self.worker(pid) else { return };
         worker.becomes(Part::Current);
-        worker.kill_at = None;
+        // The same time once more to say that it is ready.
+        worker.kill_at = worker.kill_at.map(|_| worker.since + limit);
         worker.tell(&assign(key::GO, "1"));
         self.settings = worker.settings.clone();
         if let Some(old) = old {
@@ -265,7 +271,7 @@ impl MainProcess {
                 self.refuse(&refusal);
             }
             // The first one: its log, or its stderr, says why.
-            Part::Candidate if self.restarts.is_empty() => self.exit = Some(exit),
+            Part::Candidate | Part::Current if !self.was_ready => self.exit = Some(exit),
             Part::Candidate | Part::Current => self.restart(pid, &how),
             Part::Predecessor => tracing::info!(worker = pid, "worker {pid} {how}: it has finished"),
         }
