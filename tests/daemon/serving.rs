@@ -1,5 +1,7 @@
 //! Requests of every kind get their answers.
 
+use axum::Router;
+
 use crate::client::Lost;
 use crate::handlers::router;
 use crate::service::Service;
@@ -108,6 +110,18 @@ async fn a_client_that_asks_whether_to_send_its_body_is_told_to() {
     assert_eq!(client.receive_head().await.unwrap().status, 100);
     client.send("body").await;
     assert_eq!(client.receive().await.unwrap().text(), "4");
+}
+
+#[tokio::test]
+async fn no_router_answers_a_connect_as_if_there_were_a_tunnel() {
+    let service = Service::start("", |daemon| daemon.router(Router::new().fallback(async || "ok"))).await;
+    for target in ["/", "test:443"] {
+        let mut client = service.connect().await;
+        client.send(format!("CONNECT {target} HTTP/1.1\r\nHost: test:443\r\n\r\n")).await;
+        let answer = client.receive().await.unwrap();
+        assert_eq!((answer.status, answer.header("connection")), (501, Some("close")), "{target}");
+        assert_eq!(client.receive().await, Err(Lost::Closed));
+    }
 }
 
 #[tokio::test]

@@ -285,7 +285,7 @@ fn what_follows_a_refused_request_is_not_taken_for_the_next_one() {
         ("POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n", 413),
         ("POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
         ("POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
-        ("CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n", 404),
+        ("CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n", 501),
     ] {
         let answers = say(site.http, &[head.as_bytes(), SMUGGLED].concat());
         assert_eq!(statuses(&answers), [status], "{head}");

@@ -55,8 +55,7 @@ impl hyper::service::Service<Request<Incoming>> for Service {
         Box::pin(async move {
             connection.turn().await;
             let bodyless = request.method() == Method::HEAD;
-            // Bytes for a tunnel may follow a CONNECT, which opens none here: they must not be read as requests.
-            let asks_for_the_end = request.method() == Method::CONNECT || asks_to_close(&request);
+            let asks_for_the_end = asks_to_close(&request);
             let mut response = serving.answer(request, &connection).await;
             // hyper lowers it to the request's where that is needed.
             *response.version_mut() = Version::HTTP_11;
@@ -111,6 +110,11 @@ impl Serving {
         }
         if let Some(reason) = invalid_host(request) {
             return Some(closing(StatusCode::BAD_REQUEST, reason));
+        }
+        if request.method() == Method::CONNECT {
+            // Any 2xx would say that there is a tunnel (RFC 9110, section 9.3.6). Bytes for it may follow, which must
+            // not be read as requests.
+            return Some(closing(StatusCode::NOT_IMPLEMENTED, "this server opens no tunnels by CONNECT\n"));
         }
         let limit = self.body_limit;
         http_body::Body::size_hint(request.body()).lower().gt(&limit).then(|| {

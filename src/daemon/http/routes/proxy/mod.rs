@@ -207,9 +207,6 @@ impl Exchange {
         if !headers::is_plain_or_chunked(&parts.headers) {
             return Err(Failure::UnknownCoding);
         }
-        if parts.method == Method::CONNECT {
-            return Err(Failure::Connect);
-        }
         let mut head = Head::new(());
         *head.method_mut() = parts.method;
         *head.headers_mut() = parts.headers;
@@ -220,7 +217,7 @@ impl Exchange {
             Some(asked) => asked.clone(),
             None => PathAndQuery::from_static("/"),
         });
-        *head.uri_mut() = Uri::from_parts(uri).map_err(|_| Failure::Connect)?;
+        *head.uri_mut() = Uri::from_parts(uri).expect("it has all of its parts");
 
         let chunked = head.headers().contains_key(header::TRANSFER_ENCODING) && !body.is_end_stream();
         headers::to_upstream(head.headers_mut(), parts.version, &parts.uri, self.in_flight.as_ref(), upgrade);
@@ -333,8 +330,6 @@ fn broke_before_an_answer(error: &legacy::Error) -> bool {
 /// The reason why a request has no answer of the upstream's.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    #[error("CONNECT is not passed on")]
-    Connect,
     #[error("the request body is in a transfer coding other than chunked")]
     UnknownCoding,
     #[error("the request body is too large")]
@@ -366,7 +361,7 @@ impl Failure {
 
     fn status(&self) -> StatusCode {
         match self {
-            Self::Connect | Self::UnknownCoding => StatusCode::NOT_IMPLEMENTED,
+            Self::UnknownCoding => StatusCode::NOT_IMPLEMENTED,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyBroken(_) => StatusCode::BAD_REQUEST,
             Self::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
@@ -395,7 +390,7 @@ impl Failure {
     /// True if the failure is the upstream's, not the client's.
     fn is_upstreams(&self) -> bool {
         match self {
-            Self::Connect | Self::UnknownCoding | Self::BodyTooLarge | Self::BodyBroken(_) => false,
+            Self::UnknownCoding | Self::BodyTooLarge | Self::BodyBroken(_) => false,
             Self::Upstream(_)
             | Self::TimedOut(_)
             | Self::UnaskedSwitch
