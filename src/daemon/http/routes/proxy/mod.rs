@@ -177,7 +177,7 @@ impl Exchange {
             return last_hop(&self.method);
         }
         let upgrade = headers::requested_upgrade(request.version(), request.headers());
-        let client = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+        let client = upgrade.clone().map(|asked| (asked, hyper::upgrade::on(&mut request)));
         let passed = match self.to_upstream(request, upgrade) {
             Ok((head, body)) => self.pass(head, body).await,
             Err(failure) => Err(failure),
@@ -276,14 +276,17 @@ impl Exchange {
         outcome
     }
 
-    /// Checks the answer; where it changes the protocol, sets up the tunnel.
+    /// Checks the answer; where it changes the protocol, to one that the client has asked for, sets up the tunnel.
     fn to_client(
         &self,
         mut response: Response<Incoming>,
-        client: Option<OnUpgrade>,
+        client: Option<(HeaderValue, OnUpgrade)>,
     ) -> Result<Response<Incoming>, Failure> {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let client = client.ok_or(Failure::UnaskedSwitch)?;
+            let (asked, client) = client.ok_or(Failure::UnaskedSwitch)?;
+            if !headers::switches_to(&asked, response.headers()) {
+                return Err(Failure::OtherSwitch);
+            }
             let upstream = hyper::upgrade::on(&mut response);
             self.passing.tunnels.spawn(carry(client, upstream));
         } else if !headers::is_plain_or_chunked(response.headers()) {
@@ -342,6 +345,8 @@ enum Failure {
     TimedOut(Duration),
     #[error("the upstream switched protocols without being asked to")]
     UnaskedSwitch,
+    #[error("the upstream switched to no protocol that it was asked for")]
+    OtherSwitch,
     #[error("the upstream's answer is in a transfer coding other than chunked")]
     UnknownAnswerCoding,
     #[error("the Content-Length of the upstream's answer is no length")]
@@ -369,7 +374,9 @@ impl Failure {
                 Some(ConnectError::TimedOut(_)) => StatusCode::GATEWAY_TIMEOUT,
                 _ => StatusCode::BAD_GATEWAY,
             },
-            Self::UnaskedSwitch | Self::UnknownAnswerCoding | Self::NoLength => StatusCode::BAD_GATEWAY,
+            Self::UnaskedSwitch | Self::OtherSwitch | Self::UnknownAnswerCoding | Self::NoLength => {
+                StatusCode::BAD_GATEWAY
+            }
         }
     }
 
@@ -394,6 +401,7 @@ impl Failure {
             Self::Upstream(_)
             | Self::TimedOut(_)
             | Self::UnaskedSwitch
+            | Self::OtherSwitch
             | Self::UnknownAnswerCoding
             | Self::NoLength => true,
         }
