@@ -129,6 +129,9 @@ pub struct Totals {
     pub requests: u64,
     /// Requests whose client went away.
     pub client_gone: u64,
+    /// Requests whose handler or upstream broke off its answer.
+    #[serde(default)]
+    pub broken_off: u64,
     /// Requests the stop cut.
     pub cut: u64,
     /// Connections and tunnels given to the successor.
@@ -183,10 +186,11 @@ impl fmt::Display for Status {
         }
         let states: Vec<_> = connections.by_state().map(|(s, n)| format!("{n} {}", s.name())).into();
         writeln!(f, "connections: {} ({})", connections.total(), states.join(", "))?;
-        let Totals { connections, requests: ended, client_gone, cut, handed_over, taken_over } = totals;
+        let Totals { connections, requests: ended, client_gone, broken_off, cut, handed_over, taken_over } =
+            totals;
         writeln!(
             f,
-            "since the start: {}, {}, {client_gone} given up, {cut} cut",
+            "since the start: {}, {}, {client_gone} given up, {broken_off} broken off, {cut} cut",
             counted(*connections, "connection"),
             counted(*ended, "request"),
         )?;
@@ -247,6 +251,7 @@ impl Observer {
                 connections: totals.accepted.load(Relaxed),
                 requests: totals.requests(),
                 client_gone: totals.client_gone.load(Relaxed),
+                broken_off: totals.broken_off.load(Relaxed),
                 cut: totals.cut.load(Relaxed),
                 handed_over: totals.handed_over.counts(),
                 taken_over: totals.taken_over.counts(),

@@ -39,7 +39,8 @@ impl AccessLog {
     }
 
     pub(super) fn log(self, record: &Record) {
-        let failed = record.outcome == Outcome::Cut || record.status.is_some_and(|s| s.is_server_error());
+        let failed = matches!(record.outcome, Outcome::Cut | Outcome::BrokenOff)
+            || record.status.is_some_and(|s| s.is_server_error());
         let wanted = match self.policy {
             Access::All => true,
             Access::Errors => failed,

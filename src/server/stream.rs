@@ -224,6 +224,11 @@ impl ClientStream {
         self.refused
     }
 
+    /// The rest of the answer will not come.
+    pub(super) fn broken_off(&self) {
+        self.connection().broken_off(self.ended);
+    }
+
     /// Ready when there is something to read from the socket.
     pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.socket.poll_readable(cx)

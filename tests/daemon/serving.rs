@@ -157,6 +157,33 @@ async fn a_client_that_goes_away_within_its_request_disturbs_nobody_else() {
 }
 
 #[tokio::test]
+async fn an_answer_that_its_handler_breaks_off_is_named_in_the_log_and_not_put_down_to_the_client() {
+    let service = service().await;
+    for path in ["/failing", "/short", "/panicking"] {
+        let mut client = service.connect().await;
+        let answer = client.get(path).await;
+        assert!(answer.is_err(), "{path}: {answer:?}");
+        service.wait_for("its line", |e| e.field("path") == path && e.field("outcome") == "broken off").await;
+    }
+    let totals = &service.status().await["totals"];
+    for (name, count) in [("requests", 3), ("broken_off", 3), ("client_gone", 0), ("cut", 0)] {
+        assert_eq!(totals[name], count, "{name} in {totals}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_is_gone_within_its_upload_has_not_been_broken_off() {
+    let service = service().await;
+    for begun in ["Content-Length: 10\r\n\r\nhalf", "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"] {
+        let mut client = service.connect().await;
+        client.send(format!("POST /echo HTTP/1.1\r\nHost: test\r\n{begun}")).await;
+        assert_eq!(client.receive_head().await.unwrap().status, 200);
+    }
+    let status = service.wait_for_status("both ended", |s| s["totals"]["requests"] == 2).await;
+    assert_eq!((&status["totals"]["client_gone"], &status["totals"]["broken_off"]), (&2.into(), &0.into()));
+}
+
+#[tokio::test]
 async fn a_panic_costs_its_own_request_and_nothing_else() {
     let service = service().await;
     let mut client = service.connect().await;

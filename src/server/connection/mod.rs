@@ -362,10 +362,19 @@ impl Connection {
             (Command::Cut, _) => Outcome::Cut,
             (Command::Drop, _) => Outcome::Stalled,
             (_, State::Tunnel) => Outcome::Answered,
+            // A body that panics takes the connection's task along.
+            _ if std::thread::panicking() => Outcome::BrokenOff,
             _ => Outcome::ClientGone,
         };
         self.end(outcome);
         self.registry.remove(self);
+    }
+
+    /// The rest of the answer will not come: its handler, or the upstream, broke it off, unless it was to be made of a
+    /// body that the client did not send whole.
+    pub(super) fn broken_off(&self, client_ended: bool) {
+        let by_client = client_ended && self.progress.is_body_lost();
+        self.end(if by_client { Outcome::ClientGone } else { Outcome::BrokenOff });
     }
 
     fn end(&self, outcome: Outcome) {
