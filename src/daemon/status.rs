@@ -13,7 +13,9 @@ use super::supervisor::Supervisor;
 use crate::printable::{counted, excerpt, excerpt_of, printable};
 use crate::server::{Registry, RequestView, State};
 
-/// The most of a path that is shown in one line, in bytes.
+/// The most of a method that is shown in one line, in bytes.
+const METHOD: usize = 20;
+/// The same of a path.
 const PATH: usize = 100;
 
 /// Everything that a snapshot is taken from.
@@ -143,7 +145,7 @@ pub struct Totals {
 /// A request in flight.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct InFlightRequest {
-    /// Its method.
+    /// Its method: the first 1,024 bytes.
     pub method: String,
     /// Its path: the first 1,024 bytes, with control characters as escapes.
     pub path: String,
@@ -160,7 +162,7 @@ pub struct InFlightRequest {
 impl From<&RequestView> for InFlightRequest {
     fn from(request: &RequestView) -> Self {
         Self {
-            method: request.method.to_string(),
+            method: excerpt(request.method.as_str()).into_owned(),
             path: excerpt(request.uri.path()).into_owned(),
             peer: request.peer.to_string(),
             age: request.age.as_secs_f64(),
@@ -278,8 +280,9 @@ impl Observer {
                 let mut line = format!("draining: {}", counted(in_flight, "request"));
                 if let Some(oldest) = requests.first() {
                     // More would push the rest off the line.
+                    let method = excerpt_of(METHOD, oldest.method.as_str());
                     let path = excerpt_of(PATH, oldest.uri.path());
-                    _ = write!(line, ", oldest {} {path} {} s", oldest.method, oldest.age.as_secs());
+                    _ = write!(line, ", oldest {method} {path} {} s", oldest.age.as_secs());
                 }
                 if let Some(at) = until {
                     _ = write!(line, ", {} s left", left(at).as_secs());

@@ -53,10 +53,10 @@ impl AccessLog {
 }
 
 fn emit(r: &Record) {
-    let path = excerpt(r.uri.path());
+    let (method, path) = (excerpt(r.method.as_str()), excerpt(r.uri.path()));
     tracing::info!(
         target: "steadfast::access",
-        method = %r.method,
+        method = &*method,
         path = &*path,
         query = r.uri.query().map(excerpt).as_deref(),
         peer = %r.peer,
@@ -65,7 +65,7 @@ fn emit(r: &Record) {
         took_ms = u64::try_from(r.took.as_millis()).unwrap_or(u64::MAX),
         sent = r.sent,
         "{} {} {} {} in {} ms",
-        r.method,
+        method,
         path,
         r.status.map_or("-".into(), |s| s.as_u16().to_string()),
         r.outcome.name(),

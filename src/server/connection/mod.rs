@@ -14,7 +14,6 @@ pub(super) mod task;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
@@ -96,13 +95,6 @@ impl RequestView {
     #[must_use]
     pub fn waiting_for(&self) -> String {
         if self.upgraded { "either side of the upgraded connection".into() } else { self.waiting.to_string() }
-    }
-}
-
-/// As `STATUS=` shows it.
-impl fmt::Display for RequestView {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {} s", self.method, self.uri.path(), self.age.as_secs())
     }
 }
 
