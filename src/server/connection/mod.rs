@@ -67,6 +67,8 @@ pub(crate) struct Connection {
     answered: AtomicU64,
     /// True once it has been counted as not carried.
     refused: AtomicBool,
+    /// True if the handler has said that its answer waits for nobody but the client.
+    answers_alone: AtomicBool,
     /// The body of a request whose handler did not read it to its end.
     leftover: Mutex<Option<Leftover>>,
 }
@@ -122,6 +124,7 @@ impl Connection {
             machine: Mutex::new(machine),
             answered: AtomicU64::new(answered),
             refused: AtomicBool::new(false),
+            answers_alone: AtomicBool::new(false),
             leftover: Mutex::default(),
         }
     }
@@ -195,7 +198,7 @@ impl Connection {
     }
 
     /// Requests answered on it.
-    fn answered(&self) -> u64 {
+    pub(super) fn answered(&self) -> u64 {
         self.answered.load(Relaxed)
     }
 
@@ -270,6 +273,7 @@ impl Connection {
     fn head<B>(&self, request: &Request<B>, body: u64) {
         self.registry.totals().begun();
         self.progress.begin(body);
+        self.answers_alone.store(false, Relaxed);
         let mut exchange = Exchange::new(request.method().clone(), request.uri().clone(), body > 0);
         exchange.hyper_decides = request.version() < Version::HTTP_11 || body == u64::MAX;
         exchange.sent_before = self.progress.sent();
@@ -341,6 +345,12 @@ impl Connection {
             }
             _ => false,
         }
+    }
+
+    /// True if the request in flight waits for nobody but the client: its answer is there, or is read from a file.
+    pub(super) fn waits_for_nobody(&self) -> bool {
+        // Written by the task that reads it, or by one that it has waited for: `Relaxed` is enough.
+        self.state() == State::Flushing || self.answers_alone.load(Relaxed)
     }
 
     /// No further request is answered.
@@ -467,6 +477,12 @@ impl InFlight {
     /// Says what the request waits for, for the log of a cut and for `/status`.
     pub fn waiting_for(&self, what: Waiting) {
         self.0.waiting_for(what);
+    }
+
+    /// Says that the answer waits for nobody but the client. It is made to its end although the client has finished
+    /// sending; else that is taken for the end of a client that has gone away.
+    pub(crate) fn waits_for_nobody(&self) {
+        self.0.answers_alone.store(true, Relaxed);
     }
 
     /// Sends an interim answer before the answer itself.

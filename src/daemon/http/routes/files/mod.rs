@@ -26,6 +26,7 @@ use tower_http::services::fs::DefaultServeDirFallback;
 use self::beneath::Beneath;
 use self::range::Range;
 use super::text;
+use crate::server::InFlight;
 
 /// The part of a file that is read at once, in bytes: each read is a trip to the pool of blocking threads.
 const CHUNK: usize = 128 << 10;
@@ -111,6 +112,9 @@ impl Files {
     ) -> impl Future<Output = Result<Response, Infallible>> + use<> {
         let folder = Arc::clone(&self.0);
         let (asked, _) = request.into_parts();
+        if let Some(in_flight) = asked.extensions.get::<InFlight>() {
+            in_flight.waits_for_nobody();
+        }
         async move { Ok(folder.answer(&asked).await) }
     }
 }
