@@ -110,7 +110,8 @@ impl AsyncWrite for Socket {
 }
 
 /// A client's socket with its place in the registry: it tells the connection of what passes through, and obeys a command
-/// to close at once, also in the hands of whoever upgraded the connection. When it is dropped the connection is closed.
+/// to close at once, also in the hands of whoever upgraded the connection, as far as these read or write. When it is
+/// dropped the connection is closed.
 ///
 /// It goes from hand to hand in a box: a future holds room for each hand that it passes through.
 #[derive(Debug)]
@@ -269,7 +270,7 @@ impl ClientStream {
     // ---- in and out ----
 
     /// An error if the connection is to be closed at once.
-    fn obey(command: Command) -> io::Result<()> {
+    pub(super) fn obey(command: Command) -> io::Result<()> {
         if command >= Command::Drop { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
     }
 
@@ -343,6 +344,8 @@ impl AsyncRead for ClientStream {
             this.connection().progress().add_received(n);
         } else if result.is_pending() && this.is_tunnel() {
             Self::obey(this.connection().commands().poll(Waiter::Reader, cx))?;
+        } else if result.is_ready() && buf.remaining() > 0 && this.is_tunnel() {
+            this.connection().progress().finish();
         } else if result.is_ready() && this.connection().state() == State::Answering && !this.ended {
             // hyper drops the request when it sees the end. A client that has only finished sending, in the same
             // packet as its request, still gets what its handler can answer at once.
