@@ -123,7 +123,8 @@ impl AsyncWrite for Socket {
 }
 
 /// A client's socket with its place in the registry: it tells the connection of what passes through, and obeys a command
-/// to close at once, also in the hands of whoever upgraded the connection. When it is dropped the connection is closed.
+/// to close at once, also in the hands of whoever upgraded the connection, as far as these read or write. When it is
+/// dropped the connection is closed.
 ///
 /// It goes from hand to hand in a box: a future holds room for each hand that it passes through.
 #[derive(Debug)]
@@ -290,7 +291,7 @@ impl ClientStream {
     // ---- in and out ----
 
     /// An error if the connection is to be closed at once.
-    fn obey(command: Command) -> io::Result<()> {
+    pub(super) fn obey(command: Command) -> io::Result<()> {
         if command >= Command::Drop { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
     }
 
@@ -380,6 +381,8 @@ impl AsyncRead for ClientStream {
             this.connection().progress().add_received(n);
         } else if result.is_pending() && this.is_tunnel() {
             Self::obey(this.connection().commands().poll(Waiter::Reader, cx))?;
+        } else if result.is_ready() && buf.remaining() > 0 && this.is_tunnel() {
+            this.connection().progress().finish();
         } else if result.is_ready() && matches!(this.connection().state(), State::Answering | State::Flushing)
         {
             this.ended = true;

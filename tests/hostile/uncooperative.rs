@@ -156,7 +156,13 @@ fn misbehave(book: &Book, stream: &mut TcpStream, rng: &mut Rng) -> io::Result<(
         }
         5 => {
             stream.write_all(post("Transfer-Encoding: chunked\r\n").as_bytes())?;
-            stream.write_all(&b"5\r\nhello\r\n0\r\n\r\n"[..rng.usize(1..15)])?;
+            // In packets of their own many of its bytes bring nobody anything but the wait for the next.
+            let body = b"5;ext\r\nhello\r\n0\r\nX: trailer\r\n\r\n";
+            let part = &body[..rng.usize(1..body.len())];
+            for piece in part.chunks(rng.usize(1..=part.len())) {
+                pause(rng, 50);
+                stream.write_all(piece)?;
+            }
         }
         // More than anybody wants.
         6 => stream

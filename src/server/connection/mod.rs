@@ -30,7 +30,7 @@ pub use self::machine::State;
 pub use self::progress::Waiting;
 pub(super) use self::service::Serving;
 
-use self::body::Leftover;
+use self::body::Unread;
 use self::commands::Commands;
 use self::machine::{Event, Exchange, Look, Machine};
 use self::progress::Progress;
@@ -47,8 +47,8 @@ const INTERIM: usize = 64 << 10;
 
 /// A connection, from `accept` until its socket is closed.
 ///
-/// A request takes the lock four times at most, uncontended: for its head, its answer's head, its answer's end and the
-/// flush. Each byte counted takes none.
+/// A request takes the machine's lock four times at most, uncontended: for its head, its answer's head, its answer's end
+/// and the flush. A body takes a lock of its own with each piece that is read of it. Each byte counted takes none.
 #[derive(Debug)]
 pub(crate) struct Connection {
     id: u64,
@@ -69,8 +69,8 @@ pub(crate) struct Connection {
     refused: AtomicBool,
     /// True if the handler has said that its answer waits for nobody but the client.
     answers_alone: AtomicBool,
-    /// The body of a request whose handler did not read it to its end.
-    leftover: Mutex<Option<Leftover>>,
+    /// The newest request, and what is left of its body. Locked before the machine, where both are.
+    unread: Mutex<Unread>,
 }
 
 /// A copy of what is known of a request in flight.
@@ -125,7 +125,7 @@ impl Connection {
             answered: AtomicU64::new(answered),
             refused: AtomicBool::new(false),
             answers_alone: AtomicBool::new(false),
-            leftover: Mutex::default(),
+            unread: Mutex::default(),
         }
     }
 
@@ -214,9 +214,10 @@ impl Connection {
             sent: self.progress.sent().saturating_sub(exchange.sent_before),
             waiting: match machine.state() {
                 State::Flushing => Waiting::Client,
+                State::Tunnel if exchange.body_unread => Waiting::RequestBody,
                 _ => self.progress.waiting(),
             },
-            upgraded: machine.state() == State::Tunnel,
+            upgraded: machine.state() == State::Tunnel && !exchange.body_unread,
         })
     }
 
@@ -272,7 +273,7 @@ impl Connection {
     /// A request's head was read. `body` is the length of its body in bytes; `u64::MAX` if that is not known.
     fn head<B>(&self, request: &Request<B>, body: u64) {
         self.registry.totals().begun();
-        self.progress.begin(body);
+        self.begin_body(body);
         self.answers_alone.store(false, Relaxed);
         let mut exchange = Exchange::new(request.method().clone(), request.uri().clone(), body > 0);
         exchange.hyper_decides = request.version() < Version::HTTP_11 || body == u64::MAX;
@@ -301,7 +302,7 @@ impl Connection {
             exchange.interim.extend_from_slice(head);
             self.progress.set_interim(true);
         }
-        self.commands.wake_task();
+        self.commands.wake(Waiter::Task);
     }
 
     /// Takes the interim answers that are to be sent now.
@@ -340,7 +341,7 @@ impl Connection {
             State::Parked | State::Closing => !hyper_decides,
             State::Answering => {
                 // The next request waits for this, in `turn`.
-                self.commands.wake_task();
+                self.commands.wake(Waiter::Task);
                 false
             }
             _ => false,

@@ -107,7 +107,11 @@ impl Active {
 
     async fn run(mut self) -> After {
         let end = poll_fn(|cx| self.poll(cx)).await;
-        let Some(parts) = self.hyper.into_parts() else { return After::Gone };
+        let Some(parts) = self.hyper.into_parts() else {
+            // Upgraded, with the request's body read or given up.
+            self.connection.body_read();
+            return After::Gone;
+        };
         let mut stream = parts.io.into_inner();
         stream.unread(parts.read_buf);
         match end {
