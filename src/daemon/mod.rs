@@ -17,7 +17,7 @@ pub(crate) mod supervisor;
 pub(crate) mod systemd;
 mod tree;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -81,6 +81,12 @@ pub enum StartError {
     /// A listener cannot be bound.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// A child of the caller's own has no name, or that of another child: the log, the metrics and `/status` tell
+    /// children by their names.
+    #[error(
+        "a child cannot be named {0:?}: it needs a name that no other child has, nor one of the daemon's own"
+    )]
+    ChildName(String),
     /// The system refuses a socket, a thread or another resource.
     #[error("cannot set up the process: {0}")]
     Process(#[from] io::Error),
@@ -92,7 +98,7 @@ impl StartError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Config(_) => Exit::Config,
-            Self::Bind(_) | Self::Process(_) => Exit::Failed,
+            Self::Bind(_) | Self::ChildName(_) | Self::Process(_) => Exit::Failed,
         }
     }
 
@@ -130,7 +136,7 @@ impl Daemon {
     }
 
     /// Adds a child of the caller's own. It is restarted when it fails, told to stop once the requests in flight are
-    /// finished, and cut at the deadline.
+    /// finished, and cut at the deadline. No other child may have its name, nor may one of the daemon's own.
     #[must_use]
     pub fn child<F, R, E>(mut self, name: &str, run: F) -> Self
     where
@@ -322,6 +328,11 @@ impl Daemon {
             Arc::new(admin::Admin::bind(&config.admin, &context, &mut inherited).map_err(beside)?),
             Arc::new(systemd::Systemd::bind(&context)),
         ];
+        let mut names: HashSet<&str> = others.iter().map(|child| child.name()).collect();
+        names.extend(["", http.name()]);
+        if let Some(child) = own.iter().find(|child| !names.insert(child.name())) {
+            return Err(StartError::ChildName(child.name().to_owned()));
+        }
 
         Ok(Tree { daemon: context, settings, last_good, http, others, own, stop_when, removed })
     }

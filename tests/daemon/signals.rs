@@ -52,6 +52,7 @@ fn a_signal_lets_the_request_in_flight_finish_and_the_exit_code_is_0() {
 fn the_same_signal_again_cuts_at_once_names_what_it_cut_and_the_exit_code_is_3() {
     let mut daemon = troubled(NEVER, |_| {});
     let mut client = begin_request(&daemon);
+    assert_eq!(client.take(4).unwrap(), b"half");
     let peer = client.local_address().unwrap().to_string();
     daemon.signal(Signal::TERM);
     wait_for_drain(&daemon);
@@ -64,7 +65,6 @@ fn the_same_signal_again_cuts_at_once_names_what_it_cut_and_the_exit_code_is_3()
     for part in [" WARN ", "POST /echo", &peer, "waiting for the client to send the body"] {
         assert!(cut.contains(part), "no {part} in {cut}");
     }
-    client.take(4).unwrap();
     assert!(matches!(client.take(1), Err(Failure::Closed)));
 }
 
