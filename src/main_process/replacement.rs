@@ -95,6 +95,7 @@ impl MainProcess {
             worker.beat = Some(Instant::now());
             worker.kill_at = None;
             self.was_ready = true;
+            self.systemd.check_room();
         }
         if is_current {
             self.pass_on(&message);
@@ -264,7 +265,8 @@ impl MainProcess {
         let code = status.and_then(WaitStatus::exit_status);
         let exit = code.map_or(Exit::Failed, exit_of);
         match worker.part {
-            Part::Current if self.stopping => self.last_exit = exit,
+            // One that had to be killed has cut what it had.
+            Part::Current if self.stopping => self.last_exit = code.map_or(Exit::Cut, exit_of),
             _ if self.stopping => {}
             Part::Candidate if self.current().is_some() => {
                 let refusal = refusal(&mut worker, &how);
