@@ -35,10 +35,10 @@ use crate::{Exit, logging};
 
 /// The longest time without a heartbeat of the current worker, where systemd has no watchdog on the service.
 const UNWATCHED: Duration = Duration::from_secs(30);
-/// The number of looks at the current worker in that time.
-const LOOKS: u32 = 4;
 /// The time that a worker has to end once it was cut, or its own deadline has passed.
 const GRACE: Duration = Duration::from_secs(5);
+/// The time that news of predecessors waits for more of it.
+const NEWS: Duration = Duration::from_millis(250);
 /// The time between two requests for more time while stopping, and what is asked for: many times that, so that a busy
 /// machine may miss some.
 const TICK: Duration = Duration::from_secs(1);
@@ -160,8 +160,10 @@ struct MainProcess {
     /// The exit of this process, once it is to end.
     exit: Option<Exit>,
     next_tick: Instant,
-    /// The time at which this process last looked at the time.
-    looked: Instant,
+    /// The time of the last look at the clock: one that is long past means that this process stood still.
+    last_look: Instant,
+    /// The time at which the current worker is told of its predecessors, if there is news of them.
+    news_at: Option<Instant>,
     /// True once the current worker is of another program than this process.
     is_upgraded: bool,
     events: mpsc::Receiver<Event>,
@@ -196,7 +198,8 @@ impl MainProcess {
             last_exit: Exit::Clean,
             exit: None,
             next_tick: Instant::now(),
-            looked: Instant::now(),
+            last_look: Instant::now(),
+            news_at: None,
             is_upgraded: false,
             events,
             heard,
@@ -294,15 +297,9 @@ impl MainProcess {
     /// The time of the next thing to do.
     fn alarm(&self) -> Instant {
         let kills = self.workers.iter().filter_map(|worker| worker.kill_at);
-        // Earlier than a heartbeat can be late, so that it shows whether this process stood still itself.
-        let beats = self.current().map(|_| self.looked + patience() / LOOKS);
-        let far = Instant::now() + Duration::from_secs(60 * 60);
-        kills
-            .chain(beats)
-            .chain(self.start_at)
-            .chain(self.ticks().then_some(self.next_tick))
-            .min()
-            .unwrap_or(far)
+        let tick = self.ticks().then_some(self.next_tick);
+        let look = self.last_look + look();
+        kills.chain(self.start_at).chain(self.news_at).chain(tick).min().map_or(look, |at| at.min(look))
     }
 
     /// True if systemd expects to hear of this process again and again.
@@ -313,20 +310,24 @@ impl MainProcess {
     /// Does what is due.
     fn act_on_time(&mut self) {
         let now = Instant::now();
+        let stood_still = now.duration_since(self.last_look) > look() * 2;
+        self.last_look = now;
         if self.start_at.is_some_and(|at| at <= now) {
             self.start_worker();
         }
+        if self.news_at.is_some_and(|at| at <= now) {
+            self.news_at = None;
+            self.tell_predecessors();
+        }
         let patience = patience();
         let stops = self.stopping;
-        // The machine was paused, or the whole control group frozen: a worker gets its time anew.
-        let stood_still = now.duration_since(self.looked) > patience / LOOKS * 2;
-        self.looked = now;
         let mut late = None;
         for worker in &mut self.workers {
+            let (pid, part) = (worker.pid, worker.part);
             if stood_still {
+                // So did the worker, most likely; what it said since has yet to be heard.
                 worker.beat = worker.beat.map(|_| now);
             }
-            let (pid, part) = (worker.pid, worker.part);
             let is_late = worker.beat.is_some_and(|beat| now.duration_since(beat) >= patience);
             // Once: the end of one that is stopped, or blocked in the kernel, is not to be put off again and again.
             if part == Part::Current && !stops && is_late && worker.kill_at.is_none() {
@@ -382,6 +383,11 @@ impl MainProcess {
             }
         }
     }
+}
+
+/// The longest time between two looks at the clock.
+fn look() -> Duration {
+    patience() / 4
 }
 
 /// The longest time without a heartbeat of the current worker.
