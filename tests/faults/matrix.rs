@@ -111,7 +111,7 @@ fn every_fault_of_every_child_costs_what_the_matrix_says() {
             }
         }
     }
-    print_figure("what each fault of each child came to; no request was lost, none refused", &table);
+    print_figure("what each fault of each child came to; nobody was refused", &table);
     assert!(wrong.is_empty(), "\n{wrong}");
 }
 
