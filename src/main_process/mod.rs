@@ -35,6 +35,8 @@ use crate::{Exit, logging};
 
 /// The longest time without a heartbeat of the current worker, where systemd has no watchdog on the service.
 const UNWATCHED: Duration = Duration::from_secs(30);
+/// The number of looks at the current worker in that time.
+const LOOKS: u32 = 4;
 /// The time that a worker has to end once it was cut, or its own deadline has passed.
 const GRACE: Duration = Duration::from_secs(5);
 /// The time that news of predecessors waits for more of it.
@@ -106,6 +108,17 @@ pub(crate) struct Refusal {
 /// The sender of a request for a reload: a worker, and the number by which it knows the answer.
 type Asked = Option<(u32, String)>;
 
+/// A phase of the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// No worker has served yet: one that cannot ends the service.
+    Starting,
+    /// A worker that ends is replaced.
+    Serving,
+    /// The service is to end with the last worker.
+    Stopping,
+}
+
 /// What happens to the main process.
 enum Event {
     /// A worker said something.
@@ -147,13 +160,10 @@ struct MainProcess {
     restarts: VecDeque<Instant>,
     /// The time of the next start of a worker, where none runs.
     start_at: Option<Instant>,
-    /// True once a worker has said that the service is ready: from then on one that ends is replaced.
-    was_ready: bool,
+    phase: Phase,
     /// True once it is known that no process follows this one.
     last: bool,
-    /// True once the service is to end.
-    stopping: bool,
-    /// The number of signals that asked for that.
+    /// The number of signals that asked for a stop.
     signals: u32,
     /// The exit of the worker that served last.
     last_exit: Exit,
@@ -191,9 +201,8 @@ impl MainProcess {
             waiting: VecDeque::new(),
             restarts: VecDeque::new(),
             start_at: None,
-            was_ready: current.is_some(),
+            phase: if current.is_some() { Phase::Serving } else { Phase::Starting },
             last,
-            stopping: false,
             signals: 0,
             last_exit: Exit::Clean,
             exit: None,
@@ -304,7 +313,7 @@ impl MainProcess {
 
     /// True if systemd expects to hear of this process again and again.
     fn ticks(&self) -> bool {
-        self.stopping || Manager::watchdog().is_some()
+        self.is_stopping() || Manager::watchdog().is_some()
     }
 
     /// Does what is due.
@@ -320,14 +329,14 @@ impl MainProcess {
             self.tell_predecessors();
         }
         let patience = patience();
-        let stops = self.stopping;
+        let stops = self.is_stopping();
         let mut late = None;
         for worker in &mut self.workers {
-            let (pid, part) = (worker.pid, worker.part);
             if stood_still {
-                // So did the worker, most likely; what it said since has yet to be heard.
+                // So did the worker: the machine was paused, or the whole control group frozen.
                 worker.beat = worker.beat.map(|_| now);
             }
+            let (pid, part) = (worker.pid, worker.part);
             let is_late = worker.beat.is_some_and(|beat| now.duration_since(beat) >= patience);
             // Once: the end of one that is stopped, or blocked in the kernel, is not to be put off again and again.
             if part == Part::Current && !stops && is_late && worker.kill_at.is_none() {
@@ -387,7 +396,7 @@ impl MainProcess {
 
 /// The longest time between two looks at the clock.
 fn look() -> Duration {
-    patience() / 4
+    patience() / LOOKS
 }
 
 /// The longest time without a heartbeat of the current worker.

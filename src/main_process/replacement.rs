@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::reload::refusal;
 use super::worker::{Part, STORED, Worker, describe};
-use super::{Event, GRACE, MainProcess, NEWS, Predecessor, Refusal, Settings, assign};
+use super::{Event, GRACE, MainProcess, NEWS, Phase, Predecessor, Refusal, Settings, assign};
 use crate::Exit;
 use crate::systemd::activation::LAST_GOOD;
 use crate::systemd::channel::{Message, key};
@@ -61,7 +61,7 @@ impl MainProcess {
         if worker.part == Part::Candidate {
             let limit = self.settings.ready_timeout;
             // At a start of the service it is systemd that waits, as long as its TimeoutStartSec= says.
-            worker.kill_at = Some(worker.since + limit).filter(|_| self.was_ready);
+            worker.kill_at = Some(worker.since + limit).filter(|_| self.phase != Phase::Starting);
             self.store.leave(&format!("{STORED}{}", worker.pid), worker.channel().as_fd());
         } else if worker.part == Part::Predecessor {
             worker.kill_at = self.settings.deadline.and_then(|limit| worker.since.checked_add(limit + GRACE));
@@ -105,13 +105,15 @@ impl MainProcess {
         if is_current && message.has("READY") {
             worker.beat = Some(Instant::now());
             worker.kill_at = None;
-            self.was_ready = true;
+            if self.phase == Phase::Starting {
+                self.phase = Phase::Serving;
+            }
             self.systemd.check_room();
         }
         if is_current {
             self.pass_on(&message);
         }
-        if is_current && message.has("STOPPING") && !self.stopping && self.was_ready {
+        if is_current && message.has("STOPPING") && self.phase == Phase::Serving {
             self.replace_unasked(pid);
         }
         if message.has(key::BOUND) && is_candidate {
@@ -175,7 +177,7 @@ impl MainProcess {
         if message.has("READY") {
             states.push(NotifyState::Ready);
         }
-        if message.has("STOPPING") && self.stopping {
+        if message.has("STOPPING") && self.is_stopping() {
             states.push(NotifyState::Stopping);
         }
         if let Some(status) = message.value("STATUS") {
@@ -288,10 +290,10 @@ impl MainProcess {
         let how = describe(status);
         let code = status.and_then(WaitStatus::exit_status);
         // One that had to be killed has cut whatever it had.
-        let exit = code.map_or(if self.stopping { Exit::Cut } else { Exit::Failed }, exit_of);
+        let exit = code.map_or(if self.is_stopping() { Exit::Cut } else { Exit::Failed }, exit_of);
         match worker.part {
-            Part::Current if self.stopping => self.last_exit = exit,
-            _ if self.stopping => {}
+            Part::Current if self.is_stopping() => self.last_exit = exit,
+            _ if self.is_stopping() => {}
             Part::Candidate if !self.asked.is_empty() => {
                 let refusal = refusal(&mut worker, &how);
                 self.refuse(&refusal);
@@ -300,7 +302,7 @@ impl MainProcess {
                 }
             }
             // The first one: its log, or its stderr, says why.
-            Part::Candidate | Part::Current if !self.was_ready => self.exit = Some(exit),
+            Part::Candidate | Part::Current if self.phase == Phase::Starting => self.exit = Some(exit),
             Part::Candidate | Part::Current => self.restart(pid, &how),
             Part::Predecessor if code.is_some() => {
                 tracing::info!(worker = pid, "worker {pid} {how}: it has finished");
