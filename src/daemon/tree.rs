@@ -6,6 +6,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use sd_notify::NotifyState;
 use tokio::sync::oneshot;
 use tokio::time::Duration;
 use tokio_graceful_shutdown::{SubsystemHandle, Toplevel};
@@ -105,6 +106,10 @@ impl Tree {
         own.extend(self.serve(root, singletons).await);
         let singletons = plain..own.len();
         let lifecycle = &self.daemon.observer.lifecycle;
+        if self.daemon.link.is_some() && matches!(lifecycle.cause(), Some(Cause::ChildFailed(_))) {
+            // The systemd child says so as well, but may be the one that failed.
+            self.daemon.manager.tell(&[NotifyState::Stopping]);
+        }
         if lifecycle.cause().is_some_and(Cause::is_handover) {
             let listening: Vec<_> = self.servers().map(|(child, _)| child).collect();
             for child in others.iter().filter(|child| listening.contains(&&*child.name)) {

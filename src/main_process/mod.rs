@@ -225,6 +225,7 @@ impl MainProcess {
                         worker.holds_singletons = !wants_singletons;
                         worker.beat = Some(Instant::now());
                     }
+                    main.systemd.stored(&name);
                     main.follow(worker);
                 }
                 // It has ended.
@@ -337,7 +338,8 @@ impl MainProcess {
             }
             let (pid, part) = (worker.pid, worker.part);
             let is_late = worker.beat.is_some_and(|beat| now.duration_since(beat) >= patience);
-            if part == Part::Current && !stops && is_late {
+            // Once: the end of one that is stopped, or blocked in the kernel, is not to be put off again and again.
+            if part == Part::Current && !stops && is_late && worker.kill_at.is_none() {
                 tracing::error!(
                     worker = pid,
                     "worker {pid} is stuck: no heartbeat for {patience:?}: ending it"

@@ -108,6 +108,7 @@ impl MainProcess {
             if self.phase == Phase::Starting {
                 self.phase = Phase::Serving;
             }
+            self.systemd.check_room();
         }
         if is_current {
             self.pass_on(&message);
@@ -250,9 +251,12 @@ impl MainProcess {
 
     /// Starts another worker in the place of one that stops unasked, while that one finishes.
     fn replace_unasked(&mut self, pid: u32) {
-        if let Some(index) = self.workers.iter().position(|worker| worker.pid == pid) {
+        let how = "stops by itself";
+        if !self.may_restart() {
+            self.give_up(pid, how);
+        } else if let Some(index) = self.workers.iter().position(|worker| worker.pid == pid) {
             self.replace(index);
-            self.restart(pid, "stops by itself");
+            self.restart(pid, how);
         }
     }
 
@@ -300,26 +304,50 @@ impl MainProcess {
             // The first one: its log, or its stderr, says why.
             Part::Candidate | Part::Current if self.phase == Phase::Starting => self.exit = Some(exit),
             Part::Candidate | Part::Current => self.restart(pid, &how),
-            Part::Predecessor => tracing::info!(worker = pid, "worker {pid} {how}: it has finished"),
+            Part::Predecessor if code.is_some() => {
+                tracing::info!(worker = pid, "worker {pid} {how}: it has finished");
+            }
+            Part::Predecessor => {
+                tracing::warn!(worker = pid, "worker {pid} {how} before it had finished: {}", worker.status);
+            }
         }
         self.grant_singletons();
         self.tell_predecessors();
         self.exit_if_empty();
     }
 
-    /// Starts another worker in the place of one that ended unasked, or gives up.
-    fn restart(&mut self, pid: u32, how: &str) {
-        let now = Instant::now();
-        let Settings { max_restarts, window, backoff, backoff_max, .. } = self.settings;
-        while self.restarts.front().is_some_and(|&at| now.duration_since(at) > window) {
+    /// True if fewer workers were restarted lately than may be.
+    fn may_restart(&mut self) -> bool {
+        let Settings { max_restarts, window, .. } = self.settings;
+        while self.restarts.front().is_some_and(|at| at.elapsed() > window) {
             self.restarts.pop_front();
         }
-        let earlier = self.restarts.len();
-        if earlier >= max_restarts as usize {
-            tracing::error!("worker {pid} {how}; {earlier} were restarted within {window:?}: giving up");
+        self.restarts.len() < max_restarts as usize
+    }
+
+    /// Ends the service: at once where systemd starts the next process beside what the workers finish, else after they
+    /// have.
+    fn give_up(&mut self, pid: u32, how: &str) {
+        let (earlier, window) = (self.restarts.len(), self.settings.window);
+        tracing::error!("worker {pid} {how}; {earlier} were restarted within {window:?}: giving up");
+        if self.systemd.stores() && !self.last {
             self.exit = Some(Exit::Failed);
+        } else {
+            self.last_exit = Exit::Failed;
+            self.nobody_follows();
+            self.stop_workers("the main process", None);
+        }
+    }
+
+    /// Starts another worker in the place of one that ended unasked, or gives up.
+    fn restart(&mut self, pid: u32, how: &str) {
+        if !self.may_restart() {
+            self.give_up(pid, how);
             return;
         }
+        let now = Instant::now();
+        let Settings { backoff, backoff_max, .. } = self.settings;
+        let earlier = self.restarts.len();
         self.restarts.push_back(now);
         let wait = match u32::try_from(earlier).unwrap_or(u32::MAX).checked_sub(1) {
             None => Duration::ZERO,

@@ -89,7 +89,7 @@ impl Manager {
             && needed > size
         {
             tracing::warn!(
-                "systemd keeps {size} of {needed} sockets for the next process and drops the others: set \
+                "systemd keeps {size} of {needed} descriptors for the next process and drops the others: set \
                  FileDescriptorStoreMax={needed} and Environment=STEADFAST_FDSTORE={needed} in the unit"
             );
         }
@@ -161,6 +161,7 @@ impl Manager {
 
     /// Has the manager close what it stores under a name.
     pub(crate) fn unstore(&self, name: &str) {
+        self.stored.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
         if self.stores() {
             self.tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
         }

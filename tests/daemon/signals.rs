@@ -85,9 +85,9 @@ fn a_drain_that_stood_still_as_a_whole_goes_on() {
         daemon.signal(Signal::TERM);
         wait_for_drain(&daemon);
         // Longer than a child may be still before a stop goes on without it: time itself is the test.
-        daemon.signal(Signal::STOP);
+        daemon.signal_all(Signal::STOP);
         std::thread::sleep(Duration::from_secs(6));
-        daemon.signal(Signal::CONT);
+        daemon.signal_all(Signal::CONT);
         // Two more heartbeats, in which the stop looks at its children.
         std::thread::sleep(Duration::from_secs(2));
         client.send("body").unwrap();

@@ -466,8 +466,9 @@ impl Drop for Daemon {
     }
 }
 
-/// True if a process has not ended, also not as one that nobody has reaped yet.
-fn runs(pid: u32) -> bool {
+/// True if a process has not ended; one that nobody has reaped yet has.
+#[must_use]
+pub fn runs(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
 }
