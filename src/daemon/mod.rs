@@ -184,8 +184,12 @@ impl Daemon {
         self.lifecycle.stopping().clone()
     }
 
-    /// [`Self::run`] in a runtime of its own, for a `main` that is not async. A handler or a child that blocks its
-    /// thread cannot hold up its return.
+    /// Runs the service: the main process, or in a process that it has started as a worker, this daemon in a runtime of
+    /// its own. For a `main` that is not async.
+    ///
+    /// The main process starts workers by the path and with the arguments that it was started with itself. `main` runs
+    /// in each of these processes up to this call, so what comes before it should have no effect outside of the
+    /// process. A handler or a child that blocks its thread cannot hold up the return.
     #[must_use]
     pub fn run_blocking(self) -> Exit {
         if role() == Role::Main {
@@ -205,7 +209,8 @@ impl Daemon {
         exit
     }
 
-    /// [`Self::bind`] and [`Bound::run`]. Why it cannot start is logged. Needs a multi-threaded runtime with its I/O
+    /// [`Self::bind`] and [`Bound::run`], in this process and without a main process: a reload is refused, and a restart
+    /// makes clients wait for what is in flight. Why it cannot start is logged. Needs a multi-threaded runtime with its I/O
     /// and timers enabled.
     pub async fn run(self) -> Exit {
         match self.bind() {

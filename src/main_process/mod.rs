@@ -37,6 +37,8 @@ use crate::{Exit, logging};
 const UNWATCHED: Duration = Duration::from_secs(30);
 /// The time that a worker has to end once it was cut, or its own deadline has passed.
 const GRACE: Duration = Duration::from_secs(5);
+/// The time that news of predecessors waits for more of it.
+const NEWS: Duration = Duration::from_millis(250);
 /// The time between two requests for more time while stopping, and what is asked for: many times that, so that a busy
 /// machine may miss some.
 const TICK: Duration = Duration::from_secs(1);
@@ -156,6 +158,10 @@ struct MainProcess {
     /// The exit of this process, once it is to end.
     exit: Option<Exit>,
     next_tick: Instant,
+    /// The time of the last look at the clock: one that is long past means that this process stood still.
+    last_look: Instant,
+    /// The time at which the current worker is told of its predecessors, if there is news of them.
+    news_at: Option<Instant>,
     /// True once the current worker is of another program than this process.
     is_upgraded: bool,
     events: mpsc::Receiver<Event>,
@@ -189,6 +195,8 @@ impl MainProcess {
             last_exit: Exit::Clean,
             exit: None,
             next_tick: Instant::now(),
+            last_look: Instant::now(),
+            news_at: None,
             is_upgraded: false,
             events,
             heard,
@@ -284,14 +292,9 @@ impl MainProcess {
     /// The time of the next thing to do.
     fn alarm(&self) -> Instant {
         let kills = self.workers.iter().filter_map(|worker| worker.kill_at);
-        let beats = self.current().map(|worker| worker.beat + patience());
-        let far = Instant::now() + Duration::from_secs(60 * 60);
-        kills
-            .chain(beats)
-            .chain(self.start_at)
-            .chain(self.ticks().then_some(self.next_tick))
-            .min()
-            .unwrap_or(far)
+        let tick = self.ticks().then_some(self.next_tick);
+        let look = self.last_look + look();
+        kills.chain(self.start_at).chain(self.news_at).chain(tick).min().map_or(look, |at| at.min(look))
     }
 
     /// True if systemd expects to hear of this process again and again.
@@ -302,14 +305,24 @@ impl MainProcess {
     /// Does what is due.
     fn act_on_time(&mut self) {
         let now = Instant::now();
+        let stood_still = now.duration_since(self.last_look) > look() * 2;
+        self.last_look = now;
         if self.start_at.is_some_and(|at| at <= now) {
             self.start_worker();
+        }
+        if self.news_at.is_some_and(|at| at <= now) {
+            self.news_at = None;
+            self.tell_predecessors();
         }
         let patience = patience();
         let stops = self.stopping;
         let mut late = None;
         for worker in &mut self.workers {
             let (pid, part) = (worker.pid, worker.part);
+            if stood_still {
+                // So did the worker, most likely; what it said since has yet to be heard.
+                worker.beat = now;
+            }
             if part == Part::Current && !stops && now.duration_since(worker.beat) >= patience {
                 tracing::error!(
                     worker = pid,
@@ -360,6 +373,11 @@ impl MainProcess {
             }
         }
     }
+}
+
+/// The longest time between two looks at the clock.
+fn look() -> Duration {
+    patience() / 4
 }
 
 /// The longest time without a heartbeat of the current worker.

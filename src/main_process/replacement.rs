@@ -9,21 +9,27 @@ use tokio::time::Instant;
 
 use super::reload::refusal;
 use super::worker::{Part, STORED, Worker, describe};
-use super::{Event, GRACE, MainProcess, Predecessor, Refusal, Settings, assign};
+use super::{Event, GRACE, MainProcess, NEWS, Predecessor, Refusal, Settings, assign};
 use crate::Exit;
 use crate::systemd::activation::LAST_GOOD;
 use crate::systemd::channel::{Message, key};
 use crate::systemd::manager::one_line;
 
+/// The wait before the next attempt, after a worker could not even be started.
+const RETRY: Duration = Duration::from_secs(1);
+
 impl MainProcess {
+    /// The worker that serves.
     pub(super) fn current(&self) -> Option<&Worker> {
         self.workers.iter().find(|worker| worker.part == Part::Current)
     }
 
+    /// The worker that is about to serve.
     pub(super) fn candidate(&self) -> Option<&Worker> {
         self.workers.iter().find(|worker| worker.part == Part::Candidate)
     }
 
+    /// The worker of this process number.
     pub(super) fn worker(&mut self, pid: u32) -> Option<&mut Worker> {
         self.workers.iter_mut().find(|worker| worker.pid == pid)
     }
@@ -38,14 +44,19 @@ impl MainProcess {
                 let why = format!("cannot start {}: {error}", self.program.path().display());
                 if beside {
                     self.refuse(&Refusal { in_short: why.clone(), said: why });
-                } else {
+                } else if self.restarts.is_empty() {
                     tracing::error!("{why}");
                     self.exit = Some(Exit::Failed);
+                } else {
+                    // Such as for want of memory, which may pass. Clients wait in the backlog meanwhile.
+                    tracing::error!("{why}; trying again in {RETRY:?}");
+                    self.start_at = Some(Instant::now() + RETRY);
                 }
             }
         }
     }
 
+    /// Counts a worker among those of this process, and listens to it.
     pub(super) fn follow(&mut self, mut worker: Worker) {
         if worker.part == Part::Candidate {
             let limit = self.settings.ready_timeout;
@@ -102,7 +113,7 @@ impl MainProcess {
             self.replace_unasked(pid);
         }
         if message.has("STATUS") && !is_current {
-            self.tell_predecessors();
+            self.news_at.get_or_insert(Instant::now() + NEWS);
         }
         if let Some(number) = message.value(key::RELOAD) {
             self.reload(Some((pid, number.to_owned())));
@@ -133,14 +144,14 @@ impl MainProcess {
     }
 
     /// Notes what a worker says of its singletons, and lets the current one run its own once nobody else does.
-    pub(super) fn note_singletons(&mut self, pid: u32, note: impl FnOnce(&mut Worker)) {
+    fn note_singletons(&mut self, pid: u32, note: impl FnOnce(&mut Worker)) {
         if let Some(worker) = self.worker(pid) {
             note(worker);
         }
         self.grant_singletons();
     }
 
-    pub(super) fn grant_singletons(&mut self) {
+    fn grant_singletons(&mut self) {
         let is_held =
             self.workers.iter().any(|worker| worker.holds_singletons && worker.part != Part::Current);
         if let Some(current) = self.workers.iter_mut().find(|worker| worker.part == Part::Current)
@@ -154,7 +165,7 @@ impl MainProcess {
     }
 
     /// Passes on to systemd what the current worker says of the service.
-    pub(super) fn pass_on(&self, message: &Message) {
+    fn pass_on(&self, message: &Message) {
         let mut states = Vec::new();
         if message.has("READY") {
             states.push(NotifyState::Ready);
@@ -171,13 +182,14 @@ impl MainProcess {
     }
 
     /// Lets a candidate serve, in the place of the current worker if there is one.
-    pub(super) fn promote(&mut self, pid: u32) {
+    fn promote(&mut self, pid: u32) {
         let old = self.workers.iter().position(|worker| worker.part == Part::Current);
         let Some(worker) = self.worker(pid) else { return };
         worker.becomes(Part::Current);
         worker.kill_at = None;
         worker.tell(&assign(key::GO, "1"));
         self.settings = worker.settings.clone();
+        self.answer_reloaded(pid);
         if let Some(old) = old {
             self.systemd.tell(&[NotifyState::Ready]);
             let old_pid = self.workers[old].pid;
@@ -186,24 +198,33 @@ impl MainProcess {
                 predecessor = old_pid,
                 "worker {pid} takes over from worker {old_pid}"
             );
-            for (asking, number) in std::mem::take(&mut self.asked).into_iter().flatten() {
-                let text = serde_json::Value::from(pid.to_string());
-                self.answer(asking, &format!("{}={number}\n{}={text}", key::RELOADED, key::TEXT));
-            }
             self.replace(old);
         }
+        self.limit_predecessors();
         self.tell_predecessors();
         self.is_upgraded = old.is_some() && self.program.is_another();
         self.go_on_reloading();
     }
 
+    /// Answers those who asked for the reload that has brought this worker.
+    fn answer_reloaded(&mut self, pid: u32) {
+        for (asking, number) in std::mem::take(&mut self.asked).into_iter().flatten() {
+            let text = serde_json::Value::from(pid.to_string());
+            self.answer(asking, &format!("{}={number}\n{}={text}", key::RELOADED, key::TEXT));
+        }
+    }
+
     /// Makes the current worker a predecessor.
-    pub(super) fn replace(&mut self, index: usize) {
+    fn replace(&mut self, index: usize) {
         let deadline = self.settings.deadline;
         let old = &mut self.workers[index];
         old.becomes(Part::Predecessor);
         old.kill_at = deadline.and_then(|limit| old.since.checked_add(limit + GRACE));
         old.tell(&assign(key::HAND_OVER, "beside"));
+    }
+
+    /// Cuts the oldest predecessors, if there are too many.
+    fn limit_predecessors(&mut self) {
         let predecessors: Vec<_> = self.predecessors().map(|worker| worker.pid).collect();
         let too_many = predecessors.len().saturating_sub(self.settings.predecessors as usize);
         for pid in predecessors.into_iter().take(too_many) {
@@ -220,7 +241,7 @@ impl MainProcess {
     }
 
     /// Starts another worker in the place of one that stops unasked, while that one finishes.
-    pub(super) fn replace_unasked(&mut self, pid: u32) {
+    fn replace_unasked(&mut self, pid: u32) {
         if let Some(index) = self.workers.iter().position(|worker| worker.pid == pid) {
             self.replace(index);
             self.restart(pid, "stops by itself");
@@ -228,7 +249,7 @@ impl MainProcess {
     }
 
     /// The predecessors, oldest first.
-    pub(super) fn predecessors(&self) -> impl Iterator<Item = &Worker> {
+    fn predecessors(&self) -> impl Iterator<Item = &Worker> {
         self.workers.iter().filter(|worker| worker.part == Part::Predecessor)
     }
 
@@ -256,13 +277,17 @@ impl MainProcess {
         self.systemd.unstore(&format!("{STORED}{pid}"));
         let how = describe(status);
         let code = status.and_then(WaitStatus::exit_status);
-        let exit = code.map_or(Exit::Failed, exit_of);
+        // One that had to be killed has cut whatever it had.
+        let exit = code.map_or(if self.stopping { Exit::Cut } else { Exit::Failed }, exit_of);
         match worker.part {
             Part::Current if self.stopping => self.last_exit = exit,
             _ if self.stopping => {}
-            Part::Candidate if self.current().is_some() => {
+            Part::Candidate if !self.asked.is_empty() => {
                 let refusal = refusal(&mut worker, &how);
                 self.refuse(&refusal);
+                if self.current().is_none() {
+                    self.restart(pid, &how);
+                }
             }
             // The first one: its log, or its stderr, says why.
             Part::Candidate if self.restarts.is_empty() => self.exit = Some(exit),
@@ -275,7 +300,7 @@ impl MainProcess {
     }
 
     /// Starts another worker in the place of one that ended unasked, or gives up.
-    pub(super) fn restart(&mut self, pid: u32, how: &str) {
+    fn restart(&mut self, pid: u32, how: &str) {
         let now = Instant::now();
         let Settings { max_restarts, window, backoff, backoff_max, .. } = self.settings;
         while self.restarts.front().is_some_and(|&at| now.duration_since(at) > window) {
@@ -292,6 +317,10 @@ impl MainProcess {
             None => Duration::ZERO,
             Some(doublings) => backoff.saturating_mul(1 << doublings.min(20)).min(backoff_max),
         };
+        if let Some(candidate) = self.candidate() {
+            tracing::error!(worker = pid, "worker {pid} {how}; worker {} is about to serve", candidate.pid);
+            return;
+        }
         tracing::error!(worker = pid, "worker {pid} {how}; starting another in {} ms", wait.as_millis());
         self.start_at = Some(now + wait);
     }
