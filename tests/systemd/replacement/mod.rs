@@ -4,7 +4,10 @@
 
 mod configs;
 mod crashes;
+mod deployments;
+mod faults;
 mod lasting;
+mod stops;
 mod under_way;
 
 use std::collections::BTreeSet;
