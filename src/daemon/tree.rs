@@ -1,5 +1,6 @@
 //! The tree on one screen: its children are started, one waits for a reason to stop, and they are stopped in order.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
@@ -139,14 +140,16 @@ impl Tree {
         if report.cut == 0 { Exit::Clean } else { Exit::Cut }
     }
 
-    /// Tells the main process, if there is one, that this worker can serve once every child that holds READY back is
-    /// ready, and waits until it may.
+    /// Tells the main process, if there is one, that this worker can serve, and waits until it may. Where another worker
+    /// serves meanwhile, this one can once every child that holds READY back is ready.
     async fn wait_to_serve(&mut self, root: &SubsystemHandle) -> Result<(), String> {
         let Self { daemon, stop_when, settings, .. } = self;
         let Context { observer, link, go, .. } = daemon;
         let Some(link) = link else { return Ok(()) };
         let may_serve = async {
-            observer.supervisor.ready().await;
+            if link.is_beside() {
+                observer.supervisor.ready().await;
+            }
             link.bound(settings).map_err(|error| format!("cannot reach the main process: {error}"))?;
             go.cancelled().await;
             Ok(())
@@ -181,24 +184,31 @@ impl Tree {
                 }
             }
         }
-        for (child, server) in self.servers() {
-            for listener in server.listeners() {
-                let inherited = listener.is_inherited();
-                let address = listener.address();
-                tracing::info!(child, %address, inherited, "listening on {address} for {child}");
-                match listener.configured().stored_as() {
-                    Some(name) if inherited => manager.stored(&name),
-                    Some(name) => {
-                        // The store may still hold a socket of the same name whose path is gone: it would be passed on
-                        // beside this one.
-                        manager.unstore(&name);
-                        manager.store(&name, &*listener);
-                        if manager.stores() {
-                            listener.leave();
-                        }
+        let listeners: Vec<_> = self
+            .servers()
+            .flat_map(|(child, server)| server.listeners().into_iter().map(move |listener| (child, listener)))
+            .collect();
+        let bound = listeners.iter().filter(|(_, listener)| !listener.is_inherited());
+        let bound: BTreeSet<_> =
+            bound.filter_map(|(_, listener)| listener.configured().stored_as()).collect();
+        for name in &bound {
+            // The store may still hold a socket of the same name whose path is gone: it would be passed on beside the
+            // new one.
+            manager.unstore(name);
+        }
+        for (child, listener) in listeners {
+            let inherited = listener.is_inherited();
+            let address = listener.address();
+            tracing::info!(child, %address, inherited, "listening on {address} for {child}");
+            match listener.configured().stored_as() {
+                Some(name) if bound.contains(&name) => {
+                    manager.store(&name, &*listener);
+                    if manager.stores() {
+                        listener.leave();
                     }
-                    None => {}
                 }
+                Some(name) => manager.stored(&name),
+                None => {}
             }
         }
         manager.check_room();

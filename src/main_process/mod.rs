@@ -35,6 +35,8 @@ use crate::{Exit, logging};
 
 /// The longest time without a heartbeat of the current worker, where systemd has no watchdog on the service.
 const UNWATCHED: Duration = Duration::from_secs(30);
+/// The number of looks at the current worker in that time.
+const LOOKS: u32 = 4;
 /// The time that a worker has to end once it was cut, or its own deadline has passed.
 const GRACE: Duration = Duration::from_secs(5);
 /// The time that news of predecessors waits for more of it.
@@ -106,6 +108,17 @@ pub(crate) struct Refusal {
 /// The sender of a request for a reload: a worker, and the number by which it knows the answer.
 type Asked = Option<(u32, String)>;
 
+/// A phase of the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// No worker has served yet: one that cannot ends the service.
+    Starting,
+    /// A worker that ends is replaced.
+    Serving,
+    /// The service is to end with the last worker.
+    Stopping,
+}
+
 /// What happens to the main process.
 enum Event {
     /// A worker said something.
@@ -147,11 +160,10 @@ struct MainProcess {
     restarts: VecDeque<Instant>,
     /// The time of the next start of a worker, where none runs.
     start_at: Option<Instant>,
+    phase: Phase,
     /// True once it is known that no process follows this one.
     last: bool,
-    /// True once the service is to end.
-    stopping: bool,
-    /// The number of signals that asked for that.
+    /// The number of signals that asked for a stop.
     signals: u32,
     /// The exit of the worker that served last.
     last_exit: Exit,
@@ -189,8 +201,8 @@ impl MainProcess {
             waiting: VecDeque::new(),
             restarts: VecDeque::new(),
             start_at: None,
+            phase: if current.is_some() { Phase::Serving } else { Phase::Starting },
             last,
-            stopping: false,
             signals: 0,
             last_exit: Exit::Clean,
             exit: None,
@@ -211,6 +223,7 @@ impl MainProcess {
                     if part == Part::Current {
                         worker.wants_singletons = wants_singletons;
                         worker.holds_singletons = !wants_singletons;
+                        worker.beat = Some(Instant::now());
                     }
                     main.follow(worker);
                 }
@@ -299,7 +312,7 @@ impl MainProcess {
 
     /// True if systemd expects to hear of this process again and again.
     fn ticks(&self) -> bool {
-        self.stopping || Manager::watchdog().is_some()
+        self.is_stopping() || Manager::watchdog().is_some()
     }
 
     /// Does what is due.
@@ -315,26 +328,30 @@ impl MainProcess {
             self.tell_predecessors();
         }
         let patience = patience();
-        let stops = self.stopping;
+        let stops = self.is_stopping();
         let mut late = None;
         for worker in &mut self.workers {
-            let (pid, part) = (worker.pid, worker.part);
             if stood_still {
-                // So did the worker, most likely; what it said since has yet to be heard.
-                worker.beat = now;
+                // So did the worker: the machine was paused, or the whole control group frozen.
+                worker.beat = worker.beat.map(|_| now);
             }
-            if part == Part::Current && !stops && now.duration_since(worker.beat) >= patience {
+            let (pid, part) = (worker.pid, worker.part);
+            let is_late = worker.beat.is_some_and(|beat| now.duration_since(beat) >= patience);
+            if part == Part::Current && !stops && is_late {
                 tracing::error!(
                     worker = pid,
                     "worker {pid} is stuck: no heartbeat for {patience:?}: ending it"
                 );
                 worker.signal(Signal::ABORT);
-                worker.beat = now;
+                worker.beat = Some(now);
                 worker.kill_at = Some(now + GRACE);
             }
             if worker.kill_at.is_some_and(|at| at <= now) {
                 if part == Part::Candidate {
                     late = Some(pid);
+                } else if part == Part::Current && worker.beat.is_none() {
+                    let limit = self.settings.ready_timeout;
+                    tracing::error!(worker = pid, "worker {pid} was not ready within {limit:?}: killing it");
                 } else {
                     tracing::warn!(
                         worker = pid,
@@ -377,7 +394,7 @@ impl MainProcess {
 
 /// The longest time between two looks at the clock.
 fn look() -> Duration {
-    patience() / 4
+    patience() / LOOKS
 }
 
 /// The longest time without a heartbeat of the current worker.

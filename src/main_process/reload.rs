@@ -9,8 +9,8 @@ use crate::systemd::channel::key;
 impl MainProcess {
     /// Starts a worker that is to take over; after the one that is under way, if there is one.
     pub(super) fn reload(&mut self, asked: Asked) {
-        if self.stopping || self.current().is_none() {
-            let why = if self.stopping { "the service is stopping" } else { "no worker serves yet" };
+        if self.is_stopping() || self.current().is_none() {
+            let why = if self.is_stopping() { "the service is stopping" } else { "no worker serves yet" };
             let refusal = Refusal { in_short: why.to_owned(), said: why.to_owned() };
             self.answer_refused(&asked, &refusal);
             tracing::warn!("no reload: {why}");

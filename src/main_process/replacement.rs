@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::reload::refusal;
 use super::worker::{Part, STORED, Worker, describe};
-use super::{Event, GRACE, MainProcess, NEWS, Predecessor, Refusal, Settings, assign};
+use super::{Event, GRACE, MainProcess, NEWS, Phase, Predecessor, Refusal, Settings, assign};
 use crate::Exit;
 use crate::systemd::activation::LAST_GOOD;
 use crate::systemd::channel::{Message, key};
@@ -60,9 +60,8 @@ impl MainProcess {
     pub(super) fn follow(&mut self, mut worker: Worker) {
         if worker.part == Part::Candidate {
             let limit = self.settings.ready_timeout;
-            let is_first = self.current().is_none() && self.restarts.is_empty();
             // At a start of the service it is systemd that waits, as long as its TimeoutStartSec= says.
-            worker.kill_at = Some(worker.since + limit).filter(|_| !is_first);
+            worker.kill_at = Some(worker.since + limit).filter(|_| self.phase != Phase::Starting);
             self.store.leave(&format!("{STORED}{}", worker.pid), worker.channel().as_fd());
         } else if worker.part == Part::Predecessor {
             worker.kill_at = self.settings.deadline.and_then(|limit| worker.since.checked_add(limit + GRACE));
@@ -83,7 +82,7 @@ impl MainProcess {
     pub(super) fn said(&mut self, pid: u32, message: Message) {
         let has_current = self.current().is_some();
         let Some(worker) = self.worker(pid) else { return };
-        let is_current = worker.part == Part::Current;
+        let (is_current, is_candidate) = (worker.part == Part::Current, worker.part == Part::Candidate);
         let may_store = is_current || (worker.part == Part::Candidate && !has_current);
         if let Some(settings) = message.value(key::SETTINGS).and_then(|json| serde_json::from_str(json).ok())
         {
@@ -96,21 +95,28 @@ impl MainProcess {
             one_line(status).clone_into(&mut worker.status);
         }
         match message.value("WATCHDOG") {
-            Some("1") => worker.beat = Instant::now(),
+            Some("1") => worker.beat = Some(Instant::now()),
             Some("trigger") => {
                 tracing::error!(worker = pid, "ending worker {pid}: {}", worker.status);
                 worker.signal(Signal::ABORT);
             }
             _ => {}
         }
-        if message.has(key::BOUND) && worker.part == Part::Candidate {
-            self.promote(pid);
+        if is_current && message.has("READY") {
+            worker.beat = Some(Instant::now());
+            worker.kill_at = None;
+            if self.phase == Phase::Starting {
+                self.phase = Phase::Serving;
+            }
         }
         if is_current {
             self.pass_on(&message);
         }
-        if is_current && message.has("STOPPING") && !self.stopping {
+        if is_current && message.has("STOPPING") && self.phase == Phase::Serving {
             self.replace_unasked(pid);
+        }
+        if message.has(key::BOUND) && is_candidate {
+            self.promote(pid);
         }
         if message.has("STATUS") && !is_current {
             self.news_at.get_or_insert(Instant::now() + NEWS);
@@ -170,7 +176,7 @@ impl MainProcess {
         if message.has("READY") {
             states.push(NotifyState::Ready);
         }
-        if message.has("STOPPING") && self.stopping {
+        if message.has("STOPPING") && self.is_stopping() {
             states.push(NotifyState::Stopping);
         }
         if let Some(status) = message.value("STATUS") {
@@ -184,9 +190,11 @@ impl MainProcess {
     /// Lets a candidate serve, in the place of the current worker if there is one.
     fn promote(&mut self, pid: u32) {
         let old = self.workers.iter().position(|worker| worker.part == Part::Current);
+        let limit = self.settings.ready_timeout;
         let Some(worker) = self.worker(pid) else { return };
         worker.becomes(Part::Current);
-        worker.kill_at = None;
+        // The same time once more to say that it is ready.
+        worker.kill_at = worker.kill_at.map(|_| worker.since + limit);
         worker.tell(&assign(key::GO, "1"));
         self.settings = worker.settings.clone();
         self.answer_reloaded(pid);
@@ -278,10 +286,10 @@ impl MainProcess {
         let how = describe(status);
         let code = status.and_then(WaitStatus::exit_status);
         // One that had to be killed has cut whatever it had.
-        let exit = code.map_or(if self.stopping { Exit::Cut } else { Exit::Failed }, exit_of);
+        let exit = code.map_or(if self.is_stopping() { Exit::Cut } else { Exit::Failed }, exit_of);
         match worker.part {
-            Part::Current if self.stopping => self.last_exit = exit,
-            _ if self.stopping => {}
+            Part::Current if self.is_stopping() => self.last_exit = exit,
+            _ if self.is_stopping() => {}
             Part::Candidate if !self.asked.is_empty() => {
                 let refusal = refusal(&mut worker, &how);
                 self.refuse(&refusal);
@@ -290,7 +298,7 @@ impl MainProcess {
                 }
             }
             // The first one: its log, or its stderr, says why.
-            Part::Candidate if self.restarts.is_empty() => self.exit = Some(exit),
+            Part::Candidate | Part::Current if self.phase == Phase::Starting => self.exit = Some(exit),
             Part::Candidate | Part::Current => self.restart(pid, &how),
             Part::Predecessor => tracing::info!(worker = pid, "worker {pid} {how}: it has finished"),
         }

@@ -5,7 +5,7 @@ use sd_notify::NotifyState;
 use tokio::time::Instant;
 
 use super::worker::Part;
-use super::{GRACE, MainProcess, assign};
+use super::{GRACE, MainProcess, Phase, assign};
 use crate::Exit;
 use crate::systemd::channel::key;
 
@@ -65,7 +65,7 @@ impl MainProcess {
 
     /// Tells every worker to stop for good; all but one that does so by itself.
     pub(super) fn stop_workers(&mut self, cause: &str, but: Option<u32>) {
-        self.stopping = true;
+        self.phase = Phase::Stopping;
         self.start_at = None;
         self.next_tick = Instant::now();
         let until = self.settings.stop.and_then(|limit| Instant::now().checked_add(limit + GRACE));
@@ -83,8 +83,14 @@ impl MainProcess {
         self.exit_if_empty();
     }
 
+    /// True once the service is to end.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.phase == Phase::Stopping
+    }
+
+    /// Ends this process with its last worker.
     pub(super) fn exit_if_empty(&mut self) {
-        if self.stopping && self.workers.is_empty() {
+        if self.is_stopping() && self.workers.is_empty() {
             self.exit.get_or_insert(self.last_exit);
         }
     }

@@ -44,8 +44,8 @@ pub(super) struct Worker {
     pub(super) settings: Settings,
     /// The reason that it gave for not serving.
     pub(super) failed: Option<String>,
-    /// The last sign of life of one that serves.
-    pub(super) beat: Instant,
+    /// The last sign of life of one that serves; none before it has said that it is ready.
+    pub(super) beat: Option<Instant>,
     /// The time at which it is killed, if it has not ended by then.
     pub(super) kill_at: Option<Instant>,
     /// True if it may run singletons.
@@ -130,7 +130,7 @@ impl Worker {
             status: String::new(),
             settings: Settings::default(),
             failed: None,
-            beat: now,
+            beat: None,
             kill_at: None,
             // One of an earlier main process may: it says so if it does not.
             holds_singletons: part != Part::Candidate,
@@ -166,7 +166,6 @@ impl Worker {
     pub(super) fn becomes(&mut self, part: Part) {
         self.part = part;
         self.since = Instant::now();
-        self.beat = self.since;
     }
 
     /// Sends it a signal.

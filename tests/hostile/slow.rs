@@ -141,7 +141,7 @@ fn a_client_that_closes_its_half_gets_its_answer_or_a_close_and_keeps_nothing_op
 fn clients_that_reset_their_connections_leave_nothing_behind() {
     let site = Site::start("", &respond("/hello", "hello"));
     let descriptors =
-        || std::fs::read_dir(format!("/proc/{}/fd", site.pid())).expect("the daemon runs").count();
+        || std::fs::read_dir(format!("/proc/{}/fd", site.worker())).expect("the daemon runs").count();
     site.assert_available("/hello");
     let before = descriptors();
     for sent in ["", "GET /hello HT", "POST /hello HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello"] {
