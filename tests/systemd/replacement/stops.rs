@@ -1,8 +1,8 @@
 //! Stops, restarts and reloads beside predecessors: these are told, finish within their time, and none is left.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use steadfast_harness::print_figure;
+use steadfast_harness::{Client, print_figure};
 
 use crate::service::{PROXY, Service, UNIT};
 
@@ -44,17 +44,7 @@ fn a_stop_reaches_predecessors_of_two_earlier_main_processes_and_leaves_nothing(
 }
 
 /// A predecessor that hangs is killed at its deadline, and named.
-fn a_predecessor_hangs_after(file: &str, next: fn(&Service) -> Duration) {
-    let Some((service, upstream)) = Service::start_with_upstream(file, "[handover]\ndeadline = \"2s\"\n")
-    else {
-        return;
-    };
-    let (mut client, _unanswered) = service.in_flight(&upstream, "/app/slow");
-    let predecessor = service.worker();
-    service.signal("STOP", predecessor);
-    // To the main process: the worker, which systemctl would ask, hangs.
-    let took = next(&service);
-    assert!(took < BOUND, "{took:?}");
+fn assert_killed(service: &Service, predecessor: u32, client: &mut Client) {
     assert_eq!(service.connect().get("/").unwrap().status, 200);
     service.wait_for_the_end_of(predecessor);
     assert!(client.receive().is_err());
@@ -65,18 +55,51 @@ fn a_predecessor_hangs_after(file: &str, next: fn(&Service) -> Duration) {
 }
 
 #[test]
-fn a_restart_does_not_wait_for_a_worker_that_hangs_which_is_killed_at_its_deadline() {
-    a_predecessor_hangs_after(file!(), Service::restart);
+fn a_predecessor_that_hangs_after_a_restart_is_killed_at_its_deadline_by_the_next_main_process() {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "[handover]\ndeadline = \"2s\"\n")
+    else {
+        return;
+    };
+    let (mut client, _unanswered) = service.in_flight(&upstream, "/app/slow");
+    let predecessor = service.worker();
+    service.restart();
+    service.signal("STOP", predecessor);
+    assert_killed(&service, predecessor, &mut client);
 }
 
 #[test]
 fn a_reload_does_not_wait_for_a_worker_that_hangs_which_is_killed_at_its_deadline() {
-    a_predecessor_hangs_after(file!(), |service| {
-        let began = Instant::now();
-        service.ok(["systemctl", "kill", "--signal=HUP", "--kill-whom=main", UNIT]);
-        service.wait_for_log("takes over from worker");
-        began.elapsed()
-    });
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "[handover]\ndeadline = \"2s\"\n")
+    else {
+        return;
+    };
+    let (mut client, _unanswered) = service.in_flight(&upstream, "/app/slow");
+    let predecessor = service.worker();
+    service.signal("STOP", predecessor);
+    // To the main process: `steadfast reload` would ask the worker.
+    service.ok(["systemctl", "kill", "--signal=HUP", "--kill-whom=main", UNIT]);
+    service.wait_for_log("takes over from worker");
+    assert_killed(&service, predecessor, &mut client);
+}
+
+#[test]
+fn a_restart_does_not_wait_for_a_worker_that_hangs_nor_does_its_sighup_reload_anything() {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "[handover]\ndeadline = \"2s\"\n")
+    else {
+        return;
+    };
+    let (mut client, _unanswered) = service.in_flight(&upstream, "/app/slow");
+    let predecessor = service.worker();
+    service.signal("STOP", predecessor);
+    let took = service.restart();
+    assert!(took < BOUND, "{took:?}");
+    assert_eq!(service.connect().get("/").unwrap().status, 200);
+    // The kernel wakes it: its main process was its last tie to a session (`setpgid(2)`).
+    assert!(client.receive().is_err());
+    service.wait_for_the_end_of(predecessor);
+    let journal = service.journal(UNIT, &[]);
+    assert!(journal.contains("cut by the deadline: GET /app/slow"), "{journal}");
+    assert!(!journal.contains("reload"), "{journal}");
 }
 
 #[test]
