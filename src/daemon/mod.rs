@@ -48,7 +48,7 @@ use crate::server::access::AccessLog;
 use crate::server::address::{Address, BindError};
 use crate::server::listener::RemovedListener;
 use crate::server::{Registry, Totals};
-use crate::systemd::activation::{Inherited, Role, restore_stderr, role};
+use crate::systemd::activation::{Inherited, LAST_GOOD, Role, restore_stderr, role};
 use crate::systemd::manager::Manager;
 use crate::{Exit, logging};
 
@@ -263,6 +263,8 @@ impl Daemon {
         let channel = link.as_ref().map(|link| Arc::clone(link.channel()));
         let manager = channel.clone().map_or_else(Manager::from_environment, Manager::main_process);
         let handover = Arc::new(Handover::bind(config.handover.clone(), &mut inherited, &manager)?);
+        // No listener of an earlier config: `Config::load` has read it.
+        drop(inherited.take(LAST_GOOD));
         let removed = remove(&config, &mut inherited);
         if !is_beside && manager.listens() {
             // Removed at once: this process may be about to bind their addresses.

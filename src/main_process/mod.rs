@@ -27,10 +27,11 @@ use tokio_util::task::TaskTracker;
 use self::program::Program;
 use self::store::Store;
 use self::upgrade::State;
-use self::worker::{Part, STORED, Worker};
+use self::worker::{Part, STORED, Worker, pid_of};
 use crate::systemd::activation::Inherited;
 use crate::systemd::channel::{Channel, Message, key};
 use crate::systemd::manager::Manager;
+use crate::systemd::process;
 use crate::{Exit, logging};
 
 /// The longest time without a heartbeat of the current worker, where systemd has no watchdog on the service.
@@ -187,7 +188,9 @@ impl MainProcess {
         let systemd = Manager::from_environment();
         let mut inherited = Inherited::from_environment();
         let state = State::take(&mut inherited);
-        let channels = inherited.retain(|name| !name.starts_with(STORED));
+        let mut channels = inherited.retain(|name| !name.starts_with(STORED));
+        // systemd passes them in an order of its own.
+        channels.sort_by_cached_key(|(name, _)| pid_of(name).map(|pid| (process::started(pid), pid)));
         let kept = inherited.retain(|_| false);
         let (heard, events) = mpsc::channel(BACKLOG);
         let State { current, wants_singletons, settings, last } = state;
@@ -215,12 +218,13 @@ impl MainProcess {
             tasks: TaskTracker::new(),
         };
         for (name, channel) in channels {
-            let pid = name.strip_prefix(STORED).and_then(|pid| pid.parse().ok());
+            let pid = pid_of(&name);
             let part = if pid == current { Part::Current } else { Part::Predecessor };
             let worker = pid.ok_or(io::ErrorKind::InvalidData.into());
             match worker.and_then(|pid| Worker::adopt(pid, Channel::adopt(channel)?, part)) {
                 Ok(mut worker) => {
                     if part == Part::Current {
+                        worker.settings = main.settings.clone();
                         worker.wants_singletons = wants_singletons;
                         worker.holds_singletons = !wants_singletons;
                         worker.beat = Some(Instant::now());

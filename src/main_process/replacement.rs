@@ -64,7 +64,7 @@ impl MainProcess {
             worker.kill_at = Some(worker.since + limit).filter(|_| self.phase != Phase::Starting);
             self.store.leave(&format!("{STORED}{}", worker.pid), worker.channel().as_fd());
         } else if worker.part == Part::Predecessor {
-            worker.kill_at = self.settings.deadline.and_then(|limit| worker.since.checked_add(limit + GRACE));
+            worker.finishes_within(self.settings.deadline);
         }
         let (ears, heard, pid) = (worker.ears(), self.heard.clone(), worker.pid);
         self.tasks.spawn(async move {
@@ -122,7 +122,8 @@ impl MainProcess {
         if message.has("STATUS") && !is_current {
             self.news_at.get_or_insert(Instant::now() + NEWS);
         }
-        if let Some(number) = message.value(key::RELOAD) {
+        // A predecessor that was stopped is sent SIGHUP by the kernel once its main process has ended: no wish of anyone.
+        if is_current && let Some(number) = message.value(key::RELOAD) {
             self.reload(Some((pid, number.to_owned())));
         }
         if message.has(key::LAST) {
@@ -208,6 +209,12 @@ impl MainProcess {
                 "worker {pid} takes over from worker {old_pid}"
             );
             self.replace(old);
+        } else if self.phase == Phase::Starting {
+            // They are of an earlier main process, and what their own config allows is not known.
+            let deadline = self.settings.deadline;
+            for worker in self.workers.iter_mut().filter(|worker| worker.part == Part::Predecessor) {
+                worker.finishes_within(deadline);
+            }
         }
         self.limit_predecessors();
         self.tell_predecessors();
@@ -225,10 +232,9 @@ impl MainProcess {
 
     /// Makes the current worker a predecessor.
     fn replace(&mut self, index: usize) {
-        let deadline = self.settings.deadline;
         let old = &mut self.workers[index];
         old.becomes(Part::Predecessor);
-        old.kill_at = deadline.and_then(|limit| old.since.checked_add(limit + GRACE));
+        old.finishes_within(old.settings.deadline);
         old.tell(&assign(key::HAND_OVER, "beside"));
     }
 
