@@ -161,7 +161,10 @@ impl Tree {
         };
         tokio::select! {
             may_serve = may_serve => return may_serve,
-            () = root.on_shutdown_requested() => {}
+            // One that is not beside another serves until it stops, as any other daemon.
+            () = root.on_shutdown_requested() => if !link.is_beside() {
+                return Ok(());
+            },
             () = stop_when => observer.lifecycle.stop(Cause::Caller),
         }
         let cause = observer.lifecycle.cause().map(ToString::to_string).unwrap_or_default();
