@@ -325,6 +325,12 @@ impl MainProcess {
         let now = Instant::now();
         let stood_still = now.duration_since(self.last_look) > look() * 2;
         self.last_look = now;
+        if stood_still {
+            // So did the workers: the machine was paused, or the whole control group frozen.
+            for worker in &mut self.workers {
+                worker.beat = worker.beat.map(|_| now);
+            }
+        }
         if self.start_at.is_some_and(|at| at <= now) {
             self.start_worker();
         }
@@ -332,51 +338,10 @@ impl MainProcess {
             self.news_at = None;
             self.tell_predecessors();
         }
-        let patience = patience();
-        let stops = self.is_stopping();
-        let mut late = None;
-        for worker in &mut self.workers {
-            if stood_still {
-                // So did the worker: the machine was paused, or the whole control group frozen.
-                worker.beat = worker.beat.map(|_| now);
-            }
-            let (pid, part) = (worker.pid, worker.part);
-            let is_late = worker.beat.is_some_and(|beat| now.duration_since(beat) >= patience);
-            // Once: the end of one that is stopped, or blocked in the kernel, is not to be put off again and again.
-            if part == Part::Current && !stops && is_late && worker.kill_at.is_none() {
-                tracing::error!(
-                    worker = pid,
-                    "worker {pid} is stuck: no heartbeat for {patience:?}: ending it"
-                );
-                worker.signal(Signal::ABORT);
-                worker.beat = Some(now);
-                worker.kill_at = Some(now + GRACE);
-            }
-            if worker.kill_at.is_some_and(|at| at <= now) {
-                if part == Part::Candidate {
-                    late = Some(pid);
-                } else if part == Part::Current && worker.beat.is_none() {
-                    let limit = self.settings.ready_timeout;
-                    tracing::error!(worker = pid, "worker {pid} was not ready within {limit:?}: killing it");
-                } else {
-                    tracing::warn!(
-                        worker = pid,
-                        "worker {pid} does not end: killing it; it had {}",
-                        worker.status
-                    );
-                }
-                worker.signal(Signal::KILL);
-                worker.kill_at = None;
-            }
-        }
-        if let Some(pid) = late {
-            let limit = self.settings.ready_timeout;
-            if let Some(worker) = self.worker(pid) {
-                worker.failed = Some(format!("the new process was not ready within {limit:?} and was ended"));
-            }
-        }
+        self.replace_stuck(now);
+        self.kill_late(now);
         if self.ticks() && self.next_tick <= now {
-            if stops {
+            if self.is_stopping() {
                 let extension = u32::try_from(EXTENSION.as_micros()).unwrap_or(u32::MAX);
                 self.systemd.tell(&[NotifyState::ExtendTimeoutUsec(extension)]);
                 self.next_tick = now + TICK;
@@ -384,6 +349,52 @@ impl MainProcess {
                 self.systemd.tell(&[NotifyState::Watchdog]);
                 self.next_tick = now + period / 3;
             }
+        }
+    }
+
+    /// Replaces the current worker if it has had no heartbeat for too long. It is given the time to write a core dump.
+    fn replace_stuck(&mut self, now: Instant) {
+        let patience = patience();
+        let is_late =
+            |worker: &&mut Worker| worker.beat.is_some_and(|beat| now.duration_since(beat) >= patience);
+        let current = self.workers.iter_mut().find(|worker| worker.part == Part::Current).filter(is_late);
+        if let Some(worker) = current
+            && self.phase == Phase::Serving
+        {
+            worker.signal(Signal::ABORT);
+            let pid = worker.pid;
+            self.replace_unasked(pid, &format!("is stuck: no heartbeat for {patience:?}"));
+            if let Some(worker) = self.worker(pid) {
+                worker.kill_at = Some(now + GRACE);
+            }
+        }
+    }
+
+    /// Kills the workers whose time is over.
+    fn kill_late(&mut self, now: Instant) {
+        let limit = self.settings.ready_timeout;
+        for worker in &mut self.workers {
+            if worker.kill_at.is_none_or(|at| at > now) {
+                continue;
+            }
+            let pid = worker.pid;
+            match worker.part {
+                // Whoever asked for the reload is told, and the log, once it has ended.
+                Part::Candidate => {
+                    let why = format!("the new process was not ready within {limit:?} and was ended");
+                    worker.failed = Some(why);
+                }
+                Part::Current if worker.beat.is_none() => {
+                    tracing::error!(worker = pid, "worker {pid} was not ready within {limit:?}: killing it");
+                }
+                Part::Current | Part::Predecessor => tracing::warn!(
+                    worker = pid,
+                    "worker {pid} does not end: killing it; it had {}",
+                    worker.status
+                ),
+            }
+            worker.signal(Signal::KILL);
+            worker.kill_at = None;
         }
     }
 

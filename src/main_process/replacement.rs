@@ -114,7 +114,7 @@ impl MainProcess {
             self.pass_on(&message);
         }
         if is_current && message.has("STOPPING") && self.phase == Phase::Serving {
-            self.replace_unasked(pid);
+            self.replace_unasked(pid, "stops by itself");
         }
         if message.has(key::BOUND) && is_candidate {
             self.promote(pid);
@@ -255,9 +255,8 @@ impl MainProcess {
         }
     }
 
-    /// Starts another worker in the place of one that stops unasked, while that one finishes.
-    fn replace_unasked(&mut self, pid: u32) {
-        let how = "stops by itself";
+    /// Starts another worker in the place of one that stops unasked, or should, while that one finishes.
+    pub(super) fn replace_unasked(&mut self, pid: u32, how: &str) {
         if !self.may_restart() {
             self.give_up(pid, how);
         } else if let Some(index) = self.workers.iter().position(|worker| worker.pid == pid) {
