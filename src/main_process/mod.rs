@@ -218,6 +218,7 @@ impl MainProcess {
             let error = self.exec(Program::command_of_this);
             tracing::warn!("cannot take the title {:?}: {error}", program::MAIN);
         }
+        self.program.take_name();
         if let Err(error) = self.watch_signals() {
             tracing::error!("cannot install the signal handlers: {error}");
             return Exit::Failed;
