@@ -103,6 +103,7 @@ impl MainProcess {
         }
         if message.has("STATUS") && !is_current {
             self.tell_predecessors();
+            self.tell_what_is_left();
         }
         if let Some(number) = message.value(key::RELOAD) {
             self.reload(Some((pid, number.to_owned())));
@@ -271,6 +272,7 @@ impl MainProcess {
         }
         self.grant_singletons();
         self.tell_predecessors();
+        self.tell_what_is_left();
         self.exit_if_empty();
     }
 

@@ -83,6 +83,19 @@ impl MainProcess {
         self.exit_if_empty();
     }
 
+    /// Tells systemd what a stop still waits for, once the worker that did so has ended.
+    pub(super) fn tell_what_is_left(&self) {
+        if !self.stopping || self.current().is_some() {
+            return;
+        }
+        let status = match &self.predecessors().collect::<Vec<_>>()[..] {
+            [] => return,
+            [one] => format!("draining; 1 predecessor: {}", one.status),
+            several => format!("draining; {} predecessors", several.len()),
+        };
+        self.systemd.tell(&[NotifyState::Status(&status)]);
+    }
+
     pub(super) fn exit_if_empty(&mut self) {
         if self.stopping && self.workers.is_empty() {
             self.exit.get_or_insert(self.last_exit);
