@@ -204,6 +204,7 @@ impl MainProcess {
                         worker.wants_singletons = wants_singletons;
                         worker.holds_singletons = !wants_singletons;
                     }
+                    main.systemd.stored(&name);
                     main.follow(worker);
                 }
                 // It has ended.

@@ -159,6 +159,8 @@ impl MainProcess {
         let mut states = Vec::new();
         if message.has("READY") {
             states.push(NotifyState::Ready);
+            // All that it had to leave has come before. Its successor comes beside it.
+            self.systemd.check_room(2_usize.saturating_sub(self.workers.len()));
         }
         if message.has("STOPPING") && self.stopping {
             states.push(NotifyState::Stopping);

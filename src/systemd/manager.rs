@@ -82,14 +82,15 @@ impl Manager {
         self.store != Store::None
     }
 
-    /// Warns if the store has no room for all that was left in it: the manager drops the rest silently.
-    pub(crate) fn check_room(&self) {
-        let needed = self.stored.lock().unwrap_or_else(PoisonError::into_inner).len();
+    /// Warns if the store has no room for all that was left in it, and so many more: the manager drops the rest
+    /// silently.
+    pub(crate) fn check_room(&self, more: usize) {
+        let needed = self.stored.lock().unwrap_or_else(PoisonError::into_inner).len() + more;
         if let Store::Of(size) = self.store
             && needed > size
         {
             tracing::warn!(
-                "systemd keeps {size} of {needed} sockets for the next process and drops the others: set \
+                "systemd keeps {size} of {needed} descriptors for the next process and drops the others: set \
                  FileDescriptorStoreMax={needed} and Environment=STEADFAST_FDSTORE={needed} in the unit"
             );
         }
@@ -162,6 +163,7 @@ impl Manager {
     /// Has the manager close what it stores under a name.
     pub(crate) fn unstore(&self, name: &str) {
         if self.stores() {
+            self.stored.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
             self.tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
         }
     }
