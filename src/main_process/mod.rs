@@ -31,6 +31,7 @@ use self::worker::{Part, STORED, Worker};
 use crate::systemd::activation::Inherited;
 use crate::systemd::channel::{Channel, Message, key};
 use crate::systemd::manager::Manager;
+use crate::systemd::process::started;
 use crate::{Exit, logging};
 
 /// The longest time without a heartbeat of the current worker, where systemd has no watchdog on the service.
@@ -210,6 +211,11 @@ impl MainProcess {
                 // It has ended.
                 Err(_) => main.systemd.unstore(&name),
             }
+        }
+        // systemd passes them on in an order of its own.
+        main.workers.sort_by_key(|worker| started(worker.pid));
+        if main.current().is_some() {
+            main.limit_predecessors();
         }
         main
     }

@@ -53,8 +53,6 @@ impl MainProcess {
             // At a start of the service it is systemd that waits, as long as its TimeoutStartSec= says.
             worker.kill_at = Some(worker.since + limit).filter(|_| !is_first);
             self.store.leave(&format!("{STORED}{}", worker.pid), worker.channel().as_fd());
-        } else if worker.part == Part::Predecessor {
-            worker.kill_at = self.settings.deadline.and_then(|limit| worker.since.checked_add(limit + GRACE));
         }
         let (ears, heard, pid) = (worker.ears(), self.heard.clone(), worker.pid);
         self.tasks.spawn(async move {
@@ -194,6 +192,9 @@ impl MainProcess {
                 self.answer(asking, &format!("{}={number}\n{}={text}", key::RELOADED, key::TEXT));
             }
             self.replace(old);
+        } else {
+            // Those of an earlier main process.
+            self.limit_predecessors();
         }
         self.tell_predecessors();
         self.is_upgraded = old.is_some() && self.program.is_another();
@@ -202,11 +203,20 @@ impl MainProcess {
 
     /// Makes the current worker a predecessor.
     pub(super) fn replace(&mut self, index: usize) {
-        let deadline = self.settings.deadline;
         let old = &mut self.workers[index];
         old.becomes(Part::Predecessor);
-        old.kill_at = deadline.and_then(|limit| old.since.checked_add(limit + GRACE));
         old.tell(&assign(key::HAND_OVER, "beside"));
+        self.limit_predecessors();
+    }
+
+    /// Gives every predecessor its deadline, and cuts the oldest of more than there may be.
+    pub(super) fn limit_predecessors(&mut self) {
+        let Settings { deadline, .. } = self.settings;
+        for worker in &mut self.workers {
+            if worker.part == Part::Predecessor && worker.kill_at.is_none() {
+                worker.kill_at = deadline.and_then(|limit| worker.since.checked_add(limit + GRACE));
+            }
+        }
         let predecessors: Vec<_> = self.predecessors().map(|worker| worker.pid).collect();
         let too_many = predecessors.len().saturating_sub(self.settings.predecessors as usize);
         for pid in predecessors.into_iter().take(too_many) {

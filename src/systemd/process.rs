@@ -31,6 +31,13 @@ impl Process {
     }
 }
 
+/// The time at which a process was started, in ticks since the machine's: tells the older of two (`proc_pid_stat(5)`).
+pub(crate) fn started(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The process's name comes before, in parentheses, and may have anything in it.
+    stat.rsplit(')').next()?.split_whitespace().nth(19)?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     //! The end of a process is seen, also by who comes late.
@@ -52,5 +59,13 @@ mod tests {
         process.gone().await;
         process.gone().await;
         child.wait().expect("it has ended");
+    }
+
+    #[test]
+    fn the_older_of_two_processes_was_started_earlier() {
+        let this = started(std::process::id()).expect("it runs");
+        let first = started(1).expect("it runs");
+        assert!(first < this, "{first} {this}");
+        assert_eq!(started(u32::MAX), None);
     }
 }
