@@ -292,7 +292,9 @@ impl MainProcess {
     /// The time of the next thing to do.
     fn alarm(&self) -> Instant {
         let kills = self.workers.iter().filter_map(|worker| worker.kill_at);
-        let beats = self.current().map(|worker| worker.beat + patience());
+        // Of one that is about to be killed nothing more is expected.
+        let beats = self.current().filter(|worker| !self.stopping && worker.kill_at.is_none());
+        let beats = beats.map(|worker| worker.beat + patience());
         let far = Instant::now() + Duration::from_secs(60 * 60);
         kills
             .chain(beats)
@@ -318,13 +320,13 @@ impl MainProcess {
         let mut late = None;
         for worker in &mut self.workers {
             let (pid, part) = (worker.pid, worker.part);
-            if part == Part::Current && !stops && now.duration_since(worker.beat) >= patience {
+            let is_watched = part == Part::Current && !stops && worker.kill_at.is_none();
+            if is_watched && now.duration_since(worker.beat) >= patience {
                 tracing::error!(
                     worker = pid,
                     "worker {pid} is stuck: no heartbeat for {patience:?}: ending it"
                 );
                 worker.signal(Signal::ABORT);
-                worker.beat = now;
                 worker.kill_at = Some(now + GRACE);
             }
             if worker.kill_at.is_some_and(|at| at <= now) {
@@ -339,6 +341,7 @@ impl MainProcess {
                 }
                 worker.signal(Signal::KILL);
                 worker.kill_at = None;
+                worker.beat = now;
             }
         }
         if let Some(pid) = late {
