@@ -107,10 +107,10 @@ impl MainProcess {
             self.reload(Some((pid, number.to_owned())));
         }
         if message.has(key::LAST) {
-            self.nobody_follows();
+            self.nobody_follows(key::LAST_PROCESS);
         }
         if message.has(key::STOPS) && is_current {
-            self.nobody_follows();
+            self.nobody_follows(key::LAST_PROCESS);
             self.stop_workers("the caller", Some(pid));
         }
         match message.value(key::SINGLETONS) {

@@ -17,7 +17,9 @@ impl MainProcess {
             1 if self.systemd.stores() && !self.last && name == "SIGTERM" => self.leave(),
             1 => {
                 tracing::info!("{name}: draining; the same again cuts what is in flight");
-                self.nobody_follows();
+                // Unannounced it may be a restart, which nothing outlives without a store.
+                let lacks_store = self.systemd.listens() && !self.systemd.stores() && !self.last;
+                self.nobody_follows(if lacks_store { key::NO_STORE } else { key::LAST_PROCESS });
                 self.stop_workers(name, None);
             }
             2 => {
@@ -53,13 +55,13 @@ impl MainProcess {
     }
 
     /// Notes that no process follows this one, and tells the workers.
-    pub(super) fn nobody_follows(&mut self) {
+    pub(super) fn nobody_follows(&mut self, why: &str) {
         if !std::mem::replace(&mut self.last, true) {
             tracing::info!("the service is being stopped: nothing is left for a next process");
             self.store.forget();
         }
         for worker in &self.workers {
-            worker.tell(&assign(key::NOBODY_FOLLOWS, "1"));
+            worker.tell(&assign(key::NOBODY_FOLLOWS, why));
         }
     }
 
