@@ -65,7 +65,9 @@ fn unit_is_stopped() -> Result<bool, Failure> {
     let cgroup = std::fs::read_to_string("/proc/self/cgroup")?;
     let unit = cgroup.trim_end().rsplit('/').find(|part| part.ends_with(".service"));
     let unit = unit.ok_or("this is for the ExecStop= of a unit")?;
-    let jobs = Command::new("systemctl").args(["list-jobs", "--no-legend", unit]).output()?;
+    // ".../user@1000.service/app.slice/steadfast.service" is a unit of that user's own manager (`systemd --user`).
+    let manager = if cgroup.contains("/user@") { "--user" } else { "--system" };
+    let jobs = Command::new("systemctl").args([manager, "list-jobs", "--no-legend", unit]).output()?;
     // "123 steadfast.service stop running"
     let jobs = String::from_utf8_lossy(&jobs.stdout);
     Ok(jobs.lines().any(|job| job.split_whitespace().nth(2) == Some("stop")))

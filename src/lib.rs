@@ -32,12 +32,17 @@
 //!
 //! A [`Config`] is read from a file, or made in code, and is one process's for its life. [`Daemon::new`] takes it,
 //! together with what a program of its own adds: an axum `Router`, further children, a future that stops it all.
-//! [`Daemon::bind`] checks the config and binds every socket; [`Bound::run`] installs the signal handlers, starts the
-//! tree below, and returns an [`Exit`] that is the process's exit code. [`Daemon::run`] is both.
+//! [`Daemon::run_blocking`] makes the process that was started the *main process*. That keeps the sockets and starts a
+//! *worker*, which is the same program again and serves; for a reload it starts another one beside it. So `main` runs
+//! in each of them, up to that call.
+//!
+//! A worker binds every socket, installs the signal handlers, starts the tree below, and returns an [`Exit`] that is
+//! the process's exit code. [`Daemon::run`] is that alone, without a main process, for a runtime and a process of your
+//! own; [`Daemon::bind`] and [`Bound::run`] are its two halves.
 //!
 //! ```text
 //! steadfast
-//! ├── signals     reads signals; the only one that does
+//! ├── signals     reads signals and the main process's commands; the only one that does
 //! ├── http        listeners, connections, routes
 //! ├── admin       health, metrics, status; stops last
 //! ├── systemd     readiness, status, watchdog; the only one that talks to the manager
@@ -53,7 +58,7 @@
 //!
 //! # The way of a stop
 //!
-//! A signal, a reload, the future given to [`Daemon::stop_when`], or a child that fails too often asks for it. Then
+//! A signal, a handover, the future given to [`Daemon::stop_when`], or a child that fails too often asks for it. Then
 //! readiness fails, `http` stops accepting and finishes, your children finish, what is left at the deadline is cut by
 //! name, one report says what became of everything, and `admin` stops last.
 

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::fmt::{Display, Write};
 
-/// The most that is shown of a path or a query, in bytes.
+/// The most that is shown of a method, a path or a query, in bytes.
 const LONGEST: usize = 1024;
 
 /// The text without what drives a terminal or turns the order of its characters about: control characters (C0, DEL, C1)
@@ -36,7 +36,7 @@ fn is_harmful(char: char) -> bool {
     }
 }
 
-/// The beginning of a path or a query, and how much more there is.
+/// The beginning of a method, a path or a query, and how much more there is.
 pub(crate) fn excerpt(text: &str) -> Cow<'_, str> {
     excerpt_of(LONGEST, text)
 }

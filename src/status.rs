@@ -4,7 +4,7 @@
 //!
 //! ```
 //! # let answer = r#"{"phase":"serving","version":"0.1.0","pid":1,"uptime":2.5,"children":[],"connections":{"parked":1,
-//! #   "reading":0,"answering":0,"flushing":0,"discarding":0,"tunnel":0,"closing":0},"totals":{"connections":1,"requests":1,"client_gone":0,"cut":0,
+//! #   "reading":0,"answering":0,"flushing":0,"discarding":0,"tunnel":0,"closing":0},"totals":{"connections":1,"requests":1,"client_gone":0,"broken_off":0,"cut":0,
 //! #   "handed_over":[0,0],"taken_over":[0,0]},"requests":[]}"#;
 //! let status: steadfast::status::Status = serde_json::from_str(answer)?;
 //! println!("{status}");

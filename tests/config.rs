@@ -46,7 +46,7 @@ fn every_valid_file_becomes_its_tree() {
         Err(error) => format!("refused:\n{error}"),
     });
     assert!(surprises.is_empty(), "{}", surprises.join("\n"));
-    assert_eq!(files.len(), 18);
+    assert_eq!(files.len(), 19);
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn every_invalid_file_is_refused_with_all_its_mistakes() {
         }
     });
     assert!(surprises.is_empty(), "{}", surprises.join("\n"));
-    assert_eq!(files.len(), 84);
+    assert_eq!(files.len(), 86);
 }
 
 #[test]
@@ -93,6 +93,13 @@ fn durations_are_what_they_say() {
     assert_eq!(config.log.slow, Duration::from_micros(1500));
     assert_eq!(valid("a_drain_may_take_forever").shutdown.deadline, None);
     assert_eq!(valid("a_restart_may_wait_for_nothing").shutdown.deadline, Some(Duration::ZERO));
+}
+
+#[test]
+fn what_becomes_of_a_predecessor_is_what_the_config_says() {
+    let config = valid("a_predecessor_may_take_forever").handover;
+    assert_eq!((config.deadline, config.predecessors, config.last_good), (None, 64, false));
+    assert_eq!(Config::default().handover.deadline, Some(Duration::from_secs(60 * 60)));
 }
 
 #[test]
@@ -218,7 +225,7 @@ fn the_example_has_every_key() {
     let short = ["files", "proxy"]; // written as `[route.files]` there
     let missing: Vec<_> = keys.iter().filter(|key| !has(key) && !short.contains(key)).collect();
     assert!(missing.is_empty(), "{missing:?}");
-    assert_eq!(keys.len(), 43);
+    assert_eq!(keys.len(), 46);
 }
 
 // ---- files that cannot be read ---------------------------------------------------------------------------------

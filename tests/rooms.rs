@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms that it may use. `lib.rs`, `main.rs` and their like use any.
-const ROOMS: [(&str, &[&str]); 12] = [
+const ROOMS: [(&str, &[&str]); 13] = [
     // Of tests alone.
     ("alone", &[]),
     ("printable", &[]),
@@ -15,7 +15,8 @@ const ROOMS: [(&str, &[&str]); 12] = [
     ("logging", &["alone", "printable", "rules", "systemd"]),
     ("handover", &["alone", "printable", "rules", "systemd"]),
     ("server", &["handover", "logging", "printable", "rules", "systemd"]),
-    ("daemon", &["exit", "handover", "logging", "printable", "rules", "server", "systemd"]),
+    ("main_process", &["exit", "logging", "printable", "systemd"]),
+    ("daemon", &["exit", "handover", "logging", "main_process", "printable", "rules", "server", "systemd"]),
     ("config", &["daemon", "exit", "handover", "logging", "printable", "rules", "server", "systemd"]),
     ("status", &["daemon", "server", "systemd"]),
     // A fuzz target reaches into whatever it feeds.

@@ -32,7 +32,7 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
 }
 
-/// CPU time of a process, in microseconds.
+/// CPU time of the process that serves, in microseconds.
 #[derive(Clone, Copy)]
 pub(crate) struct Cpu {
     /// In its own code.
@@ -47,7 +47,7 @@ impl Cpu {
     }
 }
 
-/// Memory of a process, in KiB.
+/// Memory of the process that serves, in KiB.
 #[derive(Clone, Copy)]
 pub(crate) struct Memory {
     /// All that is resident, the pages of the binary among it.
@@ -92,8 +92,10 @@ impl Server {
         Memory { resident: kib("VmRSS:"), anonymous: kib("RssAnon:") }
     }
 
+    /// What the kernel says of the process that serves: steadfast's worker. The other server has none.
     fn proc(&self, file: &str) -> String {
-        fs::read_to_string(format!("/proc/{}/{file}", self.daemon.pid())).expect("the server runs")
+        let pid = self.daemon.workers().pop().unwrap_or_else(|| self.daemon.pid());
+        fs::read_to_string(format!("/proc/{pid}/{file}")).expect("the server runs")
     }
 
     /// Waits until every one of so many connections is parked. Only steadfast knows of that.

@@ -33,6 +33,7 @@ use annotate_snippets::{Level, Renderer};
 
 pub use diagnostic::Mistakes;
 pub use tree::Tree;
+pub use value::ParseError;
 
 pub use crate::daemon::admin::Config as Admin;
 pub use crate::daemon::http::Config as Http;

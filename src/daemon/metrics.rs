@@ -21,6 +21,7 @@ const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 
 const DURATION: &str = "steadfast_http_request_duration_seconds";
 const REQUESTS: &str = "steadfast_http_requests_total";
 const CLIENT_GONE: &str = "steadfast_http_requests_client_gone_total";
+const BROKEN_OFF: &str = "steadfast_http_requests_broken_off_total";
 const CUT: &str = "steadfast_http_requests_cut_total";
 const IN_FLIGHT: &str = "steadfast_http_requests_in_flight";
 const ACCEPTED: &str = "steadfast_http_connections_accepted_total";
@@ -61,6 +62,7 @@ impl Metrics {
             describe_histogram!(DURATION, "From a request's head to the last byte of its answer.");
             describe_counter!(REQUESTS, "Requests ended, by the class of their status.");
             describe_counter!(CLIENT_GONE, "Requests whose client closed before the answer was whole.");
+            describe_counter!(BROKEN_OFF, "Requests whose handler or upstream broke off its answer.");
             describe_counter!(CUT, "Requests that a stop cut.");
             describe_gauge!(IN_FLIGHT, "Requests being answered.");
             describe_counter!(ACCEPTED, "Connections accepted.");
@@ -106,6 +108,7 @@ impl Metrics {
                 counter!(REQUESTS, "code" => *class).absolute(count.load(Relaxed));
             }
             counter!(CLIENT_GONE).absolute(totals.client_gone.load(Relaxed));
+            counter!(BROKEN_OFF).absolute(totals.broken_off.load(Relaxed));
             counter!(CUT).absolute(totals.cut.load(Relaxed));
             counter!(TURNED_AWAY).absolute(totals.turned_away.load(Relaxed));
             counter!(ACCEPTED).absolute(totals.accepted.load(Relaxed));

@@ -17,7 +17,7 @@ pub(crate) mod supervisor;
 pub(crate) mod systemd;
 mod tree;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -48,7 +48,7 @@ use crate::server::access::AccessLog;
 use crate::server::address::{Address, BindError};
 use crate::server::listener::RemovedListener;
 use crate::server::{Registry, Totals};
-use crate::systemd::activation::{Inherited, Role, restore_stderr, role};
+use crate::systemd::activation::{Inherited, LAST_GOOD, Role, restore_stderr, role};
 use crate::systemd::manager::Manager;
 use crate::{Exit, logging};
 
@@ -81,6 +81,12 @@ pub enum StartError {
     /// A listener cannot be bound.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// A child of the caller's own has no name, or that of another child: the log, the metrics and `/status` tell
+    /// children by their names.
+    #[error(
+        "a child cannot be named {0:?}: it needs a name that no other child has, nor one of the daemon's own"
+    )]
+    ChildName(String),
     /// The system refuses a socket, a thread or another resource.
     #[error("cannot set up the process: {0}")]
     Process(#[from] io::Error),
@@ -92,7 +98,7 @@ impl StartError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Config(_) => Exit::Config,
-            Self::Bind(_) | Self::Process(_) => Exit::Failed,
+            Self::Bind(_) | Self::ChildName(_) | Self::Process(_) => Exit::Failed,
         }
     }
 
@@ -130,7 +136,7 @@ impl Daemon {
     }
 
     /// Adds a child of the caller's own. It is restarted when it fails, told to stop once the requests in flight are
-    /// finished, and cut at the deadline.
+    /// finished, and cut at the deadline. No other child may have its name, nor may one of the daemon's own.
     #[must_use]
     pub fn child<F, R, E>(mut self, name: &str, run: F) -> Self
     where
@@ -184,8 +190,12 @@ impl Daemon {
         self.lifecycle.stopping().clone()
     }
 
-    /// [`Self::run`] in a runtime of its own, for a `main` that is not async. A handler or a child that blocks its
-    /// thread cannot hold up its return.
+    /// Runs the service: the main process, or in a process that it has started as a worker, this daemon in a runtime of
+    /// its own. For a `main` that is not async.
+    ///
+    /// The main process starts workers by the path and with the arguments that it was started with itself. `main` runs
+    /// in each of these processes up to this call, so what comes before it should have no effect outside of the
+    /// process. A handler or a child that blocks its thread cannot hold up the return.
     #[must_use]
     pub fn run_blocking(self) -> Exit {
         if role() == Role::Main {
@@ -205,7 +215,8 @@ impl Daemon {
         exit
     }
 
-    /// [`Self::bind`] and [`Bound::run`]. Why it cannot start is logged. Needs a multi-threaded runtime with its I/O
+    /// [`Self::bind`] and [`Bound::run`], in this process and without a main process: a reload is refused, and a restart
+    /// makes clients wait for what is in flight. Why it cannot start is logged. Needs a multi-threaded runtime with its I/O
     /// and timers enabled.
     pub async fn run(self) -> Exit {
         match self.bind() {
@@ -252,6 +263,8 @@ impl Daemon {
         let channel = link.as_ref().map(|link| Arc::clone(link.channel()));
         let manager = channel.clone().map_or_else(Manager::from_environment, Manager::main_process);
         let handover = Arc::new(Handover::bind(config.handover.clone(), &mut inherited, &manager)?);
+        // No listener of an earlier config: `Config::load` has read it.
+        drop(inherited.take(LAST_GOOD));
         let removed = remove(&config, &mut inherited);
         if !is_beside && manager.listens() {
             // Removed at once: this process may be about to bind their addresses.
@@ -317,6 +330,11 @@ impl Daemon {
             Arc::new(admin::Admin::bind(&config.admin, &context, &mut inherited).map_err(beside)?),
             Arc::new(systemd::Systemd::bind(&context)),
         ];
+        let mut names: HashSet<&str> = others.iter().map(|child| child.name()).collect();
+        names.extend(["", http.name()]);
+        if let Some(child) = own.iter().find(|child| !names.insert(child.name())) {
+            return Err(StartError::ChildName(child.name().to_owned()));
+        }
 
         Ok(Tree { daemon: context, settings, last_good, http, others, own, stop_when, removed })
     }

@@ -196,17 +196,17 @@ impl Stop<'_> {
 async fn cut_all(by: &str, registry: &Registry, http: &Stoppable, own: &[Stoppable]) -> u64 {
     let requests = registry.requests();
     for r in &requests {
-        let path = excerpt(r.uri.path());
+        let (method, path) = (excerpt(r.method.as_str()), excerpt(r.uri.path()));
         tracing::warn!(
             message_id = CUT_ID,
-            method = %r.method,
+            method = &*method,
             path = &*path,
             peer = %r.peer,
             age_ms = millis(r.age),
             sent = r.sent,
             waiting_for = r.waiting_for(),
             "cut by {by}: {} {} from {} after {:.1} s, {} bytes sent, waiting for {}",
-            r.method,
+            method,
             path,
             r.peer,
             r.age.as_secs_f64(),

@@ -14,7 +14,9 @@ use crate::main_process;
 use crate::printable::{counted, excerpt, excerpt_of, printable};
 use crate::server::{Registry, RequestView, State};
 
-/// The most of a path that is shown in one line, in bytes.
+/// The most of a method that is shown in one line, in bytes.
+const METHOD: usize = 20;
+/// The same of a path.
 const PATH: usize = 100;
 
 /// Everything that a snapshot is taken from.
@@ -151,6 +153,9 @@ pub struct Totals {
     pub requests: u64,
     /// Requests whose client went away.
     pub client_gone: u64,
+    /// Requests whose handler or upstream broke off its answer.
+    #[serde(default)]
+    pub broken_off: u64,
     /// Requests the stop cut.
     pub cut: u64,
     /// Connections and tunnels given to the successor.
@@ -162,7 +167,7 @@ pub struct Totals {
 /// A request in flight.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct InFlightRequest {
-    /// Its method.
+    /// Its method: the first 1,024 bytes.
     pub method: String,
     /// Its path: the first 1,024 bytes, with control characters as escapes.
     pub path: String,
@@ -179,7 +184,7 @@ pub struct InFlightRequest {
 impl From<&RequestView> for InFlightRequest {
     fn from(request: &RequestView) -> Self {
         Self {
-            method: request.method.to_string(),
+            method: excerpt(request.method.as_str()).into_owned(),
             path: excerpt(request.uri.path()).into_owned(),
             peer: request.peer.to_string(),
             age: request.age.as_secs_f64(),
@@ -215,10 +220,11 @@ impl fmt::Display for Status {
         }
         let states: Vec<_> = connections.by_state().map(|(s, n)| format!("{n} {}", s.name())).into();
         writeln!(f, "connections: {} ({})", connections.total(), states.join(", "))?;
-        let Totals { connections, requests: ended, client_gone, cut, handed_over, taken_over } = totals;
+        let Totals { connections, requests: ended, client_gone, broken_off, cut, handed_over, taken_over } =
+            totals;
         writeln!(
             f,
-            "since the start: {}, {}, {client_gone} given up, {cut} cut",
+            "since the start: {}, {}, {client_gone} given up, {broken_off} broken off, {cut} cut",
             counted(*connections, "connection"),
             counted(*ended, "request"),
         )?;
@@ -287,6 +293,7 @@ impl Observer {
                 connections: totals.accepted.load(Relaxed),
                 requests: totals.requests(),
                 client_gone: totals.client_gone.load(Relaxed),
+                broken_off: totals.broken_off.load(Relaxed),
                 cut: totals.cut.load(Relaxed),
                 handed_over: totals.handed_over.counts(),
                 taken_over: totals.taken_over.counts(),
@@ -315,8 +322,9 @@ impl Observer {
                 let mut line = format!("draining: {}", counted(in_flight, "request"));
                 if let Some(oldest) = requests.first() {
                     // More would push the rest off the line.
+                    let method = excerpt_of(METHOD, oldest.method.as_str());
                     let path = excerpt_of(PATH, oldest.uri.path());
-                    _ = write!(line, ", oldest {} {path} {} s", oldest.method, oldest.age.as_secs());
+                    _ = write!(line, ", oldest {method} {path} {} s", oldest.age.as_secs());
                 }
                 if let Some(at) = until {
                     _ = write!(line, ", {} s left", left(at).as_secs());

@@ -1,10 +1,12 @@
 //! The tree on one screen: its children are started, one waits for a reason to stop, and they are stopped in order.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use sd_notify::NotifyState;
 use tokio::sync::oneshot;
 use tokio::time::Duration;
 use tokio_graceful_shutdown::{SubsystemHandle, Toplevel};
@@ -104,6 +106,10 @@ impl Tree {
         own.extend(self.serve(root, singletons).await);
         let singletons = plain..own.len();
         let lifecycle = &self.daemon.observer.lifecycle;
+        if self.daemon.link.is_some() && matches!(lifecycle.cause(), Some(Cause::ChildFailed(_))) {
+            // The systemd child says so as well, but may be the one that failed.
+            self.daemon.manager.tell(&[NotifyState::Stopping]);
+        }
         if lifecycle.cause().is_some_and(Cause::is_handover) {
             let listening: Vec<_> = self.servers().map(|(child, _)| child).collect();
             for child in others.iter().filter(|child| listening.contains(&&*child.name)) {
@@ -139,14 +145,16 @@ impl Tree {
         if report.cut == 0 { Exit::Clean } else { Exit::Cut }
     }
 
-    /// Tells the main process, if there is one, that this worker can serve once every child that holds READY back is
-    /// ready, and waits until it may.
+    /// Tells the main process, if there is one, that this worker can serve, and waits until it may. Where another worker
+    /// serves meanwhile, this one can once every child that holds READY back is ready.
     async fn wait_to_serve(&mut self, root: &SubsystemHandle) -> Result<(), String> {
         let Self { daemon, stop_when, settings, .. } = self;
         let Context { observer, link, go, .. } = daemon;
         let Some(link) = link else { return Ok(()) };
         let may_serve = async {
-            observer.supervisor.ready().await;
+            if link.is_beside() {
+                observer.supervisor.ready().await;
+            }
             link.bound(settings).map_err(|error| format!("cannot reach the main process: {error}"))?;
             go.cancelled().await;
             Ok(())
@@ -181,24 +189,31 @@ impl Tree {
                 }
             }
         }
-        for (child, server) in self.servers() {
-            for listener in server.listeners() {
-                let inherited = listener.is_inherited();
-                let address = listener.address();
-                tracing::info!(child, %address, inherited, "listening on {address} for {child}");
-                match listener.configured().stored_as() {
-                    Some(name) if inherited => manager.stored(&name),
-                    Some(name) => {
-                        // The store may still hold a socket of the same name whose path is gone: it would be passed on
-                        // beside this one.
-                        manager.unstore(&name);
-                        manager.store(&name, &*listener);
-                        if manager.stores() {
-                            listener.leave();
-                        }
+        let listeners: Vec<_> = self
+            .servers()
+            .flat_map(|(child, server)| server.listeners().into_iter().map(move |listener| (child, listener)))
+            .collect();
+        let bound = listeners.iter().filter(|(_, listener)| !listener.is_inherited());
+        let bound: BTreeSet<_> =
+            bound.filter_map(|(_, listener)| listener.configured().stored_as()).collect();
+        for name in &bound {
+            // The store may still hold a socket of the same name whose path is gone: it would be passed on beside the
+            // new one.
+            manager.unstore(name);
+        }
+        for (child, listener) in listeners {
+            let inherited = listener.is_inherited();
+            let address = listener.address();
+            tracing::info!(child, %address, inherited, "listening on {address} for {child}");
+            match listener.configured().stored_as() {
+                Some(name) if bound.contains(&name) => {
+                    manager.store(&name, &*listener);
+                    if manager.stores() {
+                        listener.leave();
                     }
-                    None => {}
                 }
+                Some(name) => manager.stored(&name),
+                None => {}
             }
         }
         manager.check_room(0);

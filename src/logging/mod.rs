@@ -79,7 +79,7 @@ pub enum Format {
 pub enum Access {
     /// Every request.
     All,
-    /// Those answered with 5xx, and those that were cut.
+    /// Those answered with 5xx, and those that were broken off or cut.
     Errors,
     /// None.
     Off,

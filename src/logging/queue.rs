@@ -212,10 +212,10 @@ impl Copied {
     }
 }
 
-/// A value as it is to be shown. A path, a query and a URI are cut: their client chooses the length.
+/// A value as it is to be shown. A method, a path, a query and a URI are cut: their client chooses the length.
 fn shown(field: &Field, text: &str) -> String {
     match field.name() {
-        "path" | "query" | "uri" => excerpt(text),
+        "method" | "path" | "query" | "uri" => excerpt(text),
         _ => printable(text),
     }
     .into_owned()

@@ -27,17 +27,21 @@ use tokio_util::task::TaskTracker;
 use self::program::Program;
 use self::store::Store;
 use self::upgrade::State;
-use self::worker::{Part, STORED, Worker};
+use self::worker::{Part, STORED, Worker, pid_of};
 use crate::systemd::activation::Inherited;
 use crate::systemd::channel::{Channel, Message, key};
 use crate::systemd::manager::Manager;
-use crate::systemd::process::started;
+use crate::systemd::process;
 use crate::{Exit, logging};
 
 /// The longest time without a heartbeat of the current worker, where systemd has no watchdog on the service.
 const UNWATCHED: Duration = Duration::from_secs(30);
+/// The number of looks at the current worker in that time.
+const LOOKS: u32 = 4;
 /// The time that a worker has to end once it was cut, or its own deadline has passed.
 const GRACE: Duration = Duration::from_secs(5);
+/// The time that news of predecessors waits for more of it.
+const NEWS: Duration = Duration::from_millis(250);
 /// The time between two requests for more time while stopping, and what is asked for: many times that, so that a busy
 /// machine may miss some.
 const TICK: Duration = Duration::from_secs(1);
@@ -105,6 +109,17 @@ pub(crate) struct Refusal {
 /// The sender of a request for a reload: a worker, and the number by which it knows the answer.
 type Asked = Option<(u32, String)>;
 
+/// A phase of the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// No worker has served yet: one that cannot ends the service.
+    Starting,
+    /// A worker that ends is replaced.
+    Serving,
+    /// The service is to end with the last worker.
+    Stopping,
+}
+
 /// What happens to the main process.
 enum Event {
     /// A worker said something.
@@ -146,17 +161,20 @@ struct MainProcess {
     restarts: VecDeque<Instant>,
     /// The time of the next start of a worker, where none runs.
     start_at: Option<Instant>,
+    phase: Phase,
     /// True once it is known that no process follows this one.
     last: bool,
-    /// True once the service is to end.
-    stopping: bool,
-    /// The number of signals that asked for that.
+    /// The number of signals that asked for a stop.
     signals: u32,
     /// The exit of the worker that served last.
     last_exit: Exit,
     /// The exit of this process, once it is to end.
     exit: Option<Exit>,
     next_tick: Instant,
+    /// The time of the last look at the clock: one that is long past means that this process stood still.
+    last_look: Instant,
+    /// The time at which the current worker is told of its predecessors, if there is news of them.
+    news_at: Option<Instant>,
     /// True once the current worker is of another program than this process.
     is_upgraded: bool,
     events: mpsc::Receiver<Event>,
@@ -170,7 +188,9 @@ impl MainProcess {
         let systemd = Manager::from_environment();
         let mut inherited = Inherited::from_environment();
         let state = State::take(&mut inherited);
-        let channels = inherited.retain(|name| !name.starts_with(STORED));
+        let mut channels = inherited.retain(|name| !name.starts_with(STORED));
+        // systemd passes them in an order of its own.
+        channels.sort_by_cached_key(|(name, _)| pid_of(name).map(|pid| (process::started(pid), pid)));
         let kept = inherited.retain(|_| false);
         let (heard, events) = mpsc::channel(BACKLOG);
         let State { current, wants_singletons, settings, last } = state;
@@ -184,26 +204,30 @@ impl MainProcess {
             waiting: VecDeque::new(),
             restarts: VecDeque::new(),
             start_at: None,
+            phase: if current.is_some() { Phase::Serving } else { Phase::Starting },
             last,
-            stopping: false,
             signals: 0,
             last_exit: Exit::Clean,
             exit: None,
             next_tick: Instant::now(),
+            last_look: Instant::now(),
+            news_at: None,
             is_upgraded: false,
             events,
             heard,
             tasks: TaskTracker::new(),
         };
         for (name, channel) in channels {
-            let pid = name.strip_prefix(STORED).and_then(|pid| pid.parse().ok());
+            let pid = pid_of(&name);
             let part = if pid == current { Part::Current } else { Part::Predecessor };
             let worker = pid.ok_or(io::ErrorKind::InvalidData.into());
             match worker.and_then(|pid| Worker::adopt(pid, Channel::adopt(channel)?, part)) {
                 Ok(mut worker) => {
                     if part == Part::Current {
+                        worker.settings = main.settings.clone();
                         worker.wants_singletons = wants_singletons;
                         worker.holds_singletons = !wants_singletons;
+                        worker.beat = Some(Instant::now());
                     }
                     main.systemd.stored(&name);
                     main.follow(worker);
@@ -211,11 +235,6 @@ impl MainProcess {
                 // It has ended.
                 Err(_) => main.systemd.unstore(&name),
             }
-        }
-        // systemd passes them on in an order of its own.
-        main.workers.sort_by_key(|worker| started(worker.pid));
-        if main.current().is_some() {
-            main.limit_predecessors();
         }
         main
     }
@@ -292,46 +311,55 @@ impl MainProcess {
     /// The time of the next thing to do.
     fn alarm(&self) -> Instant {
         let kills = self.workers.iter().filter_map(|worker| worker.kill_at);
-        // Of one that is about to be killed nothing more is expected.
-        let beats = self.current().filter(|worker| !self.stopping && worker.kill_at.is_none());
-        let beats = beats.map(|worker| worker.beat + patience());
-        let far = Instant::now() + Duration::from_secs(60 * 60);
-        kills
-            .chain(beats)
-            .chain(self.start_at)
-            .chain(self.ticks().then_some(self.next_tick))
-            .min()
-            .unwrap_or(far)
+        let tick = self.ticks().then_some(self.next_tick);
+        let look = self.last_look + look();
+        kills.chain(self.start_at).chain(self.news_at).chain(tick).min().map_or(look, |at| at.min(look))
     }
 
     /// True if systemd expects to hear of this process again and again.
     fn ticks(&self) -> bool {
-        self.stopping || Manager::watchdog().is_some()
+        self.is_stopping() || Manager::watchdog().is_some()
     }
 
     /// Does what is due.
     fn act_on_time(&mut self) {
         let now = Instant::now();
+        let stood_still = now.duration_since(self.last_look) > look() * 2;
+        self.last_look = now;
         if self.start_at.is_some_and(|at| at <= now) {
             self.start_worker();
         }
+        if self.news_at.is_some_and(|at| at <= now) {
+            self.news_at = None;
+            self.tell_predecessors();
+            self.tell_what_is_left();
+        }
         let patience = patience();
-        let stops = self.stopping;
+        let stops = self.is_stopping();
         let mut late = None;
         for worker in &mut self.workers {
+            if stood_still {
+                // So did the worker: the machine was paused, or the whole control group frozen.
+                worker.beat = worker.beat.map(|_| now);
+            }
             let (pid, part) = (worker.pid, worker.part);
-            let is_watched = part == Part::Current && !stops && worker.kill_at.is_none();
-            if is_watched && now.duration_since(worker.beat) >= patience {
+            let is_late = worker.beat.is_some_and(|beat| now.duration_since(beat) >= patience);
+            // Once: the end of one that is stopped, or blocked in the kernel, is not to be put off again and again.
+            if part == Part::Current && !stops && is_late && worker.kill_at.is_none() {
                 tracing::error!(
                     worker = pid,
                     "worker {pid} is stuck: no heartbeat for {patience:?}: ending it"
                 );
                 worker.signal(Signal::ABORT);
+                worker.beat = Some(now);
                 worker.kill_at = Some(now + GRACE);
             }
             if worker.kill_at.is_some_and(|at| at <= now) {
                 if part == Part::Candidate {
                     late = Some(pid);
+                } else if part == Part::Current && worker.beat.is_none() {
+                    let limit = self.settings.ready_timeout;
+                    tracing::error!(worker = pid, "worker {pid} was not ready within {limit:?}: killing it");
                 } else {
                     tracing::warn!(
                         worker = pid,
@@ -341,7 +369,7 @@ impl MainProcess {
                 }
                 worker.signal(Signal::KILL);
                 worker.kill_at = None;
-                worker.beat = now;
+                worker.beat = worker.beat.map(|_| now);
             }
         }
         if let Some(pid) = late {
@@ -371,6 +399,11 @@ impl MainProcess {
             }
         }
     }
+}
+
+/// The longest time between two looks at the clock.
+fn look() -> Duration {
+    patience() / LOOKS
 }
 
 /// The longest time without a heartbeat of the current worker.

@@ -107,3 +107,26 @@ fn find_in_path(name: &Path) -> Option<PathBuf> {
     let folders = std::env::var_os("PATH")?;
     std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file())
 }
+
+#[cfg(test)]
+mod tests {
+    //! A program is found again by the name that it was started by.
+
+    use super::*;
+
+    #[test]
+    fn a_name_without_a_folder_is_looked_for_as_a_shell_does() {
+        let sh = find_in_path(Path::new("sh")).expect("there is a shell");
+        assert!(sh.is_absolute() && sh.ends_with("sh"), "{}", sh.display());
+        assert_eq!(find_in_path(Path::new("no-such-program-anywhere")), None);
+    }
+
+    #[test]
+    fn another_file_at_the_path_is_another_program() {
+        let this = std::env::current_exe().expect("a test is a file");
+        let program = |path: PathBuf| Program { path, arguments: Vec::new() };
+        assert!(!program(this).is_another());
+        assert!(program(find_in_path(Path::new("sh")).expect("there is a shell")).is_another());
+        assert!(!program("/no/such/program".into()).is_another());
+    }
+}

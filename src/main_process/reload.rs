@@ -9,8 +9,8 @@ use crate::systemd::channel::key;
 impl MainProcess {
     /// Starts a worker that is to take over; after the one that is under way, if there is one.
     pub(super) fn reload(&mut self, asked: Asked) {
-        if self.stopping || self.current().is_none() {
-            let why = if self.stopping { "the service is stopping" } else { "no worker serves yet" };
+        if self.is_stopping() || self.current().is_none() {
+            let why = if self.is_stopping() { "the service is stopping" } else { "no worker serves yet" };
             let refusal = Refusal { in_short: why.to_owned(), said: why.to_owned() };
             self.answer_refused(&asked, &refusal);
             tracing::warn!("no reload: {why}");
@@ -69,7 +69,11 @@ impl MainProcess {
 /// The reason why a candidate failed: what it said, if it could, and its output on stderr, if any.
 pub(super) fn refusal(worker: &mut Worker, how: &str) -> Refusal {
     let words = worker.last_words();
-    match (worker.failed.take(), words) {
+    reason(worker.failed.take(), words, how)
+}
+
+fn reason(failed: Option<String>, words: Option<String>, how: &str) -> Refusal {
+    match (failed, words) {
         (Some(reason), words) => {
             let said = format!("the new process failed: {}", words.unwrap_or_else(|| reason.clone()));
             Refusal { in_short: reason, said }
@@ -84,5 +88,27 @@ pub(super) fn refusal(worker: &mut Worker, how: &str) -> Refusal {
             let said = format!("the new process {how} without a word");
             Refusal { in_short: said.clone(), said }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! The reason of a failed reload is what the new worker said, else what it wrote, else how it ended.
+
+    use super::*;
+
+    fn said(failed: Option<&str>, words: Option<&str>) -> (String, String) {
+        let refusal = reason(failed.map(Into::into), words.map(Into::into), "exited with code 1");
+        (refusal.in_short, refusal.said)
+    }
+
+    #[test]
+    fn a_refusal_says_in_short_what_the_worker_said_and_at_length_what_it_wrote() {
+        let both = said(Some("c.toml:1:1: unknown key"), Some("error: unknown key\n --> c.toml:1:1"));
+        assert_eq!(both.0, "c.toml:1:1: unknown key");
+        assert_eq!(both.1, "the new process failed: error: unknown key\n --> c.toml:1:1");
+        assert_eq!(said(Some("why"), None).1, "the new process failed: why");
+        assert_eq!(said(None, Some("first\nsecond")).0, "the new process failed: first...");
+        assert_eq!(said(None, None).0, "the new process exited with code 1 without a word");
     }
 }

@@ -9,21 +9,27 @@ use tokio::time::Instant;
 
 use super::reload::refusal;
 use super::worker::{Part, STORED, Worker, describe};
-use super::{Event, GRACE, MainProcess, Predecessor, Refusal, Settings, assign};
+use super::{Event, GRACE, MainProcess, NEWS, Phase, Predecessor, Refusal, Settings, assign};
 use crate::Exit;
 use crate::systemd::activation::LAST_GOOD;
 use crate::systemd::channel::{Message, key};
 use crate::systemd::manager::one_line;
 
+/// The wait before the next attempt, after a worker could not even be started.
+const RETRY: Duration = Duration::from_secs(1);
+
 impl MainProcess {
+    /// The worker that serves.
     pub(super) fn current(&self) -> Option<&Worker> {
         self.workers.iter().find(|worker| worker.part == Part::Current)
     }
 
+    /// The worker that is about to serve.
     pub(super) fn candidate(&self) -> Option<&Worker> {
         self.workers.iter().find(|worker| worker.part == Part::Candidate)
     }
 
+    /// The worker of this process number.
     pub(super) fn worker(&mut self, pid: u32) -> Option<&mut Worker> {
         self.workers.iter_mut().find(|worker| worker.pid == pid)
     }
@@ -38,21 +44,27 @@ impl MainProcess {
                 let why = format!("cannot start {}: {error}", self.program.path().display());
                 if beside {
                     self.refuse(&Refusal { in_short: why.clone(), said: why });
-                } else {
+                } else if self.restarts.is_empty() {
                     tracing::error!("{why}");
                     self.exit = Some(Exit::Failed);
+                } else {
+                    // Such as for want of memory, which may pass. Clients wait in the backlog meanwhile.
+                    tracing::error!("{why}; trying again in {RETRY:?}");
+                    self.start_at = Some(Instant::now() + RETRY);
                 }
             }
         }
     }
 
+    /// Counts a worker among those of this process, and listens to it.
     pub(super) fn follow(&mut self, mut worker: Worker) {
         if worker.part == Part::Candidate {
             let limit = self.settings.ready_timeout;
-            let is_first = self.current().is_none() && self.restarts.is_empty();
             // At a start of the service it is systemd that waits, as long as its TimeoutStartSec= says.
-            worker.kill_at = Some(worker.since + limit).filter(|_| !is_first);
+            worker.kill_at = Some(worker.since + limit).filter(|_| self.phase != Phase::Starting);
             self.store.leave(&format!("{STORED}{}", worker.pid), worker.channel().as_fd());
+        } else if worker.part == Part::Predecessor {
+            worker.finishes_within(self.settings.deadline);
         }
         let (ears, heard, pid) = (worker.ears(), self.heard.clone(), worker.pid);
         self.tasks.spawn(async move {
@@ -70,7 +82,7 @@ impl MainProcess {
     pub(super) fn said(&mut self, pid: u32, message: Message) {
         let has_current = self.current().is_some();
         let Some(worker) = self.worker(pid) else { return };
-        let is_current = worker.part == Part::Current;
+        let (is_current, is_candidate) = (worker.part == Part::Current, worker.part == Part::Candidate);
         let may_store = is_current || (worker.part == Part::Candidate && !has_current);
         if let Some(settings) = message.value(key::SETTINGS).and_then(|json| serde_json::from_str(json).ok())
         {
@@ -83,27 +95,36 @@ impl MainProcess {
             one_line(status).clone_into(&mut worker.status);
         }
         match message.value("WATCHDOG") {
-            Some("1") => worker.beat = Instant::now(),
+            Some("1") => worker.beat = Some(Instant::now()),
             Some("trigger") => {
                 tracing::error!(worker = pid, "ending worker {pid}: {}", worker.status);
                 worker.signal(Signal::ABORT);
             }
             _ => {}
         }
-        if message.has(key::BOUND) && worker.part == Part::Candidate {
-            self.promote(pid);
+        if is_current && message.has("READY") {
+            worker.beat = Some(Instant::now());
+            worker.kill_at = None;
+            if self.phase == Phase::Starting {
+                self.phase = Phase::Serving;
+            }
+            // All that it had to leave has come before. Its successor comes beside it.
+            self.systemd.check_room(2_usize.saturating_sub(self.workers.len()));
         }
         if is_current {
             self.pass_on(&message);
         }
-        if is_current && message.has("STOPPING") && !self.stopping {
+        if is_current && message.has("STOPPING") && self.phase == Phase::Serving {
             self.replace_unasked(pid);
         }
-        if message.has("STATUS") && !is_current {
-            self.tell_predecessors();
-            self.tell_what_is_left();
+        if message.has(key::BOUND) && is_candidate {
+            self.promote(pid);
         }
-        if let Some(number) = message.value(key::RELOAD) {
+        if message.has("STATUS") && !is_current {
+            self.news_at.get_or_insert(Instant::now() + NEWS);
+        }
+        // A predecessor that was stopped is sent SIGHUP by the kernel once its main process has ended: no wish of anyone.
+        if is_current && let Some(number) = message.value(key::RELOAD) {
             self.reload(Some((pid, number.to_owned())));
         }
         if message.has(key::LAST) {
@@ -132,14 +153,14 @@ impl MainProcess {
     }
 
     /// Notes what a worker says of its singletons, and lets the current one run its own once nobody else does.
-    pub(super) fn note_singletons(&mut self, pid: u32, note: impl FnOnce(&mut Worker)) {
+    fn note_singletons(&mut self, pid: u32, note: impl FnOnce(&mut Worker)) {
         if let Some(worker) = self.worker(pid) {
             note(worker);
         }
         self.grant_singletons();
     }
 
-    pub(super) fn grant_singletons(&mut self) {
+    fn grant_singletons(&mut self) {
         let is_held =
             self.workers.iter().any(|worker| worker.holds_singletons && worker.part != Part::Current);
         if let Some(current) = self.workers.iter_mut().find(|worker| worker.part == Part::Current)
@@ -153,14 +174,12 @@ impl MainProcess {
     }
 
     /// Passes on to systemd what the current worker says of the service.
-    pub(super) fn pass_on(&self, message: &Message) {
+    fn pass_on(&self, message: &Message) {
         let mut states = Vec::new();
         if message.has("READY") {
             states.push(NotifyState::Ready);
-            // All that it had to leave has come before. Its successor comes beside it.
-            self.systemd.check_room(2_usize.saturating_sub(self.workers.len()));
         }
-        if message.has("STOPPING") && self.stopping {
+        if message.has("STOPPING") && self.is_stopping() {
             states.push(NotifyState::Stopping);
         }
         if let Some(status) = message.value("STATUS") {
@@ -172,13 +191,16 @@ impl MainProcess {
     }
 
     /// Lets a candidate serve, in the place of the current worker if there is one.
-    pub(super) fn promote(&mut self, pid: u32) {
+    fn promote(&mut self, pid: u32) {
         let old = self.workers.iter().position(|worker| worker.part == Part::Current);
+        let limit = self.settings.ready_timeout;
         let Some(worker) = self.worker(pid) else { return };
         worker.becomes(Part::Current);
-        worker.kill_at = None;
+        // The same time once more to say that it is ready.
+        worker.kill_at = worker.kill_at.map(|_| worker.since + limit);
         worker.tell(&assign(key::GO, "1"));
         self.settings = worker.settings.clone();
+        self.answer_reloaded(pid);
         if let Some(old) = old {
             self.systemd.tell(&[NotifyState::Ready]);
             let old_pid = self.workers[old].pid;
@@ -187,36 +209,38 @@ impl MainProcess {
                 predecessor = old_pid,
                 "worker {pid} takes over from worker {old_pid}"
             );
-            for (asking, number) in std::mem::take(&mut self.asked).into_iter().flatten() {
-                let text = serde_json::Value::from(pid.to_string());
-                self.answer(asking, &format!("{}={number}\n{}={text}", key::RELOADED, key::TEXT));
-            }
             self.replace(old);
-        } else {
-            // Those of an earlier main process.
-            self.limit_predecessors();
+        } else if self.phase == Phase::Starting {
+            // They are of an earlier main process, and what their own config allows is not known.
+            let deadline = self.settings.deadline;
+            for worker in self.workers.iter_mut().filter(|worker| worker.part == Part::Predecessor) {
+                worker.finishes_within(deadline);
+            }
         }
+        self.limit_predecessors();
         self.tell_predecessors();
         self.is_upgraded = old.is_some() && self.program.is_another();
         self.go_on_reloading();
     }
 
-    /// Makes the current worker a predecessor.
-    pub(super) fn replace(&mut self, index: usize) {
-        let old = &mut self.workers[index];
-        old.becomes(Part::Predecessor);
-        old.tell(&assign(key::HAND_OVER, "beside"));
-        self.limit_predecessors();
+    /// Answers those who asked for the reload that has brought this worker.
+    fn answer_reloaded(&mut self, pid: u32) {
+        for (asking, number) in std::mem::take(&mut self.asked).into_iter().flatten() {
+            let text = serde_json::Value::from(pid.to_string());
+            self.answer(asking, &format!("{}={number}\n{}={text}", key::RELOADED, key::TEXT));
+        }
     }
 
-    /// Gives every predecessor its deadline, and cuts the oldest of more than there may be.
-    pub(super) fn limit_predecessors(&mut self) {
-        let Settings { deadline, .. } = self.settings;
-        for worker in &mut self.workers {
-            if worker.part == Part::Predecessor && worker.kill_at.is_none() {
-                worker.kill_at = deadline.and_then(|limit| worker.since.checked_add(limit + GRACE));
-            }
-        }
+    /// Makes the current worker a predecessor.
+    fn replace(&mut self, index: usize) {
+        let old = &mut self.workers[index];
+        old.becomes(Part::Predecessor);
+        old.finishes_within(old.settings.deadline);
+        old.tell(&assign(key::HAND_OVER, "beside"));
+    }
+
+    /// Cuts the oldest predecessors, if there are too many.
+    fn limit_predecessors(&mut self) {
         let predecessors: Vec<_> = self.predecessors().map(|worker| worker.pid).collect();
         let too_many = predecessors.len().saturating_sub(self.settings.predecessors as usize);
         for pid in predecessors.into_iter().take(too_many) {
@@ -233,10 +257,13 @@ impl MainProcess {
     }
 
     /// Starts another worker in the place of one that stops unasked, while that one finishes.
-    pub(super) fn replace_unasked(&mut self, pid: u32) {
-        if let Some(index) = self.workers.iter().position(|worker| worker.pid == pid) {
+    fn replace_unasked(&mut self, pid: u32) {
+        let how = "stops by itself";
+        if !self.may_restart() {
+            self.give_up(pid, how);
+        } else if let Some(index) = self.workers.iter().position(|worker| worker.pid == pid) {
             self.replace(index);
-            self.restart(pid, "stops by itself");
+            self.restart(pid, how);
         }
     }
 
@@ -269,18 +296,27 @@ impl MainProcess {
         self.systemd.unstore(&format!("{STORED}{pid}"));
         let how = describe(status);
         let code = status.and_then(WaitStatus::exit_status);
-        let exit = code.map_or(Exit::Failed, exit_of);
+        // One that had to be killed has cut whatever it had.
+        let exit = code.map_or(if self.is_stopping() { Exit::Cut } else { Exit::Failed }, exit_of);
         match worker.part {
-            Part::Current if self.stopping => self.last_exit = exit,
-            _ if self.stopping => {}
-            Part::Candidate if self.current().is_some() => {
+            Part::Current if self.is_stopping() => self.last_exit = exit,
+            _ if self.is_stopping() => {}
+            Part::Candidate if !self.asked.is_empty() => {
                 let refusal = refusal(&mut worker, &how);
                 self.refuse(&refusal);
+                if self.current().is_none() {
+                    self.restart(pid, &how);
+                }
             }
             // The first one: its log, or its stderr, says why.
-            Part::Candidate if self.restarts.is_empty() => self.exit = Some(exit),
+            Part::Candidate | Part::Current if self.phase == Phase::Starting => self.exit = Some(exit),
             Part::Candidate | Part::Current => self.restart(pid, &how),
-            Part::Predecessor => tracing::info!(worker = pid, "worker {pid} {how}: it has finished"),
+            Part::Predecessor if code.is_some() => {
+                tracing::info!(worker = pid, "worker {pid} {how}: it has finished");
+            }
+            Part::Predecessor => {
+                tracing::warn!(worker = pid, "worker {pid} {how} before it had finished: {}", worker.status);
+            }
         }
         self.grant_singletons();
         self.tell_predecessors();
@@ -288,24 +324,47 @@ impl MainProcess {
         self.exit_if_empty();
     }
 
-    /// Starts another worker in the place of one that ended unasked, or gives up.
-    pub(super) fn restart(&mut self, pid: u32, how: &str) {
-        let now = Instant::now();
-        let Settings { max_restarts, window, backoff, backoff_max, .. } = self.settings;
-        while self.restarts.front().is_some_and(|&at| now.duration_since(at) > window) {
+    /// True if fewer workers were restarted lately than may be.
+    fn may_restart(&mut self) -> bool {
+        let Settings { max_restarts, window, .. } = self.settings;
+        while self.restarts.front().is_some_and(|at| at.elapsed() > window) {
             self.restarts.pop_front();
         }
-        let earlier = self.restarts.len();
-        if earlier >= max_restarts as usize {
-            tracing::error!("worker {pid} {how}; {earlier} were restarted within {window:?}: giving up");
+        self.restarts.len() < max_restarts as usize
+    }
+
+    /// Ends the service: at once where systemd starts the next process beside what the workers finish, else after they
+    /// have.
+    fn give_up(&mut self, pid: u32, how: &str) {
+        let (earlier, window) = (self.restarts.len(), self.settings.window);
+        tracing::error!("worker {pid} {how}; {earlier} were restarted within {window:?}: giving up");
+        if self.systemd.stores() && !self.last {
             self.exit = Some(Exit::Failed);
+        } else {
+            self.last_exit = Exit::Failed;
+            self.nobody_can_follow();
+            self.stop_workers("the main process", None);
+        }
+    }
+
+    /// Starts another worker in the place of one that ended unasked, or gives up.
+    fn restart(&mut self, pid: u32, how: &str) {
+        if !self.may_restart() {
+            self.give_up(pid, how);
             return;
         }
+        let now = Instant::now();
+        let Settings { backoff, backoff_max, .. } = self.settings;
+        let earlier = self.restarts.len();
         self.restarts.push_back(now);
         let wait = match u32::try_from(earlier).unwrap_or(u32::MAX).checked_sub(1) {
             None => Duration::ZERO,
             Some(doublings) => backoff.saturating_mul(1 << doublings.min(20)).min(backoff_max),
         };
+        if let Some(candidate) = self.candidate() {
+            tracing::error!(worker = pid, "worker {pid} {how}; worker {} is about to serve", candidate.pid);
+            return;
+        }
         tracing::error!(worker = pid, "worker {pid} {how}; starting another in {} ms", wait.as_millis());
         self.start_at = Some(now + wait);
     }

@@ -5,7 +5,7 @@ use sd_notify::NotifyState;
 use tokio::time::Instant;
 
 use super::worker::Part;
-use super::{GRACE, MainProcess, assign};
+use super::{GRACE, MainProcess, Phase, assign};
 use crate::Exit;
 use crate::systemd::channel::key;
 
@@ -17,9 +17,7 @@ impl MainProcess {
             1 if self.systemd.stores() && !self.last && name == "SIGTERM" => self.leave(),
             1 => {
                 tracing::info!("{name}: draining; the same again cuts what is in flight");
-                // Unannounced it may be a restart, which nothing outlives without a store.
-                let lacks_store = self.systemd.listens() && !self.systemd.stores() && !self.last;
-                self.nobody_follows(if lacks_store { key::NO_STORE } else { key::LAST_PROCESS });
+                self.nobody_can_follow();
                 self.stop_workers(name, None);
             }
             2 => {
@@ -65,9 +63,15 @@ impl MainProcess {
         }
     }
 
+    /// The same where nobody has announced it: another process may come, and nothing would reach it without a store.
+    pub(super) fn nobody_can_follow(&mut self) {
+        let lacks_store = self.systemd.listens() && !self.systemd.stores() && !self.last;
+        self.nobody_follows(if lacks_store { key::NO_STORE } else { key::LAST_PROCESS });
+    }
+
     /// Tells every worker to stop for good; all but one that does so by itself.
     pub(super) fn stop_workers(&mut self, cause: &str, but: Option<u32>) {
-        self.stopping = true;
+        self.phase = Phase::Stopping;
         self.start_at = None;
         self.next_tick = Instant::now();
         let until = self.settings.stop.and_then(|limit| Instant::now().checked_add(limit + GRACE));
@@ -87,7 +91,7 @@ impl MainProcess {
 
     /// Tells systemd what a stop still waits for, once the worker that did so has ended.
     pub(super) fn tell_what_is_left(&self) {
-        if !self.stopping || self.current().is_some() {
+        if !self.is_stopping() || self.current().is_some() {
             return;
         }
         let status = match &self.predecessors().collect::<Vec<_>>()[..] {
@@ -98,8 +102,14 @@ impl MainProcess {
         self.systemd.tell(&[NotifyState::Status(&status)]);
     }
 
+    /// True once the service is to end.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.phase == Phase::Stopping
+    }
+
+    /// Ends this process with its last worker.
     pub(super) fn exit_if_empty(&mut self) {
-        if self.stopping && self.workers.is_empty() {
+        if self.is_stopping() && self.workers.is_empty() {
             self.exit.get_or_insert(self.last_exit);
         }
     }

@@ -62,3 +62,35 @@ fn is_same(one: impl AsFd, other: impl AsFd) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! Like systemd's store: one socket once, however often it comes; several under one name.
+
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn socket() -> OwnedFd {
+        UnixStream::pair().expect("a pair of sockets").0.into()
+    }
+
+    fn names(store: &Store) -> Vec<String> {
+        let kept = store.duplicates(|_| true).expect("descriptors can be duplicated");
+        kept.into_iter().map(|(name, _)| name).collect()
+    }
+
+    #[test]
+    fn a_socket_that_comes_again_is_kept_once_and_another_of_its_name_beside_it() {
+        let first = socket();
+        let inherited = vec![("listen".to_owned(), first.try_clone().expect("a duplicate"))];
+        let mut store = Store::new(Manager::from_environment(), inherited);
+        store.keep("listen", first);
+        assert_eq!(names(&store), ["listen"]);
+        store.keep("listen", socket());
+        store.keep("mailbox-in", socket());
+        assert_eq!(names(&store), ["listen", "listen", "mailbox-in"]);
+        store.drop("listen");
+        assert_eq!(names(&store), ["mailbox-in"]);
+    }
+}

@@ -6,19 +6,25 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, waitpid};
 use tokio::time::Instant;
 
-use super::Settings;
 use super::program::{self, Program};
 use super::store::Store;
+use super::{GRACE, Settings};
 use crate::systemd::activation::{ALONE, BESIDE, CHANNEL, STDERR, WORKER};
 use crate::systemd::channel::{Channel, Message};
 use crate::systemd::process::Process;
 
 /// The beginning of the names under which the channels to workers are in systemd's store.
 pub(super) const STORED: &str = "worker-";
+
+/// The process of the worker whose channel has this name.
+pub(super) fn pid_of(name: &str) -> Option<u32> {
+    name.strip_prefix(STORED)?.parse().ok()
+}
 
 /// A worker's part in the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,8 +50,8 @@ pub(super) struct Worker {
     pub(super) settings: Settings,
     /// The reason that it gave for not serving.
     pub(super) failed: Option<String>,
-    /// The last sign of life of one that serves.
-    pub(super) beat: Instant,
+    /// The last sign of life of one that serves; none before it has said that it is ready.
+    pub(super) beat: Option<Instant>,
     /// The time at which it is killed, if it has not ended by then.
     pub(super) kill_at: Option<Instant>,
     /// True if it may run singletons.
@@ -130,7 +136,7 @@ impl Worker {
             status: String::new(),
             settings: Settings::default(),
             failed: None,
-            beat: now,
+            beat: None,
             kill_at: None,
             // One of an earlier main process may: it says so if it does not.
             holds_singletons: part != Part::Candidate,
@@ -166,7 +172,11 @@ impl Worker {
     pub(super) fn becomes(&mut self, part: Part) {
         self.part = part;
         self.since = Instant::now();
-        self.beat = self.since;
+    }
+
+    /// Sets the end of the time that a predecessor has, and some more to end by itself.
+    pub(super) fn finishes_within(&mut self, deadline: Option<Duration>) {
+        self.kill_at = deadline.and_then(|limit| self.since.checked_add(limit + GRACE));
     }
 
     /// Sends it a signal.

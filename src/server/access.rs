@@ -39,7 +39,8 @@ impl AccessLog {
     }
 
     pub(super) fn log(self, record: &Record<'_>) {
-        let failed = record.outcome == Outcome::Cut || record.status.is_some_and(|s| s.is_server_error());
+        let failed = matches!(record.outcome, Outcome::Cut | Outcome::BrokenOff)
+            || record.status.is_some_and(|s| s.is_server_error());
         let wanted = match self.policy {
             Access::All => true,
             Access::Errors => failed,
@@ -52,10 +53,10 @@ impl AccessLog {
 }
 
 fn emit(r: &Record<'_>) {
-    let path = excerpt(r.uri.path());
+    let (method, path) = (excerpt(r.method.as_str()), excerpt(r.uri.path()));
     tracing::info!(
         target: "steadfast::access",
-        method = %r.method,
+        method = &*method,
         path = &*path,
         query = r.uri.query().map(excerpt).as_deref(),
         peer = %r.peer,
@@ -64,7 +65,7 @@ fn emit(r: &Record<'_>) {
         took_ms = u64::try_from(r.took.as_millis()).unwrap_or(u64::MAX),
         sent = r.sent,
         "{} {} {} {} in {} ms",
-        r.method,
+        method,
         path,
         r.status.map_or("-".into(), |s| s.as_u16().to_string()),
         r.outcome.name(),

@@ -26,7 +26,8 @@ pub struct Limits {
     pub keepalive_timeout: Duration,
     /// The time that a client may send nothing of a request's body that is waited for; 30 s by default.
     pub read_timeout: Duration,
-    /// The time that a client may read nothing of an answer that waits for it; 60 s by default.
+    /// The time that a client may read nothing of an answer that waits for it, or of a tunnel in which it has finished
+    /// sending; 60 s by default.
     pub write_timeout: Duration,
     /// The least that a client has to send of a body that is waited for, and to read of an answer that waits for it, in
     /// bytes per second; 240 by default, 0 asks for nothing.

@@ -106,7 +106,11 @@ impl Listener {
         inherited: &mut Inherited,
         private: bool,
     ) -> Result<Vec<Self>, BindError> {
-        let mut descriptors = inherited.take(&address.passed_as());
+        let mut descriptors = match address {
+            // A port that the kernel chooses may be in the config several times: each has a socket of its own.
+            Address::Tcp(_) => inherited.take_first(&address.passed_as()).into_iter().collect(),
+            Address::Unix(_) | Address::Inherited(_) => inherited.take(&address.passed_as()),
+        };
         // A socket whose path is gone is out of everybody's reach.
         if matches!(address, Address::Unix(path) if !path.exists()) {
             descriptors.clear();

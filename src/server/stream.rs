@@ -123,7 +123,8 @@ impl AsyncWrite for Socket {
 }
 
 /// A client's socket with its place in the registry: it tells the connection of what passes through, and obeys a command
-/// to close at once, also in the hands of whoever upgraded the connection. When it is dropped the connection is closed.
+/// to close at once, also in the hands of whoever upgraded the connection, as far as these read or write. When it is
+/// dropped the connection is closed.
 ///
 /// It goes from hand to hand in a box: a future holds room for each hand that it passes through.
 #[derive(Debug)]
@@ -132,8 +133,10 @@ pub(super) struct ClientStream {
     read_ahead: ReadAhead,
     /// The status of an answer that hyper would have given by itself.
     refused: Option<StatusCode>,
-    /// True if the client was seen to finish sending while its request was being answered.
+    /// True if the client was seen to finish sending, or to be gone, while its request was being answered.
     ended: bool,
+    /// The number of the request whose handler had another moment after the end of what the client sends.
+    last_chance: Option<u64>,
     /// Interim answers that the socket has yet to take.
     interim: Vec<u8>,
     registration: Registration,
@@ -204,6 +207,7 @@ impl ClientStream {
             read_ahead,
             refused: None,
             ended: false,
+            last_chance: None,
             interim: Vec::new(),
             registration: Registration { connection, _permit: permit },
         })
@@ -235,6 +239,11 @@ impl ClientStream {
     /// The status of an answer that hyper would have given by itself.
     pub(super) fn refused(&self) -> Option<StatusCode> {
         self.refused
+    }
+
+    /// The rest of the answer will not come.
+    pub(super) fn broken_off(&self) {
+        self.connection().broken_off(self.ended);
     }
 
     /// Ready when there is something to read from the socket.
@@ -282,12 +291,28 @@ impl ClientStream {
     // ---- in and out ----
 
     /// An error if the connection is to be closed at once.
-    fn obey(command: Command) -> io::Result<()> {
+    pub(super) fn obey(command: Command) -> io::Result<()> {
         if command >= Command::Drop { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
     }
 
     fn is_tunnel(&self) -> bool {
         self.connection().state() == State::Tunnel
+    }
+
+    /// True if hyper is not to see yet that the client has finished sending: it would drop the request. As far as TCP
+    /// tells, the client may have gone away. But it may as well read on, so it gets what waits for nobody else, and what
+    /// its handler can answer at once. If it is gone, writing fails.
+    fn conceals_the_end(&mut self, cx: &Context<'_>) -> bool {
+        if self.connection().waits_for_nobody() {
+            return true;
+        }
+        let request = Some(self.connection().answered());
+        let has_chance = self.last_chance != request;
+        if has_chance {
+            self.last_chance = request;
+            cx.waker().wake_by_ref();
+        }
+        has_chance
     }
 
     /// True if hyper answers by itself what is no request. That answer is swallowed, as it has neither `Connection:
@@ -356,12 +381,14 @@ impl AsyncRead for ClientStream {
             this.connection().progress().add_received(n);
         } else if result.is_pending() && this.is_tunnel() {
             Self::obey(this.connection().commands().poll(Waiter::Reader, cx))?;
-        } else if result.is_ready() && this.connection().state() == State::Answering && !this.ended {
-            // hyper drops the request when it sees the end. A client that has only finished sending, in the same
-            // packet as its request, still gets what its handler can answer at once.
+        } else if result.is_ready() && buf.remaining() > 0 && this.is_tunnel() {
+            this.connection().progress().finish();
+        } else if result.is_ready() && matches!(this.connection().state(), State::Answering | State::Flushing)
+        {
             this.ended = true;
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
+            if matches!(result, Poll::Ready(Ok(()))) && this.conceals_the_end(cx) {
+                return Poll::Pending;
+            }
         }
         result
     }
@@ -404,6 +431,10 @@ impl AsyncWrite for ClientStream {
         let this = self.get_mut();
         ready!(this.poll_interim(cx))?;
         ready!(Pin::new(&mut this.socket).poll_flush(cx))?;
+        if this.ended && this.connection().state() == State::Flushing {
+            // The end was concealed until here, and what comes now may wait for the client again.
+            cx.waker().wake_by_ref();
+        }
         if this.connection().flushed() { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 

@@ -19,6 +19,8 @@ pub(crate) enum Outcome {
     ClientGone,
     /// The client read nothing of it for too long.
     Stalled,
+    /// Its handler, or the upstream, did not produce the rest of the answer.
+    BrokenOff,
     /// The stop cut it.
     Cut,
     /// It goes on in the successor: for this process it neither ends nor counts.
@@ -33,6 +35,7 @@ impl Outcome {
             Self::Answered => "answered",
             Self::ClientGone => "client gone",
             Self::Stalled => "stalled",
+            Self::BrokenOff => "broken off",
             Self::Cut => "cut",
             Self::Carried => "carried",
         }
@@ -52,6 +55,8 @@ pub(crate) struct Totals {
     pub by_class: [AtomicU64; 6],
     /// Requests whose client went away.
     pub client_gone: AtomicU64,
+    /// Requests whose answer broke off on this side.
+    pub broken_off: AtomicU64,
     /// Requests the stop cut.
     pub cut: AtomicU64,
     /// Connections given to the successor.
@@ -155,6 +160,7 @@ impl Totals {
             turned_away: AtomicU64::default(),
             by_class: Default::default(),
             client_gone: AtomicU64::default(),
+            broken_off: AtomicU64::default(),
             cut: AtomicU64::default(),
             handed_over: Carried::default(),
             not_carried: NotCarriedCounts::default(),
@@ -181,6 +187,7 @@ impl Totals {
             Outcome::Carried => return,
             Outcome::Answered => {}
             Outcome::ClientGone | Outcome::Stalled => _ = self.client_gone.fetch_add(1, Relaxed),
+            Outcome::BrokenOff => _ = self.broken_off.fetch_add(1, Relaxed),
             Outcome::Cut => _ = self.cut.fetch_add(1, Relaxed),
         }
         let class = exchange.status.map_or(0, |s| usize::from(s.as_u16() / 100).min(5));

@@ -67,13 +67,20 @@ pub(crate) async fn begin(client: Upgraded, upstream: Upgraded) {
 
 /// Goes on with a tunnel that an earlier process has begun.
 pub(super) async fn resume(client: Box<ClientStream>, upstream: Socket, up: Flow, down: Flow) {
+    let connection = Arc::clone(client.connection());
+    if up.ended {
+        connection.progress().finish();
+    }
     let mut tunnel = Tunnel { client, upstream, up: up.into(), down: down.into() };
-    let connection = Arc::clone(tunnel.client.connection());
     let ended = {
         let mut run = std::pin::pin!(tunnel.run());
         poll_fn(|cx| match connection.commands().poll(Waiter::Task, cx) {
             Command::Carry if connection.may_leave() => Poll::Ready(None),
-            _ => run.as_mut().poll(cx).map(Some),
+            // The client's end obeys only if it is polled: not if it has ended and nothing is to be written to it.
+            command => match ClientStream::obey(command) {
+                Ok(()) => run.as_mut().poll(cx).map(Some),
+                Err(told) => Poll::Ready(Some(Err(told))),
+            },
         })
         .await
     };

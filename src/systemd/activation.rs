@@ -89,6 +89,13 @@ impl Inherited {
         taken.into_iter().map(|(_, fd)| fd).collect()
     }
 
+    /// Takes the first descriptor of a name out.
+    #[must_use]
+    pub(crate) fn take_first(&mut self, name: &str) -> Option<OwnedFd> {
+        let index = self.left.iter().position(|(n, _)| n == name)?;
+        Some(self.left.remove(index).1)
+    }
+
     /// Keeps what is `wanted`, and returns the rest.
     #[must_use]
     pub(crate) fn retain(&mut self, wanted: impl Fn(&str) -> bool) -> Vec<(String, OwnedFd)> {

@@ -162,8 +162,8 @@ impl Manager {
 
     /// Has the manager close what it stores under a name.
     pub(crate) fn unstore(&self, name: &str) {
+        self.stored.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
         if self.stores() {
-            self.stored.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
             self.tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
         }
     }

@@ -31,16 +31,17 @@ impl Process {
     }
 }
 
-/// The time at which a process was started, in ticks since the machine's: tells the older of two (`proc_pid_stat(5)`).
+/// The time at which a process started, in ticks since the boot; `None` if it has ended.
 pub(crate) fn started(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The process's name comes before, in parentheses, and may have anything in it.
-    stat.rsplit(')').next()?.split_whitespace().nth(19)?.parse().ok()
+    // The second field of proc_pid_stat(5) is a name in parentheses, which may have any character; this is the 22nd.
+    let (_, from_the_third) = stat.rsplit_once(") ")?;
+    from_the_third.split(' ').nth(22 - 3)?.parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
-    //! The end of a process is seen, also by who comes late.
+    //! The end of a process is seen, also by who comes late; and so is its start.
 
     use std::process::Command;
 
@@ -62,10 +63,13 @@ mod tests {
     }
 
     #[test]
-    fn the_older_of_two_processes_was_started_earlier() {
-        let this = started(std::process::id()).expect("it runs");
-        let first = started(1).expect("it runs");
-        assert!(first < this, "{first} {this}");
-        assert_eq!(started(u32::MAX), None);
+    fn the_starts_of_processes_are_in_order() {
+        let own = started(std::process::id()).expect("it runs");
+        let mut child = Command::new("sleep").arg("1000").spawn().expect("it runs");
+        let childs = started(child.id()).expect("it is there");
+        assert!(started(1).expect("it is there") <= own && own <= childs, "{own}, {childs}");
+        child.kill().expect("it runs");
+        child.wait().expect("it has ended");
+        assert_eq!(started(child.id()), None);
     }
 }

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 /// The control socket's file name.
 const CONTROL: &str = "control.sock";
 
-/// The `RuntimeDirectory=` of the unit as it is shipped.
+/// The `RuntimeDirectory=` of the unit as it is shipped, and the folder that this is for a service of the system.
+const NAME: &str = "steadfast";
 const SHIPPED: &str = "/run/steadfast";
 
 /// The control socket's path: in the unit's `RuntimeDirectory=`, which systemd passes in `$RUNTIME_DIRECTORY`
@@ -20,8 +21,15 @@ pub(crate) fn control_socket() -> Option<PathBuf> {
 }
 
 /// The path of the running daemon's control socket, for the commands that ask it: the daemon's own if the command runs
-/// in the unit, as `ExecStop=` does, else that of the unit as shipped.
+/// in the unit, as `ExecStop=` does, or `$RUNTIME_DIRECTORY` is set; else that of the unit as shipped, or where there is
+/// none, of the same unit under the user's own manager (`$XDG_RUNTIME_DIR/steadfast`).
 #[must_use]
 pub fn control_path() -> PathBuf {
-    control_socket().unwrap_or_else(|| Path::new(SHIPPED).join(CONTROL))
+    let shipped = || {
+        let system = Path::new(SHIPPED).join(CONTROL);
+        let user =
+            std::env::var_os("XDG_RUNTIME_DIR").map(|folder| Path::new(&folder).join(NAME).join(CONTROL));
+        user.filter(|user| !system.exists() && user.exists()).unwrap_or(system)
+    };
+    control_socket().unwrap_or_else(shipped)
 }

@@ -66,7 +66,7 @@ async fn the_status_is_what_the_clients_did() {
     assert!(status["uptime"].as_f64().unwrap() > 0.0);
     assert_eq!(status.get("drain"), None);
     let totals = &status["totals"];
-    let expected = [("connections", 3), ("requests", 12), ("client_gone", 1), ("cut", 0)];
+    let expected = [("connections", 3), ("requests", 12), ("client_gone", 1), ("broken_off", 0), ("cut", 0)];
     for (name, count) in expected {
         assert_eq!(totals[name], count, "{name} in {totals}");
     }
@@ -105,6 +105,7 @@ async fn the_metrics_are_what_the_clients_did() {
         ("steadfast_http_requests_total{code=\"5xx\"}", 1.0),
         ("steadfast_http_requests_total{code=\"none\"}", 1.0),
         ("steadfast_http_requests_client_gone_total", 1.0),
+        ("steadfast_http_requests_broken_off_total", 0.0),
         ("steadfast_http_requests_cut_total", 0.0),
         ("steadfast_http_requests_in_flight", 1.0),
         ("steadfast_http_request_duration_seconds_count", 12.0),

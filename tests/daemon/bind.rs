@@ -41,6 +41,37 @@ fn tcp(address: &Address) -> SocketAddr {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_child_without_a_name_of_its_own_is_refused() {
+    let named = |names: &[&str]| {
+        let daemon = Daemon::new(any_ports());
+        names.iter().fold(daemon, |daemon, name| daemon.child(name, async |_| Ok::<_, BoxError>(())))
+    };
+    for (names, refused) in [
+        (&["worker", "Http"][..], None),
+        (&["worker", "other", "worker"], Some("worker")),
+        (&[""], Some("")),
+        (&["http"], Some("http")),
+        (&["worker", "admin"], Some("admin")),
+        (&["signals"], Some("signals")),
+        (&["systemd"], Some("systemd")),
+    ] {
+        let found = match named(names).bind() {
+            Ok(_) => None,
+            Err(error @ StartError::ChildName(_)) => {
+                assert_eq!(error.exit(), Exit::Failed);
+                Some(error.to_string())
+            }
+            Err(error) => panic!("{names:?}: {error}"),
+        };
+        match (refused, found) {
+            (None, None) => {}
+            (Some(name), Some(found)) => assert!(found.contains(&format!("{name:?}")), "{found}"),
+            (refused, found) => panic!("{names:?}: {found:?} instead of {refused:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn binding_tells_the_ports_that_the_kernel_chose_and_starts_nothing() {
     let started = Arc::new(AtomicBool::new(false));
     let (stop, stopped) = oneshot::channel::<()>();

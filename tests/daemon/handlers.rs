@@ -67,10 +67,20 @@ pub(crate) fn router() -> Router {
         .route("/endless", get(async || chunks(usize::MAX)))
         .route("/never", get(async || pending::<&str>().await))
         .route("/panic", get(panics))
+        // Answers that break off.
+        .route("/failing", get(async || then(|| Some(Err("the source is gone")))))
+        .route("/short", get(async || ([("content-length", "5000")], then(|| None))))
+        .route("/panicking", get(async || then(|| panic!("the body's own words"))))
 }
 
 async fn panics() -> &'static str {
     panic!("the handler's own words")
+}
+
+/// One piece of an answer, and then this.
+fn then(next: fn() -> Option<Result<Bytes, &'static str>>) -> Body {
+    let first = std::iter::once(Ok(Bytes::from_static(&[b'x'; 1000])));
+    Body::from_stream(stream::iter(first.chain(std::iter::from_fn(next))))
 }
 
 /// Says something, and falls silent until the stop begins.

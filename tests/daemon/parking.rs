@@ -3,10 +3,16 @@
 use std::cell::Cell;
 use std::time::Duration;
 
+use axum::body::Body;
+use axum::routing::post;
+use futures_util::FutureExt;
+use http_body_util::BodyExt;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use steadfast::Daemon;
+use tokio_util::task::TaskTracker;
 
-use crate::handlers::router;
+use crate::handlers::{Gate, router};
 use crate::service::{Service, open_connections};
 
 /// Longer than any look of the sweep takes to come round.
@@ -205,4 +211,41 @@ fn a_rest_at_any_byte_changes_no_answer() {
         .unwrap_or_else(|failure| panic!("{failure}"));
     let parkings = parkings.get();
     assert!(parkings >= 200, "parked only {parkings} times in 200 streams");
+}
+
+#[tokio::test]
+async fn a_body_that_is_read_behind_the_next_head_is_not_taken_for_the_next_body() {
+    let (reading, late) = (Gate::new(), Gate::new());
+    let (before_reading, before_answering) = (reading.clone(), late.clone());
+    // Answers at once, and reads the body in a task of its own, a step before and the rest after the gate.
+    let early = post(async move |mut body: Body| {
+        assert!(body.frame().now_or_never().is_none());
+        TaskTracker::new().spawn(async move {
+            before_reading.pass().await;
+            while body.frame().await.is_some() {}
+            before_reading.pass().await;
+        });
+        "early"
+    });
+    let ignores = post(async move || {
+        before_answering.pass().await;
+        "ignored"
+    });
+    let add = |daemon: Daemon| daemon.router(router().route("/early", early).route("/held", ignores));
+    let service = Service::start("", add).await;
+    let mut client = service.connect().await;
+    client.send("POST /early HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\n").await;
+    assert_eq!(client.receive().await.unwrap().text(), "early");
+    let body = "GET /path/smuggled HTTP/1.1\r\nHost: test\r\n\r\n";
+    let head = format!("POST /held HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n", body.len());
+    client.send("hello".to_owned() + &head).await;
+    late.arrived().await;
+    reading.arrived().await;
+    reading.open();
+    reading.arrived().await;
+    late.open();
+    assert_eq!(client.receive().await.unwrap().text(), "ignored");
+    client.send(body).await;
+    client.ask("/path/asked").await;
+    assert_eq!(client.receive().await.unwrap().text(), "asked");
 }

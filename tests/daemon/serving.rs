@@ -1,5 +1,7 @@
 //! Requests of every kind get their answers.
 
+use axum::Router;
+
 use crate::client::Lost;
 use crate::handlers::router;
 use crate::service::Service;
@@ -111,6 +113,18 @@ async fn a_client_that_asks_whether_to_send_its_body_is_told_to() {
 }
 
 #[tokio::test]
+async fn no_router_answers_a_connect_as_if_there_were_a_tunnel() {
+    let service = Service::start("", |daemon| daemon.router(Router::new().fallback(async || "ok"))).await;
+    for target in ["/", "test:443"] {
+        let mut client = service.connect().await;
+        client.send(format!("CONNECT {target} HTTP/1.1\r\nHost: test:443\r\n\r\n")).await;
+        let answer = client.receive().await.unwrap();
+        assert_eq!((answer.status, answer.header("connection")), (501, Some("close")), "{target}");
+        assert_eq!(client.receive().await, Err(Lost::Closed));
+    }
+}
+
+#[tokio::test]
 async fn what_is_no_http_is_refused_with_400_and_disturbs_nobody_else() {
     let service = service().await;
     let mut other = service.connect().await;
@@ -140,6 +154,33 @@ async fn a_client_that_goes_away_within_its_request_disturbs_nobody_else() {
     let status =
         service.wait_for_status("only the other left", |s| s["requests"] == serde_json::json!([])).await;
     assert_eq!(status["totals"]["client_gone"], 2);
+}
+
+#[tokio::test]
+async fn an_answer_that_its_handler_breaks_off_is_named_in_the_log_and_not_put_down_to_the_client() {
+    let service = service().await;
+    for path in ["/failing", "/short", "/panicking"] {
+        let mut client = service.connect().await;
+        let answer = client.get(path).await;
+        assert!(answer.is_err(), "{path}: {answer:?}");
+        service.wait_for("its line", |e| e.field("path") == path && e.field("outcome") == "broken off").await;
+    }
+    let totals = &service.status().await["totals"];
+    for (name, count) in [("requests", 3), ("broken_off", 3), ("client_gone", 0), ("cut", 0)] {
+        assert_eq!(totals[name], count, "{name} in {totals}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_is_gone_within_its_upload_has_not_been_broken_off() {
+    let service = service().await;
+    for begun in ["Content-Length: 10\r\n\r\nhalf", "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"] {
+        let mut client = service.connect().await;
+        client.send(format!("POST /echo HTTP/1.1\r\nHost: test\r\n{begun}")).await;
+        assert_eq!(client.receive_head().await.unwrap().status, 200);
+    }
+    let status = service.wait_for_status("both ended", |s| s["totals"]["requests"] == 2).await;
+    assert_eq!((&status["totals"]["client_gone"], &status["totals"]["broken_off"]), (&2.into(), &0.into()));
 }
 
 #[tokio::test]

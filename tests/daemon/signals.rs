@@ -52,6 +52,7 @@ fn a_signal_lets_the_request_in_flight_finish_and_the_exit_code_is_0() {
 fn the_same_signal_again_cuts_at_once_names_what_it_cut_and_the_exit_code_is_3() {
     let mut daemon = troubled(NEVER, |_| {});
     let mut client = begin_request(&daemon);
+    assert_eq!(client.take(4).unwrap(), b"half");
     let peer = client.local_address().unwrap().to_string();
     daemon.signal(Signal::TERM);
     wait_for_drain(&daemon);
@@ -64,7 +65,6 @@ fn the_same_signal_again_cuts_at_once_names_what_it_cut_and_the_exit_code_is_3()
     for part in [" WARN ", "POST /echo", &peer, "waiting for the client to send the body"] {
         assert!(cut.contains(part), "no {part} in {cut}");
     }
-    client.take(4).unwrap();
     assert!(matches!(client.take(1), Err(Failure::Closed)));
 }
 
@@ -85,9 +85,9 @@ fn a_drain_that_stood_still_as_a_whole_goes_on() {
         daemon.signal(Signal::TERM);
         wait_for_drain(&daemon);
         // Longer than a child may be still before a stop goes on without it: time itself is the test.
-        daemon.signal(Signal::STOP);
+        daemon.signal_all(Signal::STOP);
         std::thread::sleep(Duration::from_secs(6));
-        daemon.signal(Signal::CONT);
+        daemon.signal_all(Signal::CONT);
         // Two more heartbeats, in which the stop looks at its children.
         std::thread::sleep(Duration::from_secs(2));
         client.send("body").unwrap();

@@ -26,9 +26,10 @@ fn start(upstream: &Upstream, keys: &str) -> Daemon {
     daemon
 }
 
-fn ask(daemon: &Daemon, target: &str) -> Client {
+/// Asks by `GET /path`, or by another method.
+fn ask(daemon: &Daemon, request: &str) -> Client {
     let mut client = connect(daemon, "http");
-    client.send(format!("GET {target} HTTP/1.1\r\nHost: test\r\n\r\n")).unwrap();
+    client.send(format!("{request} HTTP/1.1\r\nHost: test\r\n\r\n")).unwrap();
     client
 }
 
@@ -50,10 +51,10 @@ fn assert_harmless(what: &str, text: &str) {
 fn no_request_can_drive_the_operators_terminal() {
     let upstream = Upstream::start();
     let mut daemon = start(&upstream, "shutdown.deadline = \"2s\"");
-    let _answered = ask(&daemon, HOSTILE);
+    let _answered = ask(&daemon, &format!("GET {HOSTILE}"));
     upstream.next_request().answer(200, "");
     daemon.wait_for_line("of the access", |line| line.contains("steadfast::access"));
-    let _waiting = ask(&daemon, HOSTILE);
+    let _waiting = ask(&daemon, &format!("GET {HOSTILE}"));
     let _exchange = upstream.next_request();
 
     let admin = connect(&daemon, "admin").get("/status").unwrap().text();
@@ -77,29 +78,49 @@ fn no_request_can_drive_the_operators_terminal() {
     }
 }
 
-#[test]
-fn a_long_path_is_shown_in_part_and_that_it_is_shows() {
+/// What is shown of a long request, and behind it: of each of these words at least.
+fn assert_shown_in_part(request: &str, words: &[&str]) {
     /// More than a path and a query of 1 KiB each, in a message and in fields.
     const LONGEST: usize = 5 << 10;
     let upstream = Upstream::start();
     let mut daemon = start(&upstream, "shutdown.deadline = \"2s\"");
-    let long = format!("/begin{}end?{}", "a".repeat(30_000), "b".repeat(30_000));
-    let _answered = ask(&daemon, &long);
+    let _answered = ask(&daemon, request);
     upstream.next_request().answer(200, "");
-    let _waiting = ask(&daemon, &long);
+    let _waiting = ask(&daemon, request);
     let exchange = upstream.next_request();
-    assert!(exchange.head.contains(&long), "the upstream gets all of it");
+    assert!(exchange.head.contains(request), "the upstream gets all of it");
+    let shows = |text: &str| words.iter().all(|word| text.contains(word));
     let text = status(&daemon, &[]);
-    assert!(text.len() < LONGEST, "{} bytes", text.len());
+    assert!(text.len() < LONGEST && shows(&text), "{} bytes: {text}", text.len());
     daemon.signal(Signal::TERM);
-    // The text behind the path is not pushed off the line.
+    // The text behind the request is not pushed off the line.
     daemon.wait_for_notification("the drain", |text| {
-        text.contains("oldest GET /begin") && text.contains("s left")
+        text.contains("oldest ") && shows(text) && text.contains("s left")
     });
     assert_eq!(daemon.wait(), 3);
     for event in ["steadfast::access", "cut by the deadline"] {
         let line = daemon.wait_for_line("of the event", |line| line.contains(event));
-        assert!(line.len() < LONGEST, "{} bytes: {line}", line.len());
-        assert!(line.contains("/begin") && line.contains(" B more)"), "{line}");
+        assert!(line.len() < LONGEST && shows(&line), "{} bytes: {line}", line.len());
     }
+}
+
+#[test]
+fn a_long_path_is_shown_in_part_and_that_it_is_shows() {
+    let long = format!("GET /begin{}end?{}", "a".repeat(30_000), "b".repeat(30_000));
+    assert_shown_in_part(&long, &["GET /begin", " B more)"]);
+}
+
+#[test]
+fn a_long_method_is_shown_in_part_and_that_it_is_shows() {
+    assert_shown_in_part(&format!("BEGIN{} /path", "A".repeat(60_000)), &["BEGIN", " B more)", "/path"]);
+}
+
+#[test]
+fn a_failing_upstream_does_not_bring_a_long_method_into_the_log() {
+    let upstream = Upstream::start();
+    let daemon = start(&upstream, "");
+    let _refused = ask(&daemon, &format!("BEGIN{} /path", "A".repeat(60_000)));
+    upstream.next_request().send("no HTTP\r\n\r\n");
+    let line = daemon.wait_for_line("of the failure", |line| line.contains("proxied request failed"));
+    assert!(line.len() < 2 << 10 && line.contains(" B more)"), "{} bytes: {line}", line.len());
 }

@@ -34,21 +34,15 @@ fn main() -> ExitCode {
         (Ok(name), _) => daemon = daemon.child(&name, trouble),
         (Err(_), _) => {}
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(4)
-        .enable_all()
-        .build()
-        .expect("a runtime");
     if std::env::var("TROUBLE").is_ok_and(|trouble| trouble == "bound and dropped") {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         let _inside = runtime.enter();
         drop(daemon.bind().expect("it can be bound"));
         tracing::info!("bound and dropped");
         sleep(FOR_EVER);
         return ExitCode::FAILURE;
     }
-    let exit = runtime.block_on(daemon.run());
-    runtime.shutdown_background();
-    exit.into()
+    daemon.run_blocking().into()
 }
 
 fn router() -> Router {

@@ -2,8 +2,7 @@
 //! daemon is idle, under load, while it drains and during a reload.
 //!
 //! [`matrix`] is the whole table, on plain processes with a stand-in for the service manager. [`systemd`] has the
-//! cells in which a real systemd takes part: it restarts what the watchdog gives up, and keeps the listeners
-//! meanwhile. [`handlers`] is about the faults of requests, [`intensity`] about children that fail without end.
+//! cells in which a real systemd takes part. [`handlers`] is about the faults of requests, [`intensity`] about children that fail without end.
 
 mod handlers;
 mod intensity;

@@ -7,8 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use rustix::process::{Pid, kill_process};
-use steadfast_harness::{Account, Client, Daemon, Load, Signal, print_figure, wait_until};
+use steadfast_harness::{Account, Client, Daemon, Failure, Load, Signal, print_figure};
 
 use crate::process::{Child, Kind, Rehearsal, WATCHDOG, doing, inject, post, still_waits};
 
@@ -29,38 +28,38 @@ impl Situation {
     const ALL: [Self; 4] = [Self::Idle, Self::Load, Self::Draining, Self::Reload];
 }
 
-/// The outcome of each fault in each situation. Nowhere is a request lost, a connection refused or closed that
-/// would otherwise not be: a cell would name it after `lost`.
+/// The outcome of each fault in each situation. Nowhere is a connection refused, and but for `replaced` and `killed` is
+/// no request lost and no connection closed that would otherwise not be: a cell would name it after `lost`.
 ///
-/// * `restarted`: the log names the child, the child runs again.
-/// * `named`: log and STATUS name the child with what it did last, and systemd is told to restart the unit
-///   (`WATCHDOG=trigger`; what comes of that is in [`crate::systemd`]). Until then requests are answered.
-/// * `waiting`: as `named`; and new connections wait in the listener's backlog, since nobody accepts them.
-/// * `exit N`: the drain, of the stop or of the process that was relieved, ended as it would have without the fault.
+/// * `restarted`: the log names the child, the child runs again in the same worker.
+/// * `replaced`: log and STATUS name the child with what it did last, and the main process ends the worker and starts
+///   another with the same listeners. Who was being answered loses that answer, and only that.
+/// * `exit N`: the drain, of the stop or of the worker that was replaced, ended as it would have without the fault.
 ///   3 is the own worker that had to be cut: only it knows how to stop.
+/// * `killed`: the predecessor could not be told that another worker serves, and was ended as in `replaced`.
 #[rustfmt::skip]
 const MATRIX: [(Child, Kind, [&str; 4]); 20] = [
     //                        idle         under load   draining    during a reload
     ("signals", Kind::Panic, ["restarted", "restarted", "exit 0",   "exit 0"]),
     ("signals", Kind::Fail,  ["restarted", "restarted", "exit 0",   "exit 0"]),
-    ("signals", Kind::Hang,  ["named",     "named",     "exit 0",   "exit 0"]),
-    ("signals", Kind::Block, ["named",     "named",     "exit 0",   "exit 0"]),
+    ("signals", Kind::Hang,  ["replaced",  "replaced",  "exit 0",   "killed"]),
+    ("signals", Kind::Block, ["replaced",  "replaced",  "exit 0",   "killed"]),
     ("http",    Kind::Panic, ["restarted", "restarted", "exit 0",   "exit 0"]),
     ("http",    Kind::Fail,  ["restarted", "restarted", "exit 0",   "exit 0"]),
-    ("http",    Kind::Hang,  ["waiting",   "waiting",   "exit 0",   "exit 0"]),
-    ("http",    Kind::Block, ["waiting",   "waiting",   "exit 0",   "exit 0"]),
+    ("http",    Kind::Hang,  ["replaced",  "replaced",  "exit 0",   "exit 0"]),
+    ("http",    Kind::Block, ["replaced",  "replaced",  "exit 0",   "exit 0"]),
     ("admin",   Kind::Panic, ["restarted", "restarted", "exit 0",   "exit 0"]),
     ("admin",   Kind::Fail,  ["restarted", "restarted", "exit 0",   "exit 0"]),
-    ("admin",   Kind::Hang,  ["named",     "named",     "exit 0",   "exit 0"]),
-    ("admin",   Kind::Block, ["named",     "named",     "exit 0",   "exit 0"]),
+    ("admin",   Kind::Hang,  ["replaced",  "replaced",  "exit 0",   "exit 0"]),
+    ("admin",   Kind::Block, ["replaced",  "replaced",  "exit 0",   "exit 0"]),
     ("systemd", Kind::Panic, ["restarted", "restarted", "exit 0",   "exit 0"]),
     ("systemd", Kind::Fail,  ["restarted", "restarted", "exit 0",   "exit 0"]),
-    ("systemd", Kind::Hang,  ["named",     "named",     "exit 0",   "exit 0"]),
-    ("systemd", Kind::Block, ["named",     "named",     "exit 0",   "exit 0"]),
+    ("systemd", Kind::Hang,  ["replaced",  "replaced",  "exit 0",   "exit 0"]),
+    ("systemd", Kind::Block, ["replaced",  "replaced",  "exit 0",   "exit 0"]),
     ("worker",  Kind::Panic, ["restarted", "restarted", "exit 0",   "exit 0"]),
     ("worker",  Kind::Fail,  ["restarted", "restarted", "exit 0",   "exit 0"]),
-    ("worker",  Kind::Hang,  ["named",     "named",     "exit 3",   "exit 3"]),
-    ("worker",  Kind::Block, ["named",     "named",     "exit 3",   "exit 3"]),
+    ("worker",  Kind::Hang,  ["replaced",  "replaced",  "exit 3",   "exit 3"]),
+    ("worker",  Kind::Block, ["replaced",  "replaced",  "exit 3",   "exit 3"]),
 ];
 
 /// The number of cells that are tried at once: most of the time each of them waits.
@@ -112,7 +111,7 @@ fn every_fault_of_every_child_costs_what_the_matrix_says() {
             }
         }
     }
-    print_figure("what each fault of each child came to; no request was lost, none refused", &table);
+    print_figure("what each fault of each child came to; nobody was refused", &table);
     assert!(wrong.is_empty(), "\n{wrong}");
 }
 
@@ -124,7 +123,7 @@ fn words(panic: &(dyn Any + Send)) -> String {
 
 /// One cell: starts a daemon, brings it into the situation, injects the fault, and looks.
 fn try_one(child: Child, kind: Kind, situation: Situation) -> String {
-    let lines = "shutdown.deadline = \"8s\"\nshutdown.linger = \"200ms\"\n\
+    let lines = "shutdown.deadline = \"8s\"\nhandover.deadline = \"8s\"\nshutdown.linger = \"200ms\"\n\
                  supervision.backoff = \"20ms\"\n";
     let rehearsal = Rehearsal::start(lines, |command| {
         if !kind.ends_the_child() {
@@ -142,9 +141,15 @@ fn try_one(child: Child, kind: Kind, situation: Situation) -> String {
 fn idle(rehearsal: &Rehearsal, child: Child, kind: Kind) -> String {
     let mut client = rehearsal.connect();
     assert_eq!(client.get("/").expect("it serves").status, 200);
+    let worker = rehearsal.daemon.worker();
     rehearsal.inject(child, kind);
-    let came = reaction(rehearsal, child, kind);
-    assert_eq!(client.get("/").expect("an open connection goes on").status, 200);
+    let came = reaction(rehearsal, child, kind, worker);
+    let answer = client.get("/");
+    if came == "replaced" {
+        assert!(matches!(answer, Err(Failure::Closed)), "the old worker has ended");
+    } else {
+        assert_eq!(answer.expect("an open connection goes on").status, 200);
+    }
     newcomer(rehearsal, came)
 }
 
@@ -154,12 +159,18 @@ fn load(rehearsal: &Rehearsal, child: Child, kind: Kind) -> String {
     let exchange = rehearsal.upstream.next_request();
     let load = Load::start(CLIENTS, rehearsal.daemon.address("http"), "/");
     load.advance(100);
+    let worker = rehearsal.daemon.worker();
     rehearsal.inject(child, kind);
-    let came = reaction(rehearsal, child, kind);
+    let came = reaction(rehearsal, child, kind, worker);
     load.advance(100);
-    exchange.answer(200, "worth the wait");
-    assert_eq!(client.receive().expect("a request in flight goes on").text(), "worth the wait");
-    let lost = losses(&load.finish());
+    let lost = if came == "replaced" {
+        client.receive().expect_err("the old worker has ended");
+        own_answers(&load.finish())
+    } else {
+        exchange.answer(200, "worth the wait");
+        assert_eq!(client.receive().expect("a request in flight goes on").text(), "worth the wait");
+        losses(&load.finish())
+    };
     newcomer(rehearsal, came) + &lost
 }
 
@@ -190,7 +201,7 @@ fn draining(rehearsal: Rehearsal, child: Child, kind: Kind) -> String {
 }
 
 fn reload(rehearsal: Rehearsal, child: Child, kind: Kind) -> String {
-    let successor = Successor(&rehearsal.daemon);
+    let old = rehearsal.daemon.worker();
     let mut asking = rehearsal.control();
     let mut control = rehearsal.control();
     // Both are the predecessor's, whoever accepts by then.
@@ -207,49 +218,49 @@ fn reload(rehearsal: Rehearsal, child: Child, kind: Kind) -> String {
     post(&mut asking, "/reload");
     rehearsal.daemon.wait_for_line("that it reloads", |line| line.contains("reloading"));
     inject(&mut control, child, kind);
+    let is_deaf = child == "signals" && !kind.ends_the_child();
     let answer = asking.receive();
-    let answer = answer.unwrap_or_else(|lost| panic!("the reload: {lost}\n{}", rehearsal.daemon.stderr()));
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    if is_deaf {
+        // It does not even hear that the reload has succeeded.
+        answer.expect_err("the old worker has ended");
+    } else {
+        let answer =
+            answer.unwrap_or_else(|lost| panic!("the reload: {lost}\n{}", rehearsal.daemon.stderr()));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
     if kind.ends_the_child() {
         wait_for_the_end_of(&rehearsal.daemon, child, kind);
     }
     load.advance(100);
-    exchange.answer(200, "worth the wait");
-    assert_eq!(client.receive().expect("a request in flight goes on").text(), "worth the wait");
-    let old = rehearsal.daemon.pid();
-    wait_until("the relieved process to end", || {
-        let stat = std::fs::read_to_string(format!("/proc/{old}/stat")).ok()?;
-        stat.rsplit(") ").next()?.starts_with('Z').then_some(())
-    });
-    for connection in [&mut client, &mut idle] {
-        assert_eq!(connection.get("/").expect("a connection follows").status, 200);
-    }
-    let lost = losses(&load.finish());
-    drop(successor);
+    let (end, lost) = if is_deaf {
+        end_of(&rehearsal.daemon, old, " before it had finished");
+        client.receive().expect_err("the old worker has ended");
+        ("killed".to_owned(), own_answers(&load.finish()))
+    } else {
+        exchange.answer(200, "worth the wait");
+        assert_eq!(client.receive().expect("a request in flight goes on").text(), "worth the wait");
+        let how = end_of(&rehearsal.daemon, old, ": it has finished");
+        for connection in [&mut client, &mut idle] {
+            assert_eq!(connection.get("/").expect("a connection follows").status, 200);
+        }
+        (how.replace("exited with code", "exit"), losses(&load.finish()))
+    };
     let Rehearsal { mut daemon, .. } = rehearsal;
-    format!("exit {}{lost}", daemon.wait())
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait(), 0, "the successor knows nothing of it");
+    end + &lost
 }
 
-/// The process that takes over, which is not the test's child. Dropped, it is ended.
-struct Successor<'a>(&'a Daemon);
-
-impl Drop for Successor<'_> {
-    fn drop(&mut self) {
-        let stderr = self.0.stderr();
-        // process PID takes over
-        let pid = stderr.0.iter().find_map(|line| {
-            let (before, _) = line.split_once(" takes over")?;
-            before.rsplit(' ').next()?.parse().ok()
-        });
-        if let Some(pid) = pid.and_then(Pid::from_raw) {
-            // It may have ended by itself.
-            let _ = kill_process(pid, Signal::KILL);
-        }
-    }
+/// Waits until the main process has noted the end of a predecessor, and says what it was.
+fn end_of(daemon: &Daemon, worker: u32, then: &str) -> String {
+    let begins = format!(" worker {worker} ");
+    let end = |line: &str| Some(line.split_once(&begins)?.1.split_once(then)?.0.to_owned());
+    end(&daemon.wait_for_line("the end of the predecessor", |line| end(line).is_some()))
+        .expect("it was found")
 }
 
 /// Waits for what the daemon makes of the fault of a child that runs.
-fn reaction(rehearsal: &Rehearsal, child: Child, kind: Kind) -> &'static str {
+fn reaction(rehearsal: &Rehearsal, child: Child, kind: Kind, worker: u32) -> &'static str {
     if kind.ends_the_child() {
         wait_for_the_end_of(&rehearsal.daemon, child, kind);
         rehearsal.wait_for_restarts(child, 1);
@@ -258,12 +269,11 @@ fn reaction(rehearsal: &Rehearsal, child: Child, kind: Kind) -> &'static str {
     let doing = doing(child);
     let line = rehearsal.daemon.wait_for_line("that it is stuck", |line| line.contains("is stuck"));
     assert!(line.contains("ERROR") && line.contains(child) && line.contains(doing), "{line}");
-    let notified = rehearsal
-        .daemon
-        .wait_for_notification("the trigger", |text| text.lines().any(|line| line == "WATCHDOG=trigger"));
     let status = format!("STATUS=stuck: no heartbeat from {child} (last {doing})");
-    assert!(notified.text.lines().any(|line| line == status), "{}", notified.text);
-    if child == "http" { "waiting" } else { "named" }
+    rehearsal.daemon.wait_for_notification(&status, |text| text.lines().any(|line| line == status));
+    let ended = format!("worker {worker} was ended by signal 6; starting another in 0 ms");
+    rehearsal.daemon.wait_for_line(&ended, |line| line.contains(&ended));
+    "replaced"
 }
 
 fn wait_for_the_end_of(daemon: &Daemon, child: Child, kind: Kind) {
@@ -273,13 +283,7 @@ fn wait_for_the_end_of(daemon: &Daemon, child: Child, kind: Kind) {
 
 /// A client that comes after the fault.
 fn newcomer(rehearsal: &Rehearsal, came: &str) -> String {
-    let mut client = rehearsal.connect();
-    if came == "waiting" {
-        client.ask("/").expect("the kernel takes a request");
-        assert!(client.is_open());
-    } else {
-        assert_eq!(client.get("/").expect("it serves").status, 200);
-    }
+    assert_eq!(rehearsal.connect().get("/").expect("it serves").status, 200);
     came.to_owned()
 }
 
@@ -290,4 +294,19 @@ fn losses(account: &Account) -> String {
     } else {
         format!("; lost: {account}")
     }
+}
+
+/// The losses of clients whose worker was ended: nobody is refused, and each loses the answer that it waited for.
+fn own_answers(account: &Account) -> String {
+    let is_that = account.refused == 0 && account.dropped <= CLIENTS as u64 && account.closed == 0;
+    if is_that { String::new() } else { format!("; lost: {account}") }
+}
+
+#[test]
+fn a_child_that_is_stuck_is_found_out_where_no_manager_has_a_watchdog() {
+    let rehearsal = Rehearsal::start("", |_| {});
+    let worker = rehearsal.daemon.worker();
+    rehearsal.inject("signals", Kind::Hang);
+    assert_eq!(reaction(&rehearsal, "signals", Kind::Hang, worker), "replaced");
+    newcomer(&rehearsal, "replaced");
 }

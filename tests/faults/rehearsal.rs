@@ -26,16 +26,7 @@ fn main() -> ExitCode {
         .route("/panic", get(panics))
         .route("/block", get(async || sleep(BLOCK)))
         .route("/wait", get(async || tokio::time::sleep(BLOCK).await));
-    let daemon = Daemon::new(config).router(router).child("worker", work);
-    // As many threads as the smallest machine has on which one of them may be blocked.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    let exit = runtime.block_on(daemon.run());
-    runtime.shutdown_background();
-    exit.into()
+    Daemon::new(config).router(router).child("worker", work).run_blocking().into()
 }
 
 async fn panics() -> &'static str {

@@ -12,8 +12,9 @@ use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 use steadfast_harness::{Client, Signal, wait_until};
 
+use crate::recorder::Recorder;
 use crate::site::{Site, files, proxy, respond};
-use crate::wire::answer;
+use crate::wire::{answer, connect, read_to_end};
 
 /// In `[log]`.
 const ACCESS: &str = "access = \"all\"\n";
@@ -44,6 +45,36 @@ fn an_empty_file_is_answered_counted_and_logged_and_its_connection_is_idle_again
     site.signal(Signal::TERM);
     assert_eq!(site.wait(), 0, "{}", site.stderr());
     assert_eq!((logged(&site, "GET /empty"), logged(&site, "GET /full")), (2, 1), "{}", site.stderr());
+}
+
+const BROKEN_OFF: &str = "steadfast_http_requests_broken_off_total";
+
+#[test]
+fn an_answer_that_breaks_off_on_this_side_is_logged_as_that_and_no_client_is_blamed() {
+    // Too little in the time that the upstream has, and a file that is no longer what it was.
+    let recorder = Recorder::answering("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello");
+    let folder = tempfile::tempdir().unwrap();
+    let file = File::create(folder.path().join("large")).unwrap();
+    file.set_len(64 << 20).unwrap();
+    let tables = proxy("/proxy", recorder.address, ", timeout = \"1s\"") + &files("/files/*", folder.path());
+    let site = Site::start("", &tables);
+
+    let mut client = connect(site.http);
+    client.write_all(b"GET /proxy HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    assert!(read_to_end(&mut client).ends_with(b"hello"));
+
+    let mut client = narrow(site.http);
+    client.write_all(b"GET /files/large HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    wait_until("the answer to begin", || at_a_standstill(&site, "/files/large").filter(|sent| *sent > 0));
+    file.set_len(1000).unwrap();
+    assert!(read_to_end(&mut client).len() < 64 << 20);
+
+    for path in ["/proxy", "/files/large"] {
+        // As it is by default, with the errors alone.
+        site.wait_for_line("of it", |line| line.contains(&format!("GET {path} 200 broken off")));
+    }
+    assert_eq!(site.metric(BROKEN_OFF), 2);
+    assert_eq!(site.metric("steadfast_http_requests_client_gone_total"), 0);
 }
 
 /// A request at an upstream that answers as soon as it has its head.

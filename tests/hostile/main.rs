@@ -11,6 +11,7 @@ mod differential;
 mod files;
 mod floods;
 mod forged;
+mod half_closed;
 mod journal;
 mod oversized;
 mod recorder;

@@ -17,7 +17,7 @@ const LIMIT: u64 = 64;
 /// A daemon that may have no more than [`LIMIT`].
 fn limited(tables: &str) -> Site {
     let site = Site::start("", tables);
-    let pid = Pid::from_raw(i32::try_from(site.pid()).unwrap());
+    let pid = Pid::from_raw(i32::try_from(site.worker()).unwrap());
     let limit = Rlimit { current: Some(LIMIT), maximum: Some(LIMIT) };
     prlimit(pid, Resource::Nofile, limit).unwrap();
     site

@@ -85,9 +85,9 @@ impl Site {
         sum_in(&self.metrics(), "steadfast_http_connections")
     }
 
-    /// The memory that it has in use, in bytes.
+    /// The memory that its worker has in use, in bytes.
     pub(crate) fn resident(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.worker()));
         let status = status.expect("the daemon runs");
         let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
         kib.and_then(|kib| kib.parse::<u64>().ok()).expect("the kernel knows its size") << 10

@@ -5,10 +5,10 @@ use std::net::Shutdown;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use steadfast_harness::{Client, print_figure, wait_until};
+use steadfast_harness::{Client, Upstream, print_figure, wait_until};
 
 use crate::recorder::Recorder;
-use crate::site::{IMPATIENT, Site, proxy, respond};
+use crate::site::{IMPATIENT, Site, files, proxy, respond};
 use crate::wire::{connect, read_to_end, statuses};
 
 /// Enough at once that each would be noticed if others waited for it.
@@ -65,6 +65,42 @@ fn a_hundred_bodies_that_stop_coming_are_answered_with_408_and_nobody_waits_for_
         assert_eq!(statuses(&read_to_end(&mut client)), [408]);
     });
     assert_eq!(recorder.requests(), []);
+}
+
+#[test]
+fn a_body_in_chunks_that_stops_between_them_holds_no_place_whatever_answers_it() {
+    // What comes first, and what comes later, of which no reader is given anything.
+    const BODIES: [(&str, &str); 6] = [
+        ("", "5"),
+        ("", "5\r\n"),
+        ("", "5;extension"),
+        ("5\r\nhello", "\r\n"),
+        ("5\r\nhello\r\n", "0"),
+        ("5\r\nhello\r\n0\r\n", "X"),
+    ];
+    let upstream = Upstream::start();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("file"), "a file").unwrap();
+    let tables = respond("/hello", "hello")
+        + &files("/files/*", folder.path())
+        + &proxy("/app/*", upstream.address(), "");
+    let site = Site::start(IMPATIENT, &tables);
+    for (path, status) in [("/hello", 200), ("/files/file", 405), ("/app/", 408)] {
+        let clients = BODIES.map(|(first, later)| {
+            let mut client = connect(site.http);
+            let head = format!("POST {path} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
+            client.write_all((head + first).as_bytes()).unwrap();
+            // When the head is there the body was asked for.
+            let passed = (status == 408).then(|| upstream.next_request());
+            // The answer may have been the last one.
+            let _ = client.write_all(later.as_bytes());
+            (client, first, later, passed)
+        });
+        for (mut client, first, later, _passed) in clients {
+            assert_eq!(statuses(&read_to_end(&mut client)), [status], "{path} {first:?} {later:?}");
+        }
+    }
+    wait_until("no connection to be left", || (site.connections() == 0).then_some(()));
 }
 
 #[test]
@@ -141,7 +177,7 @@ fn a_client_that_closes_its_half_gets_its_answer_or_a_close_and_keeps_nothing_op
 fn clients_that_reset_their_connections_leave_nothing_behind() {
     let site = Site::start("", &respond("/hello", "hello"));
     let descriptors =
-        || std::fs::read_dir(format!("/proc/{}/fd", site.pid())).expect("the daemon runs").count();
+        || std::fs::read_dir(format!("/proc/{}/fd", site.worker())).expect("the daemon runs").count();
     site.assert_available("/hello");
     let before = descriptors();
     for sent in ["", "GET /hello HT", "POST /hello HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello"] {

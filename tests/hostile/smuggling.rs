@@ -209,7 +209,7 @@ fn a_chunk_is_as_long_as_it_says_or_the_request_is_refused() {
 }
 
 #[test]
-fn a_request_for_no_host_or_for_two_is_refused() {
+fn a_request_for_no_host_for_two_or_for_what_is_none_is_refused() {
     try_all(&[
         refused("none", b"GET /{n} HTTP/1.1\r\n\r\n"),
         refused("two", b"GET /{n} HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
@@ -220,6 +220,23 @@ fn a_request_for_no_host_or_for_two_is_refused() {
         refused("a user", b"GET /{n} HTTP/1.1\r\nHost: b@a\r\n\r\n"),
         refused("a space", b"GET /{n} HTTP/1.1\r\nHost: a b\r\n\r\n"),
         refused("no text", b"GET /{n} HTTP/1.1\r\nHost: \xff\r\n\r\n"),
+        refused("two ports", b"GET /{n} HTTP/1.1\r\nHost: a:80:90\r\n\r\n"),
+        refused("a port that is no number", b"GET /{n} HTTP/1.1\r\nHost: a:x\r\n\r\n"),
+        refused("a port with a sign", b"GET /{n} HTTP/1.1\r\nHost: a:+80\r\n\r\n"),
+        refused("an open bracket", b"GET /{n} HTTP/1.1\r\nHost: [::1\r\n\r\n"),
+        refused("a bracket that nothing opens", b"GET /{n} HTTP/1.1\r\nHost: ::1]\r\n\r\n"),
+        refused("brackets within a name", b"GET /{n} HTTP/1.1\r\nHost: a[::1]\r\n\r\n"),
+        refused("a name behind brackets", b"GET /{n} HTTP/1.1\r\nHost: [::1]a\r\n\r\n"),
+        refused("a name in brackets", b"GET /{n} HTTP/1.1\r\nHost: [a]\r\n\r\n"),
+        refused("an address of IPv4 in brackets", b"GET /{n} HTTP/1.1\r\nHost: [127.0.0.1]\r\n\r\n"),
+        refused("empty brackets", b"GET /{n} HTTP/1.1\r\nHost: []\r\n\r\n"),
+        refused("an address of IPv6 without brackets", b"GET /{n} HTTP/1.1\r\nHost: ::1\r\n\r\n"),
+        refused("a zone", b"GET /{n} HTTP/1.1\r\nHost: [fe80::1%eth0]\r\n\r\n"),
+        refused("a percent that encodes nothing", b"GET /{n} HTTP/1.1\r\nHost: a%4\r\n\r\n"),
+        refused("in the target, two ports", b"GET http://a:80:90/{n} HTTP/1.1\r\nHost: a\r\n\r\n"),
+        refused("in the target, no port", b"GET http://a:x/{n} HTTP/1.1\r\nHost: a\r\n\r\n"),
+        refused("in the target, no host", b"GET http://a\"b/{n} HTTP/1.1\r\nHost: a\r\n\r\n"),
+        refused("in the target, a name in brackets", b"GET http://[a]/{n} HTTP/1.1\r\nHost: a\r\n\r\n"),
         passed_once("HTTP/1.0 needs none", b"GET /{n} HTTP/1.0\r\n\r\n", &["GET /{n}"]),
         passed_once(
             "an empty one",
@@ -229,6 +246,21 @@ fn a_request_for_no_host_or_for_two_is_refused() {
         passed_once(
             "a port, and brackets",
             b"GET /{n} HTTP/1.1\r\nHost: [2001:db8::1]:8080\r\nConnection: close\r\n\r\n",
+            &["GET /{n}"],
+        ),
+        passed_once(
+            "a port without digits",
+            b"GET /{n} HTTP/1.1\r\nHost: a.example:\r\nConnection: close\r\n\r\n",
+            &["GET /{n}"],
+        ),
+        passed_once(
+            "an encoded letter, and marks",
+            b"GET /{n} HTTP/1.1\r\nHost: a_b-c.~%41!$&'()*+,;=:80\r\nConnection: close\r\n\r\n",
+            &["GET /{n}"],
+        ),
+        passed_once(
+            "in the target, brackets, a port and a user",
+            b"GET http://me@[::1]:80/{n} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
             &["GET /{n}"],
         ),
     ]);
@@ -285,7 +317,7 @@ fn what_follows_a_refused_request_is_not_taken_for_the_next_one() {
         ("POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n", 413),
         ("POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
         ("POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
-        ("CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n", 404),
+        ("CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n", 501),
     ] {
         let answers = say(site.http, &[head.as_bytes(), SMUGGLED].concat());
         assert_eq!(statuses(&answers), [status], "{head}");

@@ -300,13 +300,15 @@ fn persistence() -> Vec<Case> {
             "\r\n\r\nGET {path} HTTP/1.1\r\nHost: a\r\n\r\n",
         ),
         case("CONNECT to a host", "RFC 9110, 9.3.6", "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n")
-            .answered([404, NOT_HERE, NOT_HERE])
+            .answered([501, NOT_HERE, NOT_HERE])
             .then([Closed; 3]),
+        case("CONNECT to a path", "RFC 9110, 9.3.6", "CONNECT {path} HTTP/1.1\r\nHost: a:443\r\n\r\n")
+            .refused(501),
     ]
 }
 
 /// The number of connections that the table makes, counted once more.
-const TRIED: usize = 162;
+const TRIED: usize = 165;
 
 #[test]
 fn every_connection_is_kept_or_says_that_it_closes() {

@@ -6,7 +6,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use steadfast_harness::{PATIENCE, Upstream, wait_until};
+use steadfast_harness::{Client, PATIENCE, Signal, Upstream, wait_until};
 
 use crate::site::{Site, proxy};
 use crate::wire::{answer, connect};
@@ -142,4 +142,124 @@ fn a_tunnel_in_which_nobody_speaks_is_closed_after_its_timeout_and_one_in_which_
     assert!(ends(&mut silent));
     drop(speaking);
     wait_until("every connection to close", || (site.connections() == 0).then_some(()));
+}
+
+#[test]
+fn a_half_closed_tunnel_in_which_nobody_speaks_is_closed_after_its_timeout() {
+    let (site, upstream) = site("tunnel_idle_timeout = \"1s\"");
+    for closes in [0, 1] {
+        let mut ends = tunnel(&site, &upstream);
+        ends[closes].shutdown(Shutdown::Write).unwrap();
+        assert_eq!(ends[1 - closes].read(&mut [0]).unwrap(), 0, "the other side hears of it");
+        wait_until("the tunnel to close", || (site.connections() == 0).then_some(()));
+    }
+}
+
+#[test]
+fn a_half_closed_tunnel_is_cut_at_the_deadline_and_logged_so() {
+    for closes in [0, 1] {
+        let upstream = Upstream::start();
+        let tables = "access = \"all\"\n[shutdown]\ndeadline = \"1s\"\n".to_owned();
+        let mut site = Site::start("", &(tables + &proxy("/app/*", upstream.address(), "")));
+        let mut ends = tunnel(&site, &upstream);
+        ends[closes].shutdown(Shutdown::Write).unwrap();
+        assert_eq!(ends[1 - closes].read(&mut [0]).unwrap(), 0, "the other side hears of it");
+        site.signal(Signal::TERM);
+        assert_eq!(site.wait(), 3, "{}", site.stderr());
+        let access = |line: &str| line.contains("steadfast::access") && line.contains("outcome=\"cut\"");
+        assert_eq!(site.lines(access), 1, "{}", site.stderr());
+        assert_eq!(site.lines(|line| line.contains("did not stop")), 0, "{}", site.stderr());
+    }
+}
+
+#[test]
+fn a_tunnel_that_waits_for_the_body_of_its_request_waits_no_longer_than_for_any_body() {
+    let (site, upstream) = site("read_timeout = \"2s\"");
+    let begin = || {
+        let mut client = connect(site.http);
+        let head = "GET /app/ HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: x\r\n";
+        client.write_all(format!("{head}Content-Length: 10\r\n\r\nhello").as_bytes()).unwrap();
+        let mut exchange = upstream.next_request();
+        exchange.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n");
+        assert_eq!(answer(&mut client, &mut Vec::new(), false).unwrap().status(), 101);
+        (client, exchange.into_stream())
+    };
+    let (mut silent, _upstream) = begin();
+    wait_until("the status to say what it waits for", || {
+        let status = Client::connect(site.admin).unwrap().get("/status").unwrap().text();
+        status.contains("the client to send the body").then_some(())
+    });
+    assert!(ends(&mut silent));
+    wait_until("its connection to close", || (site.connections() == 0).then_some(()));
+
+    let (mut late, mut upstream) = begin();
+    late.write_all(b"worldnow a tunnel").unwrap();
+    upstream.write_all(b"hello").unwrap();
+    late.read_exact(&mut [0; 5]).unwrap();
+    // Longer than any body is waited for: time itself is the test.
+    thread::sleep(Duration::from_secs(4));
+    upstream.write_all(b"hello").unwrap();
+    late.read_exact(&mut [0; 5]).unwrap();
+}
+
+/// Has the upstream's end say more than all sockets on the way hold, and then end. Returns what is said in all.
+fn say_much(mut upstream: TcpStream) -> usize {
+    const MUCH: usize = 32 << 20;
+    thread::spawn(move || {
+        // The tunnel may be closed in the middle of it.
+        let _ = upstream.write_all(&vec![b'x'; MUCH]);
+        let _ = upstream.shutdown(Shutdown::Write);
+    });
+    MUCH
+}
+
+#[test]
+fn a_client_that_has_finished_sending_has_its_write_timeout_to_read_what_is_left_in_a_tunnel() {
+    let (site, upstream) = site("write_timeout = \"1s\"");
+    let mut tunnels: Vec<_> = (0..3)
+        .map(|_| {
+            let [mut client, upstream] = tunnel(&site, &upstream);
+            let said = say_much(upstream);
+            client.read_exact(&mut [0; 1]).unwrap();
+            (client, said - 1)
+        })
+        .collect();
+    let (mut unfinished, said) = tunnels.remove(0);
+    let (silent, _) = tunnels.remove(0);
+    let (slow, _) = tunnels.remove(0);
+    silent.shutdown(Shutdown::Write).unwrap();
+    slow.shutdown(Shutdown::Write).unwrap();
+
+    // Longer than the timeout in all, but never silent for as long as that.
+    let mut read = 0;
+    let mut bytes = vec![0; 1 << 20];
+    while read < said {
+        let count = (&slow).read(&mut bytes).expect("whoever reads is served");
+        assert!(count > 0, "it was closed after {read} bytes");
+        read += count;
+        thread::sleep(Duration::from_millis(50));
+    }
+    drop(slow);
+    wait_until("the silent one to be closed", || (site.connections() == 1).then_some(()));
+    // One that may yet speak has a tunnel as long as it likes.
+    let mut rest = Vec::new();
+    unfinished.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(unfinished.read_to_end(&mut rest).unwrap(), said);
+    drop(silent);
+}
+
+#[test]
+fn a_client_that_has_finished_sending_reads_what_is_left_in_a_tunnel_at_min_rate() {
+    let limits = "write_timeout = \"1h\"\nmin_rate = \"1MiB\"\nmin_rate_grace = \"2s\"";
+    let (site, upstream) = site(limits);
+    let [mut client, upstream] = tunnel(&site, &upstream);
+    say_much(upstream);
+    client.read_exact(&mut [0; 1]).unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let began = Instant::now();
+    while site.connections() > 0 {
+        assert!(began.elapsed() < PATIENCE, "it is still served");
+        thread::sleep(Duration::from_millis(100));
+        let _ = client.read(&mut [0; 1024]);
+    }
 }

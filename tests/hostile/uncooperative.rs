@@ -36,8 +36,9 @@ const LIMITS: &str = r#"
     body_limit = "512KiB"
 "#;
 
-/// The routes that they ask for, of all kinds, with an answer that is empty, small, or more than sockets hold.
-const PATHS: [&str; 5] = ["/respond/", "/files/small", "/files/empty", "/files/large", "/proxy/"];
+/// The routes that they ask for, of all kinds, with an answer that is empty, small, more than sockets hold, or broken
+/// off by the upstream.
+const PATHS: [&str; 6] = ["/respond/", "/files/small", "/files/empty", "/files/large", "/proxy/", "/broken/"];
 
 /// Longer than any good client may wait, on a machine that is busy.
 const TOO_LONG: Duration = Duration::from_secs(10);
@@ -155,7 +156,13 @@ fn misbehave(book: &Book, stream: &mut TcpStream, rng: &mut Rng) -> io::Result<(
         }
         5 => {
             stream.write_all(post("Transfer-Encoding: chunked\r\n").as_bytes())?;
-            stream.write_all(&b"5\r\nhello\r\n0\r\n\r\n"[..rng.usize(1..15)])?;
+            // In packets of their own many of its bytes bring nobody anything but the wait for the next.
+            let body = b"5;ext\r\nhello\r\n0\r\nX: trailer\r\n\r\n";
+            let part = &body[..rng.usize(1..body.len())];
+            for piece in part.chunks(rng.usize(1..=part.len())) {
+                pause(rng, 50);
+                stream.write_all(piece)?;
+            }
         }
         // More than anybody wants.
         6 => stream
@@ -217,9 +224,11 @@ fn clients_that_never_cooperate_harm_nobody_and_leave_nothing_behind() {
     std::fs::write(folder.path().join("empty"), "").unwrap();
     std::fs::File::create(folder.path().join("large")).unwrap().set_len(16 << 20).unwrap();
     let recorder = Recorder::start();
+    let breaking_off = Recorder::answering("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello");
     let tables = respond("/respond/*", "ok")
         + &files("/files/*", folder.path())
-        + &proxy("/proxy/*", recorder.address, "");
+        + &proxy("/proxy/*", recorder.address, "")
+        + &proxy("/broken/*", breaking_off.address, ", timeout = \"1s\"");
     let mut site = Site::start(LIMITS, &("access = \"all\"\n".to_owned() + &tables));
 
     let book = Book::default();
@@ -312,8 +321,11 @@ fn assert_counted_once(site: &Site, book: &Book, recorder: &Recorder, metrics: &
     let ended = sum_in(metrics, "steadfast_http_requests_total");
     let gone = metric_in(metrics, "steadfast_http_requests_client_gone_total");
     let cut = metric_in(metrics, "steadfast_http_requests_cut_total");
+    let broken_off = metric_in(metrics, "steadfast_http_requests_broken_off_total");
     assert_eq!((ended, cut), (lines.len() as u64, 0), "{outcomes:?}");
-    assert_eq!(outcomes.get("answered").copied().unwrap_or_default() + cut + gone, ended, "{outcomes:?}");
+    let answered = outcomes.get("answered").copied().unwrap_or_default();
+    assert_eq!(answered + cut + gone + broken_off, ended, "{outcomes:?}");
+    assert_eq!(outcomes.get("broken").copied().unwrap_or_default(), broken_off, "{outcomes:?}");
 
     // Requests that others know to have been begun.
     let answered = book.answered.lock().unwrap_or_else(PoisonError::into_inner);

@@ -45,27 +45,30 @@ enum Event {
     Reload,
     /// The child ends, and is restarted.
     Ends(&'static str, &'static str),
-    /// The child is stuck: the watchdog ends the process.
+    /// The child is stuck: the main process ends the worker.
     Sticks(&'static str, &'static str),
+    /// Of the main process.
     Kill,
+    KillWorker,
 }
 
 impl Event {
     fn draw(rng: &mut Rng) -> Self {
         let child = CHILDREN[rng.usize(..CHILDREN.len())];
-        match rng.u8(..12) {
+        match rng.u8(..13) {
             0..3 => Self::Restart,
             3..6 => Self::Reload,
             6..9 => Self::Ends(child, if rng.bool() { "panic" } else { "fail" }),
             9 => Self::Sticks(child, if rng.bool() { "hang" } else { "block" }),
             10 => Self::Kill,
+            11 => Self::KillWorker,
             _ => Self::Nothing,
         }
     }
 
-    /// The number of requests that it may cost: that of each client whose process it ends.
+    /// The number of requests that it may cost: that of each client whose worker it ends.
     fn costs(self) -> u64 {
-        if matches!(self, Self::Sticks(..) | Self::Kill) { CLIENTS as u64 } else { 0 }
+        if matches!(self, Self::Sticks(..) | Self::KillWorker) { CLIENTS as u64 } else { 0 }
     }
 }
 
@@ -76,7 +79,8 @@ impl fmt::Display for Event {
             Self::Restart => f.write_str("restart"),
             Self::Reload => f.write_str("reload"),
             Self::Ends(child, kind) | Self::Sticks(child, kind) => write!(f, "{child} {kind}"),
-            Self::Kill => f.write_str("kill -9"),
+            Self::Kill => f.write_str("kill -9 of the main process"),
+            Self::KillWorker => f.write_str("kill -9 of the worker"),
         }
     }
 }
@@ -135,7 +139,7 @@ fn storm(service: &Service, rng: &mut Rng, length: Duration) {
 }
 
 fn happen(service: &Service, event: Event) {
-    let pid = service.main_pid();
+    let (main, worker) = (service.main_pid(), worker(service));
     match event {
         Event::Nothing => {}
         Event::Restart => _ = service.restart(),
@@ -143,22 +147,42 @@ fn happen(service: &Service, event: Event) {
         Event::Ends(child, kind) => inject(service, child, kind),
         Event::Sticks(child, kind) => {
             inject(service, child, kind);
-            service.wait_for_another(&pid);
+            wait_for_another_worker(service, &worker);
         }
         Event::Kill => {
             service.kill();
-            service.wait_for_another(&pid);
+            service.wait_for_another(&main);
+        }
+        Event::KillWorker => {
+            service.ok(["kill", "-KILL", &worker]);
+            wait_for_another_worker(service, &worker);
         }
     }
 }
 
-/// A process whose whole life is known: what it counted is compared with what its clients did, what it holds at its
+/// The process that serves, as it says itself; none while nobody answers.
+fn try_worker(service: &Service) -> Option<String> {
+    let socket = service.path("/run/steadfast/control.sock");
+    let status = Client::connect_unix(socket).ok()?.get("/status").ok()?;
+    let status: serde_json::Value = serde_json::from_slice(&status.body).ok()?;
+    Some(status["pid"].as_u64()?.to_string())
+}
+
+fn worker(service: &Service) -> String {
+    wait_until("a worker that answers", || try_worker(service))
+}
+
+fn wait_for_another_worker(service: &Service, old: &str) {
+    wait_until("another worker", || try_worker(service).filter(|worker| worker != old));
+}
+
+/// A worker whose whole life is known: what it counted is compared with what its clients did, what it holds at its
 /// end with what it held when it was warm.
 fn last_life(service: &Service, rng: &mut Rng, length: Duration, first: &Belongings) {
     service.restart();
     let warm = warm_up(service);
     let early = Belongings::of(service);
-    let pid = service.main_pid();
+    let (main, first_worker) = (service.main_pid(), worker(service));
 
     let hostile = service.enter_network(|| Hostile::start(rng.u64(..)));
     let load = service.load(CLIENTS);
@@ -174,7 +198,8 @@ fn last_life(service: &Service, rng: &mut Rng, length: Duration, first: &Belongi
     wait_until_idle(service);
     let late = Belongings::of(service);
 
-    assert_eq!(service.main_pid(), pid, "{}", service.journal(UNIT, &["-n", "60"]));
+    let now = (service.main_pid(), worker(service));
+    assert_eq!(now, (main, first_worker), "{}", service.journal(UNIT, &["-n", "60"]));
     let count = |class: &str| service.metric(&format!("steadfast_http_requests_total{{code=\"{class}\"}}"));
     let counted: u64 = CHILDREN
         .map(|child| service.metric(&format!("steadfast_child_restarts_total{{child=\"{child}\"}}")))
@@ -182,10 +207,10 @@ fn last_life(service: &Service, rng: &mut Rng, length: Duration, first: &Belongi
         .sum();
     let (answered, large) = (count("2xx"), count("4xx"));
     print_figure(
-        "soak, the last process",
+        "soak, the last worker",
         format_args!(
             "{} requests answered, as many as its clients count; {large} of {} hostile ones; {counted} of {restarts} \
-             faults; {early} at its begin, {late} at its end, {first} for the first process",
+             faults; {early} at its begin, {late} at its end, {first} for the first worker",
             answered, hostile.asked
         ),
     );
@@ -199,8 +224,8 @@ fn last_life(service: &Service, rng: &mut Rng, length: Duration, first: &Belongi
     assert!(counted > 0 && counted <= restarts, "{counted} of {restarts}");
     late.assert_close_to(&early);
     assert!(late.descriptors.abs_diff(first.descriptors) <= MORE_DESCRIPTORS, "{late}, not {first}");
-    // Two listeners, the control socket, the mailbox's two ends.
-    assert_eq!(service.show(UNIT, "NFileDescriptorStore"), "5");
+    // Two listeners, the control socket, the mailbox's two ends, the last good config, the worker.
+    assert_eq!(service.show(UNIT, "NFileDescriptorStore"), "7");
 }
 
 /// Load and hostile clients for a moment, and then nobody.
@@ -222,7 +247,7 @@ fn wait_until_idle(service: &Service) {
     });
 }
 
-/// The resources that a process holds.
+/// The resources that a worker holds.
 #[derive(Debug)]
 struct Belongings {
     descriptors: u64,

@@ -13,6 +13,7 @@ mod lingering;
 mod listeners;
 mod refused_reload;
 mod reload;
+mod replacement;
 mod restart;
 mod retry;
 mod service;

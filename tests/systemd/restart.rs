@@ -6,9 +6,6 @@ use steadfast_harness::{print_figure, wait_until};
 
 use crate::service::{PROXY, Service, UNIT};
 
-/// Larger than what the kernel takes off a server's hands for one connection.
-const LARGE: usize = 100 * 1024 * 1024;
-
 #[test]
 fn ten_restarts_under_load_refuse_drop_and_close_nothing() {
     let Some(service) = Service::start(file!(), "") else {
@@ -36,56 +33,6 @@ fn ten_restarts_under_load_refuse_drop_and_close_nothing() {
     let lost = (account.refused, account.dropped, account.closed);
     assert_eq!(lost, (0, 0, 0), "{account}\n{}", service.journal(UNIT, &[]));
     assert_eq!(service.metric("steadfast_http_connections_accepted_total"), 0, "no client came anew");
-}
-
-#[test]
-fn beside_an_event_stream_and_a_slow_download_ten_restarts_and_ten_reloads_make_nobody_wait() {
-    let files = "[[route]]\npath = \"/files/*\"\nfiles = \"/srv/www\"\n";
-    let Some(service) = Service::install(file!(), &format!("{files}{PROXY}")) else {
-        return;
-    };
-    service.ok(["mkdir", "-p", "/srv/www"]);
-    service.ok(["truncate", "--size", &LARGE.to_string(), "/srv/www/large.bin"]);
-    service.ok(["systemctl", "start", UNIT]);
-    let upstream = service.upstream();
-    let (mut reader, mut stream) = service.in_flight(&upstream, "/app/events");
-    stream.begin_chunked();
-    assert_eq!(reader.receive_head().unwrap().status, 200);
-    let mut slow = service.connect();
-    slow.ask("/files/large.bin").unwrap();
-    let head = slow.receive_head().unwrap();
-    let load = service.load(50);
-    load.advance(2000);
-    let usual = load.longest_wait();
-    let mut event = 0;
-    for next in [Service::restart, Service::reload] {
-        for _ in 0..10 {
-            let took = next(&service);
-            // Neither of the two has ended: whoever waited for them would wait for ever.
-            assert!(took < Duration::from_secs(10), "{took:?}");
-            load.advance(500);
-            event += 1;
-            stream.chunk(&event.to_string());
-            assert_eq!(reader.receive_chunk().unwrap().unwrap(), event.to_string().into_bytes());
-        }
-    }
-    let longest = load.longest_wait();
-    let account = load.finish();
-    print_figure(
-        "longest wait over ten restarts and ten reloads beside an event stream and a slow download",
-        format_args!("{} ms (aim: under 100; without, {} ms)", longest.as_millis(), usual.as_millis()),
-    );
-    print_figure("ten restarts and ten reloads beside them", &account);
-    let lost = (account.refused, account.dropped, account.closed);
-    assert_eq!(lost, (0, 0, 0), "{account}\n{}", service.journal(UNIT, &[]));
-    stream.end_chunked();
-    assert!(reader.receive_chunk().unwrap().is_none());
-    assert_eq!(slow.receive_body(&head).unwrap().len(), LARGE);
-    // The worker that had both is the first one still.
-    for mut client in [reader, slow] {
-        assert_eq!(client.get("/").unwrap().status, 200);
-    }
-    service.wait_for_one_worker();
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! An installed steadfast, as its operator sees it.
 
+use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::net::{SocketAddr, TcpStream};
 use std::ops::Deref;
 use std::path::Path;
@@ -184,14 +186,15 @@ impl Service {
     /// The process that serves.
     pub(crate) fn worker_pid(&self) -> String {
         // One that hands over may have the last word.
-        let serving =
-            wait_until("a worker to serve", || Some(self.status()?).filter(|s| s["phase"] == "serving"));
+        let serving = wait_until("a worker to serve", || {
+            Some(self.control_status()?).filter(|s| s["phase"] == "serving")
+        });
         serving["pid"].to_string()
     }
 
     /// The workers that finish what they had in flight: each one's last word on its state.
     pub(crate) fn predecessors(&self) -> Vec<String> {
-        let status = self.status().expect("the control socket answers");
+        let status = self.control_status().expect("the control socket answers");
         let predecessors = status["predecessors"].as_array().expect("a list");
         predecessors.iter().map(|one| one["status"].as_str().expect("a text").to_owned()).collect()
     }
@@ -206,24 +209,45 @@ impl Service {
     }
 
     /// What `steadfast status --json` shows; none from a worker that has ended meanwhile. Needs no program in the box.
-    fn status(&self) -> Option<Value> {
+    fn control_status(&self) -> Option<Value> {
         let mut client = Client::connect_unix(self.path("/run/steadfast/control.sock")).ok()?;
         serde_json::from_slice(&client.get("/status").ok()?.body).ok()
     }
 
-    /// The processes of the unit.
-    pub(crate) fn processes(&self) -> Vec<String> {
+    /// Every process of the service.
+    pub(crate) fn processes(&self) -> BTreeSet<u32> {
         let group = self.show(UNIT, "ControlGroup");
-        let processes = self.ok(["cat", &format!("/sys/fs/cgroup{group}/cgroup.procs")]);
-        processes.lines().map(str::to_owned).collect()
+        let file = self.path(format!("/sys/fs/cgroup{group}/cgroup.procs"));
+        // Read in the box: elsewhere the processes have other numbers.
+        if group.is_empty() || !file.exists() {
+            return BTreeSet::new();
+        }
+        let listed = self.run(["cat", &format!("/sys/fs/cgroup{group}/cgroup.procs")]).stdout;
+        listed.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    /// Returns when a process of the box has ended.
+    pub(crate) fn wait_for_the_end_of(&self, process: impl Display) {
+        wait_until(&format!("process {process} to end"), || (!self.runs(&process)).then_some(()));
+    }
+
+    /// True if there is such a process in the box.
+    pub(crate) fn runs(&self, process: impl Display) -> bool {
+        self.path(format!("/proc/{process}")).exists()
+    }
+
+    /// Returns when another worker serves than this one, which has been told to end, and returns its process.
+    pub(crate) fn wait_for_another_worker(&self, worker: impl Display) -> u32 {
+        // Until then it may take a connection and not answer any more.
+        self.wait_for_the_end_of(&worker);
+        self.worker_pid().parse().expect("a number")
     }
 
     /// The unit has a main process and a worker, or soon has.
     pub(crate) fn wait_for_one_worker(&self) {
-        let pair = [self.main_pid(), self.worker_pid()];
+        let pair = [self.main_pid(), self.worker_pid()].map(|pid| pid.parse().expect("a number"));
         wait_until("all but the main process and its worker to end", || {
-            let processes = self.processes();
-            (processes.len() == 2 && pair.iter().all(|pid| processes.contains(pid))).then_some(())
+            (self.processes() == pair.into()).then_some(())
         });
     }
 
@@ -233,11 +257,6 @@ impl Service {
         wait_until(&format!("the store to hold {expected} descriptors"), || {
             (self.show(UNIT, "NFileDescriptorStore") == expected).then_some(())
         });
-    }
-
-    /// Returns when another worker than this one serves.
-    pub(crate) fn wait_for_another_worker(&self, pid: &str) {
-        wait_until("another worker to serve", || (self.worker_pid() != pid).then_some(()));
     }
 
     /// Returns when the journal has this text so many times, and returns the journal.

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use steadfast_harness::{Client, Failure, wait_until};
+use steadfast_harness::{Failure, wait_until};
 
 use crate::service::{PROXY, Service, UNIT};
 
@@ -118,29 +118,6 @@ fn a_stop_waits_for_a_predecessor_beyond_the_units_timeoutstopsec_and_the_status
 }
 
 #[test]
-fn a_stop_reaches_the_predecessors_of_earlier_main_processes_and_leaves_nothing_behind() {
-    let Some((service, upstream)) = Service::start_with_upstream(file!(), "") else {
-        return;
-    };
-    let mut first = service.in_flight(&upstream, "/app/slow");
-    service.restart();
-    let mut second = service.in_flight(&upstream, "/app/slow");
-    service.restart();
-    service.wait_for_predecessors(2);
-    service.stop_meanwhile(|| {
-        for (client, exchange) in [&mut second, &mut first] {
-            assert_eq!(service.show(UNIT, "ActiveState"), "deactivating");
-            exchange.send(ANSWER);
-            let answer = client.receive().unwrap();
-            assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
-        }
-    });
-    service.assert_stopped_with(0);
-    assert_eq!(service.ok(["sh", "-c", "pgrep -f ^steadfast: || true"]), "");
-    assert_eq!(service.show(UNIT, "NFileDescriptorStore"), "0");
-}
-
-#[test]
 fn a_stop_cuts_predecessors_of_earlier_main_processes_at_the_deadline_of_the_stop() {
     let Some((service, upstream)) = Service::start_with_upstream(file!(), "[shutdown]\ndeadline = \"2s\"\n")
     else {
@@ -161,50 +138,6 @@ fn a_stop_cuts_predecessors_of_earlier_main_processes_at_the_deadline_of_the_sto
     let warnings = service.journal(UNIT, &["-p", "warning"]);
     assert_eq!(warnings.matches("cut by the deadline: GET /app/slow").count(), 2, "{warnings}");
     assert_eq!(service.ok(["sh", "-c", "pgrep -f ^steadfast: || true"]), "");
-}
-
-#[test]
-fn a_predecessor_cuts_at_its_own_deadline() {
-    for next in [Service::reload, Service::restart] {
-        let Some((service, upstream)) = Service::start_with_upstream(
-            file!(),
-            "[shutdown]\ndeadline = \"1s\"\n[handover]\ndeadline = \"4s\"\n",
-        ) else {
-            return;
-        };
-        let (mut client, _unanswered) = service.in_flight(&upstream, "/app/slow");
-        let began = Instant::now();
-        next(&service);
-        assert!(client.receive().is_err());
-        // It holds up nobody, so it has more time than a stop has.
-        assert!(began.elapsed() >= Duration::from_secs(4), "{:?}", began.elapsed());
-        let warnings = service.journal(UNIT, &["-p", "warning"]);
-        assert!(warnings.contains("cut by the deadline: GET /app/slow"), "{warnings}");
-        assert_eq!(service.connect().get("/").unwrap().status, 200);
-        assert_eq!(service.show(UNIT, "ActiveState"), "active");
-    }
-}
-
-#[test]
-fn of_more_predecessors_than_may_be_the_oldest_is_cut() {
-    let Some((service, upstream)) = Service::start_with_upstream(file!(), "[handover]\npredecessors = 2\n")
-    else {
-        return;
-    };
-    let mut clients: Vec<(Client, _)> = Vec::new();
-    for next in [Service::restart, Service::reload, Service::restart] {
-        clients.push(service.in_flight(&upstream, "/app/slow"));
-        next(&service);
-    }
-    let (oldest, others) = clients.split_first_mut().unwrap();
-    assert!(matches!(oldest.0.receive(), Err(Failure::Closed)));
-    service.wait_for_predecessors(2);
-    let journal = service.journal(UNIT, &["-p", "warning"]);
-    assert!(journal.contains("more than `handover.predecessors` are finishing"), "{journal}");
-    for (client, exchange) in others {
-        exchange.send(ANSWER);
-        assert_eq!(client.receive().unwrap().status, 200);
-    }
 }
 
 #[test]
@@ -238,32 +171,6 @@ fn a_predecessor_that_hangs_is_killed_after_the_second_signal() {
     });
     assert_eq!(service.show(UNIT, "ActiveState"), "inactive");
     assert!(!service.path(format!("/proc/{first}")).exists());
-}
-
-#[test]
-fn a_predecessor_that_hangs_is_killed_and_named_after_its_deadline_and_after_that_of_a_stop() {
-    let config = "[shutdown]\ndeadline = \"1s\"\n[handover]\ndeadline = \"6s\"\n";
-    let Some((service, upstream)) = Service::start_with_upstream(file!(), config) else {
-        return;
-    };
-    // Each of an earlier main process, which its successor knows by its descriptor alone.
-    let hang = || {
-        let in_flight = service.in_flight(&upstream, "/app/slow");
-        let worker = service.worker_pid();
-        service.restart();
-        service.wait_for_predecessors(1);
-        service.ok(["kill", "-STOP", &worker]);
-        (in_flight, worker)
-    };
-    let (_in_flight, first) = hang();
-    service.wait_for_journal(&format!("worker {first} does not end: killing it"), 1);
-    wait_until("it to be gone", || (!service.path(format!("/proc/{first}")).exists()).then_some(()));
-    let (_in_flight, second) = hang();
-    let stop = service.stop();
-    assert!(stop.took < LENIENCE, "{:?}", stop.took);
-    assert!(service.journal(UNIT, &[]).contains(&format!("worker {second} does not end: killing it")));
-    assert!(!service.path(format!("/proc/{second}")).exists());
-    service.assert_stopped_with(0);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use steadfast_harness::{print_figure, wait_until};
+use steadfast_harness::wait_until;
 
 use crate::service::{Service, UNIT};
 
@@ -57,52 +57,6 @@ fn a_worker_that_crashes_more_often_than_it_may_is_systemds_turn() {
     assert_eq!(service.show(UNIT, "NRestarts"), "1");
     assert_eq!(service.connect().get("/").unwrap().status, 200);
     assert!(service.journal(UNIT, &[]).contains("giving up"));
-}
-
-#[test]
-fn ten_crashes_of_the_main_process_under_load_refuse_drop_and_close_nothing() {
-    let Some(service) = Service::start(file!(), "") else {
-        return;
-    };
-    let load = service.load(50);
-    load.advance(1000);
-    for _ in 0..10 {
-        let pid = service.main_pid();
-        service.kill_main();
-        service.wait_for_another_main(&pid);
-        load.advance(500);
-    }
-    let longest = load.longest_wait();
-    let account = load.finish();
-    print_figure("ten crashes of the main process under load of 50 clients", &account);
-    print_figure("longest wait over them", format_args!("{} ms", longest.as_millis()));
-    let lost = (account.refused, account.dropped, account.closed);
-    assert_eq!(lost, (0, 0, 0), "{account}\n{}", service.journal(UNIT, &[]));
-}
-
-#[test]
-fn ten_crashes_of_a_worker_under_load_refuse_nobody_and_lose_what_is_in_flight_alone() {
-    const CLIENTS: usize = 50;
-    let Some(service) = Service::start(file!(), PATIENT) else {
-        return;
-    };
-    let load = service.load(CLIENTS);
-    load.advance(1000);
-    for crash in 1..=10 {
-        let pid = service.worker_pid();
-        service.kill_worker();
-        service.wait_for_another_worker(&pid);
-        load.advance(500);
-        // A client has one request in flight, or none and loses the next one to the dead connection.
-        let account = load.account();
-        assert!(account.dropped <= crash * CLIENTS as u64, "crash {crash}: {account}");
-    }
-    let longest = load.longest_wait();
-    let account = load.finish();
-    print_figure("ten crashes of a worker under load of 50 clients", &account);
-    print_figure("longest wait over them", format_args!("{} ms", longest.as_millis()));
-    assert_eq!((account.refused, account.closed), (0, 0), "{account}");
-    assert_eq!(service.show(UNIT, "NRestarts"), "0");
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! Addresses: to listen on, to trust, and to pass requests to.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::str::FromStr;
 
 use axum::http::uri::Authority;
 use ipnet::IpNet;
 
-use super::{Refusal, Text, is_number};
+use super::{ParseError, Refusal, Text, is_number};
 use crate::daemon::http::routes::{check, proxy};
 use crate::server::address::{self, Address};
 
@@ -50,6 +51,16 @@ impl Text for Listen {
                 })
             }
         }
+    }
+}
+
+/// As it is written in the config: `"127.0.0.1:8080"`, `"unix:/path"`, `"fd:NAME"`. The name of a host is looked up, which
+/// may take its time.
+impl FromStr for Address {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        ParseError::or_value::<Listen>(text)
     }
 }
 
@@ -117,6 +128,15 @@ impl Text for Upstream {
     }
 }
 
+/// As it is written in the config: `"http://HOST:PORT"`, `"unix:/path"`.
+impl FromStr for proxy::Upstream {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        ParseError::or_value::<Upstream>(text)
+    }
+}
+
 enum Host<'t> {
     Address(IpAddr),
     Name(&'t str),
@@ -152,4 +172,40 @@ fn host_and_port(text: &str) -> Result<(Host<'_>, u16), Refusal> {
         },
     };
     host.map(|host| (host, port)).ok_or_else(|| Refusal::new("has no valid host"))
+}
+
+#[cfg(test)]
+mod tests {
+    //! A program writes an address, and reads it, as the config does.
+
+    use super::*;
+
+    #[test]
+    fn an_address_and_an_upstream_are_read_as_they_are_printed() {
+        for text in ["127.0.0.1:8080", "[::1]:0", "unix:/run/a b.sock", "fd:web"] {
+            assert_eq!(text.parse::<Address>().expect("an address").to_string(), text);
+        }
+        for text in
+            ["http://127.0.0.1:3000", "http://[::1]:3000", "http://app.internal:80", "unix:/run/app.sock"]
+        {
+            assert_eq!(text.parse::<proxy::Upstream>().expect("an upstream").to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused_with_the_configs_own_words() {
+        let address = "/run/a.sock".parse::<Address>().expect_err("a path").to_string();
+        assert_eq!(
+            address,
+            format!(
+                "\"/run/a.sock\" is a path: expected {}; a unix socket is \"unix:/run/a.sock\"",
+                address::EXPECTED
+            )
+        );
+        let upstream = "https://a:1".parse::<proxy::Upstream>().expect_err("https").to_string();
+        assert_eq!(
+            upstream,
+            format!("\"https://a:1\" asks for https, which is not supported: expected {}", check::UPSTREAM)
+        );
+    }
 }

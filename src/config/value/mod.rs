@@ -5,6 +5,8 @@ mod amount;
 mod choice;
 mod route;
 
+use std::fmt;
+
 use toml::Spanned;
 use toml::de::DeValue;
 
@@ -43,6 +45,34 @@ impl Refusal {
         Self { help: Some(help.into()), ..self }
     }
 }
+
+/// The reason why a text is not a value as the config has it: what is wrong, what is expected, and advice.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ParseError {
+    text: String,
+    what: String,
+    expected: String,
+    help: Option<String>,
+}
+
+impl ParseError {
+    /// The value that a text is.
+    fn or_value<T: Text>(text: &str) -> Result<T::Value, Self> {
+        let refused =
+            |Refusal { what, help }| Self { text: text.to_owned(), what, expected: T::expected(), help };
+        T::parse(text).map_err(refused)
+    }
+}
+
+impl fmt::Display for ParseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { text, what, expected, help } = self;
+        write!(f, "{text:?} {what}: expected {expected}")?;
+        help.as_ref().map_or(Ok(()), |help| write!(f, "; {help}"))
+    }
+}
+
+impl std::error::Error for ParseError {}
 
 impl<T: Text> Kind for T {
     type Value = T::Value;

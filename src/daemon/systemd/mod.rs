@@ -56,14 +56,15 @@ impl Systemd {
             _ = phase.wait_for(|p| *p != Phase::Starting) => {}
             () = child.stopping() => return Ok(()),
         }
+        let line = self.line();
         // A stop may come before anything is served.
         if lifecycle.phase() == Phase::Serving {
             child.doing("reporting what is served");
-            self.manager.tell(&[NotifyState::Ready, NotifyState::Status(&self.line())]);
+            self.manager.tell(&[NotifyState::Ready, NotifyState::Status(&line)]);
         }
         tokio::select! {
             _ = phase.wait_for(|p| *p != Phase::Serving) => {}
-            never = self.report_serving() => match never {},
+            never = self.report_serving(line) => match never {},
         }
         child.doing("reporting the drain");
         self.manager.tell(&[NotifyState::Stopping]);
@@ -79,8 +80,8 @@ impl Systemd {
         one_line(&self.observer.line())
     }
 
-    async fn report_serving(&self) -> std::convert::Infallible {
-        let mut told = self.line();
+    /// `told` is the line that the manager has.
+    async fn report_serving(&self, mut told: String) -> std::convert::Infallible {
         loop {
             tokio::time::sleep(SERVING_TICK).await;
             let line = self.line();

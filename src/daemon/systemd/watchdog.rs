@@ -139,13 +139,13 @@ impl Watch {
         let blocking = self.observer.registry.blocked_for(BLOCKED);
         for (id, request, blocked) in &blocking {
             if !self.blocking.contains(id) {
-                let path = excerpt(request.uri.path());
+                let (method, path) = (excerpt(request.method.as_str()), excerpt(request.uri.path()));
                 tracing::warn!(
-                    method = %request.method,
+                    method = &*method,
                     path = &*path,
                     "{} {} blocks its thread for {:.1} s now: a handler that waits must do so with `await`, or on \
                      a thread of its own",
-                    request.method,
+                    method,
                     path,
                     blocked.as_secs_f64(),
                 );

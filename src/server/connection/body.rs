@@ -6,7 +6,7 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::{Arc, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Wake, Waker};
 
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, Response, StatusCode, header};
@@ -35,6 +35,10 @@ pub(super) struct RequestBody {
     /// None once it has failed.
     inner: Option<Limited<Incoming>>,
     connection: Arc<Connection>,
+    /// The number of its request on the connection.
+    request: u64,
+    /// The connection's own, which hyper wakes when something has come for the reader.
+    waker: Waker,
     /// The client waits for `100 Continue`, which hyper sends when the body is first asked for.
     unasked: bool,
 }
@@ -61,7 +65,9 @@ impl RequestBody {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         request.map(|body| {
             let inner = Some(Limited::new(body, limit));
-            Body::new(Self { inner, connection: Arc::clone(connection), unasked })
+            let request = connection.unread().request;
+            let waker = Waker::from(Arc::clone(connection));
+            Body::new(Self { inner, connection: Arc::clone(connection), request, waker, unasked })
         })
     }
 
@@ -72,8 +78,15 @@ impl RequestBody {
 
     fn fail(&mut self, error: BoxError) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         self.inner = None;
-        self.connection.progress.lose_body();
+        self.report(|connection, _| connection.progress.lose_body());
         Poll::Ready(Some(Err(error)))
+    }
+
+    /// Reports to the connection, unless its next request has begun: hyper reads that one's head before the reader of
+    /// this body, which may be another task, has seen the end.
+    fn report<T>(&self, report: impl FnOnce(&Connection, &mut Option<Leftover>) -> T) -> Option<T> {
+        let mut unread = self.connection.unread();
+        (unread.request == self.request).then(|| report(&self.connection, &mut unread.leftover))
     }
 }
 
@@ -91,30 +104,32 @@ impl http_body::Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
         this.unasked = false;
-        let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
-        let frame = match Pin::new(&mut *inner).poll_frame(cx) {
-            Poll::Ready(frame) => frame,
-            Poll::Pending => {
-                this.connection.waiting_for(Waiting::RequestBody);
-                // The reader may be another task than the connection's, and is woken by commands, too.
-                return match this.connection.commands.poll(Waiter::Reader, cx) {
-                    Command::TimeOut => this.fail(TOO_LATE.into()),
-                    _ => Poll::Pending,
-                };
-            }
-        };
-        let ended = frame.is_none() || inner.is_end_stream();
-        match frame {
-            Some(Err(error)) => return this.fail(error),
-            Some(Ok(ref frame)) => {
-                let bytes = frame.data_ref().map_or(0, Bytes::len);
-                this.connection.progress.read_body(bytes);
-            }
-            None => {}
+        if this.inner.is_none() {
+            return Poll::Ready(None);
         }
-        if ended {
-            this.inner = None;
-            this.connection.body_read();
+        // The reader may be another task than the connection's. It is woken by commands, and for what has come; what
+        // comes from here on ends the wait, even if the reader does not look again.
+        let command = this.report(|connection, _| {
+            connection.waiting_for(Waiting::RequestBody);
+            connection.commands.poll(Waiter::Reader, cx)
+        });
+        let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
+        let waker = if command.is_some() { &this.waker } else { cx.waker() };
+        let frame = match Pin::new(&mut *inner).poll_frame(&mut Context::from_waker(waker)) {
+            Poll::Ready(Some(Err(error))) => return this.fail(error),
+            Poll::Ready(frame) => frame,
+            Poll::Pending if command == Some(Command::TimeOut) => return this.fail(TOO_LATE.into()),
+            Poll::Pending => return Poll::Pending,
+        };
+        match &frame {
+            Some(Ok(frame)) if !inner.is_end_stream() => {
+                let bytes = frame.data_ref().map_or(0, Bytes::len);
+                this.report(|connection, _| connection.progress.read_body(bytes));
+            }
+            _ => {
+                this.inner = None;
+                this.report(|connection, _| connection.body_read());
+            }
         }
         Poll::Ready(frame)
     }
@@ -131,30 +146,62 @@ impl http_body::Body for RequestBody {
 impl Drop for RequestBody {
     fn drop(&mut self) {
         let Some(inner) = self.inner.take() else { return };
-        if self.unasked {
-            // The client waits for `100 Continue` in vain: it may or may not send the body all the same (RFC 9110,
-            // section 10.1.1).
-            self.connection.progress.lose_body();
-            return;
-        }
-        *self.connection.leftover() = Some(Leftover(Box::new(inner)));
+        let unasked = self.unasked;
+        self.report(|connection, leftover| {
+            if unasked {
+                // The client waits for `100 Continue` in vain: it may or may not send the body all the same (RFC 9110,
+                // section 10.1.1).
+                connection.progress.lose_body();
+            } else {
+                connection.progress.await_body(false);
+                *leftover = Some(Leftover(Box::new(inner)));
+            }
+        });
         // The connection's task discards it; this may be another task.
-        self.connection.commands.wake_task();
+        self.connection.commands.wake(Waiter::Task);
+    }
+}
+
+/// Woken by hyper when something of a request's body, or its end, is there for its reader.
+impl Wake for Connection {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.progress.await_body(false);
+        self.commands.wake(Waiter::Reader);
     }
 }
 
 /// The rest of a body that its handler did not read.
 #[derive(Debug)]
-pub(super) struct Leftover(Box<Limited<Incoming>>);
+struct Leftover(Box<Limited<Incoming>>);
+
+/// The newest request of a connection, and what is left of its body. It is locked while that body reports, and while the
+/// next request takes its place.
+#[derive(Debug, Default)]
+pub(super) struct Unread {
+    /// The request's number.
+    request: u64,
+    leftover: Option<Leftover>,
+}
 
 impl Connection {
+    /// A request begins, with a body of so many bytes.
+    pub(super) fn begin_body(&self, bytes: u64) {
+        let mut unread = self.unread();
+        *unread = Unread { request: unread.request + 1, leftover: None };
+        self.progress.begin(bytes);
+    }
+
     /// Discards what has come of an unread body.
     pub(super) fn discard_body(&self, cx: &mut Context<'_>) {
         if self.progress.body_left() == 0 {
             return;
         }
-        let mut leftover = self.leftover();
-        while let Some(Leftover(body)) = &mut *leftover {
+        let leftover = &mut self.unread().leftover;
+        while let Some(Leftover(body)) = leftover {
             let Poll::Ready(frame) = Pin::new(&mut **body).poll_frame(cx) else { return };
             let ended = frame.is_none() || body.is_end_stream();
             match frame {
@@ -186,7 +233,7 @@ impl Connection {
                 Poll::Ready(())
             })
             .await;
-            if left == u64::MAX && self.leftover().is_some() {
+            if left == u64::MAX && self.unread().leftover.is_some() {
                 tokio::task::yield_now().await;
             }
         }
@@ -195,13 +242,15 @@ impl Connection {
             _ if self.progress.is_body_lost() => true,
             // Of unknown length, and its handler still holds it. An error ends the connection; any other answer may be
             // made of what is read.
-            u64::MAX if self.leftover().is_none() => answer.is_client_error() || answer.is_server_error(),
+            u64::MAX if self.unread().leftover.is_none() => {
+                answer.is_client_error() || answer.is_server_error()
+            }
             _ => left > DISCARD,
         }
     }
 
-    fn leftover(&self) -> MutexGuard<'_, Option<Leftover>> {
-        self.leftover.lock().unwrap_or_else(PoisonError::into_inner)
+    fn unread(&self) -> MutexGuard<'_, Unread> {
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

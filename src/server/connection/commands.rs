@@ -74,12 +74,7 @@ impl Commands {
     /// The waker is registered before the command is read, and this is the only place that does so: in the other order
     /// a command given between the two would wake nobody.
     pub(crate) fn poll(&self, waiter: Waiter, cx: &Context<'_>) -> Command {
-        let waker = match waiter {
-            Waiter::Task => &self.task,
-            Waiter::Reader => &self.reader,
-            Waiter::Writer => &self.writer,
-        };
-        waker.register(cx.waker());
+        self.waker(waiter).register(cx.waker());
         self.strongest()
     }
 
@@ -88,8 +83,16 @@ impl Commands {
         Command::ALL[usize::from(self.strongest.load(Relaxed))]
     }
 
-    /// Has the connection's task look again at the state of its connection.
-    pub(super) fn wake_task(&self) {
-        self.task.wake();
+    /// Has a waiter look again at what it waits for beside commands.
+    pub(super) fn wake(&self, waiter: Waiter) {
+        self.waker(waiter).wake();
+    }
+
+    fn waker(&self, waiter: Waiter) -> &AtomicWaker {
+        match waiter {
+            Waiter::Task => &self.task,
+            Waiter::Reader => &self.reader,
+            Waiter::Writer => &self.writer,
+        }
     }
 }

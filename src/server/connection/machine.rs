@@ -97,7 +97,7 @@ pub(crate) enum Machine {
     Flushing { exchange: Box<Exchange>, next: Option<Box<Exchange>> },
     /// The answer is written; the rest of the request's body is read and discarded.
     Discarding { since: Tick, sending: Box<Pace> },
-    /// It speaks another protocol, by an upgrade.
+    /// It speaks another protocol, by an upgrade; or will, once the rest of the request's body is read.
     Tunnel { exchange: Box<Exchange> },
     /// The last answer is written, or being written; what the client still sends is discarded.
     Closing { since: Tick },
@@ -230,6 +230,10 @@ impl Machine {
                 exchange.body_unread = false;
                 (Self::Flushing { exchange, next }, None)
             }
+            (Self::Tunnel { mut exchange }, Event::BodyRead) => {
+                exchange.body_unread = false;
+                (Self::Tunnel { exchange }, None)
+            }
             (Self::Discarding { .. }, Event::BodyRead) | (Self::Reading { .. }, Event::NoByte) => {
                 (Self::Parked { since: now() }, None)
             }
@@ -315,11 +319,28 @@ impl Machine {
                 let too_slowly = sending.falls_short(true, progress.received(), look.passed, &demand);
                 (too_slowly || leaving && now.since(*since) >= LEAVING).then_some(Command::Drop)
             }
+            // hyper lets go of the socket when it has read the body.
+            Self::Tunnel { exchange } if exchange.body_unread => {
+                let demand = demand(limits.read_timeout);
+                let received = progress.received();
+                let sends_too_slowly = exchange.sending.falls_short(true, received, look.passed, &demand);
+                sends_too_slowly.then_some(Command::Drop)
+            }
             Self::Tunnel { exchange } => {
-                let silence = limits.tunnel_idle_timeout?;
-                let demand = Demand { silence, rate: 0, grace: Duration::ZERO };
-                let moved = progress.received().wrapping_add(progress.sent());
-                exchange.sending.falls_short(true, moved, look.passed, &demand).then_some(Command::Drop)
+                // To a client that has finished sending, what is left is an answer as any other.
+                let reads = progress.is_finished() && progress.is_blocked();
+                let reads_too_slowly = exchange.reading.falls_short(
+                    reads,
+                    progress.sent(),
+                    look.passed,
+                    &demand(limits.write_timeout),
+                );
+                let is_silent = limits.tunnel_idle_timeout.is_some_and(|silence| {
+                    let demand = Demand { silence, rate: 0, grace: Duration::ZERO };
+                    let moved = progress.received().wrapping_add(progress.sent());
+                    exchange.sending.falls_short(true, moved, look.passed, &demand)
+                });
+                (reads_too_slowly || is_silent).then_some(Command::Drop)
             }
             Self::Closing { since } => {
                 let limit = if leaving { LEAVING } else { CLOSING };

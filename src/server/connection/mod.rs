@@ -14,7 +14,6 @@ pub(super) mod task;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
@@ -31,7 +30,7 @@ pub use self::machine::State;
 pub use self::progress::Waiting;
 pub(super) use self::service::Serving;
 
-use self::body::Leftover;
+use self::body::Unread;
 use self::commands::Commands;
 use self::machine::{Event, Exchange, Look, Machine};
 use self::progress::Progress;
@@ -48,8 +47,8 @@ const INTERIM: usize = 64 << 10;
 
 /// A connection, from `accept` until its socket is closed.
 ///
-/// A request takes the lock four times at most, uncontended: for its head, its answer's head, its answer's end and the
-/// flush. Each byte counted takes none.
+/// A request takes the machine's lock four times at most, uncontended: for its head, its answer's head, its answer's end
+/// and the flush. A body takes a lock of its own with each piece that is read of it. Each byte counted takes none.
 #[derive(Debug)]
 pub(crate) struct Connection {
     id: u64,
@@ -68,8 +67,10 @@ pub(crate) struct Connection {
     answered: AtomicU64,
     /// True once it has been counted as not carried.
     refused: AtomicBool,
-    /// The body of a request whose handler did not read it to its end.
-    leftover: Mutex<Option<Leftover>>,
+    /// True if the handler has said that its answer waits for nobody but the client.
+    answers_alone: AtomicBool,
+    /// The newest request, and what is left of its body. Locked before the machine, where both are.
+    unread: Mutex<Unread>,
 }
 
 /// A copy of what is known of a request in flight.
@@ -99,13 +100,6 @@ impl RequestView {
     }
 }
 
-/// As `STATUS=` shows it.
-impl fmt::Display for RequestView {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {} s", self.method, self.uri.path(), self.age.as_secs())
-    }
-}
-
 // ---- who it is -------------------------------------------------------------------------------------------------
 
 impl Connection {
@@ -130,7 +124,8 @@ impl Connection {
             machine: Mutex::new(machine),
             answered: AtomicU64::new(answered),
             refused: AtomicBool::new(false),
-            leftover: Mutex::default(),
+            answers_alone: AtomicBool::new(false),
+            unread: Mutex::default(),
         }
     }
 
@@ -203,7 +198,7 @@ impl Connection {
     }
 
     /// Requests answered on it.
-    fn answered(&self) -> u64 {
+    pub(super) fn answered(&self) -> u64 {
         self.answered.load(Relaxed)
     }
 
@@ -219,9 +214,10 @@ impl Connection {
             sent: self.progress.sent().saturating_sub(exchange.sent_before),
             waiting: match machine.state() {
                 State::Flushing => Waiting::Client,
+                State::Tunnel if exchange.body_unread => Waiting::RequestBody,
                 _ => self.progress.waiting(),
             },
-            upgraded: machine.state() == State::Tunnel,
+            upgraded: machine.state() == State::Tunnel && !exchange.body_unread,
         })
     }
 
@@ -277,7 +273,8 @@ impl Connection {
     /// A request's head was read. `body` is the length of its body in bytes; `u64::MAX` if that is not known.
     fn head<B>(&self, request: &Request<B>, body: u64) {
         self.registry.totals().begun();
-        self.progress.begin(body);
+        self.begin_body(body);
+        self.answers_alone.store(false, Relaxed);
         let mut exchange = Exchange::new(request.method().clone(), request.uri().clone(), body > 0);
         exchange.hyper_decides = request.version() < Version::HTTP_11 || body == u64::MAX;
         exchange.sent_before = self.progress.sent();
@@ -305,7 +302,7 @@ impl Connection {
             exchange.interim.extend_from_slice(head);
             self.progress.set_interim(true);
         }
-        self.commands.wake_task();
+        self.commands.wake(Waiter::Task);
     }
 
     /// Takes the interim answers that are to be sent now.
@@ -344,11 +341,17 @@ impl Connection {
             State::Parked | State::Closing => !hyper_decides,
             State::Answering => {
                 // The next request waits for this, in `turn`.
-                self.commands.wake_task();
+                self.commands.wake(Waiter::Task);
                 false
             }
             _ => false,
         }
+    }
+
+    /// True if the request in flight waits for nobody but the client: its answer is there, or is read from a file.
+    pub(super) fn waits_for_nobody(&self) -> bool {
+        // Written by the task that reads it, or by one that it has waited for: `Relaxed` is enough.
+        self.state() == State::Flushing || self.answers_alone.load(Relaxed)
     }
 
     /// No further request is answered.
@@ -362,10 +365,19 @@ impl Connection {
             (Command::Cut, _) => Outcome::Cut,
             (Command::Drop, _) => Outcome::Stalled,
             (_, State::Tunnel) => Outcome::Answered,
+            // A body that panics takes the connection's task along.
+            _ if std::thread::panicking() => Outcome::BrokenOff,
             _ => Outcome::ClientGone,
         };
         self.end(outcome);
         self.registry.remove(self);
+    }
+
+    /// The rest of the answer will not come: its handler, or the upstream, broke it off, unless it was to be made of a
+    /// body that the client did not send whole.
+    pub(super) fn broken_off(&self, client_ended: bool) {
+        let by_client = client_ended && self.progress.is_body_lost();
+        self.end(if by_client { Outcome::ClientGone } else { Outcome::BrokenOff });
     }
 
     fn end(&self, outcome: Outcome) {
@@ -466,6 +478,12 @@ impl InFlight {
     /// Says what the request waits for, for the log of a cut and for `/status`.
     pub fn waiting_for(&self, what: Waiting) {
         self.0.waiting_for(what);
+    }
+
+    /// Says that the answer waits for nobody but the client. It is made to its end although the client has finished
+    /// sending; else that is taken for the end of a client that has gone away.
+    pub(crate) fn waits_for_nobody(&self) {
+        self.0.answers_alone.store(true, Relaxed);
     }
 
     /// Sends an interim answer before the answer itself.

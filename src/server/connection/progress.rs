@@ -57,10 +57,13 @@ pub(crate) struct Progress {
     body_left: AtomicU64,
     /// True if the rest of the request's body cannot be read any more.
     body_lost: AtomicBool,
-    /// True if the request's body is asked for and nothing of it has come since.
+    /// True if the request's body is asked for and nothing has come since for its reader. Bytes that only frame a chunk
+    /// are nothing to it.
     awaits_body: AtomicBool,
     /// True if the socket takes no more of the answer.
     blocked: AtomicBool,
+    /// True if the client of a tunnel has finished sending.
+    finished: AtomicBool,
     /// There are interim answers to send.
     interim: AtomicBool,
     /// The other thing that a request waits for.
@@ -79,6 +82,7 @@ impl Progress {
             body_lost: AtomicBool::new(false),
             awaits_body: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
+            finished: AtomicBool::new(false),
             interim: AtomicBool::new(false),
             waiting: AtomicU8::new(Waiting::Handler as u8),
             polled_since: AtomicU64::new(0),
@@ -88,7 +92,6 @@ impl Progress {
     /// Bytes were read from the socket.
     pub(crate) fn add_received(&self, bytes: usize) {
         self.received.store(self.received.load(Relaxed) + bytes as u64, Relaxed);
-        set(&self.awaits_body, false);
     }
 
     /// Bytes were written to the socket.
@@ -100,6 +103,11 @@ impl Progress {
     /// The socket would take no byte.
     pub(crate) fn write_blocked(&self) {
         set(&self.blocked, true);
+    }
+
+    /// The client of a tunnel has finished sending.
+    pub(crate) fn finish(&self) {
+        set(&self.finished, true);
     }
 
     /// A request begins, with a body of `body` bytes; its client is not waited for yet.
@@ -122,8 +130,14 @@ impl Progress {
         self.interim.load(Relaxed)
     }
 
+    /// Says whether the request's body is waited for.
+    pub(super) fn await_body(&self, waits: bool) {
+        set(&self.awaits_body, waits);
+    }
+
     /// Some bytes of the request's body were read.
     pub(super) fn read_body(&self, bytes: usize) {
+        self.await_body(false);
         let left = self.body_left();
         if left != u64::MAX {
             self.body_left.store(left.saturating_sub(bytes as u64), Relaxed);
@@ -133,12 +147,13 @@ impl Progress {
     /// The request's body has come to its end.
     pub(super) fn body_ended(&self) {
         self.body_left.store(0, Relaxed);
-        set(&self.awaits_body, false);
+        self.await_body(false);
     }
 
     /// The rest of the request's body cannot be read any more.
     pub(super) fn lose_body(&self) {
         set(&self.body_lost, true);
+        self.await_body(false);
     }
 
     /// True if the rest of the request's body cannot be read any more.
@@ -153,7 +168,7 @@ impl Progress {
 
     pub(super) fn set_waiting(&self, what: Waiting) {
         if what == Waiting::RequestBody {
-            set(&self.awaits_body, true);
+            self.await_body(true);
         } else {
             self.waiting.store(what as u8, Relaxed);
         }
@@ -172,6 +187,11 @@ impl Progress {
     /// True if the client is waited for, to send the rest of a body.
     pub(super) fn awaits_body(&self) -> bool {
         self.awaits_body.load(Relaxed)
+    }
+
+    /// True if the client of a tunnel has finished sending.
+    pub(super) fn is_finished(&self) -> bool {
+        self.finished.load(Relaxed)
     }
 
     /// True if the client is waited for, to read.

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::Ipv6Addr;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -52,8 +53,7 @@ impl hyper::service::Service<Request<Incoming>> for Service {
         Box::pin(async move {
             connection.turn().await;
             let bodyless = request.method() == Method::HEAD;
-            // Bytes for a tunnel may follow a CONNECT, which opens none here: they must not be read as requests.
-            let asks_for_the_end = request.method() == Method::CONNECT || asks_to_close(&request);
+            let asks_for_the_end = asks_to_close(&request);
             let mut response = serving.answer(request, &connection).await;
             // hyper lowers it to the request's where that is needed.
             *response.version_mut() = Version::HTTP_11;
@@ -106,6 +106,11 @@ impl Serving {
         }
         if let Some(reason) = invalid_host(request) {
             return Some(closing(StatusCode::BAD_REQUEST, reason));
+        }
+        if request.method() == Method::CONNECT {
+            // Any 2xx would say that there is a tunnel (RFC 9110, section 9.3.6). Bytes for it may follow, which must
+            // not be read as requests.
+            return Some(closing(StatusCode::NOT_IMPLEMENTED, "this server opens no tunnels by CONNECT\n"));
         }
         let limit = self.body_limit;
         http_body::Body::size_hint(request.body()).lower().gt(&limit).then(|| {
@@ -161,14 +166,43 @@ fn invalid_host(request: &Request<Incoming>) -> Option<&'static str> {
     match (hosts.next(), hosts.next()) {
         (None, _) if request.version() == Version::HTTP_11 => Some("the request has no Host\n"),
         (Some(_), Some(_)) => Some("the request has more than one Host\n"),
-        (Some(host), None) if !host.as_bytes().iter().copied().all(is_of_host) => {
-            Some("the request's Host is not a host\n")
+        (Some(host), None) if !host.to_str().is_ok_and(is_host) => Some("the request's Host is not a host\n"),
+        // It takes the place of `Host` (RFC 9112, section 3.2.2).
+        _ => {
+            let target = request.uri().authority()?.as_str();
+            let host = target.rsplit_once('@').map_or(target, |(_, host)| host);
+            (!is_host(host)).then_some("the host of the request's target is not a host\n")
         }
-        _ => None,
     }
 }
 
-/// The characters of a host and its port (RFC 3986, section 3.2).
-fn is_of_host(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(&byte)
+/// True if a text is a host, perhaps with a port (RFC 9110, section 7.2; RFC 3986, section 3.2). A host in brackets is an
+/// IPv6 address: of the later versions that these leave room for there is none.
+fn is_host(text: &str) -> bool {
+    let (is_valid, port) = if let Some(literal) = text.strip_prefix('[') {
+        let Some((address, port)) = literal.split_once(']') else { return false };
+        (address.parse::<Ipv6Addr>().is_ok(), port)
+    } else {
+        let (name, port) = text.split_at(text.find(':').unwrap_or(text.len()));
+        (is_name(name), port)
+    };
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    is_valid && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
+}
+
+/// True if a text is a name, or an IPv4 address, in the characters that these have (RFC 3986, section 3.2.2). It may be
+/// empty.
+fn is_name(text: &str) -> bool {
+    let mut bytes = text.bytes();
+    let is_hex = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_hexdigit());
+    while let Some(byte) = bytes.next() {
+        let is_of_name = match byte {
+            b'%' => is_hex(bytes.next()) && is_hex(bytes.next()),
+            byte => byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte),
+        };
+        if !is_of_name {
+            return false;
+        }
+    }
+    true
 }

@@ -107,7 +107,11 @@ impl Active {
 
     async fn run(mut self) -> After {
         let end = poll_fn(|cx| self.poll(cx)).await;
-        let Some(parts) = self.hyper.into_parts() else { return After::Gone };
+        let Some(parts) = self.hyper.into_parts() else {
+            // Upgraded, with the request's body read or given up.
+            self.connection.body_read();
+            return After::Gone;
+        };
         let mut stream = parts.io.into_inner();
         stream.unread(parts.read_buf);
         match end {
@@ -124,6 +128,10 @@ impl Active {
             End::TimedOut => {
                 After::Close(Closing::new(stream, Some(last_answer(StatusCode::REQUEST_TIMEOUT))))
             }
+            End::BrokenOff => {
+                stream.broken_off();
+                After::Gone
+            }
             End::Dropped => After::Gone,
         }
     }
@@ -138,10 +146,13 @@ impl Active {
         let now = connection.registry.watchdog_now();
         if let Poll::Ready(result) = connection.progress.timed(now, || Pin::new(&mut *self.hyper).poll(cx)) {
             let is_http2 = result.as_ref().is_err_and(hyper::Error::is_parse_version_h2);
+            // Of the service only a body can fail.
+            let is_broken_off = result.as_ref().is_err_and(hyper::Error::is_user);
             if let Err(error) = result {
                 tracing::debug!(peer = %connection.peer(), %error, "the connection failed");
             }
             return Poll::Ready(match connection.state() {
+                State::Answering | State::Flushing if is_broken_off => End::BrokenOff,
                 // The client closed while its request was being answered.
                 State::Answering | State::Flushing => End::Dropped,
                 _ if is_http2 => End::Http2,
@@ -176,6 +187,8 @@ enum End {
     Http2,
     /// Within a head that took too long.
     TimedOut,
+    /// At once: the answer has no end.
+    BrokenOff,
     /// At once.
     Dropped,
 }

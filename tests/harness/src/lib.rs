@@ -26,7 +26,7 @@ pub use client::{Client, Failure, Head, Response};
 pub use examples::build_examples;
 pub use load::{Account, Load};
 pub use machine::{Machine, Output, print_figure, raise_descriptor_limit};
-pub use process::{Daemon, Listening, Notification, Stderr};
+pub use process::{Daemon, Listening, Notification, Stderr, runs};
 pub use rustix::process::Signal;
 pub use tunnel::{Conversation, Tunnel};
 pub use upstream::{Exchange, Upstream};

@@ -1,5 +1,6 @@
 //! The daemon as a plain child process, with a stand-in for the service manager.
 
+use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixDatagram;
@@ -18,7 +19,10 @@ use crate::wait::{PATIENCE, wait_until};
 /// The time between two looks of the manager's stand-in for the daemon's end.
 const GLANCE: Duration = Duration::from_millis(20);
 
-/// A running daemon. Dropping it kills it.
+/// The environment variable by which every process of a daemon is known: it has the path of the daemon's own folder.
+const MARK: &str = "STEADFAST_HARNESS";
+
+/// A running daemon: its main process, and the workers that this one starts. Dropping it kills them all.
 #[derive(Debug)]
 pub struct Daemon {
     child: Child,
@@ -151,9 +155,9 @@ impl Daemon {
     ) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let config_file = folder.path().join("config.toml");
-        std::fs::write(&config_file, config).expect("the config can be written");
+        fs::write(&config_file, config).expect("the config can be written");
         let runtime = folder.path().join("run");
-        std::fs::create_dir(&runtime).expect("the runtime folder can be made");
+        fs::create_dir(&runtime).expect("the runtime folder can be made");
         let notify = folder.path().join("notify.sock");
         let manager = UnixDatagram::bind(&notify).expect("the manager's socket can be bound");
         manager.set_read_timeout(Some(GLANCE)).expect("a socket has a read timeout");
@@ -162,6 +166,7 @@ impl Daemon {
         command
             .args(arguments)
             .arg(&config_file)
+            .env(MARK, folder.path())
             .env("NOTIFY_SOCKET", &notify)
             .env("RUNTIME_DIRECTORY", &runtime)
             .env_remove("JOURNAL_STREAM")
@@ -240,10 +245,29 @@ fn without_colours(line: &str) -> String {
 // ---------------------------------------------------------------------------
 
 impl Daemon {
-    /// Its process id.
+    /// The main process.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The workers that the main process has started and that still run, in the order of their starts.
+    #[must_use]
+    pub fn workers(&self) -> Vec<u32> {
+        let main = self.pid();
+        let children = fs::read_to_string(format!("/proc/{main}/task/{main}/children")).unwrap_or_default();
+        let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+        children.filter(|&pid| runs(pid)).collect()
+    }
+
+    /// The worker that was started last: the one that serves, once the log says so.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    #[must_use]
+    pub fn worker(&self) -> u32 {
+        wait_until("a worker", || self.workers().pop())
     }
 
     /// The folder of this daemon alone: its config, its runtime folder `run`,
@@ -361,13 +385,33 @@ fn field(line: &str, name: &str) -> Option<String> {
 // ---------------------------------------------------------------------------
 
 impl Daemon {
-    /// Sends it a signal.
+    /// Sends the main process a signal.
     ///
     /// # Panics
     ///
     /// If it is gone already.
     pub fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).expect("the daemon still runs");
+        send(self.pid(), signal);
+    }
+
+    /// Sends the worker that was started last a signal.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub fn signal_worker(&self, signal: Signal) {
+        send(self.worker(), signal);
+    }
+
+    /// Sends the main process and all of its workers a signal.
+    ///
+    /// # Panics
+    ///
+    /// If one is gone already.
+    pub fn signal_all(&self, signal: Signal) {
+        for pid in self.workers().into_iter().chain([self.pid()]) {
+            send(pid, signal);
+        }
     }
 
     /// Waits for its end and returns its exit code, or minus the signal that
@@ -385,6 +429,18 @@ impl Daemon {
         status.code().unwrap_or_else(|| -status.signal().unwrap_or_default())
     }
 
+    /// All processes that run for this daemon, but for the main one.
+    fn processes(&self) -> Vec<Pid> {
+        let mark = format!("{MARK}={}", self.folder().display());
+        let is_marked = |pid: u32| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environment.split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes())
+        };
+        let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let all = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        all.filter(|&pid| pid != self.pid() && is_marked(pid)).map(process).collect()
+    }
+
     fn hear_the_rest(&mut self) {
         self.done.store(true, Ordering::Release);
         for listener in self.listeners.drain(..) {
@@ -396,10 +452,33 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        // A main process that stands still starts no other worker in the place of one that is killed.
+        if let Ok(None) = self.child.try_wait() {
+            self.signal(Signal::STOP);
+        }
+        // Also those whose main process is gone: they go on by themselves with what they have in flight.
+        for pid in self.processes() {
+            let _ = kill_process(pid, Signal::KILL);
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
         self.done.store(true, Ordering::Release);
     }
+}
+
+/// True if a process has not ended; one that nobody has reaped yet has.
+#[must_use]
+pub fn runs(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+}
+
+fn process(pid: u32) -> Pid {
+    i32::try_from(pid).ok().and_then(Pid::from_raw).expect("the number of a process")
+}
+
+fn send(pid: u32, signal: Signal) {
+    kill_process(process(pid), signal).expect("the process still runs");
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ use tower_http::services::fs::DefaultServeDirFallback;
 use self::beneath::Beneath;
 use self::range::Range;
 use super::text;
+use crate::server::InFlight;
 
 /// The part of a file that is read at once, in bytes: each read is a trip to the pool of blocking threads.
 const CHUNK: usize = 128 << 10;
@@ -104,9 +105,14 @@ impl Files {
         }))
     }
 
-    pub(super) fn answer(&self, request: Request) -> impl Future<Output = Response> + use<> {
+    pub(super) fn answer(
+        &self,
+        request: Request,
+        in_flight: &InFlight,
+    ) -> impl Future<Output = Response> + use<> {
         let folder = Arc::clone(&self.0);
         let (asked, _) = request.into_parts();
+        in_flight.waits_for_nobody();
         async move { folder.answer(&asked).await }
     }
 }

@@ -35,11 +35,24 @@ static HOP_BY_HOP: [HeaderName; 10] = [
 /// one (RFC 9113, section 3.1): a tunnel of it would carry requests that no route has seen.
 pub(super) fn requested_upgrade(version: Version, headers: &HeaderMap) -> Option<HeaderValue> {
     let asked = headers.get(UPGRADE)?;
-    let is_h2c = |protocol: &[u8]| protocol.trim_ascii().eq_ignore_ascii_case(b"h2c");
+    let is_h2c = |protocol: &[u8]| protocol.eq_ignore_ascii_case(b"h2c");
     (version == Version::HTTP_11
         && connection_options(headers).any(|option| option.eq_ignore_ascii_case("upgrade"))
-        && !asked.as_bytes().split(|b| *b == b',').any(is_h2c))
+        && !protocols(asked).any(is_h2c))
     .then(|| asked.clone())
+}
+
+/// True if an answer switches to protocols that were `asked` for, and says to which (RFC 9110, sections 7.8 and 15.2.2).
+pub(super) fn switches_to(asked: &HeaderValue, headers: &HeaderMap) -> bool {
+    let mut agreed = headers.get_all(UPGRADE).iter().flat_map(protocols).peekable();
+    let is_asked = |agreed: &[u8]| protocols(asked).any(|asked| asked.eq_ignore_ascii_case(agreed));
+    agreed.peek().is_some() && agreed.all(is_asked)
+}
+
+/// The protocols in a field `Upgrade`.
+fn protocols(upgrade: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    let protocols = upgrade.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
+    protocols.filter(|protocol| !protocol.is_empty())
 }
 
 /// True if a message's body is in no transfer coding but `chunked`: this proxy offers no others, and cannot decode

@@ -177,7 +177,7 @@ impl Exchange {
             return last_hop(&self.method);
         }
         let upgrade = headers::requested_upgrade(request.version(), request.headers());
-        let client = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+        let client = upgrade.clone().map(|asked| (asked, hyper::upgrade::on(&mut request)));
         let passed = match self.to_upstream(request, upgrade) {
             Ok((head, body)) => self.pass(head, body).await,
             Err(failure) => Err(failure),
@@ -207,9 +207,6 @@ impl Exchange {
         if !headers::is_plain_or_chunked(&parts.headers) {
             return Err(Failure::UnknownCoding);
         }
-        if parts.method == Method::CONNECT {
-            return Err(Failure::Connect);
-        }
         let mut head = Head::new(());
         *head.method_mut() = parts.method;
         *head.headers_mut() = parts.headers;
@@ -220,7 +217,7 @@ impl Exchange {
             Some(asked) => asked.clone(),
             None => PathAndQuery::from_static("/"),
         });
-        *head.uri_mut() = Uri::from_parts(uri).map_err(|_| Failure::Connect)?;
+        *head.uri_mut() = Uri::from_parts(uri).expect("it has all of its parts");
 
         let chunked = head.headers().contains_key(header::TRANSFER_ENCODING) && !body.is_end_stream();
         headers::to_upstream(head.headers_mut(), parts.version, &parts.uri, &self.in_flight, upgrade);
@@ -279,14 +276,17 @@ impl Exchange {
         outcome
     }
 
-    /// Checks the answer; where it changes the protocol, sets up the tunnel.
+    /// Checks the answer; where it changes the protocol, to one that the client has asked for, sets up the tunnel.
     fn to_client(
         &self,
         mut response: Response<Incoming>,
-        client: Option<OnUpgrade>,
+        client: Option<(HeaderValue, OnUpgrade)>,
     ) -> Result<Response<Incoming>, Failure> {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let client = client.ok_or(Failure::UnaskedSwitch)?;
+            let (asked, client) = client.ok_or(Failure::UnaskedSwitch)?;
+            if !headers::switches_to(&asked, response.headers()) {
+                return Err(Failure::OtherSwitch);
+            }
             let upstream = hyper::upgrade::on(&mut response);
             self.passing.tunnels.spawn(carry(client, upstream));
         } else if !headers::is_plain_or_chunked(response.headers()) {
@@ -333,8 +333,6 @@ fn broke_before_an_answer(error: &legacy::Error) -> bool {
 /// The reason why a request has no answer of the upstream's.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    #[error("CONNECT is not passed on")]
-    Connect,
     #[error("the request body is in a transfer coding other than chunked")]
     UnknownCoding,
     #[error("the request body is too large")]
@@ -347,6 +345,8 @@ enum Failure {
     TimedOut(Duration),
     #[error("the upstream switched protocols without being asked to")]
     UnaskedSwitch,
+    #[error("the upstream switched to no protocol that it was asked for")]
+    OtherSwitch,
     #[error("the upstream's answer is in a transfer coding other than chunked")]
     UnknownAnswerCoding,
     #[error("the Content-Length of the upstream's answer is no length")]
@@ -366,7 +366,7 @@ impl Failure {
 
     fn status(&self) -> StatusCode {
         match self {
-            Self::Connect | Self::UnknownCoding => StatusCode::NOT_IMPLEMENTED,
+            Self::UnknownCoding => StatusCode::NOT_IMPLEMENTED,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyBroken(_) => StatusCode::BAD_REQUEST,
             Self::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
@@ -374,7 +374,9 @@ impl Failure {
                 Some(ConnectError::TimedOut(_)) => StatusCode::GATEWAY_TIMEOUT,
                 _ => StatusCode::BAD_GATEWAY,
             },
-            Self::UnaskedSwitch | Self::UnknownAnswerCoding | Self::NoLength => StatusCode::BAD_GATEWAY,
+            Self::UnaskedSwitch | Self::OtherSwitch | Self::UnknownAnswerCoding | Self::NoLength => {
+                StatusCode::BAD_GATEWAY
+            }
         }
     }
 
@@ -395,10 +397,11 @@ impl Failure {
     /// True if the failure is the upstream's, not the client's.
     fn is_upstreams(&self) -> bool {
         match self {
-            Self::Connect | Self::UnknownCoding | Self::BodyTooLarge | Self::BodyBroken(_) => false,
+            Self::UnknownCoding | Self::BodyTooLarge | Self::BodyBroken(_) => false,
             Self::Upstream(_)
             | Self::TimedOut(_)
             | Self::UnaskedSwitch
+            | Self::OtherSwitch
             | Self::UnknownAnswerCoding
             | Self::NoLength => true,
         }

@@ -84,6 +84,40 @@ async fn an_upgrade_nobody_asked_for_is_502() {
     assert_eq!(text_of(response).await, "the upstream switched protocols without being asked to\n");
 }
 
+/// RFC 9110, sections 7.8 and 15.2.2.
+#[tokio::test]
+async fn an_upgrade_is_to_what_was_asked_for_or_it_is_502() {
+    for (asked, agreed, status) in [
+        ("chat/1", "upgrade: chat/1\r\n", "101"),
+        ("chat/1", "upgrade: Chat/1\r\n", "101"),
+        ("chat/2, chat/1", "upgrade: chat/1\r\n", "101"),
+        ("tls/1.3, chat/1", "upgrade: chat/1, tls/1.3\r\n", "101"),
+        ("chat/1", "", "502"),
+        ("chat/1", "upgrade:\r\n", "502"),
+        ("chat/1", "upgrade: chat/2\r\n", "502"),
+        ("chat/1", "upgrade: chat\r\n", "502"),
+        ("chat/1", "upgrade: chat/1, tls/1.3\r\n", "502"),
+        ("chat/1", "upgrade: chat/1\r\nupgrade: tls/1.3\r\n", "502"),
+        ("chat/1", "upgrade: chat/\u{fc}\r\n", "502"),
+    ] {
+        let upstream = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        let proxy = serve_proxy(config(http(upstream.local_addr().expect("an address"))));
+        spawn(async move {
+            let (mut stream, _) = upstream.accept().await.expect("a connection");
+            head(&mut stream).await;
+            let switching =
+                format!("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n{agreed}\r\n");
+            say(&mut stream, &switching).await;
+            rest(&mut stream).await
+        });
+        let mut client = TcpStream::connect(proxy).await.expect("a connection");
+        let request = format!("GET / HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: {asked}\r\n\r\n");
+        say(&mut client, &request).await;
+        let answer = head(&mut client).await;
+        assert_eq!(answer.get(9..12), Some(status), "{agreed:?} to {asked:?}: {answer}");
+    }
+}
+
 #[tokio::test]
 async fn what_is_no_upgrade_is_not_passed_on_as_one() {
     let proxy = in_front_of(Router::new().fallback(told)).await;

@@ -1,0 +1,275 @@
+//! Without a service manager, as in a terminal, a container or under another parent: a reload hands over, a crash
+//! refuses nobody, and a stop is as ever although a terminal signals the whole process group.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Output};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, kill_process_group};
+use steadfast_harness::{Client, Daemon, Load, Signal, print_figure, runs, wait_until};
+
+use crate::process::{BINARY, begin_upload, config, connect, example, serving};
+
+/// Nothing but the signals ends this stop.
+const NEVER: &str = "shutdown.linger = \"0s\"\nshutdown.deadline = \"never\"\n";
+/// The longest that something immediate may take on a machine that has much else to do.
+const AT_ONCE: Duration = Duration::from_secs(10);
+/// The number of clients that make the load.
+const CLIENTS: usize = 4;
+
+/// A process in a group of its own, as a shell makes one for what is typed.
+fn alone(command: &mut Command) {
+    command.env_remove("NOTIFY_SOCKET").process_group(0);
+}
+
+/// The binary, under load.
+fn under_load() -> (Daemon, Load) {
+    let route = "http.requests_per_connection = 1000000000\n[[route]]\npath = \"/\"\nrespond = \"hello\"\n";
+    let daemon = Daemon::spawn_with(BINARY, &config(route), alone);
+    serving(&daemon);
+    let load = Load::start(CLIENTS, daemon.address("http"), "/");
+    load.advance(50);
+    (daemon, load)
+}
+
+/// `troubled`, with these lines in its config.
+fn troubled(lines: &str, trouble: Option<&str>) -> Daemon {
+    let daemon = Daemon::spawn_program(example("troubled"), &[], &config(lines), |command| {
+        alone(command);
+        if let Some(trouble) = trouble {
+            command.env("CHILD", "worker").env("TROUBLE", trouble);
+        }
+    });
+    serving(&daemon);
+    daemon
+}
+
+/// `steadfast reload`, as the daemon's operator calls it.
+fn reload(daemon: &Daemon) -> Output {
+    let mut command = Command::new(BINARY);
+    command.arg("reload").env("RUNTIME_DIRECTORY", daemon.folder().join("run"));
+    command.output().expect("it runs")
+}
+
+/// Ctrl-C.
+fn interrupt(daemon: &Daemon) {
+    let group = Pid::from_raw(i32::try_from(daemon.pid()).unwrap()).unwrap();
+    kill_process_group(group, Signal::INT).expect("it is there");
+}
+
+/// A request in flight whose body is never completed.
+fn begin_request(daemon: &Daemon) -> Client {
+    let mut client = begin_upload(daemon, 8);
+    client.send("half").unwrap();
+    client
+}
+
+fn wait_for_drain(daemon: &Daemon) {
+    daemon.wait_for_line("that it drains", |line| line.contains(" in flight, "));
+}
+
+/// Waits until the worker of this process has ended.
+fn wait_for_end(daemon: &Daemon, worker: u32) {
+    wait_until("the worker to end", || (!daemon.workers().contains(&worker)).then_some(()));
+}
+
+fn assert_nothing_is_lost(load: Load) {
+    let account = load.finish();
+    print_figure("reloads without systemd, under load", &account);
+    assert_eq!((account.refused, account.dropped, account.closed), (0, 0, 0), "{account}");
+}
+
+// ---------------------------------------------------------------------------
+// Reload
+// ---------------------------------------------------------------------------
+
+#[test]
+fn the_reload_command_hands_over_under_load_and_nothing_is_lost() {
+    let (mut daemon, load) = under_load();
+    for _ in 0..5 {
+        let old = daemon.worker();
+        let output = reload(&daemon);
+        assert!(output.status.success(), "{output:?}\n{}", daemon.stderr());
+        assert_ne!(daemon.worker(), old);
+        load.advance(50);
+        wait_for_end(&daemon, old);
+    }
+    assert_nothing_is_lost(load);
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait(), 0);
+}
+
+#[test]
+fn sighup_hands_over_under_load_and_nothing_is_lost() {
+    let (mut daemon, load) = under_load();
+    for _ in 0..5 {
+        let old = daemon.worker();
+        daemon.signal(Signal::HUP);
+        let taken = format!(" takes over from worker {old}");
+        daemon.wait_for_line(&taken, |line| line.contains(&taken));
+        load.advance(50);
+        wait_for_end(&daemon, old);
+    }
+    assert_nothing_is_lost(load);
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait(), 0);
+}
+
+#[test]
+fn a_reload_leaves_a_request_in_flight_to_the_old_worker_and_takes_the_idle_connections_along() {
+    let mut daemon = troubled("", None);
+    let mut idle = connect(&daemon, "http");
+    assert_eq!(idle.get("/").unwrap().status, 200);
+    let mut busy = begin_request(&daemon);
+    let old = daemon.worker();
+    assert!(reload(&daemon).status.success());
+    assert_eq!(idle.get("/").unwrap().status, 200);
+    assert!(daemon.workers().contains(&old));
+    busy.send("half").unwrap();
+    assert_eq!(busy.take(8).unwrap(), b"halfhalf");
+    wait_for_end(&daemon, old);
+    drop((idle, busy));
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait(), 0);
+}
+
+#[test]
+fn two_reloads_at_once_both_succeed() {
+    let (daemon, load) = under_load();
+    for _ in 0..5 {
+        thread::scope(|scope| {
+            let both = [(); 2].map(|()| scope.spawn(|| reload(&daemon)));
+            for output in both {
+                let output = output.join().unwrap();
+                assert!(output.status.success(), "{output:?}\n{}", daemon.stderr());
+            }
+        });
+    }
+    load.advance(50);
+    assert_nothing_is_lost(load);
+}
+
+#[test]
+fn a_reload_with_a_broken_config_changes_nothing_and_says_why() {
+    let (daemon, load) = under_load();
+    let worker = daemon.worker();
+    std::fs::write(daemon.folder().join("config.toml"), "http.listen = 7\n").unwrap();
+    let output = reload(&daemon);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("config.toml:1:"), "{said}");
+    daemon.signal(Signal::HUP);
+    wait_until("the second refusal", || {
+        let log = daemon.stderr().to_string();
+        (log.matches("the reload failed, nothing has changed").count() == 2).then_some(())
+    });
+    assert_eq!(daemon.workers(), [worker]);
+    load.advance(50);
+    assert_nothing_is_lost(load);
+}
+
+// ---------------------------------------------------------------------------
+// Crash
+// ---------------------------------------------------------------------------
+
+#[test]
+fn a_killed_worker_is_replaced_and_refuses_nobody() {
+    let (daemon, load) = under_load();
+    let killed = daemon.worker();
+    daemon.signal_worker(Signal::KILL);
+    let replaced = format!("worker {killed} was ended by signal 9; starting another in 0 ms");
+    daemon.wait_for_line(&replaced, |line| line.contains("ERROR") && line.contains(&replaced));
+    load.advance(100);
+    let account = load.finish();
+    print_figure("a killed worker without systemd, under load", &account);
+    // Who was being answered loses that answer.
+    assert_eq!(account.refused, 0, "{account}");
+    assert!(account.dropped <= CLIENTS as u64, "{account}");
+}
+
+#[test]
+fn a_worker_whose_main_process_is_killed_finishes_what_it_has_and_ends() {
+    let mut daemon = troubled(NEVER, None);
+    let worker = daemon.worker();
+    let mut client = begin_request(&daemon);
+    daemon.signal(Signal::KILL);
+    wait_for_drain(&daemon);
+    client.send("half").unwrap();
+    assert_eq!(client.take(8).unwrap(), b"halfhalf");
+    drop(client);
+    assert_eq!(daemon.wait(), -9);
+    wait_until("the worker to end", || (!runs(worker)).then_some(()));
+}
+
+// ---------------------------------------------------------------------------
+// Stop
+// ---------------------------------------------------------------------------
+
+#[test]
+fn ctrl_c_drains_once_although_the_terminal_signals_the_whole_group() {
+    let mut daemon = troubled(NEVER, None);
+    let mut client = begin_request(&daemon);
+    interrupt(&daemon);
+    wait_for_drain(&daemon);
+    client.send("half").unwrap();
+    assert_eq!(client.take(8).unwrap(), b"halfhalf");
+    assert_eq!(daemon.wait(), 0);
+    let log = daemon.stderr().to_string();
+    assert_eq!(log.matches("SIGINT: draining; the same again cuts").count(), 1, "{log}");
+    assert!(log.contains("stopped by SIGINT in") && !log.contains("again: cutting"), "{log}");
+}
+
+#[test]
+fn a_second_ctrl_c_cuts_and_names_what_it_cut() {
+    let mut daemon = troubled(NEVER, None);
+    let _client = begin_request(&daemon);
+    interrupt(&daemon);
+    wait_for_drain(&daemon);
+    let began = Instant::now();
+    interrupt(&daemon);
+    assert_eq!(daemon.wait(), 3);
+    assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+    daemon.wait_for_line("what was cut", |line| line.contains("cut by the second signal: POST /echo"));
+}
+
+#[test]
+fn a_third_ctrl_c_exits_at_once_and_leaves_no_worker() {
+    let mut daemon = troubled(NEVER, None);
+    let worker = daemon.worker();
+    let _client = begin_request(&daemon);
+    // It hears nothing of what the main process is told.
+    daemon.signal_worker(Signal::STOP);
+    for line in ["SIGINT: draining", "SIGINT again: cutting", "SIGINT for the third time"] {
+        interrupt(&daemon);
+        daemon.wait_for_line(line, |l| l.contains(line));
+    }
+    assert_eq!(daemon.wait(), 3);
+    wait_until("the worker to end", || (!runs(worker)).then_some(()));
+}
+
+#[test]
+fn a_hung_child_without_a_deadline_is_cut_by_the_second_signal() {
+    let mut daemon = troubled(NEVER, Some("blocks"));
+    interrupt(&daemon);
+    wait_for_drain(&daemon);
+    let began = Instant::now();
+    interrupt(&daemon);
+    assert_eq!(daemon.wait(), 3);
+    print_figure("a hung child, from the second signal to the exit", format!("{:.1?}", began.elapsed()));
+    assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+    daemon.wait_for_line("the child", |line| line.contains("cut by the second signal: the child worker"));
+}
+
+#[test]
+fn a_worker_that_stands_still_without_a_deadline_is_killed_after_the_second_signal() {
+    let mut daemon = troubled(NEVER, None);
+    let _client = begin_request(&daemon);
+    daemon.signal_worker(Signal::STOP);
+    interrupt(&daemon);
+    daemon.wait_for_line("the first", |line| line.contains("SIGINT: draining"));
+    let began = Instant::now();
+    interrupt(&daemon);
+    assert_eq!(daemon.wait(), 3);
+    assert!(began.elapsed() < 2 * AT_ONCE, "{:?}", began.elapsed());
+    daemon.wait_for_line("that it was killed", |line| line.contains("does not end: killing it"));
+}

@@ -1,0 +1,42 @@
+//! Replacements, of a worker or of the main process: nobody waits for one, and nobody loses anything by one.
+//!
+//! Here stands what the tests look at; each file below is one kind of replacement.
+
+mod configs;
+mod crashes;
+mod deployments;
+mod faults;
+mod lasting;
+mod stops;
+mod under_way;
+
+use steadfast::status::Status;
+use steadfast_harness::Account;
+
+use crate::service::{Service, UNIT};
+
+/// The clients that keep the daemon busy.
+const CLIENTS: usize = 50;
+
+impl Service {
+    /// The current worker's own account of itself.
+    fn status(&self) -> Status {
+        serde_json::from_str(&self.admin("/status").text()).expect("the status is JSON")
+    }
+
+    /// The current worker's process.
+    fn worker(&self) -> u32 {
+        self.status().pid
+    }
+
+    /// Sends a process of the service a signal, such as "KILL".
+    fn signal(&self, signal: &str, process: u32) {
+        self.ok(["kill", "-s", signal, &process.to_string()]);
+    }
+
+    /// No client was refused, lost a request, or was told to connect anew.
+    fn assert_nothing_lost(&self, account: &Account) {
+        let lost = (account.refused, account.dropped, account.closed);
+        assert_eq!(lost, (0, 0, 0), "{account}\n{}", self.journal(UNIT, &[]));
+    }
+}

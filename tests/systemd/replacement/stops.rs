@@ -1,0 +1,168 @@
+//! Stops, restarts and reloads beside predecessors: these are told, finish within their time, and none is left.
+
+use std::time::Duration;
+
+use steadfast_harness::{Client, print_figure};
+
+use crate::service::{PROXY, Service, UNIT};
+
+/// The time that the main process allows a worker beyond its own deadline, and what a busy machine needs.
+const BOUND: Duration = Duration::from_secs(25);
+
+#[test]
+fn a_stop_reaches_predecessors_of_two_earlier_main_processes_and_leaves_nothing() {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "[shutdown]\ndeadline = \"4s\"\n")
+    else {
+        return;
+    };
+    let (mut answered, exchange) = service.in_flight(&upstream, "/app/answered");
+    let first = service.worker();
+    service.restart();
+    let (mut cut, _unanswered) = service.in_flight(&upstream, "/app/cut");
+    let second = service.worker();
+    service.restart();
+    let mut idle = service.answered();
+    assert!(service.runs(first) && service.runs(second));
+    assert_eq!(service.status().predecessors.iter().map(|p| p.pid).collect::<Vec<_>>(), [first, second]);
+
+    let stop = service.stop_meanwhile(|| {
+        let told = idle.get("/").unwrap();
+        assert_eq!((told.status, told.header("connection")), (200, Some("close")));
+        exchange.answer(200, "worth the wait");
+        let told = answered.receive().unwrap();
+        assert_eq!((&*told.text(), told.header("connection")), ("worth the wait", Some("close")));
+        assert!(cut.receive().is_err());
+    });
+    let warnings = service.journal(UNIT, &["-p", "warning"]);
+    assert!(warnings.contains("cut by the deadline: GET /app/cut"), "{warnings}");
+    assert!(!warnings.contains("GET /app/answered"), "{warnings}");
+    print_figure("a stop with two predecessors, one of them cut at 4 s", format_args!("{:?}", stop.took));
+    assert!(stop.took >= Duration::from_secs(3) && stop.took < BOUND, "{:?}", stop.took);
+    service.assert_stopped_with(0);
+    assert_eq!(service.processes(), [].into());
+    assert_eq!(service.show(UNIT, "NFileDescriptorStore"), "0");
+}
+
+/// A predecessor that hangs is killed at its deadline, and named.
+fn assert_killed(service: &Service, predecessor: u32, client: &mut Client) {
+    assert_eq!(service.connect().get("/").unwrap().status, 200);
+    service.wait_for_the_end_of(predecessor);
+    assert!(client.receive().is_err());
+    let expected = format!("worker {predecessor} does not end: killing it");
+    let warnings = service.journal(UNIT, &["-p", "warning"]);
+    assert!(warnings.contains(&expected), "{expected} in:\n{warnings}");
+    assert_eq!(service.show(UNIT, "NRestarts"), "0");
+}
+
+#[test]
+fn a_predecessor_that_hangs_after_a_restart_is_killed_at_its_deadline_by_the_next_main_process() {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "[handover]\ndeadline = \"2s\"\n")
+    else {
+        return;
+    };
+    let (mut client, _unanswered) = service.in_flight(&upstream, "/app/slow");
+    let predecessor = service.worker();
+    service.restart();
+    service.signal("STOP", predecessor);
+    assert_killed(&service, predecessor, &mut client);
+}
+
+#[test]
+fn a_reload_does_not_wait_for_a_worker_that_hangs_which_is_killed_at_its_deadline() {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "[handover]\ndeadline = \"2s\"\n")
+    else {
+        return;
+    };
+    let (mut client, _unanswered) = service.in_flight(&upstream, "/app/slow");
+    let predecessor = service.worker();
+    service.signal("STOP", predecessor);
+    // To the main process: `steadfast reload` would ask the worker.
+    service.ok(["systemctl", "kill", "--signal=HUP", "--kill-whom=main", UNIT]);
+    service.wait_for_journal("takes over from worker", 1);
+    assert_killed(&service, predecessor, &mut client);
+}
+
+#[test]
+fn a_restart_does_not_wait_for_a_worker_that_hangs_nor_does_its_sighup_reload_anything() {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "[handover]\ndeadline = \"2s\"\n")
+    else {
+        return;
+    };
+    let (mut client, _unanswered) = service.in_flight(&upstream, "/app/slow");
+    let predecessor = service.worker();
+    service.signal("STOP", predecessor);
+    let took = service.restart();
+    assert!(took < BOUND, "{took:?}");
+    assert_eq!(service.connect().get("/").unwrap().status, 200);
+    // The kernel wakes it: its main process was its last tie to a session (`setpgid(2)`).
+    assert!(client.receive().is_err());
+    service.wait_for_the_end_of(predecessor);
+    let journal = service.journal(UNIT, &[]);
+    assert!(journal.contains("cut by the deadline: GET /app/slow"), "{journal}");
+    assert!(!journal.contains("reload"), "{journal}");
+}
+
+#[test]
+fn a_stop_does_not_wait_for_a_predecessor_that_hangs_beyond_its_deadline() {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "[shutdown]\ndeadline = \"2s\"\n")
+    else {
+        return;
+    };
+    let (_client, _unanswered) = service.in_flight(&upstream, "/app/slow");
+    let predecessor = service.worker();
+    service.restart();
+    service.signal("STOP", predecessor);
+    // Neither does a further restart.
+    let took = service.restart();
+    assert!(took < BOUND, "{took:?}");
+    let stop = service.stop();
+    assert!(stop.output.status.success() && stop.took < BOUND, "{:?}", stop.output);
+    print_figure("a stop with a predecessor that hangs, deadline 2 s", format_args!("{:?}", stop.took));
+    let warnings = service.journal(UNIT, &["-p", "warning"]);
+    let expected = format!("worker {predecessor} does not end: killing it");
+    assert!(warnings.contains(&expected), "{expected} in:\n{warnings}");
+    service.assert_stopped_with(0);
+    assert_eq!(service.processes(), [].into());
+}
+
+#[test]
+fn a_predecessor_is_cut_at_the_handovers_deadline_by_name_and_the_service_goes_on() {
+    for next in [Service::restart, Service::reload] {
+        let Some(service) = Service::start(file!(), &format!("[handover]\ndeadline = \"2s\"\n{PROXY}"))
+        else {
+            return;
+        };
+        let upstream = service.upstream();
+        let (mut client, _unanswered) = service.in_flight(&upstream, "/app/slow");
+        let predecessor = service.worker();
+        next(&service);
+        assert!(client.receive().is_err());
+        service.wait_for_the_end_of(predecessor);
+        let warnings = service.journal(UNIT, &["-p", "warning"]);
+        assert!(warnings.contains("cut by the deadline: GET /app/slow"), "{warnings}");
+        assert_eq!(service.connect().get("/").unwrap().status, 200);
+    }
+}
+
+#[test]
+fn of_too_many_predecessors_the_oldest_is_cut_by_name() {
+    for next in [Service::restart, Service::reload] {
+        let Some(service) = Service::start(file!(), &format!("[handover]\npredecessors = 2\n{PROXY}")) else {
+            return;
+        };
+        let upstream = service.upstream();
+        let mut clients = Vec::new();
+        for path in ["/app/oldest", "/app/middle", "/app/latest"] {
+            clients.push(service.in_flight(&upstream, path));
+            next(&service);
+        }
+        assert!(clients.remove(0).0.receive().is_err());
+        let warnings = service.journal(UNIT, &["-p", "warning"]);
+        assert!(warnings.contains("more than `handover.predecessors` are finishing"), "{warnings}");
+        assert!(warnings.contains("GET /app/oldest"), "{warnings}");
+        for (mut client, exchange) in clients {
+            exchange.answer(200, "worth the wait");
+            assert_eq!(client.receive().unwrap().text(), "worth the wait");
+        }
+    }
+}
