@@ -22,7 +22,10 @@ pub(super) enum Command {
         beside: bool,
     },
     /// Nobody follows: leave nothing for a next process.
-    NobodyFollows,
+    NobodyFollows {
+        /// True if there is one that nothing would reach.
+        lacks_store: bool,
+    },
     /// Stop, for the reason that is given.
     Stop(&'static str),
     /// Cut what is in flight.
@@ -155,8 +158,8 @@ fn command(message: Message) -> Option<Command> {
         Some(Command::Alone)
     } else if let Some(how) = message.value(key::HAND_OVER) {
         Some(Command::HandOver { beside: how == "beside" })
-    } else if message.has(key::NOBODY_FOLLOWS) {
-        Some(Command::NobodyFollows)
+    } else if let Some(why) = message.value(key::NOBODY_FOLLOWS) {
+        Some(Command::NobodyFollows { lacks_store: why == key::NO_STORE })
     } else if let Some(cause) = message.value(key::STOP) {
         let known = ["SIGTERM", "SIGINT", "the caller"];
         Some(Command::Stop(known.into_iter().find(|known| *known == cause).unwrap_or("the main process")))

@@ -219,7 +219,7 @@ impl Tree {
                 None => {}
             }
         }
-        manager.check_room();
+        manager.check_room(0);
     }
 
     /// Serves, once every child is ready, until something asks for a stop. Returns the singletons that have been started.

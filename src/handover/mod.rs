@@ -111,6 +111,8 @@ pub(crate) struct Handover {
     mailbox: Option<Mailbox>,
     /// True if the mailbox and the listeners outlive this process, in the manager's store.
     stored: bool,
+    /// True once it is known that the main process has no store above it.
+    lacks_store: AtomicBool,
     /// True once a running successor holds them too, and takes connections out as they are put in.
     succeeded: AtomicBool,
     /// Cancelled once the service is being stopped for good.
@@ -129,6 +131,7 @@ impl Handover {
             config,
             mailbox,
             stored: manager.stores(),
+            lacks_store: AtomicBool::new(false),
             succeeded: AtomicBool::new(false),
             last: CancellationToken::new(),
         })
@@ -141,6 +144,7 @@ impl Handover {
             config: Config::default(),
             mailbox: Some(mailbox),
             stored: true,
+            lacks_store: AtomicBool::new(false),
             succeeded: AtomicBool::new(false),
             last: CancellationToken::new(),
         }
@@ -161,6 +165,11 @@ impl Handover {
     /// Notes that a successor runs and takes out what is put in from now on.
     pub(crate) fn succeeded(&self) {
         self.succeeded.store(true, Relaxed);
+    }
+
+    /// Notes that nothing outlives the main process, which is about to end.
+    pub(crate) fn lacks_store(&self) {
+        self.lacks_store.store(true, Relaxed);
     }
 
     /// Notes that the service is stopped for good: connections left in the mailbox would be lost.
@@ -189,6 +198,7 @@ impl Handover {
         let wanted = if is_tunnel { self.config.tunnels } else { self.config.connections };
         match wanted {
             false => Some(NotCarried::SwitchedOff),
+            true if self.lacks_store.load(Relaxed) => Some(NotCarried::NoStore),
             true if self.last.is_cancelled() && !self.is_taken_out() => Some(NotCarried::NoSuccessor),
             true if self.mailbox.is_none() || !self.keeps_listeners() => Some(NotCarried::NoStore),
             true => None,

@@ -244,6 +244,7 @@ impl MainProcess {
             let error = self.exec(Program::command_of_this);
             tracing::warn!("cannot take the title {:?}: {error}", program::MAIN);
         }
+        self.program.take_name();
         if let Err(error) = self.watch_signals() {
             tracing::error!("cannot install the signal handlers: {error}");
             return Exit::Failed;
@@ -337,6 +338,7 @@ impl MainProcess {
         if self.news_at.is_some_and(|at| at <= now) {
             self.news_at = None;
             self.tell_predecessors();
+            self.tell_what_is_left();
         }
         self.replace_stuck(now);
         self.kill_late(now);
@@ -395,6 +397,7 @@ impl MainProcess {
             }
             worker.signal(Signal::KILL);
             worker.kill_at = None;
+            worker.beat = worker.beat.map(|_| now);
         }
     }
 

@@ -1,6 +1,6 @@
 //! The program that the service runs, by the path that it was started by.
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -64,6 +64,16 @@ impl Program {
     /// True if this process runs under its title already.
     pub(super) fn has_title() -> bool {
         std::env::args_os().next().is_some_and(|name| name == MAIN)
+    }
+
+    /// Gives this process the program's name, by which `pgrep` and the journal's `_COMM=` know it: a start by way of
+    /// [`THIS`] has lost it.
+    pub(super) fn take_name(&self) {
+        let name = self.path.file_name().and_then(|name| CString::new(name.as_bytes()).ok());
+        if let Some(name) = name {
+            // Best effort: it is for people.
+            let _ = rustix::thread::set_name(&name);
+        }
     }
 
     /// The program that is at the path now, under a title, with named descriptors.

@@ -108,7 +108,8 @@ impl MainProcess {
             if self.phase == Phase::Starting {
                 self.phase = Phase::Serving;
             }
-            self.systemd.check_room();
+            // All that it had to leave has come before. Its successor comes beside it.
+            self.systemd.check_room(2_usize.saturating_sub(self.workers.len()));
         }
         if is_current {
             self.pass_on(&message);
@@ -127,10 +128,10 @@ impl MainProcess {
             self.reload(Some((pid, number.to_owned())));
         }
         if message.has(key::LAST) {
-            self.nobody_follows();
+            self.nobody_follows(key::LAST_PROCESS);
         }
         if message.has(key::STOPS) && is_current {
-            self.nobody_follows();
+            self.nobody_follows(key::LAST_PROCESS);
             self.stop_workers("the caller", Some(pid));
         }
         match message.value(key::SINGLETONS) {
@@ -266,7 +267,7 @@ impl MainProcess {
     }
 
     /// The predecessors, oldest first.
-    fn predecessors(&self) -> impl Iterator<Item = &Worker> {
+    pub(super) fn predecessors(&self) -> impl Iterator<Item = &Worker> {
         self.workers.iter().filter(|worker| worker.part == Part::Predecessor)
     }
 
@@ -318,6 +319,7 @@ impl MainProcess {
         }
         self.grant_singletons();
         self.tell_predecessors();
+        self.tell_what_is_left();
         self.exit_if_empty();
     }
 
@@ -339,7 +341,7 @@ impl MainProcess {
             self.exit = Some(Exit::Failed);
         } else {
             self.last_exit = Exit::Failed;
-            self.nobody_follows();
+            self.nobody_can_follow();
             self.stop_workers("the main process", None);
         }
     }

@@ -17,7 +17,7 @@ impl MainProcess {
             1 if self.systemd.stores() && !self.last && name == "SIGTERM" => self.leave(),
             1 => {
                 tracing::info!("{name}: draining; the same again cuts what is in flight");
-                self.nobody_follows();
+                self.nobody_can_follow();
                 self.stop_workers(name, None);
             }
             2 => {
@@ -53,14 +53,20 @@ impl MainProcess {
     }
 
     /// Notes that no process follows this one, and tells the workers.
-    pub(super) fn nobody_follows(&mut self) {
+    pub(super) fn nobody_follows(&mut self, why: &str) {
         if !std::mem::replace(&mut self.last, true) {
             tracing::info!("the service is being stopped: nothing is left for a next process");
             self.store.forget();
         }
         for worker in &self.workers {
-            worker.tell(&assign(key::NOBODY_FOLLOWS, "1"));
+            worker.tell(&assign(key::NOBODY_FOLLOWS, why));
         }
+    }
+
+    /// The same where nobody has announced it: another process may come, and nothing would reach it without a store.
+    pub(super) fn nobody_can_follow(&mut self) {
+        let lacks_store = self.systemd.listens() && !self.systemd.stores() && !self.last;
+        self.nobody_follows(if lacks_store { key::NO_STORE } else { key::LAST_PROCESS });
     }
 
     /// Tells every worker to stop for good; all but one that does so by itself.
@@ -81,6 +87,19 @@ impl MainProcess {
             };
         }
         self.exit_if_empty();
+    }
+
+    /// Tells systemd what a stop still waits for, once the worker that did so has ended.
+    pub(super) fn tell_what_is_left(&self) {
+        if !self.is_stopping() || self.current().is_some() {
+            return;
+        }
+        let status = match &self.predecessors().collect::<Vec<_>>()[..] {
+            [] => return,
+            [one] => format!("draining; 1 predecessor: {}", one.status),
+            several => format!("draining; {} predecessors", several.len()),
+        };
+        self.systemd.tell(&[NotifyState::Status(&status)]);
     }
 
     /// True once the service is to end.

@@ -45,8 +45,12 @@ pub(crate) mod key {
     pub(crate) const GO: &str = "X_STEADFAST_GO";
     /// To a worker: hand over what can be carried, finish the rest.
     pub(crate) const HAND_OVER: &str = "X_STEADFAST_HAND_OVER";
-    /// To a worker: nobody follows, so nothing is left for a next process.
+    /// To a worker: nothing is left for a next process; the value is [`LAST_PROCESS`] or [`NO_STORE`].
     pub(crate) const NOBODY_FOLLOWS: &str = "X_STEADFAST_NOBODY_FOLLOWS";
+    /// The reason of [`NOBODY_FOLLOWS`]: there is no next process.
+    pub(crate) const LAST_PROCESS: &str = "last";
+    /// The reason of [`NOBODY_FOLLOWS`]: systemd has no store, so that nothing would reach a next process.
+    pub(crate) const NO_STORE: &str = "no-store";
     /// To a worker: stop; the value is what asked for it.
     pub(crate) const STOP: &str = "X_STEADFAST_STOP";
     /// To a worker: cut what is in flight.

@@ -82,9 +82,10 @@ impl Manager {
         self.store != Store::None
     }
 
-    /// Warns if the store has no room for all that was left in it: the manager drops the rest silently.
-    pub(crate) fn check_room(&self) {
-        let needed = self.stored.lock().unwrap_or_else(PoisonError::into_inner).len();
+    /// Warns if the store has no room for all that was left in it, and so many more: the manager drops the rest
+    /// silently.
+    pub(crate) fn check_room(&self, more: usize) {
+        let needed = self.stored.lock().unwrap_or_else(PoisonError::into_inner).len() + more;
         if let Store::Of(size) = self.store
             && needed > size
         {

@@ -61,6 +61,7 @@ mod tests {
         process.gone().await;
         child.wait().expect("it has ended");
     }
+
     #[test]
     fn the_starts_of_processes_are_in_order() {
         let own = started(std::process::id()).expect("it runs");

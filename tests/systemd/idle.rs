@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use steadfast_harness::{Client, print_figure, raise_descriptor_limit};
 
-use crate::service::{Service, UNIT};
+use crate::service::Service;
 
 /// More than nginx is usually allowed to hold, fewer than a client has ports.
 const MANY: usize = 15_000;
@@ -36,8 +36,7 @@ fn fifteen_thousand_idle_connections_survive_a_restart_and_a_reload() {
         );
         assert!(took < Duration::from_secs(20), "{what}: {took:?}");
     }
-    let journal = service.journal(UNIT, &[]);
-    assert_eq!(journal.matches("handed over 15000 connections").count(), 2, "{journal}");
+    service.wait_for_journal("handed over 15000 connections", 2);
     assert_eq!(service.metric("steadfast_http_connections_accepted_total"), 0, "no client came anew");
 }
 

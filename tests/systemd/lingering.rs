@@ -1,11 +1,13 @@
 //! Connections that cannot be carried linger, and the report says how many and why.
 
-use steadfast_harness::{Client, Failure, Tunnel};
+use std::thread;
+
+use steadfast_harness::{Client, Failure, Tunnel, wait_until};
 
 use crate::service::{PROXY, Service, UNIT, agree_to_tunnel};
 
 /// Long enough for a client to ask once more on a busy machine.
-const LINGER: &str = "[shutdown]\nlinger = \"2s\"\n";
+const LINGER: &str = "[shutdown]\nlinger = \"5s\"\n";
 
 #[test]
 fn with_connections_switched_off_they_may_ask_once_more_and_tunnels_are_carried() {
@@ -16,7 +18,9 @@ fn with_connections_switched_off_they_may_ask_once_more_and_tunnels_are_carried(
     let upstream = service.upstream();
     let mut tunnel = service.tunnel(&upstream, 0);
     let [mut silent, mut client] = [service.answered(), service.answered()];
-    service.restart_meanwhile(|| assert_last_answer(&mut client));
+    service.restart();
+    service.wait_for_predecessors(1);
+    assert_last_answer(&mut client);
     silent.wait_for_close().unwrap();
     tunnel.settle().unwrap();
     assert_reported(
@@ -33,7 +37,12 @@ fn without_a_store_every_connection_lingers() {
         return;
     };
     let mut client = service.answered();
-    service.restart_meanwhile(|| assert_last_answer(&mut client));
+    thread::scope(|scope| {
+        // No other process could know of the worker, so the main process stays with it.
+        let restart = service.begin(scope, Service::restart);
+        assert_last_answer(&mut client);
+        restart.join().expect("a restart does not panic");
+    });
     assert_reported(
         &service,
         "; handed over 0 connections and 0 tunnels; 1 connection closed: there is no store",
@@ -54,38 +63,38 @@ fn a_connection_whose_small_request_body_nobody_read_is_carried_like_any_other()
 }
 
 #[test]
-fn with_tunnels_switched_off_what_becomes_one_during_a_restart_stays_too() {
+fn with_tunnels_switched_off_what_becomes_one_after_a_restart_stays_with_the_predecessor() {
     let Some((service, upstream)) = Service::start_with_upstream(file!(), "[handover]\ntunnels = false\n")
     else {
         return;
     };
     let (client, exchange) = service.ask_for_tunnel(&upstream);
-    service.restart_meanwhile(|| {
-        let [client, upstream] = agree_to_tunnel(client, exchange);
-        let mut tunnel = Tunnel::new(0, client, upstream);
-        tunnel.settle().unwrap();
-        // Its end is also that of the process that waits for it.
-        drop(tunnel);
-    });
+    service.restart();
+    let [client, upstream] = agree_to_tunnel(client, exchange);
+    let mut tunnel = Tunnel::new(0, client, upstream);
+    tunnel.settle().unwrap();
+    service.wait_for_predecessors(1);
+    tunnel.settle().unwrap();
+    // Its end is also that of the process that waits for it.
+    drop(tunnel);
+    service.wait_for_predecessors(0);
     assert_eq!(taken_over(&service, "tunnel"), 0, "{}", service.journal(UNIT, &[]));
 }
 
 #[test]
-fn with_connections_switched_off_what_becomes_a_tunnel_during_a_restart_is_carried() {
-    let Some((service, upstream)) = Service::start_with_upstream(
-        file!(),
-        "[shutdown]\ndeadline = \"5s\"\n[handover]\nconnections = false\n",
-    ) else {
+fn with_connections_switched_off_what_becomes_a_tunnel_after_a_restart_is_carried() {
+    let Some((service, upstream)) =
+        Service::start_with_upstream(file!(), "[handover]\nconnections = false\n")
+    else {
         return;
     };
     let (client, exchange) = service.ask_for_tunnel(&upstream);
-    let mut tunnel = None;
-    service.restart_meanwhile(|| {
-        let [client, upstream] = agree_to_tunnel(client, exchange);
-        tunnel = Some(Tunnel::new(0, client, upstream));
-    });
-    tunnel.unwrap().settle().unwrap_or_else(|lost| panic!("{lost}\n{}", service.journal(UNIT, &[])));
-    assert_eq!(taken_over(&service, "tunnel"), 1, "{}", service.journal(UNIT, &[]));
+    service.restart();
+    let [client, upstream] = agree_to_tunnel(client, exchange);
+    let mut tunnel = Tunnel::new(0, client, upstream);
+    wait_until("the tunnel to be taken over", || (taken_over(&service, "tunnel") == 1).then_some(()));
+    tunnel.settle().unwrap_or_else(|lost| panic!("{lost}\n{}", service.journal(UNIT, &[])));
+    service.wait_for_predecessors(0);
 }
 
 /// The number of a kind that the process that serves now took over.
@@ -100,6 +109,5 @@ fn assert_last_answer(client: &mut Client) {
 }
 
 fn assert_reported(service: &Service, expected: &str) {
-    let journal = service.journal(UNIT, &[]);
-    assert!(journal.contains(expected), "{expected} in:\n{journal}");
+    service.wait_for_journal(expected, 1);
 }

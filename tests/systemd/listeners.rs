@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use steadfast_harness::{Client, Failure};
 
-use crate::service::{CONFIG, ROUTES, Service, UNIT};
+use crate::service::{CONFIG, PROXY, ROUTES, Service, UNIT};
 
-/// The mailbox's two ends and the control socket.
-const FIXED: usize = 3;
+/// The listener that is always there.
+const CONTROL: usize = 1;
 
 #[test]
 fn listeners_are_added_moved_and_removed_by_a_restart() {
@@ -39,7 +39,7 @@ fn change_listeners(next: impl Fn(&Service) -> Duration) {
         }
         // A connection outlives the listener it came from.
         assert_eq!(client.get("/").unwrap().status, 200);
-        assert_eq!(service.show(UNIT, "NFileDescriptorStore"), (FIXED + listen_on.len()).to_string());
+        service.wait_for_store(CONTROL + listen_on.len());
         assert_eq!(service.show(UNIT, "ActiveState"), "active");
     };
 
@@ -62,7 +62,7 @@ fn an_address_is_widened_and_narrowed_by_a_restart() {
         service.restart();
         assert_eq!(ask(&service, "127.0.0.1:8080").unwrap(), 200, "{address}");
         assert_eq!(client.get("/").unwrap().status, 200);
-        assert_eq!(service.show(UNIT, "NFileDescriptorStore"), (FIXED + 1).to_string());
+        service.wait_for_store(CONTROL + 1);
     }
 }
 
@@ -94,7 +94,7 @@ fn a_socket_whose_path_was_removed_is_bound_again_and_stored_once() {
         service.ok(["rm", "/run/steadfast/http.sock"]);
         next(&service);
         assert_eq!(ask(&service, path).unwrap(), 200);
-        assert_eq!(service.show(UNIT, "NFileDescriptorStore"), (FIXED + 1).to_string());
+        service.wait_for_store(CONTROL + 1);
     }
 }
 
@@ -112,8 +112,34 @@ fn with_the_socket_unit_the_first_connection_starts_it_and_a_restart_and_a_reloa
         next(&service);
         assert_eq!(client.get("/").unwrap().status, 200);
         assert_eq!(ask(&service, "[::1]:8080").unwrap(), 200);
-        assert_eq!(service.show(UNIT, "NFileDescriptorStore"), FIXED.to_string());
+        service.wait_for_store(CONTROL);
     }
+}
+
+#[test]
+fn a_store_without_room_is_a_warning_that_says_how_much_it_takes_predecessors_included() {
+    let room = |size: u32| format!("FileDescriptorStoreMax={size}\nEnvironment=STEADFAST_FDSTORE={size}");
+    let Some(service) = Service::start_with_unit(file!(), PROXY, &room(7)) else {
+        return;
+    };
+    // All that there is has room, but not a successor.
+    service.wait_for_journal("FileDescriptorStoreMax=8", 1);
+    service.edit_unit(&room(8));
+    service.ok(["systemctl", "stop", UNIT]);
+    service.ok(["systemctl", "start", UNIT]);
+    let upstream = service.upstream();
+    // One predecessor after the other comes and goes.
+    for next in [Service::reload, Service::restart, Service::reload] {
+        next(&service);
+        service.wait_for_store(3);
+    }
+    let mut in_flight = Vec::new();
+    for _ in 0..2 {
+        assert!(!service.journal(UNIT, &[]).contains("FileDescriptorStoreMax=9"));
+        in_flight.push(service.in_flight(&upstream, "/app/slow"));
+        service.reload();
+    }
+    service.wait_for_journal("FileDescriptorStoreMax=9", 1);
 }
 
 /// Listens on these addresses, and on no admin port.

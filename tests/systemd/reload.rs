@@ -1,4 +1,4 @@
-//! A reload: another process takes over, and its clients do not even wait.
+//! A reload: another worker takes over, and its clients do not even wait.
 
 use steadfast_harness::print_figure;
 
@@ -12,13 +12,15 @@ fn ten_reloads_under_load_refuse_drop_and_close_nothing() {
     let load = service.load(50);
     load.advance(5000);
     let usual = load.longest_wait();
-    let mut pid = service.main_pid();
+    let main = service.main_pid();
+    let mut worker = service.worker_pid();
     for _ in 0..10 {
         service.reload();
         load.advance(500);
-        let next = service.main_pid();
-        assert_ne!(std::mem::replace(&mut pid, next), pid);
+        let next = service.worker_pid();
+        assert_ne!(std::mem::replace(&mut worker, next), worker);
     }
+    assert_eq!(service.main_pid(), main);
     let longest = load.longest_wait();
     let account = load.finish();
     print_figure(
@@ -40,7 +42,7 @@ fn a_request_in_flight_finishes_over_a_reload_while_others_are_answered_at_once(
     let mut idle = service.answered();
 
     service.reload();
-    // Nobody has answered the first request yet: these are the new process's.
+    // Nobody has answered the first request yet: these are the new worker's.
     assert_eq!(idle.get("/").unwrap().status, 200);
     assert_eq!(service.connect().get("/").unwrap().status, 200);
     exchange.answer(200, "worth the wait");

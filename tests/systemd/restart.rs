@@ -1,8 +1,8 @@
-//! A restart: its clients wait a moment and lose nothing.
+//! A restart: its clients wait a moment, whatever is in flight, and lose nothing.
 
 use std::time::Duration;
 
-use steadfast_harness::print_figure;
+use steadfast_harness::{print_figure, wait_until};
 
 use crate::service::{PROXY, Service, UNIT};
 
@@ -112,27 +112,39 @@ fn a_restart_does_not_wait_for_a_client_that_was_answered_with_408_and_does_not_
 }
 
 #[test]
-fn a_request_in_flight_finishes_over_a_restart_on_a_connection_that_goes_on() {
+fn a_request_in_flight_finishes_over_a_restart_that_waits_for_nothing_on_a_connection_that_goes_on() {
     let Some((service, upstream)) = Service::start_with_upstream(file!(), "") else {
         return;
     };
     let (mut client, exchange) = service.in_flight(&upstream, "/app/slow");
 
-    service.restart_meanwhile(|| {
-        // In the gap: the kernel takes it, the successor answers.
-        let mut late = service.connect();
-        late.ask("/").unwrap();
-        exchange.answer(200, "worth the wait");
-        let answer = client.receive().unwrap();
-        assert_eq!((answer.status, answer.text().as_str()), (200, "worth the wait"));
-        assert_eq!(answer.header("connection"), None);
-        assert_eq!(late.receive().unwrap().status, 200);
+    let mut idle = service.answered();
+    let [main, worker] = [service.main_pid(), service.worker_pid()];
+
+    service.restart();
+    // Nobody has answered the first request yet: these are the next process's.
+    assert_eq!(idle.get("/").unwrap().status, 200);
+    assert_eq!(service.connect().get("/").unwrap().status, 200);
+    assert_ne!(service.main_pid(), main);
+    assert_ne!(service.worker_pid(), worker);
+    // Whoever looks sees that something is still being finished, and what.
+    let status = wait_until("the status text to name the predecessor", || {
+        Some(service.show(UNIT, "StatusText")).filter(|status| status.contains("; 1 predecessor: draining"))
     });
+    assert!(status.starts_with("serving") && status.contains("oldest GET /app/slow"), "{status}");
+
+    exchange.answer(200, "worth the wait");
+    let answer = client.receive().unwrap();
+    assert_eq!((answer.status, answer.text().as_str()), (200, "worth the wait"));
+    assert_eq!(answer.header("connection"), None);
+    // By now it has followed the others.
     assert_eq!(client.get("/").unwrap().status, 200);
+    service.wait_for_journal(&format!("worker {worker} ended: it has finished"), 1);
+    service.wait_for_one_worker();
 }
 
 #[test]
-fn the_report_and_the_next_start_agree_on_what_was_carried() {
+fn the_report_and_the_successors_figures_agree_on_what_was_carried() {
     let Some((service, upstream)) = Service::start_with_upstream(file!(), "") else {
         return;
     };
@@ -141,13 +153,11 @@ fn the_report_and_the_next_start_agree_on_what_was_carried() {
     service.restart();
     tunnel.settle().unwrap();
 
-    let journal = service.journal(UNIT, &[]);
-    for expected in ["; handed over 3 connections and 1 tunnel", "took over 3 connections and 1 tunnel"] {
-        assert!(journal.contains(expected), "{expected} in:\n{journal}");
-    }
+    service.wait_for_journal("; handed over 3 connections and 1 tunnel", 1);
     for (kind, count) in [("connection", 3), ("tunnel", 1), ("refused", 0)] {
         let series = format!("steadfast_handover_taken_over_total{{kind=\"{kind}\"}}");
-        assert_eq!(service.metric(&series), count, "{kind}");
+        // Both say so while they are about it: the successor may not have looked yet.
+        wait_until(&format!("{series} to be {count}"), || (service.metric(&series) == count).then_some(()));
     }
 }
 
@@ -157,17 +167,16 @@ fn twenty_restarts_leave_no_more_in_the_store_than_one() {
         return;
     };
     let mut client = service.connect();
-    let stored = || service.show(UNIT, "NFileDescriptorStore");
     service.restart();
-    // Two listeners, the control socket, the mailbox's two ends.
-    assert_eq!(stored(), "5");
+    // Two listeners and the control socket.
+    service.wait_for_store(3);
     for restart in 1..=20 {
         // So many in a minute look like a failure to systemd.
         service.ok(["systemctl", "reset-failed", UNIT]);
         service.restart();
         assert_eq!(client.get("/").unwrap().status, 200, "after restart {restart}");
     }
-    assert_eq!(stored(), "5");
+    service.wait_for_store(3);
     service.stop();
-    assert_eq!(stored(), "0");
+    assert_eq!(service.show(UNIT, "NFileDescriptorStore"), "0");
 }

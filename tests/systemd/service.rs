@@ -1,14 +1,21 @@
 //! An installed steadfast, as its operator sees it.
 
+use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::net::{SocketAddr, TcpStream};
 use std::ops::Deref;
 use std::path::Path;
 use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use steadfast_harness::{
     Client, Exchange, Failure, Load, Machine, Output, Response, Tunnel, Upstream, wait_until,
 };
+
+/// The descriptors in systemd's store beside one for each listener: the mailbox's two ends, the last good config, and the
+/// channel to the one worker.
+const KEPT: usize = 4;
 
 /// The unit under test.
 pub(crate) const UNIT: &str = "steadfast.service";
@@ -113,9 +120,18 @@ impl Service {
         &'scope self,
         scope: &'scope Scope<'scope, '_>,
     ) -> ScopedJoinHandle<'scope, Stop> {
-        let stop = scope.spawn(|| self.stop());
+        self.begin(scope, Self::stop)
+    }
+
+    /// Begins what waits for a drain, and returns when the daemon says that it drains.
+    pub(crate) fn begin<'scope, T: Send + 'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        act: impl FnOnce(&Self) -> T + Send + 'scope,
+    ) -> ScopedJoinHandle<'scope, T> {
+        let under_way = scope.spawn(|| act(self));
         self.wait_for_drain();
-        stop
+        under_way
     }
 
     /// Does something while a stop waits for what is in flight. Returns how the stop went: it succeeded.
@@ -128,16 +144,6 @@ impl Service {
             assert!(stop.output.status.success(), "{:?}", stop.output);
             stop
         })
-    }
-
-    /// Does something while a restart drains.
-    pub(crate) fn restart_meanwhile(&self, act: impl FnOnce()) {
-        thread::scope(|scope| {
-            let restart = scope.spawn(|| self.restart());
-            self.wait_for_drain();
-            act();
-            restart.join().expect("a restart does not panic");
-        });
     }
 
     /// `systemctl stop`, timed.
@@ -163,8 +169,13 @@ impl Service {
     }
 
     /// Ends the main process as a crash does.
-    pub(crate) fn kill(&self) {
+    pub(crate) fn kill_main(&self) {
         self.ok(["systemctl", "kill", "--signal=KILL", "--kill-whom=main", UNIT]);
+    }
+
+    /// Ends the current worker as a crash does.
+    pub(crate) fn kill_worker(&self) {
+        self.ok(["kill", "-KILL", &self.worker_pid()]);
     }
 
     /// The process that systemd supervises.
@@ -172,9 +183,92 @@ impl Service {
         self.show(UNIT, "MainPID")
     }
 
+    /// The process that serves.
+    pub(crate) fn worker_pid(&self) -> String {
+        // One that hands over may have the last word.
+        let serving = wait_until("a worker to serve", || {
+            Some(self.control_status()?).filter(|s| s["phase"] == "serving")
+        });
+        serving["pid"].to_string()
+    }
+
+    /// The workers that finish what they had in flight: each one's last word on its state.
+    pub(crate) fn predecessors(&self) -> Vec<String> {
+        let status = self.control_status().expect("the control socket answers");
+        let predecessors = status["predecessors"].as_array().expect("a list");
+        predecessors.iter().map(|one| one["status"].as_str().expect("a text").to_owned()).collect()
+    }
+
+    /// Returns when so many workers finish what they had in flight beside the one that serves.
+    pub(crate) fn wait_for_predecessors(&self, count: usize) {
+        wait_until("the predecessors to be as many as expected, and to drain", || {
+            let predecessors = self.predecessors();
+            (predecessors.len() == count && predecessors.iter().all(|p| p.starts_with("draining")))
+                .then_some(())
+        });
+    }
+
+    /// What `steadfast status --json` shows; none from a worker that has ended meanwhile. Needs no program in the box.
+    fn control_status(&self) -> Option<Value> {
+        let mut client = Client::connect_unix(self.path("/run/steadfast/control.sock")).ok()?;
+        serde_json::from_slice(&client.get("/status").ok()?.body).ok()
+    }
+
+    /// Every process of the service.
+    pub(crate) fn processes(&self) -> BTreeSet<u32> {
+        let group = self.show(UNIT, "ControlGroup");
+        let file = self.path(format!("/sys/fs/cgroup{group}/cgroup.procs"));
+        // Read in the box: elsewhere the processes have other numbers.
+        if group.is_empty() || !file.exists() {
+            return BTreeSet::new();
+        }
+        let listed = self.run(["cat", &format!("/sys/fs/cgroup{group}/cgroup.procs")]).stdout;
+        listed.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    /// Returns when a process of the box has ended.
+    pub(crate) fn wait_for_the_end_of(&self, process: impl Display) {
+        wait_until(&format!("process {process} to end"), || (!self.runs(&process)).then_some(()));
+    }
+
+    /// True if there is such a process in the box.
+    pub(crate) fn runs(&self, process: impl Display) -> bool {
+        self.path(format!("/proc/{process}")).exists()
+    }
+
+    /// Returns when another worker serves than this one, which has been told to end, and returns its process.
+    pub(crate) fn wait_for_another_worker(&self, worker: impl Display) -> u32 {
+        // Until then it may take a connection and not answer any more.
+        self.wait_for_the_end_of(&worker);
+        self.worker_pid().parse().expect("a number")
+    }
+
+    /// The unit has a main process and a worker, or soon has.
+    pub(crate) fn wait_for_one_worker(&self) {
+        let pair = [self.main_pid(), self.worker_pid()].map(|pid| pid.parse().expect("a number"));
+        wait_until("all but the main process and its worker to end", || {
+            (self.processes() == pair.into()).then_some(())
+        });
+    }
+
+    /// systemd's store holds so many listeners, and nothing but what a service with one worker needs, or soon does.
+    pub(crate) fn wait_for_store(&self, listeners: usize) {
+        let expected = (KEPT + listeners).to_string();
+        wait_until(&format!("the store to hold {expected} descriptors"), || {
+            (self.show(UNIT, "NFileDescriptorStore") == expected).then_some(())
+        });
+    }
+
+    /// Returns when the journal has this text so many times, and returns the journal.
+    pub(crate) fn wait_for_journal(&self, text: &str, times: usize) -> String {
+        wait_until(&format!("{text:?} in the journal"), || {
+            Some(self.journal(UNIT, &[])).filter(|journal| journal.matches(text).count() >= times)
+        })
+    }
+
     /// Returns when systemd has replaced this main process by another that serves.
-    pub(crate) fn wait_for_another(&self, pid: &str) {
-        wait_until("systemd to start another process", || {
+    pub(crate) fn wait_for_another_main(&self, pid: &str) {
+        wait_until("systemd to start another main process", || {
             (self.show(UNIT, "ActiveState") == "active" && self.main_pid() != pid).then_some(())
         });
     }
@@ -210,7 +304,7 @@ impl Service {
         line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {series} in:\n{metrics}"))
     }
 
-    pub(crate) fn wait_for_drain(&self) {
+    fn wait_for_drain(&self) {
         wait_until("the status text to say that it drains", || {
             self.show(UNIT, "StatusText").starts_with("draining").then_some(())
         });

@@ -30,15 +30,33 @@ fn the_daemon_runs_as_its_own_user_without_roots_powers() {
     let Some(service) = Service::start(file!(), "") else {
         return;
     };
-    let pid = service.show(UNIT, "MainPID");
-    let status = service.ok(["cat", &format!("/proc/{pid}/status")]);
     let uid = service.ok(["id", "-u", "steadfast"]);
     let uid = uid.trim();
     assert_ne!(uid, "0");
-    assert!(status.contains(&format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}\n")), "{status}");
-    // Ports below 1024, and nothing else.
-    assert!(status.contains("CapEff:\t0000000000000400\n"), "{status}");
-    assert!(status.contains("NoNewPrivs:\t1\n"), "{status}");
+    for pid in [service.main_pid(), service.worker_pid()] {
+        let status = service.ok(["cat", &format!("/proc/{pid}/status")]);
+        assert!(status.contains(&format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}\n")), "{status}");
+        // Ports below 1024, and nothing else.
+        assert!(status.contains("CapEff:\t0000000000000400\n"), "{status}");
+        assert!(status.contains("NoNewPrivs:\t1\n"), "{status}");
+    }
+}
+
+#[test]
+fn the_list_of_processes_tells_the_main_process_from_the_worker_and_both_by_the_programs_name() {
+    let Some(service) = Service::start(file!(), "") else {
+        return;
+    };
+    for next in [Service::restart, Service::reload] {
+        next(&service);
+        let processes = [(service.main_pid(), "main process"), (service.worker_pid(), "worker")];
+        for (pid, title) in processes {
+            let arguments = service.ok(["cat", &format!("/proc/{pid}/cmdline")]);
+            assert_eq!(arguments.split('\0').next(), Some(&*format!("steadfast: {title}")), "{arguments:?}");
+            // `pgrep`, `top` and the journal's _COMM= go by this one.
+            assert_eq!(service.ok(["cat", &format!("/proc/{pid}/comm")]).trim_end(), "steadfast", "{title}");
+        }
+    }
 }
 
 #[test]
@@ -99,12 +117,13 @@ fn the_watchdog_of_the_unit_is_satisfied() {
     assert_eq!(service.show(UNIT, "WatchdogUSec"), "30s");
     service.edit_unit("WatchdogSec=1s");
     service.ok(["systemctl", "restart", UNIT]);
-    let pid = service.show(UNIT, "MainPID");
+    let processes = || [service.main_pid(), service.worker_pid()];
+    let before = processes();
     let first = service.show(UNIT, "WatchdogTimestampMonotonic");
     // Several times what the watchdog allows: time itself is the test.
     thread::sleep(Duration::from_millis(3500));
     assert_eq!(service.show(UNIT, "ActiveState"), "active");
-    assert_eq!(service.show(UNIT, "MainPID"), pid);
+    assert_eq!(processes(), before);
     assert_eq!(service.show(UNIT, "NRestarts"), "0");
     assert_ne!(service.show(UNIT, "WatchdogTimestampMonotonic"), first);
 }

@@ -1,60 +1,95 @@
-//! Crashes: the daemon comes back.
+//! Crashes: of the worker, which the main process replaces, and of the main process, which systemd does.
 
 use std::time::Duration;
 
-use steadfast_harness::{print_figure, wait_until};
+use steadfast_harness::wait_until;
 
 use crate::service::{Service, UNIT};
 
+/// More crashes of a worker than the config allows as shipped.
+const PATIENT: &str = "[supervision]\nmax_restarts = 20\nbackoff_max = \"100ms\"\n";
+
 #[test]
-fn ten_crashes_in_a_row_come_back() {
+fn ten_crashes_of_the_main_process_in_a_row_come_back() {
     let Some(service) = Service::start(file!(), "") else {
         return;
     };
     for crash in 1..=10 {
         let pid = service.main_pid();
-        service.kill();
-        service.wait_for_another(&pid);
+        service.kill_main();
+        service.wait_for_another_main(&pid);
         assert_eq!(service.connect().get("/").unwrap().status, 200, "after crash {crash}");
     }
     assert_eq!(service.show(UNIT, "NRestarts"), "10");
+    service.wait_for_one_worker();
 }
 
 #[test]
-fn ten_crashes_under_load_refuse_nobody_and_lose_what_is_in_flight_alone() {
-    const CLIENTS: usize = 50;
-    let Some(service) = Service::start(file!(), "") else {
+fn ten_crashes_of_a_worker_in_a_row_come_back_without_a_restart_of_the_service() {
+    let Some(service) = Service::start(file!(), PATIENT) else {
         return;
     };
-    let load = service.load(CLIENTS);
-    load.advance(1000);
+    let main = service.main_pid();
     for crash in 1..=10 {
-        let pid = service.main_pid();
-        service.kill();
-        service.wait_for_another(&pid);
-        load.advance(500);
-        // A client has one request in flight, or none and loses the next one to the dead connection.
-        let account = load.account();
-        assert!(account.dropped <= crash * CLIENTS as u64, "crash {crash}: {account}");
+        let pid = service.worker_pid();
+        service.kill_worker();
+        service.wait_for_another_worker(&pid);
+        assert_eq!(service.connect().get("/").unwrap().status, 200, "after crash {crash}");
     }
-    let longest = load.longest_wait();
-    let account = load.finish();
-    print_figure("ten crashes under load of 50 clients", &account);
-    print_figure("longest wait over ten crashes", format_args!("{} ms", longest.as_millis()));
-    assert_eq!((account.refused, account.closed), (0, 0), "{account}");
+    assert_eq!((service.main_pid(), service.show(UNIT, "NRestarts")), (main, "0".into()));
+    service.wait_for_one_worker();
+    service.wait_for_store(3);
 }
 
 #[test]
-fn a_frozen_daemon_is_replaced_by_the_watchdog() {
+fn a_worker_that_crashes_more_often_than_it_may_is_systemds_turn() {
+    let Some(service) = Service::start(file!(), "[supervision]\nmax_restarts = 2\n") else {
+        return;
+    };
+    let main = service.main_pid();
+    for _ in 0..2 {
+        let pid = service.worker_pid();
+        service.kill_worker();
+        service.wait_for_another_worker(&pid);
+    }
+    service.kill_worker();
+    service.wait_for_another_main(&main);
+    assert_eq!(service.show(UNIT, "NRestarts"), "1");
+    assert_eq!(service.connect().get("/").unwrap().status, 200);
+    assert!(service.journal(UNIT, &[]).contains("giving up"));
+}
+
+#[test]
+fn a_frozen_main_process_is_replaced_by_the_watchdog() {
     let Some(service) = Service::start_with_unit(file!(), "", "WatchdogSec=1s\nTimeoutStopSec=1s") else {
         return;
     };
+    let mut client = service.answered();
     service.ok(["systemctl", "kill", "--signal=STOP", "--kill-whom=main", UNIT]);
-    wait_until("the watchdog to replace the frozen daemon", || {
+    wait_until("the watchdog to replace the frozen main process", || {
         let back = service.show(UNIT, "NRestarts") == "1" && service.show(UNIT, "ActiveState") == "active";
         back.then_some(())
     });
     assert_eq!(service.connect().get("/").unwrap().status, 200);
+    // The worker was not frozen, and its successor has taken over from it.
+    assert_eq!(client.get("/").unwrap().status, 200);
+    service.wait_for_one_worker();
+}
+
+#[test]
+fn a_frozen_worker_is_replaced_by_the_main_process() {
+    let Some(service) = Service::start_with_unit(file!(), "", "WatchdogSec=1s") else {
+        return;
+    };
+    let [main, worker] = [service.main_pid(), service.worker_pid()];
+    service.ok(["kill", "-STOP", &worker]);
+    service.wait_for_journal(&format!("worker {worker} is stuck: no heartbeat for 1s"), 1);
+    wait_until("the frozen worker to end", || {
+        (!service.path(format!("/proc/{worker}")).exists()).then_some(())
+    });
+    service.wait_for_another_worker(&worker);
+    assert_eq!(service.connect().get("/").unwrap().status, 200);
+    assert_eq!((service.main_pid(), service.show(UNIT, "NRestarts")), (main, "0".into()));
 }
 
 #[test]
@@ -62,7 +97,8 @@ fn a_daemon_that_was_frozen_for_less_than_the_watchdogs_period_lives_on() {
     let Some(service) = Service::start_with_unit(file!(), "", "WatchdogSec=6s") else {
         return;
     };
-    let pid = service.main_pid();
+    let processes = || [service.main_pid(), service.worker_pid()];
+    let before = processes();
     // The effect of `systemctl freeze`, which needs D-Bus.
     let freezer = format!("/sys/fs/cgroup{}/cgroup.freeze", service.show(UNIT, "ControlGroup"));
     let freeze = |on: u8| service.ok(["sh", "-c", &format!("echo {on} > {freezer}")]);
@@ -76,7 +112,7 @@ fn a_daemon_that_was_frozen_for_less_than_the_watchdogs_period_lives_on() {
         wait_until("the next ping", || {
             (service.show(UNIT, "WatchdogTimestampMonotonic") != thawed).then_some(())
         });
-        assert_eq!((service.main_pid(), service.show(UNIT, "NRestarts")), (pid.clone(), "0".into()));
+        assert_eq!((processes(), service.show(UNIT, "NRestarts")), (before.clone(), "0".into()));
     }
 }
 
@@ -85,10 +121,12 @@ fn a_graceful_stop_is_no_failure_and_is_not_undone() {
     let Some(service) = Service::start(file!(), "") else {
         return;
     };
+    let worker = service.worker_pid();
     service.ok(["systemctl", "kill", "--signal=TERM", "--kill-whom=main", UNIT]);
     wait_until("the unit to be inactive", || (service.show(UNIT, "ActiveState") == "inactive").then_some(()));
     // Longer than RestartSec: a restart would have begun.
     std::thread::sleep(Duration::from_millis(500));
     service.assert_stopped_with(0);
     assert_eq!(service.show(UNIT, "NRestarts"), "0");
+    wait_until("the worker to end", || (!service.path(format!("/proc/{worker}")).exists()).then_some(()));
 }

@@ -35,8 +35,7 @@ fn five_hundred_tunnels_half_of_them_busy_survive_a_restart_and_a_reload() {
             reload.as_millis()
         ),
     );
-    let journal = service.journal(UNIT, &[]);
-    assert_eq!(journal.matches("handed over 0 connections and 500 tunnels").count(), 2, "{journal}");
+    service.wait_for_journal("handed over 0 connections and 500 tunnels", 2);
 }
 
 #[test]

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use steadfast_harness::wait_until;
+
 use crate::service::{BINARY, PROXY, Service, UNIT};
 
 #[test]
@@ -24,13 +26,15 @@ fn a_restart_across_two_versions_of_the_parcels_crashes_nothing() {
         assert!(tunnel.settle().is_err());
         for (kind, count) in [("connection", 0), ("tunnel", 0), ("refused", 6)] {
             let series = format!("steadfast_handover_taken_over_total{{kind=\"{kind}\"}}");
-            assert_eq!(service.metric(&series), count, "{kind}");
+            wait_until(&format!("{series} to be {count}"), || {
+                (service.metric(&series) == count).then_some(())
+            });
         }
         let warnings = service.journal(UNIT, &["-p", "warning"]);
         assert!(warnings.contains("of the format is not version"), "{warnings}");
         assert_eq!(service.connect().get("/").unwrap().status, 200);
         assert_eq!(service.show(UNIT, "NRestarts"), "0");
-        assert_eq!(service.show(UNIT, "NFileDescriptorStore"), "5");
+        service.wait_for_store(3);
     }
 }
 

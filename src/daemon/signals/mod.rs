@@ -110,7 +110,12 @@ impl Signals {
                 reloads.moved();
                 lifecycle.stop(Cause::MainProcessGone);
             }
-            Command::NobodyFollows => handover.nobody_follows(),
+            Command::NobodyFollows { lacks_store } => {
+                if lacks_store {
+                    handover.lacks_store();
+                }
+                handover.nobody_follows();
+            }
             Command::Stop(cause) => {
                 lifecycle.stop(Cause::Signal(cause));
                 // One that hands over has had more time, because it held up nobody.

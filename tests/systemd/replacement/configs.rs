@@ -63,8 +63,8 @@ fn a_crash_while_the_config_is_broken_is_served_by_the_last_good_one() {
     service.write(CONFIG, BROKEN);
     // The main process, then a worker.
     let main = service.main_pid();
-    service.kill();
-    service.wait_for_another(&main);
+    service.kill_main();
+    service.wait_for_another_main(&main);
     load.advance(500);
     assert_eq!(service.metric(STALE), 1);
     let account = load.account();

@@ -16,8 +16,8 @@ fn ten_crashes_of_the_main_process_under_load_lose_nothing() {
     let stream = Stream::begin(&service, &upstream);
     for _ in 0..10 {
         let main = service.main_pid();
-        service.kill();
-        service.wait_for_another(&main);
+        service.kill_main();
+        service.wait_for_another_main(&main);
         load.advance(500);
     }
     let longest = load.longest_wait();
@@ -68,8 +68,8 @@ fn a_crash_of_the_main_process_beside_a_predecessor_leaves_no_orphan_and_loses_n
     let predecessor = service.worker();
     service.reload();
     let main = service.main_pid();
-    service.kill();
-    service.wait_for_another(&main);
+    service.kill_main();
+    service.wait_for_another_main(&main);
     exchange.answer(200, "worth the wait");
     assert_eq!(client.receive().unwrap().text(), "worth the wait");
     // What it handed over was found.

@@ -104,7 +104,7 @@ fn a_deployment_while_a_predecessor_drains_loses_neither_it_nor_its_answer() {
         "cp /usr/bin/steadfast /usr/bin/steadfast.new; mv /usr/bin/steadfast.new /usr/bin/steadfast",
     ]);
     service.reload();
-    service.wait_for_log("going on as the program that is now at /usr/bin/steadfast");
+    service.wait_for_journal("going on as the program that is now at /usr/bin/steadfast", 1);
     assert_eq!(service.connect().get("/").unwrap().status, 200);
     wait_until("the status to name the predecessor", || {
         service.status().predecessors.iter().any(|other| other.pid == predecessor).then_some(())

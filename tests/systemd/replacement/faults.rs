@@ -130,7 +130,7 @@ fn a_worker_that_hangs_at_a_reload_and_wakes_up_hands_over_and_loses_nothing() {
     let worker = service.worker();
     service.signal("STOP", worker);
     assert!(hang_up(&service).status.success());
-    service.wait_for_log(&format!("takes over from worker {worker}"));
+    service.wait_for_journal(&format!("takes over from worker {worker}"), 1);
     // Who comes anew is served.
     assert_eq!(service.connect().get("/").unwrap().status, 200);
     service.signal("CONT", worker);
@@ -150,7 +150,7 @@ fn a_worker_that_crashes_at_a_reload_costs_what_it_had_in_flight_and_leaves_one_
     load.advance(500);
     let (main, worker) = (service.main_pid(), service.worker());
     assert!(hang_up(&service).status.success());
-    service.wait_for_log("reloading");
+    service.wait_for_journal("reloading", 1);
     service.signal("KILL", worker);
     service.wait_for_another_worker(worker);
     load.advance(500);
@@ -178,8 +178,8 @@ fn a_main_process_that_crashes_at_a_reload_loses_nothing() {
             // At another moment of it each time.
             load.advance(round * 50);
         }
-        service.kill();
-        service.wait_for_another(&main);
+        service.kill_main();
+        service.wait_for_another_main(&main);
         load.advance(200);
     }
     let account = load.finish();

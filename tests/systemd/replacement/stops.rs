@@ -78,7 +78,7 @@ fn a_reload_does_not_wait_for_a_worker_that_hangs_which_is_killed_at_its_deadlin
     service.signal("STOP", predecessor);
     // To the main process: `steadfast reload` would ask the worker.
     service.ok(["systemctl", "kill", "--signal=HUP", "--kill-whom=main", UNIT]);
-    service.wait_for_log("takes over from worker");
+    service.wait_for_journal("takes over from worker", 1);
     assert_killed(&service, predecessor, &mut client);
 }
 
