@@ -7,6 +7,7 @@ mod crashes;
 mod deployments;
 mod faults;
 mod lasting;
+mod singletons;
 mod stops;
 mod under_way;
 
