@@ -6,6 +6,7 @@ mod configs;
 mod crashes;
 mod deployments;
 mod faults;
+mod figures;
 mod lasting;
 mod singletons;
 mod stops;
