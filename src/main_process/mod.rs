@@ -348,7 +348,8 @@ impl MainProcess {
                 );
                 worker.signal(Signal::ABORT);
                 worker.beat = Some(now);
-                worker.kill_at = Some(now + GRACE);
+                // One that is stopped takes no other signal. It may be found stuck again before.
+                worker.kill_at.get_or_insert(now + GRACE);
             }
             if worker.kill_at.is_some_and(|at| at <= now) {
                 if part == Part::Candidate {
