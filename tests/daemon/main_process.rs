@@ -6,7 +6,7 @@ use std::process::Command;
 
 use steadfast_harness::{Client, Daemon, Load, print_figure, wait_until};
 
-use crate::process::{BINARY, config, connect, not_shown, serving};
+use crate::process::{BINARY, config, connect, not_shown, serving, troubled};
 
 const CLIENTS: usize = 20;
 
@@ -177,4 +177,19 @@ fn in_a_container_a_second_signal_cuts_and_a_third_ends_it_at_once() {
     }
     assert_eq!(container.daemon.wait(), 3, "{}", container.daemon.stderr());
     assert!(client.receive().is_err());
+}
+
+#[test]
+fn a_second_signal_ends_a_stop_without_a_deadline_whose_own_child_hangs() {
+    let mut daemon = troubled("shutdown.deadline = \"never\"", |command| {
+        command.env("CHILD", "own").env("TROUBLE", "blocks");
+    });
+    let (first, worker) = (daemon.pid(), daemon.worker());
+    kill("TERM", first);
+    daemon.wait_for_line("of the first signal", |line| line.contains("SIGTERM: draining"));
+    kill("TERM", first);
+    // Cut, if it was in time to; killed else.
+    let exit = daemon.wait();
+    assert!(matches!(exit, 0 | 1 | 3), "{exit}\n{}", daemon.stderr());
+    assert!(!Path::new(&format!("/proc/{worker}")).exists());
 }
