@@ -28,8 +28,8 @@ pub(super) enum Command {
     },
     /// Stop, for the reason that is given.
     Stop(&'static str),
-    /// Cut what is in flight.
-    Cut,
+    /// Cut what is in flight, for the reason that is given.
+    Cut(&'static str),
     /// The outcome of a reload.
     Answer(Message),
     /// The predecessors that still finish.
@@ -163,8 +163,9 @@ fn command(message: Message) -> Option<Command> {
     } else if let Some(cause) = message.value(key::STOP) {
         let known = ["SIGTERM", "SIGINT", "the caller"];
         Some(Command::Stop(known.into_iter().find(|known| *known == cause).unwrap_or("the main process")))
-    } else if message.has(key::CUT) {
-        Some(Command::Cut)
+    } else if let Some(by) = message.value(key::CUT) {
+        let known = [key::SECOND_SIGNAL, key::TOO_MANY];
+        Some(Command::Cut(known.into_iter().find(|known| *known == by).unwrap_or("the main process")))
     } else if let Some(json) = message.value(key::PREDECESSORS) {
         serde_json::from_str(json).ok().map(Command::Predecessors)
     } else if message.has(key::RELOADED) || message.has(key::REFUSED) {

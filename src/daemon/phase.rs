@@ -92,6 +92,10 @@ struct Inner {
     cause: OnceLock<Cause>,
     stop: CancellationToken,
     cut: CancellationToken,
+    /// The reason for the cut.
+    cut_by: OnceLock<&'static str>,
+    /// The time at which a drain ends at the latest, also one that begins later.
+    end: OnceLock<Instant>,
     abandon: CancellationToken,
 }
 
@@ -102,6 +106,8 @@ impl Lifecycle {
             cause: OnceLock::new(),
             stop: CancellationToken::new(),
             cut: CancellationToken::new(),
+            cut_by: OnceLock::new(),
+            end: OnceLock::new(),
             abandon: CancellationToken::new(),
         }))
     }
@@ -119,19 +125,27 @@ impl Lifecycle {
     }
 
     pub(super) fn enter(&self, phase: Phase) {
-        self.0.phase.send_replace(phase);
+        self.0.phase.send_modify(|current| *current = self.by_the_end(phase));
     }
 
-    /// Brings the end of a drain forward, if one is under way: the rest is cut at `end` at the latest.
+    /// Brings the end of a drain forward, of one that is under way or is about to begin: the rest is cut at `end` at the
+    /// latest.
     pub(super) fn hurry(&self, end: Option<Instant>) {
-        self.0.phase.send_modify(|phase| {
-            if let Phase::Draining { until, .. } = phase {
-                *until = match (*until, end) {
-                    (Some(until), Some(end)) => Some(until.min(end)),
-                    (until, end) => until.or(end),
-                };
+        if let Some(end) = end {
+            // Before the look at the phase: a drain that has not begun by then looks at it.
+            let _ = self.0.end.set(end);
+            self.0.phase.send_modify(|current| *current = self.by_the_end(*current));
+        }
+    }
+
+    /// The phase, of a drain with no more time than there is.
+    fn by_the_end(&self, phase: Phase) -> Phase {
+        match (phase, self.0.end.get()) {
+            (Phase::Draining { since, until }, Some(&end)) => {
+                Phase::Draining { since, until: Some(until.map_or(end, |until| until.min(end))) }
             }
-        });
+            (phase, _) => phase,
+        }
     }
 
     /// Returns when the drain's end has come; never without one.
@@ -173,8 +187,10 @@ impl Lifecycle {
         let _ = self.0.cause.set(cause);
     }
 
-    /// Asks for what is in flight to be cut.
-    pub(crate) fn cut(&self) {
+    /// Asks for what is in flight to be cut, and says by what.
+    pub(crate) fn cut(&self, by: &'static str) {
+        // The first one is it.
+        let _ = self.0.cut_by.set(by);
         self.0.cut.cancel();
     }
 
@@ -187,6 +203,12 @@ impl Lifecycle {
     #[must_use]
     pub(crate) fn stopping(&self) -> &CancellationToken {
         &self.0.stop
+    }
+
+    /// Returns when a cut is asked for, by what.
+    pub(crate) async fn cut_by(&self) -> &'static str {
+        self.0.cut.cancelled().await;
+        self.0.cut_by.get().copied().unwrap_or_default()
     }
 
     /// Is cancelled when a cut is asked for.
@@ -205,5 +227,28 @@ impl Lifecycle {
     #[must_use]
     pub(crate) fn cause(&self) -> Option<&Cause> {
         self.0.cause.get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! The end of a drain.
+
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_drain_that_begins_after_it_was_hurried_has_no_more_time_either() {
+        let since = Instant::now();
+        let [soon, late] = [1, 1000].map(|seconds| since + Duration::from_secs(seconds));
+        let lifecycle = Lifecycle::new();
+        lifecycle.hurry(None);
+        lifecycle.hurry(Some(soon));
+        for until in [Some(late), None] {
+            lifecycle.enter(Phase::Draining { since, until });
+            let phase = lifecycle.phase();
+            assert!(matches!(phase, Phase::Draining { until: Some(at), .. } if at == soon), "{phase:?}");
+        }
     }
 }

@@ -162,8 +162,8 @@ impl Stop<'_> {
                 cut = cut_all("the deadline", registry, http, own).await;
                 asked.elapsed()
             }
-            () = lifecycle.cutting().cancelled() => {
-                cut = cut_all("the second signal", registry, http, own).await;
+            by = lifecycle.cut_by() => {
+                cut = cut_all(by, registry, http, own).await;
                 asked.elapsed()
             }
         };

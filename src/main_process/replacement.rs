@@ -250,7 +250,7 @@ impl MainProcess {
                     "cutting worker {pid}: more than `handover.predecessors` are finishing; it had {}",
                     worker.status
                 );
-                worker.tell(&assign(key::CUT, "handover.predecessors"));
+                worker.tell(&assign(key::CUT, key::TOO_MANY));
                 worker.kill_at = Some(Instant::now() + GRACE);
             }
         }

@@ -24,7 +24,7 @@ impl MainProcess {
                 tracing::warn!("{name} again: cutting what is in flight; once more exits at once");
                 let now = Instant::now();
                 for worker in &mut self.workers {
-                    worker.tell(&assign(key::CUT, "the second signal"));
+                    worker.tell(&assign(key::CUT, key::SECOND_SIGNAL));
                     worker.kill_at = Some(now + GRACE);
                 }
             }

@@ -55,6 +55,9 @@ pub(crate) mod key {
     pub(crate) const STOP: &str = "X_STEADFAST_STOP";
     /// To a worker: cut what is in flight.
     pub(crate) const CUT: &str = "X_STEADFAST_CUT";
+    /// Its values, as the log names the reason: a person's wish, or more predecessors than are allowed.
+    pub(crate) const SECOND_SIGNAL: &str = "the second signal";
+    pub(crate) const TOO_MANY: &str = "`handover.predecessors`";
     /// To a worker: the reload of this number has succeeded; [`TEXT`] is the new worker's process.
     pub(crate) const RELOADED: &str = "X_STEADFAST_RELOADED";
     /// To a worker: the reload of this number has changed nothing; [`TEXT`] says why.

@@ -15,6 +15,7 @@ mod handlers;
 mod limits;
 mod listening;
 mod log;
+mod main_process;
 mod notify;
 mod parking;
 mod process;

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::child::{BoundChild, BoxError, Child, Context, Run};
 use super::link::Command;
 use super::phase::{Cause, Lifecycle};
+use crate::systemd::channel::key;
 use crate::systemd::manager::one_line;
 
 /// Its name in the tree.
@@ -68,7 +69,7 @@ impl Signals {
                 }
                 2 => {
                     tracing::warn!("{name} again: cutting what is in flight; once more exits at once");
-                    self.lifecycle().cut();
+                    self.lifecycle().cut(key::SECOND_SIGNAL);
                 }
                 _ => {
                     tracing::warn!("{name} for the third time: exiting at once");
@@ -121,7 +122,7 @@ impl Signals {
                 // One that hands over has had more time, because it held up nobody.
                 lifecycle.hurry(shutdown.deadline.and_then(|deadline| Instant::now().checked_add(deadline)));
             }
-            Command::Cut => lifecycle.cut(),
+            Command::Cut(by) => lifecycle.cut(by),
             Command::Answer(message) => {
                 if let Some(reason) = reloads.answer(&message) {
                     observer.reload_failed(reason);

@@ -1,6 +1,6 @@
 //! Crashes: another is there at once, and only what a worker itself had in flight goes with it.
 
-use steadfast_harness::print_figure;
+use steadfast_harness::{print_figure, wait_until};
 
 use super::CLIENTS;
 use super::lasting::Stream;
@@ -78,4 +78,76 @@ fn a_crash_of_the_main_process_beside_a_predecessor_leaves_no_orphan_and_loses_n
     service.stop();
     service.assert_stopped_with(0);
     assert_eq!(service.processes(), [].into());
+}
+
+#[test]
+fn a_worker_that_hangs_is_replaced_by_the_main_process_and_the_service_does_not_restart() {
+    let Some(service) = Service::start_with_unit(file!(), "", "WatchdogSec=4s") else {
+        return;
+    };
+    let load = service.load(CLIENTS);
+    load.advance(500);
+    let (main, worker) = (service.main_pid(), service.worker());
+    service.signal("STOP", worker);
+    service.wait_for_another_worker(worker);
+    load.advance(500);
+    let longest = load.longest_wait();
+    let account = load.finish();
+    print_figure(
+        "a worker that hangs under load, with a watchdog of 4 s",
+        format_args!("{account}; longest wait {} ms", longest.as_millis()),
+    );
+    let errors = service.journal(UNIT, &["-p", "err"]);
+    assert!(errors.contains(&format!("worker {worker} is stuck: no heartbeat")), "{errors}");
+    assert_eq!((account.refused, account.closed), (0, 0), "{account}");
+    assert!(account.dropped <= CLIENTS as u64, "{account}");
+    assert_eq!((service.main_pid(), service.show(UNIT, "NRestarts")), (main, "0".into()));
+}
+
+#[test]
+fn a_worker_that_crashes_beside_a_predecessor_is_replaced_and_the_predecessor_finishes() {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "") else {
+        return;
+    };
+    for next in [Service::restart, Service::reload] {
+        let (mut client, exchange) = service.in_flight(&upstream, "/app/slow");
+        let predecessor = service.worker();
+        next(&service);
+        let worker = service.worker();
+        service.signal("KILL", worker);
+        service.wait_for_another_worker(worker);
+        assert!(service.runs(predecessor));
+        exchange.answer(200, "worth the wait");
+        assert_eq!(client.receive().unwrap().text(), "worth the wait");
+        assert_eq!(client.get("/").unwrap().status, 200);
+        service.wait_for_the_end_of(predecessor);
+    }
+    assert_eq!(service.show(UNIT, "NRestarts"), "0");
+}
+
+#[test]
+fn systemctl_shows_which_process_is_which_and_the_journal_who_took_over_from_whom() {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "") else {
+        return;
+    };
+    let (mut client, exchange) = service.in_flight(&upstream, "/app/slow");
+    let first = service.worker();
+    service.reload();
+    let second = service.worker();
+    let status = service.run(["systemctl", "status", "--no-pager", UNIT]).stdout;
+    assert!(status.contains(&format!("{} \"steadfast: main process\"", service.main_pid())), "{status}");
+    for worker in [first, second] {
+        assert!(status.contains(&format!("{worker} \"steadfast: worker\"")), "{status}");
+    }
+    wait_until("STATUS to name the predecessor", || {
+        service.show(UNIT, "StatusText").contains("; 1 predecessor: draining: 1 request").then_some(())
+    });
+    let told = service.ok(["steadfast", "status"]);
+    assert!(told.contains(&first.to_string()), "{told}");
+    exchange.answer(200, "");
+    assert_eq!(client.receive().unwrap().status, 200);
+    service.wait_for_the_end_of(first);
+    let journal = service.wait_for_log(&format!("worker {first} exited with code 0: it has finished"));
+    let expected = format!("worker {second} takes over from worker {first}");
+    assert_eq!(journal.matches(&expected).count(), 1, "{journal}");
 }

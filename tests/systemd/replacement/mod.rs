@@ -6,7 +6,9 @@ mod configs;
 mod crashes;
 mod deployments;
 mod faults;
+mod figures;
 mod lasting;
+mod singletons;
 mod stops;
 mod under_way;
 

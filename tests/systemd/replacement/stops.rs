@@ -159,7 +159,7 @@ fn of_too_many_predecessors_the_oldest_is_cut_by_name() {
         assert!(clients.remove(0).0.receive().is_err());
         let warnings = service.journal(UNIT, &["-p", "warning"]);
         assert!(warnings.contains("more than `handover.predecessors` are finishing"), "{warnings}");
-        assert!(warnings.contains("GET /app/oldest"), "{warnings}");
+        assert!(warnings.contains("cut by `handover.predecessors`: GET /app/oldest"), "{warnings}");
         for (mut client, exchange) in clients {
             exchange.answer(200, "worth the wait");
             assert_eq!(client.receive().unwrap().text(), "worth the wait");
