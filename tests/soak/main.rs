@@ -150,8 +150,8 @@ fn happen(service: &Service, event: Event) {
             wait_for_another_worker(service, &worker);
         }
         Event::Kill => {
-            service.kill();
-            service.wait_for_another(&main);
+            service.kill_main();
+            service.wait_for_another_main(&main);
         }
         Event::KillWorker => {
             service.ok(["kill", "-KILL", &worker]);

@@ -147,7 +147,7 @@ fn systemctl_shows_which_process_is_which_and_the_journal_who_took_over_from_who
     exchange.answer(200, "");
     assert_eq!(client.receive().unwrap().status, 200);
     service.wait_for_the_end_of(first);
-    let journal = service.wait_for_log(&format!("worker {first} exited with code 0: it has finished"));
+    let journal = service.wait_for_journal(&format!("worker {first} exited with code 0: it has finished"), 1);
     let expected = format!("worker {second} takes over from worker {first}");
     assert_eq!(journal.matches(&expected).count(), 1, "{journal}");
 }

@@ -44,8 +44,8 @@ fn a_singleton_never_runs_twice_over_reloads_restarts_and_crashes() {
         }
         if round % 3 == 1 {
             let main = service.main_pid();
-            service.kill();
-            service.wait_for_another(&main);
+            service.kill_main();
+            service.wait_for_another_main(&main);
             wait_for_singleton(&service);
         }
         if round % 5 == 2 {
