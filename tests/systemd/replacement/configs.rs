@@ -26,7 +26,7 @@ fn a_restart_with_a_broken_config_serves_the_last_good_one_until_a_reload_with_t
         let errors = service.journal(UNIT, &["-p", "err"]);
         assert!(errors.contains("serving the last good one until a reload succeeds"), "{errors}");
         // All of it: the line that is wrong, and the marker below.
-        assert!(errors.contains(DIAGNOSTIC) && errors.contains("^"), "{errors}");
+        assert!(errors.contains(DIAGNOSTIC) && errors.contains('^'), "{errors}");
         wait_until("STATUS to tell", || {
             service.show(UNIT, "StatusText").contains("serving the last good config").then_some(())
         });
