@@ -141,6 +141,8 @@ pub(super) struct Download {
 
 impl Download {
     pub(super) fn begin(service: &Service) -> Self {
+        // Beforehand: it takes a processor for a while.
+        let expected = large();
         let mut client = service.connect();
         client.ask("/files/large").expect("the daemon takes a request");
         let head = client.receive_head().expect("the answer begins");
@@ -149,7 +151,6 @@ impl Download {
         let read = Arc::new(AtomicUsize::new(0));
         let (hurry, progress) = (Arc::clone(&hurries), Arc::clone(&read));
         let reader = thread::spawn(move || {
-            let expected = large();
             for part in expected.chunks(PART) {
                 let got = client.take(part.len()).expect("the download goes on");
                 assert!(got == part, "after {} bytes", progress.load(Relaxed));
