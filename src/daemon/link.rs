@@ -36,6 +36,8 @@ pub(super) enum Command {
     Predecessors(Vec<Predecessor>),
     /// The main process has ended.
     Gone,
+    /// Nothing is kept for another main process either, so that there will be none.
+    Orphaned,
 }
 
 /// The way to the main process.
@@ -48,6 +50,7 @@ struct Inner {
     /// Its process; none if it has ended already.
     process: Option<Process>,
     gone: AtomicBool,
+    orphaned: AtomicBool,
     beside: bool,
     /// True while this worker may run its singletons.
     holds_singletons: AtomicBool,
@@ -65,6 +68,7 @@ impl Link {
             channel,
             process,
             gone: AtomicBool::new(false),
+            orphaned: AtomicBool::new(false),
             beside,
             holds_singletons: AtomicBool::new(false),
         }))))
@@ -128,8 +132,8 @@ impl Link {
                 biased;
                 message = self.channel().receive() => {
                     let Ok(Some(message)) = message else {
-                        self.gone().await;
-                        return Command::Gone;
+                        self.orphaned().await;
+                        return Command::Orphaned;
                     };
                     if let Some(command) = command(message) {
                         return command;
@@ -142,12 +146,27 @@ impl Link {
 
     /// Returns when the main process has ended, once.
     async fn gone(&self) {
+        self.ended().await;
+        once(&self.0.gone).await;
+    }
+
+    /// Returns when the other end of the channel is nowhere any more, once: systemd keeps it for the next main process.
+    async fn orphaned(&self) {
+        self.ended().await;
+        once(&self.0.orphaned).await;
+    }
+
+    async fn ended(&self) {
         if let Some(process) = &self.0.process {
             process.gone().await;
         }
-        if self.0.gone.swap(true, Relaxed) {
-            std::future::pending::<()>().await;
-        }
+    }
+}
+
+/// Returns the first time.
+async fn once(done: &AtomicBool) {
+    if done.swap(true, Relaxed) {
+        std::future::pending::<()>().await;
     }
 }
 

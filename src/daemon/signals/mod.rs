@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::child::{BoundChild, BoxError, Child, Context, Run};
 use super::link::Command;
 use super::phase::{Cause, Lifecycle};
+use super::shutdown;
 use crate::systemd::channel::key;
 use crate::systemd::manager::one_line;
 
@@ -111,6 +112,13 @@ impl Signals {
                 reloads.moved();
                 lifecycle.stop(Cause::MainProcessGone);
             }
+            Command::Orphaned => {
+                tracing::info!("nothing is kept for a next process: stopping for good");
+                reloads.moved();
+                handover.nobody_follows();
+                lifecycle.stop(Cause::MainProcessGone);
+                lifecycle.hurry(the_end(shutdown));
+            }
             Command::NobodyFollows { lacks_store } => {
                 if lacks_store {
                     handover.lacks_store();
@@ -120,7 +128,7 @@ impl Signals {
             Command::Stop(cause) => {
                 lifecycle.stop(Cause::Signal(cause));
                 // One that hands over has had more time, because it held up nobody.
-                lifecycle.hurry(shutdown.deadline.and_then(|deadline| Instant::now().checked_add(deadline)));
+                lifecycle.hurry(the_end(shutdown));
             }
             Command::Cut(by) => lifecycle.cut(by),
             Command::Answer(message) => {
@@ -132,6 +140,11 @@ impl Signals {
             Command::Predecessors(now) => *observer.predecessors() = now,
         }
     }
+}
+
+/// The end of a stop for good that begins now.
+fn the_end(config: &shutdown::Config) -> Option<Instant> {
+    config.deadline.and_then(|deadline| Instant::now().checked_add(deadline))
 }
 
 impl BoundChild for Signals {

@@ -166,3 +166,25 @@ fn of_too_many_predecessors_the_oldest_is_cut_by_name() {
         }
     }
 }
+
+#[test]
+fn a_stop_that_nobody_announced_reaches_the_worker_once_systemd_keeps_nothing_for_a_next_process() {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "[shutdown]\ndeadline = \"5s\"\n")
+    else {
+        return;
+    };
+    let (mut answered, exchange) = service.in_flight(&upstream, "/app/answered");
+    let (mut cut, _unanswered) = service.in_flight(&upstream, "/app/cut");
+    let worker = service.worker();
+    service.ok(["systemctl", "kill", "--kill-whom=main", "--signal=TERM", UNIT]);
+    // Until then it hands over to a next process.
+    service.wait_for_journal("nothing is kept for a next process", 1);
+    exchange.answer(200, "");
+    let told = answered.receive().unwrap();
+    assert_eq!((told.status, told.header("connection")), (200, Some("close")));
+    assert!(cut.receive().is_err());
+    service.wait_for_the_end_of(worker);
+    let warnings = service.journal(UNIT, &["-p", "warning"]);
+    assert!(warnings.contains("cut by the deadline: GET /app/cut"), "{warnings}");
+    assert_eq!(service.processes(), [].into());
+}
