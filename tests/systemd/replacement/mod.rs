@@ -7,6 +7,7 @@ mod crashes;
 mod deployments;
 mod faults;
 mod figures;
+mod instances;
 mod lasting;
 mod singletons;
 mod stops;
