@@ -12,6 +12,7 @@ mod lasting;
 mod singletons;
 mod stops;
 mod under_way;
+mod user;
 
 use steadfast::status::Status;
 use steadfast_harness::Account;
