@@ -64,7 +64,7 @@ impl Child {
 pub(crate) struct Vitals {
     pub(super) name: Arc<str>,
     /// True for a child of the caller's own.
-    pub(super) is_own: bool,
+    pub(super) is_users: bool,
     pub(super) restarts: AtomicU32,
     /// The time of its last heartbeat, in milliseconds of the supervisor's clock; `u64::MAX` while it does not run.
     pub(super) beat: AtomicU64,
@@ -84,7 +84,7 @@ impl Vitals {
     pub(super) fn new(name: &str) -> Self {
         Self {
             name: name.into(),
-            is_own: false,
+            is_users: false,
             restarts: AtomicU32::new(0),
             beat: AtomicU64::new(Self::NOT_RUNNING),
             doing: Mutex::new("starting"),

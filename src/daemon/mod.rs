@@ -60,7 +60,7 @@ const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 pub struct Daemon {
     config: Config,
     router: Option<Router>,
-    own: Vec<UserChild>,
+    user_children: Vec<UserChild>,
     lifecycle: Lifecycle,
     stop_when: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
@@ -122,7 +122,7 @@ impl Daemon {
         Self {
             config,
             router: None,
-            own: Vec::new(),
+            user_children: Vec::new(),
             lifecycle: Lifecycle::new(),
             stop_when: Box::pin(std::future::pending()),
         }
@@ -144,7 +144,7 @@ impl Daemon {
         R: Future<Output = Result<(), E>> + Send + 'static,
         E: Into<BoxError>,
     {
-        self.own.push(UserChild::new(name, Kind::Plain, run));
+        self.user_children.push(UserChild::new(name, Kind::Plain, run));
         self
     }
 
@@ -159,7 +159,7 @@ impl Daemon {
         R: Future<Output = Result<(), E>> + Send + 'static,
         E: Into<BoxError>,
     {
-        self.own.push(UserChild::new(name, Kind::HoldsReady, run));
+        self.user_children.push(UserChild::new(name, Kind::HoldsReady, run));
         self
     }
 
@@ -173,7 +173,7 @@ impl Daemon {
         R: Future<Output = Result<(), E>> + Send + 'static,
         E: Into<BoxError>,
     {
-        self.own.push(UserChild::new(name, Kind::Singleton, run));
+        self.user_children.push(UserChild::new(name, Kind::Singleton, run));
         self
     }
 
@@ -247,7 +247,7 @@ impl Daemon {
 
     /// Binds every child. In a reload another worker still listens.
     fn bind_tree(self, mut inherited: Inherited, link: Option<Link>) -> Result<Tree, StartError> {
-        let Self { config, router, own, lifecycle, stop_when } = self;
+        let Self { config, router, user_children, lifecycle, stop_when } = self;
         config.check()?;
         let source = &config.source;
         if !source.name.is_empty() {
@@ -332,11 +332,11 @@ impl Daemon {
         ];
         let mut names: HashSet<&str> = others.iter().map(|child| child.name()).collect();
         names.extend(["", http.name()]);
-        if let Some(child) = own.iter().find(|child| !names.insert(child.name())) {
+        if let Some(child) = user_children.iter().find(|child| !names.insert(child.name())) {
             return Err(StartError::ChildName(child.name().to_owned()));
         }
 
-        Ok(Tree { daemon: context, settings, last_good, http, others, own, stop_when, removed })
+        Ok(Tree { daemon: context, settings, last_good, http, others, user_children, stop_when, removed })
     }
 }
 

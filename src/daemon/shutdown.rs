@@ -100,7 +100,7 @@ pub(super) struct Stop<'a> {
     pub(super) http: &'a Stoppable,
     /// The http child's connections, which are there even if the child is not.
     pub(super) connections: &'a Http,
-    pub(super) own: &'a [Stoppable],
+    pub(super) user_children: &'a [Stoppable],
     /// The longest that this may take where another worker serves, or will.
     pub(super) beside: Option<Duration>,
 }
@@ -115,7 +115,7 @@ pub(super) struct Report {
 impl Stop<'_> {
     /// Stops the http child and the caller's own. Returns when they are gone.
     pub(super) async fn run(self) -> Report {
-        let Self { config, lifecycle, registry, supervisor, http, connections, own, beside } = self;
+        let Self { config, lifecycle, registry, supervisor, http, connections, user_children, beside } = self;
         let asked = Instant::now();
         let answered_before = registry.totals().requests();
         let in_flight_before = registry.in_flight();
@@ -147,10 +147,10 @@ impl Stop<'_> {
             connections.finish().await;
             let drained = asked.elapsed();
             // All are told before the first is waited for.
-            for child in own {
+            for child in user_children {
                 child.subsystem.initiate_shutdown();
             }
-            for child in own {
+            for child in user_children {
                 child.stop().await;
             }
             drained
@@ -159,11 +159,11 @@ impl Stop<'_> {
         let drained = tokio::select! {
             drained = work => drained,
             () = lifecycle.overdue() => {
-                cut = cut_all("the deadline", registry, http, own).await;
+                cut = cut_all("the deadline", registry, http, user_children).await;
                 asked.elapsed()
             }
             by = lifecycle.cut_by() => {
-                cut = cut_all(by, registry, http, own).await;
+                cut = cut_all(by, registry, http, user_children).await;
                 asked.elapsed()
             }
         };
@@ -193,7 +193,7 @@ impl Stop<'_> {
 }
 
 /// Ends all that is left, with a WARN event for each request and each child of the caller's. Returns their number.
-async fn cut_all(by: &str, registry: &Registry, http: &Stoppable, own: &[Stoppable]) -> u64 {
+async fn cut_all(by: &str, registry: &Registry, http: &Stoppable, user_children: &[Stoppable]) -> u64 {
     let requests = registry.requests();
     for r in &requests {
         let (method, path) = (excerpt(r.method.as_str()), excerpt(r.uri.path()));
@@ -217,7 +217,7 @@ async fn cut_all(by: &str, registry: &Registry, http: &Stoppable, own: &[Stoppab
     registry.cut();
     http.stop_within(AFTER_CUT).await;
 
-    let late: Vec<_> = own.iter().filter(|child| !child.subsystem.is_finished()).collect();
+    let late: Vec<_> = user_children.iter().filter(|child| !child.subsystem.is_finished()).collect();
     for child in &late {
         child.subsystem.initiate_shutdown();
     }

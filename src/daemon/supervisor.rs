@@ -95,7 +95,7 @@ impl Supervisor {
     #[must_use]
     pub(crate) fn children(&self) -> Vec<Arc<Vitals>> {
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        children.sort_by_key(|child| child.is_own);
+        children.sort_by_key(|child| child.is_users);
         children
     }
 
@@ -153,11 +153,11 @@ impl Supervisor {
     }
 
     /// Starts a child of the caller's own.
-    pub(super) fn start_own(&self, tree: &SubsystemHandle, own: UserChild) -> Stoppable {
-        let mut vitals = Vitals::new(own.name());
-        vitals.is_own = true;
-        vitals.ready.send_replace(own.kind != Kind::HoldsReady);
-        self.start_as(tree, vitals, Arc::new(own))
+    pub(super) fn start_user_child(&self, tree: &SubsystemHandle, child: UserChild) -> Stoppable {
+        let mut vitals = Vitals::new(child.name());
+        vitals.is_users = true;
+        vitals.ready.send_replace(child.kind != Kind::HoldsReady);
+        self.start_as(tree, vitals, Arc::new(child))
     }
 
     fn start_as(&self, tree: &SubsystemHandle, vitals: Vitals, child: Arc<dyn BoundChild>) -> Stoppable {

@@ -45,7 +45,7 @@ pub(super) struct Tree {
     pub(super) http: Http,
     /// The children beside `http`, in the order in which they start; they stop the other way round.
     pub(super) others: Vec<Arc<dyn BoundChild>>,
-    pub(super) own: Vec<UserChild>,
+    pub(super) user_children: Vec<UserChild>,
     pub(super) stop_when: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// Inherited listeners that the config does not name any more.
     pub(super) removed: Vec<RemovedListener>,
@@ -88,12 +88,13 @@ impl Tree {
         let supervisor = self.daemon.observer.supervisor.clone();
         let start = |child: &Arc<dyn BoundChild>| supervisor.start(root, Arc::clone(child));
         let mut others: Vec<_> = self.others.iter().filter(|child| child.starts_first()).map(start).collect();
-        let (singletons, own): (Vec<_>, Vec<_>) =
-            self.own.drain(..).partition(|own| own.kind == Kind::Singleton);
-        let mut own: Vec<_> = own.into_iter().map(|own| supervisor.start_own(root, own)).collect();
+        let (singletons, user_children): (Vec<_>, Vec<_>) =
+            self.user_children.drain(..).partition(|child| child.kind == Kind::Singleton);
+        let mut user_children: Vec<_> =
+            user_children.into_iter().map(|child| supervisor.start_user_child(root, child)).collect();
         if let Err(reason) = self.wait_to_serve(root).await {
             tracing::error!("cannot serve: {reason}");
-            for child in own.iter().chain(others.iter().rev()) {
+            for child in user_children.iter().chain(others.iter().rev()) {
                 child.stop_within(LAST_CHILDREN).await;
             }
             return Exit::Failed;
@@ -102,9 +103,9 @@ impl Tree {
         let http = supervisor.start(root, Arc::new(self.http.clone()));
         others.extend(self.others.iter().filter(|child| !child.starts_first()).map(start));
 
-        let plain = own.len();
-        own.extend(self.serve(root, singletons).await);
-        let singletons = plain..own.len();
+        let plain = user_children.len();
+        user_children.extend(self.serve(root, singletons).await);
+        let singletons = plain..user_children.len();
         let lifecycle = &self.daemon.observer.lifecycle;
         if self.daemon.link.is_some() && matches!(lifecycle.cause(), Some(Cause::ChildFailed(_))) {
             // The systemd child says so as well, but may be the one that failed.
@@ -115,7 +116,7 @@ impl Tree {
             for child in others.iter().filter(|child| listening.contains(&&*child.name)) {
                 child.subsystem.initiate_shutdown();
             }
-            for singleton in &own[singletons.clone()] {
+            for singleton in &user_children[singletons.clone()] {
                 singleton.subsystem.initiate_shutdown();
             }
         }
@@ -130,12 +131,12 @@ impl Tree {
             supervisor: &supervisor,
             http: &http,
             connections: &self.http,
-            own: &own,
+            user_children: &user_children,
             beside: self.settings.deadline,
         };
         let report = tokio::select! {
             report = stop.run() => report,
-            never = release(self.daemon.link.as_ref(), &own[singletons]) => match never {},
+            never = release(self.daemon.link.as_ref(), &user_children[singletons]) => match never {},
         };
 
         lifecycle.enter(Phase::Stopped);
@@ -237,7 +238,8 @@ impl Tree {
             if let Some(link) = link {
                 link.hold_singletons();
             }
-            started.extend(singletons.drain(..).map(|own| observer.supervisor.start_own(root, own)));
+            started
+                .extend(singletons.drain(..).map(|child| observer.supervisor.start_user_child(root, child)));
             std::future::pending::<Infallible>().await
         };
         let serving = async {
