@@ -164,8 +164,8 @@ fn listeners_that_the_store_has_no_room_for_are_said_with_the_number_and_the_key
     let folder = tempfile::tempdir().unwrap();
     let listen = ["a", "b", "c"].map(|name| format!("\"unix:{}\"", folder.path().join(name).display()));
     let config = format!("http.listen = [{}]\nadmin.listen = []\n", listen.join(", "));
-    // The mailbox's two ends, three listeners, the control socket, the last good config, the worker.
-    for (room, warned) in [("7", true), ("8", false), ("1", false), ("FDSTORE=4", true)] {
+    // The mailbox's two ends, three listeners, the control socket, the last good config, the worker and its successor.
+    for (room, warned) in [("8", true), ("9", false), ("1", false), ("FDSTORE=4", true)] {
         let daemon = Daemon::spawn_with(BINARY, &config, |command| match room.split_once('=') {
             Some((name, room)) => drop(command.env(name, room)),
             None => drop(command.env("STEADFAST_FDSTORE", room)),
@@ -174,7 +174,7 @@ fn listeners_that_the_store_has_no_room_for_are_said_with_the_number_and_the_key
         wait_for_ready(&daemon);
         if warned {
             daemon.wait_for_line("the number", |line| {
-                line.contains("WARN") && line.contains("FileDescriptorStoreMax=8")
+                line.contains("WARN") && line.contains("FileDescriptorStoreMax=9")
             });
         }
         let log = daemon.stderr().to_string();
