@@ -310,7 +310,8 @@ impl MainProcess {
             // The first one: its log, or its stderr, says why.
             Part::Candidate | Part::Current if self.phase == Phase::Starting => self.exit = Some(exit),
             Part::Candidate | Part::Current => self.restart(pid, &how),
-            Part::Predecessor if code.is_some() => {
+            // Of one that an earlier main process has started it is not known how it ended.
+            Part::Predecessor if code.is_some() || status.is_none() => {
                 tracing::info!(worker = pid, "worker {pid} {how}: it has finished");
             }
             Part::Predecessor => {
