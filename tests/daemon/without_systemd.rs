@@ -6,7 +6,9 @@ use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, kill_process_group};
+use rustix::io::Errno;
+use rustix::net::SendFlags;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, kill_process_group, pidfd_getfd, pidfd_open};
 use steadfast_harness::{Client, Daemon, Load, Signal, print_figure, runs, wait_until};
 
 use crate::process::{BINARY, begin_upload, config, connect, example, serving};
@@ -15,6 +17,8 @@ use crate::process::{BINARY, begin_upload, config, connect, example, serving};
 const NEVER: &str = "shutdown.linger = \"0s\"\nshutdown.deadline = \"never\"\n";
 /// The longest that something immediate may take on a machine that has much else to do.
 const AT_ONCE: Duration = Duration::from_secs(10);
+/// The notifications of a worker that sends more than anybody could want.
+const FLOOD: u64 = 200_000;
 /// The number of clients that make the load.
 const CLIENTS: usize = 4;
 
@@ -272,4 +276,41 @@ fn a_worker_that_stands_still_without_a_deadline_is_killed_after_the_second_sign
     assert_eq!(daemon.wait(), 3);
     assert!(began.elapsed() < 2 * AT_ONCE, "{:?}", began.elapsed());
     daemon.wait_for_line("that it was killed", |line| line.contains("does not end: killing it"));
+}
+
+/// A worker that tells the main process more than that can listen to, from within: its channel is its descriptor 3.
+#[test]
+fn a_worker_that_floods_its_notifications_holds_up_no_reload_and_no_client() {
+    let daemon = troubled("", None);
+    let busy = begin_request(&daemon);
+    let old = daemon.worker();
+    let process = Pid::from_raw(i32::try_from(old).unwrap()).unwrap();
+    let process = pidfd_open(process, PidfdFlags::empty()).unwrap();
+    let channel = pidfd_getfd(&process, 3, PidfdGetfdFlags::empty()).expect("it is this test's grandchild");
+    let flood = thread::spawn(move || {
+        let mut sent = 0_u64;
+        // Full again and again; broken once the worker, and so the other end's interest, has gone.
+        loop {
+            match rustix::net::send(&channel, b"STATUS=a lot to say\nWATCHDOG=1", SendFlags::DONTWAIT) {
+                Ok(_) => sent += 1,
+                Err(Errno::AGAIN) => thread::yield_now(),
+                Err(_) => return sent,
+            }
+            if sent == FLOOD {
+                return sent;
+            }
+        }
+    });
+    // The first one asks the main process itself: through the flood the worker has no word.
+    daemon.signal(Signal::HUP);
+    daemon.wait_for_line("who takes over", |line| line.contains(&format!("takes over from worker {old}")));
+    for _ in 0..3 {
+        let output = reload(&daemon);
+        assert!(output.status.success(), "{output:?}\n{}", daemon.stderr());
+        assert_eq!(connect(&daemon, "http").get("/").unwrap().status, 200);
+    }
+    assert!(daemon.workers().contains(&old));
+    assert_eq!(flood.join().unwrap(), FLOOD);
+    drop(busy);
+    wait_for_end(&daemon, old);
 }

@@ -1,6 +1,6 @@
 //! What the main process costs.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use steadfast_harness::print_figure;
 
@@ -34,6 +34,13 @@ fn the_main_process_takes_no_memory_for_connections_nor_does_it_hold_up_a_start(
     let ready = Duration::from_micros(time(&service, "ActiveEnterTimestampMonotonic") - started);
     print_figure(&format!("exec to READY, {BUILD}"), format_args!("{ready:?}"));
     assert!(ready < Duration::from_secs(20), "{ready:?}");
+    service.kill_worker();
+    let killed = Instant::now();
+    assert_eq!(service.connect().get("/").unwrap().status, 200);
+    print_figure(
+        &format!("from the kill of a worker to the next one's answer, {BUILD}"),
+        format_args!("{:?}", killed.elapsed()),
+    );
 
     let main = service.main_pid();
     // What is its own; the program's pages are shared with the worker.
