@@ -269,7 +269,9 @@ impl Service {
     /// Returns when systemd has replaced this main process by another that serves.
     pub(crate) fn wait_for_another_main(&self, pid: &str) {
         wait_until("systemd to start another main process", || {
-            (self.show(UNIT, "ActiveState") == "active" && self.main_pid() != pid).then_some(())
+            // In this order: between two there is none, and the unit was active a moment ago.
+            let now = self.main_pid();
+            (now != pid && now != "0" && self.show(UNIT, "ActiveState") == "active").then_some(())
         });
     }
 
