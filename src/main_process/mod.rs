@@ -153,7 +153,7 @@ struct MainProcess {
     store: Store,
     workers: Vec<Worker>,
     settings: Settings,
-    /// Requests for the reload that is under way; its candidate is a worker of that part.
+    /// Requests for the reload that is under way; the candidate is its worker.
     asked: Vec<Asked>,
     /// Requests that wait for the end of another reload.
     waiting: VecDeque<Asked>,
@@ -277,11 +277,8 @@ impl MainProcess {
     }
 
     fn watch_signals(&self) -> io::Result<()> {
-        let stops = [(SignalKind::terminate(), "SIGTERM"), (SignalKind::interrupt(), "SIGINT")];
-        let stops = stops.map(|(kind, name)| (kind, Event::Stop as fn(&'static str) -> Event, name));
-        for (kind, event, name) in stops {
-            self.watch_signal(kind, move || event(name))?;
-        }
+        self.watch_signal(SignalKind::terminate(), || Event::Stop("SIGTERM"))?;
+        self.watch_signal(SignalKind::interrupt(), || Event::Stop("SIGINT"))?;
         self.watch_signal(SignalKind::hangup(), || Event::Hangup)?;
         self.watch_signal(SignalKind::child(), || Event::Child)
     }

@@ -64,20 +64,13 @@ fn a_crash_of_the_main_process_beside_a_predecessor_leaves_no_orphan_and_loses_n
     let Some((service, upstream)) = Service::start_with_upstream(file!(), "") else {
         return;
     };
-    let (mut client, exchange) = service.in_flight(&upstream, "/app/slow");
+    let (client, exchange) = service.in_flight(&upstream, "/app/slow");
     let predecessor = service.worker();
     service.reload();
     let main = service.main_pid();
     service.kill_main();
     service.wait_for_another_main(&main);
-    exchange.answer(200, "worth the wait");
-    assert_eq!(client.receive().unwrap().text(), "worth the wait");
-    // What it handed over was found.
-    assert_eq!(client.get("/").unwrap().status, 200);
-    service.wait_for_the_end_of(predecessor);
-    service.stop();
-    service.assert_stopped_with(0);
-    assert_eq!(service.processes(), [].into());
+    service.assert_finishes(predecessor, client, exchange);
 }
 
 #[test]

@@ -95,7 +95,7 @@ fn a_deployment_while_a_predecessor_drains_loses_neither_it_nor_its_answer() {
     let Some((service, upstream)) = Service::start_with_upstream(file!(), "") else {
         return;
     };
-    let (mut client, exchange) = service.in_flight(&upstream, "/app/slow");
+    let (client, exchange) = service.in_flight(&upstream, "/app/slow");
     let predecessor = service.worker();
     // As a package does: the running file stays what it is.
     service.ok([
@@ -109,13 +109,7 @@ fn a_deployment_while_a_predecessor_drains_loses_neither_it_nor_its_answer() {
     wait_until("the status to name the predecessor", || {
         service.status().predecessors.iter().any(|other| other.pid == predecessor).then_some(())
     });
-    exchange.answer(200, "worth the wait");
-    assert_eq!(client.receive().unwrap().text(), "worth the wait");
-    assert_eq!(client.get("/").unwrap().status, 200);
-    service.wait_for_the_end_of(predecessor);
-    service.stop();
-    service.assert_stopped_with(0);
-    assert_eq!(service.processes(), [].into());
+    service.assert_finishes(predecessor, client, exchange);
 }
 
 #[test]

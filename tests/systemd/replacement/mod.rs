@@ -15,7 +15,7 @@ mod under_way;
 mod user;
 
 use steadfast::status::Status;
-use steadfast_harness::Account;
+use steadfast_harness::{Account, Client, Exchange};
 
 use crate::service::{Service, UNIT};
 
@@ -36,6 +36,17 @@ impl Service {
     /// Sends a process of the service a signal, such as "KILL".
     fn signal(&self, signal: &str, process: u32) {
         self.ok(["kill", "-s", signal, &process.to_string()]);
+    }
+
+    /// A predecessor answers the request that it has, hands the connection over and ends; a stop then leaves nothing.
+    fn assert_finishes(&self, predecessor: u32, mut client: Client, exchange: Exchange) {
+        exchange.answer(200, "worth the wait");
+        assert_eq!(client.receive().unwrap().text(), "worth the wait");
+        assert_eq!(client.get("/").unwrap().status, 200);
+        self.wait_for_the_end_of(predecessor);
+        self.stop();
+        self.assert_stopped_with(0);
+        assert_eq!(self.processes(), [].into());
     }
 
     /// No client was refused, lost a request, or was told to connect anew.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use steadfast_harness::{Client, print_figure};
+use steadfast_harness::{Client, Exchange, Upstream, print_figure};
 
 use crate::service::{PROXY, Service, UNIT};
 
@@ -43,12 +43,27 @@ fn a_stop_reaches_predecessors_of_two_earlier_main_processes_and_leaves_nothing(
     assert_eq!(service.show(UNIT, "NFileDescriptorStore"), "0");
 }
 
+/// A worker with a request that nobody answers.
+struct Busy {
+    worker: u32,
+    client: Client,
+    _unanswered: (Upstream, Exchange),
+}
+
+impl Busy {
+    fn start(config: &str) -> Option<(Self, Service)> {
+        let (service, upstream) = Service::start_with_upstream(file!(), config)?;
+        let (client, exchange) = service.in_flight(&upstream, "/app/slow");
+        Some((Self { worker: service.worker(), client, _unanswered: (upstream, exchange) }, service))
+    }
+}
+
 /// A predecessor that hangs is killed at its deadline, and named.
-fn assert_killed(service: &Service, predecessor: u32, client: &mut Client) {
+fn assert_killed(service: &Service, busy: &mut Busy) {
     assert_eq!(service.connect().get("/").unwrap().status, 200);
-    service.wait_for_the_end_of(predecessor);
-    assert!(client.receive().is_err());
-    let expected = format!("worker {predecessor} does not end: killing it");
+    service.wait_for_the_end_of(busy.worker);
+    assert!(busy.client.receive().is_err());
+    let expected = format!("worker {} does not end: killing it", busy.worker);
     let warnings = service.journal(UNIT, &["-p", "warning"]);
     assert!(warnings.contains(&expected), "{expected} in:\n{warnings}");
     assert_eq!(service.show(UNIT, "NRestarts"), "0");
@@ -56,47 +71,38 @@ fn assert_killed(service: &Service, predecessor: u32, client: &mut Client) {
 
 #[test]
 fn a_predecessor_that_hangs_after_a_restart_is_killed_at_its_deadline_by_the_next_main_process() {
-    let Some((service, upstream)) = Service::start_with_upstream(file!(), "[handover]\ndeadline = \"2s\"\n")
-    else {
+    let Some((mut busy, service)) = Busy::start("[handover]\ndeadline = \"2s\"\n") else {
         return;
     };
-    let (mut client, _unanswered) = service.in_flight(&upstream, "/app/slow");
-    let predecessor = service.worker();
     service.restart();
-    service.signal("STOP", predecessor);
-    assert_killed(&service, predecessor, &mut client);
+    service.signal("STOP", busy.worker);
+    assert_killed(&service, &mut busy);
 }
 
 #[test]
 fn a_reload_does_not_wait_for_a_worker_that_hangs_which_is_killed_at_its_deadline() {
-    let Some((service, upstream)) = Service::start_with_upstream(file!(), "[handover]\ndeadline = \"2s\"\n")
-    else {
+    let Some((mut busy, service)) = Busy::start("[handover]\ndeadline = \"2s\"\n") else {
         return;
     };
-    let (mut client, _unanswered) = service.in_flight(&upstream, "/app/slow");
-    let predecessor = service.worker();
-    service.signal("STOP", predecessor);
+    service.signal("STOP", busy.worker);
     // To the main process: `steadfast reload` would ask the worker.
     service.ok(["systemctl", "kill", "--signal=HUP", "--kill-whom=main", UNIT]);
     service.wait_for_journal("takes over from worker", 1);
-    assert_killed(&service, predecessor, &mut client);
+    assert_killed(&service, &mut busy);
 }
 
 #[test]
 fn a_restart_does_not_wait_for_a_worker_that_hangs_nor_does_its_sighup_reload_anything() {
-    let Some((service, upstream)) = Service::start_with_upstream(file!(), "[handover]\ndeadline = \"2s\"\n")
-    else {
+    let Some((mut busy, service)) = Busy::start("[handover]\ndeadline = \"2s\"\n") else {
         return;
     };
-    let (mut client, _unanswered) = service.in_flight(&upstream, "/app/slow");
-    let predecessor = service.worker();
-    service.signal("STOP", predecessor);
+    service.signal("STOP", busy.worker);
     let took = service.restart();
     assert!(took < BOUND, "{took:?}");
     assert_eq!(service.connect().get("/").unwrap().status, 200);
     // The kernel wakes it: its main process was its last tie to a session (`setpgid(2)`).
-    assert!(client.receive().is_err());
-    service.wait_for_the_end_of(predecessor);
+    assert!(busy.client.receive().is_err());
+    service.wait_for_the_end_of(busy.worker);
     let journal = service.journal(UNIT, &[]);
     assert!(journal.contains("cut by the deadline: GET /app/slow"), "{journal}");
     assert!(!journal.contains("reload"), "{journal}");
@@ -104,14 +110,11 @@ fn a_restart_does_not_wait_for_a_worker_that_hangs_nor_does_its_sighup_reload_an
 
 #[test]
 fn a_stop_does_not_wait_for_a_predecessor_that_hangs_beyond_its_deadline() {
-    let Some((service, upstream)) = Service::start_with_upstream(file!(), "[shutdown]\ndeadline = \"2s\"\n")
-    else {
+    let Some((busy, service)) = Busy::start("[shutdown]\ndeadline = \"2s\"\n") else {
         return;
     };
-    let (_client, _unanswered) = service.in_flight(&upstream, "/app/slow");
-    let predecessor = service.worker();
     service.restart();
-    service.signal("STOP", predecessor);
+    service.signal("STOP", busy.worker);
     // Neither does a further restart.
     let took = service.restart();
     assert!(took < BOUND, "{took:?}");
@@ -119,7 +122,7 @@ fn a_stop_does_not_wait_for_a_predecessor_that_hangs_beyond_its_deadline() {
     assert!(stop.output.status.success() && stop.took < BOUND, "{:?}", stop.output);
     print_figure("a stop with a predecessor that hangs, deadline 2 s", format_args!("{:?}", stop.took));
     let warnings = service.journal(UNIT, &["-p", "warning"]);
-    let expected = format!("worker {predecessor} does not end: killing it");
+    let expected = format!("worker {} does not end: killing it", busy.worker);
     assert!(warnings.contains(&expected), "{expected} in:\n{warnings}");
     service.assert_stopped_with(0);
     assert_eq!(service.processes(), [].into());
