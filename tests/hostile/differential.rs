@@ -267,7 +267,7 @@ fn requests_reach_the_upstream_once_each_in_order_and_as_they_were_meant() {
         bytes.extend(LAST);
         let answers = talk(&both, &bytes, &cuts, PATIENCE);
         let got = passed(&both, &mark);
-        prop_assert_eq!(got.len(), requests.len(), "{}", answers.escape_ascii());
+        prop_assert_eq!(got.len(), requests.len(), "{:?}, {}", got, answers.escape_ascii());
         for ((request, mark), got) in requests.iter().zip(&marks).zip(&got) {
             request.assert_passed(mark, got);
         }
