@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use steadfast_harness::{print_figure, wait_until};
+use steadfast_harness::wait_until;
 
 use crate::service::{Service, UNIT};
 
@@ -16,13 +16,6 @@ fn systemctl_start_returns_when_requests_are_answered() {
     assert_eq!(hello.status, 200);
     assert!(hello.text().contains("Hello World"), "{}", hello.text());
     assert_eq!(service.admin("/readyz").status, 200);
-
-    // The kernel's clock of the exec, and systemd's of READY=1, in microseconds.
-    let exec = service.show(UNIT, "ExecMainStartTimestampMonotonic");
-    let ready = service.show(UNIT, "ActiveEnterTimestampMonotonic");
-    let took = ready.parse::<u64>().unwrap() - exec.parse::<u64>().unwrap();
-    print_figure("exec to READY, with the unit's sandbox", format_args!("{took} µs (aim: under 20,000)"));
-    assert!(took < 10_000_000, "{took} µs");
 }
 
 #[test]

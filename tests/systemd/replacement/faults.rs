@@ -4,7 +4,7 @@ use std::path::Path;
 
 use steadfast_harness::{Output, print_figure, wait_until};
 
-use crate::service::{BINARY, Service, UNIT};
+use crate::service::{BINARY, PROXY, Service, UNIT};
 
 /// The clients that keep the daemon busy.
 const CLIENTS: usize = 10;
@@ -23,7 +23,7 @@ const FAULTS: [(&str, Option<&str>, &str); 6] = [
 ];
 
 fn start(file: &str) -> Option<Service> {
-    let service = Service::install(file, "[handover]\nready_timeout = \"2s\"\n")?;
+    let service = Service::install(file, &format!("[handover]\nready_timeout = \"2s\"\n{PROXY}"))?;
     mend(&service);
     service.edit_unit(&format!("ExecStart=\nExecStart={PROGRAM} run --config /etc/steadfast/config.toml"));
     service.ok(["systemctl", "start", UNIT]);
@@ -146,13 +146,17 @@ fn a_worker_that_crashes_at_a_reload_costs_what_it_had_in_flight_and_leaves_one_
     let Some(service) = start(file!()) else {
         return;
     };
+    let upstream = service.upstream();
     let load = service.load(CLIENTS);
     load.advance(500);
     let (main, worker) = (service.main_pid(), service.worker());
+    // A request under way keeps it there, wherever in the reload the kill comes.
+    let (mut client, _exchange) = service.in_flight(&upstream, "/app/slow");
     assert!(hang_up(&service).status.success());
     service.wait_for_journal("reloading", 1);
     service.signal("KILL", worker);
     service.wait_for_another_worker(worker);
+    assert!(client.receive().is_err(), "its worker was killed");
     load.advance(500);
     let account = load.finish();
     print_figure("a crash of the worker at a reload", &account);
