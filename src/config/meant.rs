@@ -48,6 +48,7 @@ fn http(written: Key<written::Http>, default: http::Config, places: &mut Places)
     let limits = default.limits;
     http::Config {
         listen: listen(written.listen, "http.listen", default.listen, places),
+        threads: written.threads.or(default.threads),
         limits: Limits {
             max_connections: written.max_connections.or(limits.max_connections),
             connections_per_client: written.connections_per_client.or(limits.connections_per_client),

@@ -13,7 +13,7 @@ use super::places::Places;
 use super::value::{
     Access, BodyLimit, Connections, ContentType, Deadline, Delay, Directory, FieldValue, Flag, Format,
     HeaderLimit, Headers, IdleTimeout, Index, Level, Listen, Proxies, Restarts, RoutePath, Status, Target,
-    Timeout, True, Upstream, Words,
+    Threads, Timeout, True, Upstream, Words,
 };
 
 /// A way in which a value is written in the file.
@@ -160,6 +160,7 @@ tables! {
 
     Http "the section `[http]`" {
         listen: List<Listen>,
+        threads: Threads,
         max_connections: Connections,
         connections_per_client: Connections,
         requests_per_connection: Connections,

@@ -104,12 +104,12 @@ impl Metrics {
             self.0.process.collect();
             let registry = &observer.registry;
             let totals = registry.totals();
-            for (class, count) in ["none", "1xx", "2xx", "3xx", "4xx", "5xx"].iter().zip(&totals.by_class) {
-                counter!(REQUESTS, "code" => *class).absolute(count.load(Relaxed));
+            for (class, count) in ["none", "1xx", "2xx", "3xx", "4xx", "5xx"].iter().zip(totals.by_class()) {
+                counter!(REQUESTS, "code" => *class).absolute(count);
             }
-            counter!(CLIENT_GONE).absolute(totals.client_gone.load(Relaxed));
-            counter!(BROKEN_OFF).absolute(totals.broken_off.load(Relaxed));
-            counter!(CUT).absolute(totals.cut.load(Relaxed));
+            counter!(CLIENT_GONE).absolute(totals.client_gone());
+            counter!(BROKEN_OFF).absolute(totals.broken_off());
+            counter!(CUT).absolute(totals.cut());
             counter!(TURNED_AWAY).absolute(totals.turned_away.load(Relaxed));
             counter!(ACCEPTED).absolute(totals.accepted.load(Relaxed));
             let handed_over = (HANDED_OVER, &totals.handed_over, totals.not_carried.total());

@@ -15,6 +15,7 @@ pub(crate) mod signals;
 pub(crate) mod status;
 pub(crate) mod supervisor;
 pub(crate) mod systemd;
+mod threads;
 mod tree;
 
 use std::collections::{BTreeMap, HashSet};
@@ -40,6 +41,7 @@ use self::phase::Lifecycle;
 use self::reload::Reloads;
 use self::status::Observer;
 use self::supervisor::Supervisor;
+use self::threads::{Runtimes, Threads};
 use self::tree::{LastGood, Tree};
 use crate::handover::Handover;
 use crate::main_process::{self, Settings};
@@ -190,51 +192,56 @@ impl Daemon {
         self.lifecycle.stopping().clone()
     }
 
-    /// Runs the service: the main process, or in a process that it has started as a worker, this daemon in a runtime of
-    /// its own. For a `main` that is not async.
+    /// Runs the service: the main process, or in a process that it has started as a worker, this daemon in runtimes of its
+    /// own. For a `main` that is not async.
     ///
     /// The main process starts workers by the path and with the arguments that it was started with itself. `main` runs
     /// in each of these processes up to this call, so what comes before it should have no effect outside of the
-    /// process. A handler or a child that blocks its thread cannot hold up the return.
+    /// process.
+    ///
+    /// In a worker connections live on I/O threads (`[http] threads`), the tree on the thread that calls this, and what
+    /// is the caller's own, the `Router` and children, on a work-stealing runtime beside them. So a handler or a child
+    /// that blocks its thread holds up nothing but its like, and cannot hold up the return.
     #[must_use]
     pub fn run_blocking(self) -> Exit {
         if role() == Role::Main {
             return main_process::run();
         }
-        // Two at least: where one is blocked by a handler, the other goes on.
-        let threads = std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2));
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
-        let runtime = match runtime {
-            Ok(runtime) => runtime,
-            Err(error) => return StartError::Process(error).log(),
-        };
-        let exit = runtime.block_on(self.run());
-        // The stop is complete: tasks that are left are not waited for.
-        runtime.shutdown_background();
-        exit
+        match Runtimes::start(self.router.is_some() || !self.user_children.is_empty()) {
+            Ok(runtimes) => runtimes.run(self),
+            Err(error) => StartError::Process(error).log(),
+        }
     }
 
     /// [`Self::bind`] and [`Bound::run`], in this process and without a main process: a reload is refused, and a restart
     /// makes clients wait for what is in flight. Why it cannot start is logged. Needs a multi-threaded runtime with its I/O
     /// and timers enabled.
     pub async fn run(self) -> Exit {
-        match self.bind() {
+        self.run_on(Threads::Shared).await
+    }
+
+    async fn run_on(self, threads: Threads) -> Exit {
+        match self.bind_on(threads) {
             Ok(bound) => bound.run().await,
             Err(error) => error.log(),
         }
     }
 
-    /// Checks the config and binds every socket; starts nothing. Needs a runtime, which the sockets belong to from now
-    /// on. Takes the descriptors that the process was started with: only the first daemon of a process gets these.
+    /// Checks the config and binds every socket; starts nothing. Needs a runtime, on which all of it runs from now on:
+    /// the tree, the connections whatever `[http] threads` says, and what the caller has added. Takes the descriptors
+    /// that the process was started with: only the first daemon of a process gets these.
     ///
     /// # Errors
     /// [`StartError`]; what had been bound is closed again.
     pub fn bind(self) -> Result<Bound, StartError> {
+        self.bind_on(Threads::Shared)
+    }
+
+    fn bind_on(self, threads: Threads) -> Result<Bound, StartError> {
         restore_stderr();
         let mut inherited = Inherited::from_environment();
         let link = Link::find(&mut inherited)?;
-        match self.bind_tree(inherited, link.clone()) {
+        match self.bind_tree(threads, inherited, link.clone()) {
             Ok(tree) => Ok(Bound(tree)),
             Err(error) => {
                 if let Some(link) = link {
@@ -246,7 +253,12 @@ impl Daemon {
     }
 
     /// Binds every child. In a reload another worker still listens.
-    fn bind_tree(self, mut inherited: Inherited, link: Option<Link>) -> Result<Tree, StartError> {
+    fn bind_tree(
+        self,
+        threads: Threads,
+        mut inherited: Inherited,
+        link: Option<Link>,
+    ) -> Result<Tree, StartError> {
         let Self { config, router, user_children, lifecycle, stop_when } = self;
         config.check()?;
         let source = &config.source;
@@ -281,12 +293,17 @@ impl Daemon {
             }
         };
         let metrics = Metrics::new();
-        let registry = Registry::new(Totals::new(metrics.durations(), AccessLog::new(&config.log)));
+        let io = threads.io(config.http.threads)?;
+        let totals = Totals::new(io.number(), metrics.durations(), AccessLog::new(&config.log));
+        let registry = Registry::new(totals);
+        let users = threads.users();
         let supervisor = Supervisor::new(config.supervision.clone(), lifecycle.clone(), Manager::watchdog());
+        let supervisor = supervisor.with_runtime_of_users(users.clone());
         let observer = Observer {
             lifecycle: lifecycle.clone(),
             supervisor: supervisor.clone(),
             registry: Arc::clone(&registry),
+            io: io.clone(),
             started: Instant::now(),
             reload_failure: Arc::default(),
             predecessors: Arc::default(),
@@ -322,8 +339,8 @@ impl Daemon {
         };
 
         let tunnels = TaskTracker::new();
-        let routes = Routes::new(&config.http.routes, router, &tunnels);
-        let http = Http::bind(&config.http, context.shutdown.linger, routes, &context, &mut inherited)
+        let routes = Routes::new(&config.http.routes, router, users, &tunnels);
+        let http = Http::bind(&config.http, context.shutdown.linger, routes, io, &context, &mut inherited)
             .map_err(beside)?;
         let others: Vec<Arc<dyn BoundChild>> = vec![
             Arc::new(signals::Signals::bind(&context)),

@@ -12,6 +12,7 @@ use super::phase::{Lifecycle, Phase};
 use super::supervisor::Supervisor;
 use crate::main_process;
 use crate::printable::{counted, excerpt, excerpt_of, printable};
+use crate::server::threads::IoThreads;
 use crate::server::{Registry, RequestView, State};
 
 /// The most of a method that is shown in one line, in bytes.
@@ -25,6 +26,8 @@ pub(super) struct Observer {
     pub(super) lifecycle: Lifecycle,
     pub(super) supervisor: Supervisor,
     pub(super) registry: Arc<Registry>,
+    /// The threads that the registry's connections live on.
+    pub(super) io: IoThreads,
     pub(super) started: Instant,
     /// The reason, on one line, why the last reload failed; none if it did not.
     pub(super) reload_failure: Arc<Mutex<Option<String>>>,
@@ -292,9 +295,9 @@ impl Observer {
             totals: Totals {
                 connections: totals.accepted.load(Relaxed),
                 requests: totals.requests(),
-                client_gone: totals.client_gone.load(Relaxed),
-                broken_off: totals.broken_off.load(Relaxed),
-                cut: totals.cut.load(Relaxed),
+                client_gone: totals.client_gone(),
+                broken_off: totals.broken_off(),
+                cut: totals.cut(),
                 handed_over: totals.handed_over.counts(),
                 taken_over: totals.taken_over.counts(),
             },

@@ -14,9 +14,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tokio_graceful_shutdown::errors::{SubsystemError, SubsystemJoinError};
 use tokio_graceful_shutdown::{ErrorAction, SubsystemBuilder, SubsystemHandle};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::child::{BoundChild, BoxError, Child, Kind, Run, UserChild, Vitals};
 use super::phase::{Cause, Lifecycle};
@@ -76,6 +78,8 @@ pub(crate) struct Supervisor {
     lifecycle: Lifecycle,
     heartbeat: Duration,
     epoch: Instant,
+    /// Where the caller's own children run; none where that is the tree's runtime.
+    users: Option<Handle>,
     children: Arc<Mutex<Vec<Arc<Vitals>>>>,
 }
 
@@ -83,7 +87,17 @@ impl Supervisor {
     /// `watchdog`: the longest that the service manager waits between two pings, if it has a watchdog on this process.
     pub(super) fn new(config: Config, lifecycle: Lifecycle, watchdog: Option<Duration>) -> Self {
         let heartbeat = watchdog.map_or(HEARTBEAT, |period| HEARTBEAT.min(period / 8));
-        Self { config, lifecycle, heartbeat, epoch: Instant::now(), children: Arc::default() }
+        Self { config, lifecycle, heartbeat, epoch: Instant::now(), users: None, children: Arc::default() }
+    }
+
+    /// The same, with the caller's own children on a runtime beside the tree's.
+    pub(super) fn with_runtime_of_users(self, users: Option<Handle>) -> Self {
+        Self { users, ..self }
+    }
+
+    /// The runtime of the caller's own children; none if that is the tree's.
+    pub(super) fn runtime_of_users(&self) -> Option<&Handle> {
+        self.users.as_ref()
     }
 
     /// The time between two heartbeats.
@@ -231,8 +245,19 @@ impl Supervisor {
         let supervisor = self.clone();
         let (own, child) = (Arc::clone(vitals), Arc::clone(child));
         let one_run = async move |handle: &mut SubsystemHandle| {
-            let stopping = handle.create_cancellation_token();
-            supervisor.keep_alive(&own, child.run(Child { stopping, vitals: Arc::clone(&own) })).await
+            let child_end = Child { stopping: handle.create_cancellation_token(), vitals: Arc::clone(&own) };
+            match supervisor.users.clone().filter(|_| own.is_users) {
+                None => supervisor.keep_alive(&own, child.run(child_end)).await,
+                Some(runtime) => {
+                    let run = async move { supervisor.keep_alive(&own, child.run(child_end)).await };
+                    match AbortOnDropHandle::new(runtime.spawn(run)).await {
+                        Ok(ended) => ended,
+                        Err(error) => {
+                            Err(error.try_into_panic().map_or_else(Into::into, |panic| resume_unwind(panic)))
+                        }
+                    }
+                }
+            }
         };
         let one_run = SubsystemBuilder::new("run", one_run)
             .on_failure(ErrorAction::CatchAndLocalShutdown)

@@ -196,17 +196,20 @@ impl Server {
         // It comes even at the limit, without a permit: it was there before those that wait in the backlog.
         let permit = Arc::clone(&self.permits).try_acquire_owned().ok();
         let departures = self.departures.clone();
+        let thread = self.registry.totals().least_loaded();
+        let runtime = self.threads.runtime(thread);
+        let _entered = runtime.enter();
         match parcel {
             Parcel::Connection(descriptor, note) => {
                 let socket = Socket::adopt(descriptor)?;
                 let trusted = self.trusted.contains(note.peer.into());
-                let connection = self.registry.taken_over(trusted, departures, &note);
+                let connection = self.registry.taken_over(thread, trusted, departures, &note);
                 let stream = ClientStream::new(socket, note.read_ahead, connection, permit);
                 self.tasks.spawn(task::serve(stream, Arc::clone(&self.serving)));
             }
             Parcel::Tunnel { client, upstream, note } => {
                 let (client, upstream) = (Socket::adopt(client)?, Socket::adopt(upstream)?);
-                let connection = self.registry.tunnel_taken_over(departures, &note)?;
+                let connection = self.registry.tunnel_taken_over(thread, departures, &note)?;
                 let client = ClientStream::new(client, Bytes::new(), connection, permit);
                 self.tasks.spawn(tunnel::resume(client, upstream, note.up, note.down));
             }

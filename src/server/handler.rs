@@ -6,7 +6,8 @@ use std::pin::Pin;
 
 use axum::Router;
 use axum::extract::{ConnectInfo, Request};
-use axum::response::Response;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use futures_util::future::Either;
 use tower::Service;
 
@@ -24,6 +25,11 @@ pub(crate) trait Handler: fmt::Debug + Send + Sync {
 
 /// An answer that is there at once, or one that is yet to be made.
 pub(crate) type Answering = Either<Ready<Response>, Pin<Box<dyn Future<Output = Response> + Send>>>;
+
+/// The answer of a handler that has failed.
+pub(super) fn failed() -> Response {
+    (StatusCode::INTERNAL_SERVER_ERROR, "the handler failed\n").into_response()
+}
 
 impl Handler for Router {
     /// Its handlers find the [`InFlight`], and the client's address, among the request's extensions.

@@ -16,7 +16,6 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::address::{Address, BindError, STORED};
 use super::peer::Peer;
-use super::stream::Socket;
 use crate::systemd::activation::Inherited;
 
 /// The most connections that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
@@ -246,7 +245,7 @@ impl Listener {
     pub(super) async fn accept<P>(
         &self,
         permit: impl Future<Output = P>,
-    ) -> io::Result<Option<(Socket, Peer, P)>> {
+    ) -> io::Result<Option<(OwnedFd, Peer, P)>> {
         // A listener that waits for a client must hold no permit: one less would be left for the other listeners.
         self.socket.readable().await?;
         let permit = permit.await;
@@ -262,18 +261,16 @@ impl Listener {
     /// # Errors
     /// `WouldBlock` if there is none, by the kernel's account. tokio's own `accept` would also say so to give other
     /// tasks a turn, or because it has not seen the connection yet.
-    pub(super) fn accept_now(&self) -> io::Result<Option<(Socket, Peer)>> {
+    pub(super) fn accept_now(&self) -> io::Result<Option<(OwnedFd, Peer)>> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (socket, peer) = rustix::net::acceptfrom_with(&self.socket, flags)?;
         if let Some(Ok(peer)) = peer.map(SocketAddr::try_from) {
-            let socket = TcpStream::from_std(socket.into())?;
-            return Ok(Some((Socket::Tcp(socket), Peer::Tcp(peer))));
+            return Ok(Some((socket, Peer::Tcp(peer))));
         }
-        let socket = UnixStream::from_std(socket.into())?;
         if self.private && !is_ours(&socket)? {
             return Ok(None);
         }
-        Ok(Some((Socket::Unix(socket), Peer::Unix)))
+        Ok(Some((socket, Peer::Unix)))
     }
 }
 
@@ -293,8 +290,8 @@ pub(crate) fn set_tcp_options(socket: &impl AsFd) -> io::Result<()> {
 /// somebody has changed that.
 ///
 /// Asked by tokio: rustix takes a peer outside of this process's PID namespace, whose number is 0 here, for an error.
-fn is_ours(socket: &UnixStream) -> io::Result<bool> {
-    let user = socket.peer_cred()?.uid();
+fn is_ours(socket: &OwnedFd) -> io::Result<bool> {
+    let user = UnixStream::from_std(socket.try_clone()?.into())?.peer_cred()?.uid();
     Ok(user == 0 || user == rustix::process::geteuid().as_raw())
 }
 
@@ -360,7 +357,7 @@ mod tests {
             let Address::Tcp(at) = listener.address() else { panic!("{listener:?}") };
             let _client = TcpStream::connect(at).await.expect("it listens");
             let accepted = listener.accept(std::future::ready(())).await.expect("a client is there");
-            let Some((Socket::Tcp(accepted), ..)) = accepted else {
+            let Some((accepted, Peer::Tcp(_), ())) = accepted else {
                 panic!("of a TCP listener");
             };
             let accepted = SockRef::from(&accepted);

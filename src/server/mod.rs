@@ -6,7 +6,8 @@
 //! | `listener`, `address` | where connections come from |
 //! | `registry`, `totals`, `access` | the open ones; the account of all; the log of their requests |
 //! | `connection` | one of them: its states, its commands, its task |
-//! | `handler` | what answers its requests |
+//! | `handler`, `offloaded` | what answers its requests, also on other threads than its own |
+//! | `threads` | the threads that it lives on |
 //! | `sweep`, `limits`, `clock` | how long a client may take |
 //! | `departures`, `tunnel` | to the successor; connections that became another protocol |
 
@@ -18,17 +19,20 @@ pub(crate) mod departures;
 mod handler;
 pub(crate) mod limits;
 pub(crate) mod listener;
+mod offloaded;
 mod peer;
 mod registry;
 pub(crate) mod stream;
 mod sweep;
 #[cfg(test)]
 mod tests;
+pub(crate) mod threads;
 mod totals;
 pub(crate) mod tunnel;
 
 use std::convert::Infallible;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -43,6 +47,7 @@ use tokio_util::task::TaskTracker;
 pub(crate) use self::connection::RequestView;
 pub use self::connection::{InFlight, State, Waiting};
 pub(crate) use self::handler::{Answering, Handler};
+pub(crate) use self::offloaded::Offloaded;
 pub use self::peer::Peer;
 pub(crate) use self::registry::Registry;
 pub(crate) use self::totals::Totals;
@@ -52,6 +57,7 @@ use self::departures::Departures;
 use self::limits::{AtLimit, Limits, Trusted};
 use self::listener::Listener;
 use self::stream::{ClientStream, Socket};
+use self::threads::IoThreads;
 
 /// The least that hyper buffers of one connection, in either direction.
 const BUFFER: usize = 64 << 10;
@@ -71,6 +77,7 @@ pub(crate) struct Server {
     /// One for each connection that may be open.
     permits: Arc<Semaphore>,
     tasks: TaskTracker,
+    threads: IoThreads,
     limits: Arc<Limits>,
     trusted: Arc<Trusted>,
     departures: Option<Arc<Departures>>,
@@ -101,6 +108,7 @@ impl Server {
             }),
             permits: Arc::new(Semaphore::new(limits.max_connections.min(Semaphore::MAX_PERMITS))),
             tasks: TaskTracker::new(),
+            threads: IoThreads::default(),
             limits: Arc::new(limits),
             trusted: Arc::default(),
             departures: None,
@@ -110,6 +118,12 @@ impl Server {
     /// The same, with proxies that are trusted.
     pub(crate) fn trusting(self, trusted: Trusted) -> Self {
         Self { trusted: Arc::new(trusted), ..self }
+    }
+
+    /// The same, with connections that live on these threads; else it is the runtime that serves them. Its registry
+    /// counts for as many threads.
+    pub(crate) fn on(self, threads: IoThreads) -> Self {
+        Self { threads, ..self }
     }
 
     /// The same, with a way for its connections to the successor.
@@ -197,7 +211,7 @@ impl Server {
         }
     }
 
-    fn start(&self, socket: Socket, peer: Peer, permit: Option<OwnedSemaphorePermit>) {
+    fn start(&self, socket: OwnedFd, peer: Peer, permit: Option<OwnedSemaphorePermit>) {
         let trusted = self.trusted.contains(peer);
         if let Some(client) = limits::client(peer)
             && !trusted
@@ -206,7 +220,15 @@ impl Server {
             self.registry.totals().turned_away.fetch_add(1, Relaxed);
             return;
         }
-        let connection = self.registry.accepted(peer, trusted, self.departures.clone());
+        let thread = self.registry.totals().least_loaded();
+        let runtime = self.threads.runtime(thread);
+        let _entered = runtime.enter();
+        let socket = match Socket::accepted(socket, peer) {
+            Ok(socket) => socket,
+            // epoll(7) has no room: the client finds its connection closed, as where there is no descriptor for it.
+            Err(error) => return tracing::warn!(%peer, %error, "cannot serve a connection"),
+        };
+        let connection = self.registry.accepted(thread, peer, trusted, self.departures.clone());
         let stream = ClientStream::new(socket, Bytes::new(), connection, permit);
         self.tasks.spawn(task::serve(stream, Arc::clone(&self.serving)));
     }
@@ -214,7 +236,7 @@ impl Server {
     /// Serves a connection that no listener accepted.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn serve_one(&self, socket: tokio::net::UnixStream) {
-        self.start(Socket::Unix(socket), Peer::Unix, None);
+        self.start(socket.into_std().expect("it is a socket").into(), Peer::Unix, None);
     }
 
     // ---- draining ----

@@ -62,31 +62,41 @@ impl Registry {
     /// A connection was accepted.
     pub(super) fn accepted(
         self: &Arc<Self>,
+        thread: usize,
         peer: Peer,
         trusted: bool,
         departures: Option<Arc<Departures>>,
     ) -> Arc<Connection> {
         self.totals.accepted.fetch_add(1, Relaxed);
-        self.insert(Connection::accepted(self.next_id(), peer, trusted, Arc::clone(self), departures))
+        self.insert(Connection::accepted(self.next_id(), thread, peer, trusted, Arc::clone(self), departures))
     }
 
     /// A connection has come from another process.
     pub(super) fn taken_over(
         self: &Arc<Self>,
+        thread: usize,
         trusted: bool,
         departures: Option<Arc<Departures>>,
         note: &ConnectionNote,
     ) -> Arc<Connection> {
-        self.insert(Connection::taken_over(self.next_id(), trusted, Arc::clone(self), departures, note))
+        self.insert(Connection::taken_over(
+            self.next_id(),
+            thread,
+            trusted,
+            Arc::clone(self),
+            departures,
+            note,
+        ))
     }
 
     /// A tunnel has come from another process.
     pub(super) fn tunnel_taken_over(
         self: &Arc<Self>,
+        thread: usize,
         departures: Option<Arc<Departures>>,
         note: &TunnelNote,
     ) -> io::Result<Arc<Connection>> {
-        Ok(self.insert(Connection::tunnel(self.next_id(), Arc::clone(self), departures, note)?))
+        Ok(self.insert(Connection::tunnel(self.next_id(), thread, Arc::clone(self), departures, note)?))
     }
 
     fn next_id(&self) -> u64 {
@@ -95,6 +105,7 @@ impl Registry {
 
     fn insert(&self, connection: Connection) -> Arc<Connection> {
         let connection = Arc::new(connection);
+        self.totals.opened(connection.thread());
         let mut open = self.lock();
         open.connections.insert(connection.id(), Arc::clone(&connection));
         if let Some(client) = limits::client(connection.peer()) {
@@ -107,6 +118,7 @@ impl Registry {
     }
 
     pub(super) fn remove(&self, connection: &Connection) {
+        self.totals.closed(connection.thread());
         let mut open = self.lock();
         open.connections.remove(&connection.id());
         if let Some(client) = limits::client(connection.peer())
@@ -228,7 +240,8 @@ impl Registry {
     pub(crate) fn blocked_for(&self, limit: Duration) -> Vec<((u64, u64), RequestView, Duration)> {
         let now = self.watchdog_now();
         let blocked_for = |connection: &Arc<Connection>| {
-            let since = connection.progress().polled_since()?;
+            let progress = connection.progress();
+            let since = progress.handler.since().or(progress.task.since())?;
             let blocked = Duration::from_millis(now.saturating_sub(since));
             Some(((connection.id(), since), connection.view()?, blocked)).filter(|_| blocked >= limit)
         };

@@ -14,6 +14,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::connection::{Command, Connection, State, Waiter};
+use super::peer::Peer;
 use crate::handover::parcel::{Flow, Parcel};
 
 /// An accepted socket.
@@ -26,7 +27,15 @@ pub(crate) enum Socket {
 }
 
 impl Socket {
-    /// A socket from a predecessor. Must run inside the runtime.
+    /// A socket that was accepted. Must run inside the runtime that it is to live on.
+    pub(super) fn accepted(descriptor: OwnedFd, peer: Peer) -> io::Result<Self> {
+        match peer {
+            Peer::Tcp(_) => TcpStream::from_std(descriptor.into()).map(Self::Tcp),
+            Peer::Unix => UnixStream::from_std(descriptor.into()).map(Self::Unix),
+        }
+    }
+
+    /// A socket from a predecessor. Must run inside the runtime that it is to live on.
     pub(super) fn adopt(descriptor: OwnedFd) -> io::Result<Self> {
         let socket = socket2::Socket::from(descriptor);
         socket.set_nonblocking(true)?;

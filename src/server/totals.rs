@@ -42,23 +42,30 @@ impl Outcome {
     }
 }
 
+/// The account of one thread's requests since the start, and its connections. On a cache line of its own (two, for
+/// processors fetch them in pairs): no thread waits for another to count.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Shard {
+    connections: AtomicUsize,
+    in_flight: AtomicUsize,
+    /// By the first digit of their status; 0 is those that never had one.
+    by_class: [AtomicU64; 6],
+    client_gone: AtomicU64,
+    broken_off: AtomicU64,
+    cut: AtomicU64,
+}
+
 /// The account of a server's connections and requests since the start.
 pub(crate) struct Totals {
-    in_flight: AtomicUsize,
+    /// One for each thread that connections live on.
+    shards: Box<[Shard]>,
     durations: metrics::Histogram,
     access: AccessLog,
     /// Connections accepted.
     pub accepted: AtomicU64,
     /// Connections closed at once, for their client had too many.
     pub turned_away: AtomicU64,
-    /// Requests ended, by the first digit of their status; 0 is those that never had one.
-    pub by_class: [AtomicU64; 6],
-    /// Requests whose client went away.
-    pub client_gone: AtomicU64,
-    /// Requests whose answer broke off on this side.
-    pub broken_off: AtomicU64,
-    /// Requests the stop cut.
-    pub cut: AtomicU64,
     /// Connections given to the successor.
     pub handed_over: Carried,
     /// Connections that could not be given to it: they linger.
@@ -145,23 +152,19 @@ impl fmt::Display for NotCarriedCounts {
 
 impl fmt::Debug for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Totals").field("in_flight", &self.in_flight).finish_non_exhaustive()
+        f.debug_struct("Totals").field("in_flight", &self.in_flight()).finish_non_exhaustive()
     }
 }
 
 impl Totals {
-    /// An account that records each request's duration in seconds, and tells `access` of it.
-    pub(crate) fn new(durations: metrics::Histogram, access: AccessLog) -> Self {
+    /// An account of so many threads, that records each request's duration in seconds, and tells `access` of it.
+    pub(crate) fn new(threads: usize, durations: metrics::Histogram, access: AccessLog) -> Self {
         Self {
-            in_flight: AtomicUsize::new(0),
+            shards: (0..threads).map(|_| Shard::default()).collect(),
             durations,
             access,
             accepted: AtomicU64::default(),
             turned_away: AtomicU64::default(),
-            by_class: Default::default(),
-            client_gone: AtomicU64::default(),
-            broken_off: AtomicU64::default(),
-            cut: AtomicU64::default(),
             handed_over: Carried::default(),
             not_carried: NotCarriedCounts::default(),
             taken_over: Carried::default(),
@@ -169,29 +172,46 @@ impl Totals {
         }
     }
 
-    /// An account without a log and metrics.
+    /// An account of one thread, without a log and metrics.
     pub(crate) fn unobserved() -> Self {
-        Self::new(metrics::Histogram::noop(), AccessLog::off())
+        Self::new(1, metrics::Histogram::noop(), AccessLog::off())
     }
 
-    /// A request has begun.
-    pub(super) fn begun(&self) {
-        self.in_flight.fetch_add(1, Relaxed);
+    /// The thread with the fewest connections.
+    pub(super) fn least_loaded(&self) -> usize {
+        let loads = self.shards.iter().map(|shard| shard.connections.load(Relaxed));
+        loads.enumerate().min_by_key(|(_, load)| *load).map_or(0, |(thread, _)| thread)
     }
 
-    /// A request has ended, with so many bytes of its answer sent.
-    pub(super) fn ended(&self, ended: Ended, peer: Peer, sent: u64) {
+    /// A connection has been given to a thread.
+    pub(super) fn opened(&self, thread: usize) {
+        self.shards[thread].connections.fetch_add(1, Relaxed);
+    }
+
+    /// A connection of a thread is closed.
+    pub(super) fn closed(&self, thread: usize) {
+        self.shards[thread].connections.fetch_sub(1, Relaxed);
+    }
+
+    /// A request of a thread's has begun.
+    pub(super) fn begun(&self, thread: usize) {
+        self.shards[thread].in_flight.fetch_add(1, Relaxed);
+    }
+
+    /// A request of a thread's has ended, with so many bytes of its answer sent.
+    pub(super) fn ended(&self, thread: usize, ended: Ended, peer: Peer, sent: u64) {
         let Ended { exchange, outcome } = ended;
-        self.in_flight.fetch_sub(1, Relaxed);
+        let shard = &self.shards[thread];
+        shard.in_flight.fetch_sub(1, Relaxed);
         match outcome {
             Outcome::Carried => return,
             Outcome::Answered => {}
-            Outcome::ClientGone | Outcome::Stalled => _ = self.client_gone.fetch_add(1, Relaxed),
-            Outcome::BrokenOff => _ = self.broken_off.fetch_add(1, Relaxed),
-            Outcome::Cut => _ = self.cut.fetch_add(1, Relaxed),
+            Outcome::ClientGone | Outcome::Stalled => _ = shard.client_gone.fetch_add(1, Relaxed),
+            Outcome::BrokenOff => _ = shard.broken_off.fetch_add(1, Relaxed),
+            Outcome::Cut => _ = shard.cut.fetch_add(1, Relaxed),
         }
         let class = exchange.status.map_or(0, |s| usize::from(s.as_u16() / 100).min(5));
-        self.by_class[class].fetch_add(1, Relaxed);
+        shard.by_class[class].fetch_add(1, Relaxed);
         let took = exchange.started.elapsed();
         self.durations.record(took.as_secs_f64());
         self.access.log(&access::Record {
@@ -208,12 +228,40 @@ impl Totals {
     /// The number of requests being answered, tunnels among them.
     #[must_use]
     pub(crate) fn in_flight(&self) -> usize {
-        self.in_flight.load(Relaxed)
+        self.shards.iter().map(|shard| shard.in_flight.load(Relaxed)).sum()
+    }
+
+    /// Requests ended, by the first digit of their status; 0 is those that never had one.
+    #[must_use]
+    pub(crate) fn by_class(&self) -> [u64; 6] {
+        std::array::from_fn(|class| self.sum(|shard| &shard.by_class[class]))
+    }
+
+    /// Requests whose client went away.
+    #[must_use]
+    pub(crate) fn client_gone(&self) -> u64 {
+        self.sum(|shard| &shard.client_gone)
+    }
+
+    /// Requests whose answer broke off on this side.
+    #[must_use]
+    pub(crate) fn broken_off(&self) -> u64 {
+        self.sum(|shard| &shard.broken_off)
+    }
+
+    /// Requests that the stop cut.
+    #[must_use]
+    pub(crate) fn cut(&self) -> u64 {
+        self.sum(|shard| &shard.cut)
     }
 
     /// Requests ended, in whatever way.
     #[must_use]
     pub(crate) fn requests(&self) -> u64 {
-        self.by_class.iter().map(|n| n.load(Relaxed)).sum()
+        self.by_class().iter().sum()
+    }
+
+    fn sum(&self, counter: impl Fn(&Shard) -> &AtomicU64) -> u64 {
+        self.shards.iter().map(|shard| counter(shard).load(Relaxed)).sum()
     }
 }

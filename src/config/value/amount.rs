@@ -10,7 +10,7 @@ use toml::de::DeValue;
 use super::{Refusal, Text, is_number, whole};
 use crate::config::diagnostic::Mistake;
 use crate::config::written::Kind;
-use crate::daemon::http::{COUNTS, HEADER_LIMIT};
+use crate::daemon::http::{COUNTS, HEADER_LIMIT, THREADS};
 use crate::rules;
 
 /// A duration in which something must happen.
@@ -135,6 +135,24 @@ impl Kind for Connections {
 
     fn read(value: Spanned<DeValue<'_>>, name: &str, mistakes: &mut Vec<Mistake>) -> Option<usize> {
         whole::<Self, usize>(&value, name, mistakes)
+    }
+}
+
+/// A number of threads; `None` is one for each core.
+pub(in crate::config) struct Threads;
+
+impl Kind for Threads {
+    type Value = Option<usize>;
+
+    fn expected() -> String {
+        format!("\"auto\" or {}", rules::whole_number(&THREADS))
+    }
+
+    fn read(value: Spanned<DeValue<'_>>, name: &str, mistakes: &mut Vec<Mistake>) -> Option<Option<usize>> {
+        match value.get_ref() {
+            DeValue::String(text) if text == "auto" => Some(None),
+            _ => whole::<Self, usize>(&value, name, mistakes).map(Some),
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use toml::de::DeValue;
 
 pub(super) use address::{Listen, Proxies, Proxy, Upstream};
 pub(super) use amount::{
-    BodyLimit, Connections, Deadline, Delay, HeaderLimit, IdleTimeout, Restarts, Timeout,
+    BodyLimit, Connections, Deadline, Delay, HeaderLimit, IdleTimeout, Restarts, Threads, Timeout,
 };
 pub(super) use choice::{Access, Format, Level, Target};
 pub(super) use route::{ContentType, Directory, FieldValue, Headers, Index, RoutePath, Status, True};

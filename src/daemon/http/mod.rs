@@ -19,6 +19,7 @@ use crate::server::address::{self, Address, BindError};
 use crate::server::departures::Departures;
 use crate::server::limits::{Limits, Trusted};
 use crate::server::listener;
+use crate::server::threads::IoThreads;
 use crate::systemd::activation::Inherited;
 
 /// Its name in the tree.
@@ -30,6 +31,9 @@ pub(crate) const NAME: &str = "http";
 pub struct Config {
     /// The addresses to listen on; `127.0.0.1:8080` by default.
     pub listen: Vec<Address>,
+    /// The number of threads that connections live on; `None`, the default, is one for each core. A daemon that runs in
+    /// a caller's runtime has none of its own.
+    pub threads: Option<usize>,
     /// The limits of what clients may take.
     pub limits: Limits,
     /// The peers whose `X-Forwarded-*` and `Forwarded` are passed on; none by default.
@@ -42,6 +46,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: vec![Address::Tcp(([127, 0, 0, 1], 8080).into())],
+            threads: None,
             limits: Limits::default(),
             trusted_proxies: Trusted::default(),
             routes: Vec::new(),
@@ -52,6 +57,8 @@ impl Default for Config {
 /// The numbers of connections or requests that a limit may allow: a descriptor is a C `int`, so there can never be
 /// more.
 pub(crate) const COUNTS: RangeInclusive<u64> = 1..=i32::MAX as u64;
+/// The numbers of I/O threads that there may be: more than any machine has cores for are a slip of the pen.
+pub(crate) const THREADS: RangeInclusive<u64> = 1..=1024;
 /// The sizes in bytes that the limit of a head may have: hyper's buffers have a least size, and a head of many
 /// megabytes is an attack.
 const HEADER_LIMITS: RangeInclusive<usize> = 8 << 10..=1 << 20;
@@ -65,6 +72,9 @@ impl Config {
             check.note("listen", "`listen` is empty", "at least one address");
         }
         address::check_each(&self.listen, check);
+        if let Some(threads) = self.threads {
+            check.number("threads", threads as u64, THREADS);
+        }
         let limits = &self.limits;
         check.number("max_connections", limits.max_connections as u64, COUNTS);
         check.number("connections_per_client", limits.connections_per_client as u64, COUNTS);
@@ -107,6 +117,7 @@ impl Http {
         config: &Config,
         linger: Duration,
         routes: Routes,
+        io: IoThreads,
         daemon: &Context,
         inherited: &mut Inherited,
     ) -> Result<Self, BindError> {
@@ -114,6 +125,7 @@ impl Http {
         let registry = Arc::clone(&daemon.observer.registry);
         let server = Server::new(listeners, routes, registry, config.limits.clone());
         let server = server
+            .on(io)
             .trusting(config.trusted_proxies.clone())
             .with_departures(Departures::new(Arc::clone(&daemon.handover)));
         Ok(Self { server, daemon: daemon.clone(), linger })

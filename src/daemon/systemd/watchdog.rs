@@ -1,24 +1,29 @@
 //! The watchdog: a thread outside of the runtime, which notices when the runtime, or a part of it, is stuck.
 //!
-//! It looks at two things. Each child has a heartbeat from its own task; without it the child is stuck, and the
-//! service manager is told, which restarts the unit. A connection's task notes when it begins to be polled; where
-//! that was long ago, a handler blocks its thread, which is logged.
+//! It looks at three things. Each child has a heartbeat from its own task; without it the child is stuck, and the
+//! service manager is told, which restarts the unit. The same holds for an I/O thread that does not run a task that it
+//! is given. A connection's task, or its handler's, notes when it begins to be polled; where that was long ago, a handler
+//! blocks its thread, which is logged.
 //!
 //! After the process stood still as a whole (SIGSTOP, a frozen cgroup, a paused machine, swap) all heartbeats are
 //! late. The watchdog notices, because its own thread stood still too, and gives every child its time anew.
 
 use std::collections::HashSet;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 use tokio::runtime::Handle;
 
+use crate::daemon::http;
 use crate::daemon::phase::Phase;
 use crate::daemon::status::Observer;
 use crate::logging;
 use crate::printable::excerpt;
+use crate::server::threads::IoThreads;
 use crate::systemd::manager::{Manager, one_line};
 
 /// The longest that a handler may hold its thread before that is logged.
@@ -40,9 +45,10 @@ impl Watchdog {
     pub(in crate::daemon) fn start(observer: Observer, manager: Manager) -> io::Result<Self> {
         let (stop, stopped) = channel();
         let tick = observer.supervisor.heartbeat() / 2;
-        let runtime = Handle::current();
+        let users = observer.supervisor.runtime_of_users().cloned().unwrap_or_else(Handle::current);
         // Sets the clock before the first look: a handler may block its thread before that.
         observer.registry.tick();
+        let threads = observer.io.runtimes().iter().cloned().map(Pulse::new).collect();
         let mut watch = Watch {
             period: Manager::watchdog(),
             observer,
@@ -51,19 +57,45 @@ impl Watchdog {
             last_look: Instant::now(),
             nobody_stuck_until: Instant::now(),
             next_ping: Instant::now(),
+            threads,
             stuck: HashSet::new(),
             blocking: HashSet::new(),
         };
         let run = move || {
             while stopped.recv_timeout(tick) == Err(RecvTimeoutError::Timeout) {
                 watch.look();
-                // A thread of the runtime that is blocked may be the one that polls for events and timers: then the
-                // other threads sleep on, although they are free. A task spawned from outside wakes one of them.
-                runtime.spawn(std::future::ready(()));
+                // A thread of a work-stealing runtime that is blocked may be the one that polls for events and timers:
+                // then the others sleep on, although they are free. A task spawned from outside wakes one of them.
+                users.spawn(std::future::ready(()));
             }
         };
         std::thread::Builder::new().name("watchdog".into()).spawn(run)?;
         Ok(Self { _stop: stop })
+    }
+}
+
+/// The pulse of an I/O thread: it is given a task now and then, and has to run that.
+struct Pulse {
+    runtime: Handle,
+    answered: Arc<AtomicBool>,
+    /// The time since which the thread has been owing an answer.
+    asked: Instant,
+}
+
+impl Pulse {
+    fn new(runtime: Handle) -> Self {
+        Self { runtime, answered: Arc::new(AtomicBool::new(true)), asked: Instant::now() }
+    }
+
+    /// Takes the pulse: the time for which the thread has been owing an answer.
+    fn take(&mut self, now: Instant) -> Duration {
+        // `Relaxed`: nothing else is read by it.
+        if self.answered.swap(false, Relaxed) {
+            self.asked = now;
+            let answered = Arc::clone(&self.answered);
+            self.runtime.spawn(async move { answered.store(true, Relaxed) });
+        }
+        now.duration_since(self.asked)
     }
 }
 
@@ -78,6 +110,8 @@ struct Watch {
     /// The time before which no child counts as stuck.
     nobody_stuck_until: Instant,
     next_ping: Instant,
+    /// Of the I/O threads.
+    threads: Vec<Pulse>,
     /// The names that were logged, so that each is logged once.
     stuck: HashSet<String>,
     blocking: HashSet<(u64, u64)>,
@@ -97,7 +131,7 @@ impl Watch {
         if !stood_still {
             self.find_blocking_handlers();
         }
-        let stuck = if now < self.nobody_stuck_until { Vec::new() } else { self.find_stuck_children() };
+        let stuck = self.find_stuck(now);
         // The manager neither expects a ping before READY nor once a stop has begun.
         let Some(period) = self.period.filter(|_| self.observer.lifecycle.phase() == Phase::Serving) else {
             return;
@@ -119,20 +153,31 @@ impl Watch {
         self.period.map_or(UNWATCHED, |period| period / 2).max(self.observer.supervisor.heartbeat() * 3)
     }
 
-    fn find_stuck_children(&mut self) -> Vec<String> {
+    /// The children that are stuck, each with what it was doing. An I/O thread is http's.
+    fn find_stuck(&mut self, now: Instant) -> Vec<String> {
         let limit = self.patience();
-        let stuck: Vec<_> = self.observer.supervisor.stuck_for(limit);
-        let names: HashSet<_> = stuck.iter().map(|child| child.name().to_owned()).collect();
-        for child in stuck.iter().filter(|child| !self.stuck.contains(child.name())) {
-            let (name, doing) = (child.name(), child.last_doing());
-            tracing::error!(
-                child = name,
-                doing,
-                "{name} is stuck: no heartbeat for {limit:?}; last it was {doing}"
+        let threads = self.threads.iter_mut().enumerate();
+        let silent = threads.filter_map(|(n, pulse)| (pulse.take(now) > limit).then_some(n));
+        let mut stuck: Vec<_> = silent
+            .map(|n| (http::NAME.to_owned(), format!("serving connections on {}", IoThreads::name(n))))
+            .collect();
+        if now < self.nobody_stuck_until {
+            stuck.clear();
+        } else {
+            let children = self.observer.supervisor.stuck_for(limit);
+            stuck.extend(
+                children.iter().map(|child| (child.name().to_owned(), child.last_doing().to_owned())),
             );
         }
-        self.stuck = names;
-        stuck.iter().map(|child| format!("{} (last {})", child.name(), child.last_doing())).collect()
+        for (child, doing) in stuck.iter().filter(|(child, _)| !self.stuck.contains(child)) {
+            tracing::error!(
+                child,
+                doing,
+                "{child} is stuck: no heartbeat for {limit:?}; last it was {doing}"
+            );
+        }
+        self.stuck = stuck.iter().map(|(child, _)| child.clone()).collect();
+        stuck.iter().map(|(child, doing)| format!("{child} (last {doing})")).collect()
     }
 
     fn find_blocking_handlers(&mut self) {
@@ -152,5 +197,39 @@ impl Watch {
             }
         }
         self.blocking = blocking.into_iter().map(|(id, ..)| id).collect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! A thread that runs what it is given is told from one that does not.
+
+    use super::*;
+
+    #[test]
+    fn an_io_thread_that_is_blocked_owes_an_answer_since_it_was_asked() {
+        let threads = IoThreads::start(1).expect("a thread");
+        let runtime = &threads.runtimes()[0];
+        let mut pulse = Pulse::new(runtime.clone());
+        let mut now = Instant::now();
+        let mut later = || {
+            now += Duration::from_secs(10);
+            now
+        };
+        let answered = |pulse: &Pulse| {
+            while !pulse.answered.load(Relaxed) {
+                std::thread::yield_now();
+            }
+        };
+        assert_eq!(pulse.take(later()), Duration::ZERO);
+        answered(&pulse);
+        let (release, blocked) = channel::<()>();
+        runtime.spawn(async move { blocked.recv() });
+        assert_eq!(pulse.take(later()), Duration::ZERO);
+        assert_eq!(pulse.take(later()), Duration::from_secs(10));
+        assert_eq!(pulse.take(later()), Duration::from_secs(20));
+        drop(release);
+        answered(&pulse);
+        assert_eq!(pulse.take(later()), Duration::ZERO);
     }
 }

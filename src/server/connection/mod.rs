@@ -52,6 +52,8 @@ const INTERIM: usize = 64 << 10;
 #[derive(Debug)]
 pub(crate) struct Connection {
     id: u64,
+    /// The I/O thread that it lives on.
+    thread: usize,
     peer: Peer,
     /// True if the peer is one of `trusted_proxies`: its `X-Forwarded-*` and `Forwarded` are passed on.
     trusted: bool,
@@ -105,6 +107,7 @@ impl RequestView {
 impl Connection {
     fn new(
         id: u64,
+        thread: usize,
         peer: Peer,
         trusted: bool,
         registry: Arc<Registry>,
@@ -114,6 +117,7 @@ impl Connection {
     ) -> Self {
         Self {
             id,
+            thread,
             peer,
             trusted,
             registry,
@@ -132,18 +136,20 @@ impl Connection {
     /// A connection that was accepted just now.
     pub(super) fn accepted(
         id: u64,
+        thread: usize,
         peer: Peer,
         trusted: bool,
         registry: Arc<Registry>,
         departures: Option<Arc<Departures>>,
     ) -> Self {
         let machine = Machine::Parked { since: registry.clock().now() };
-        Self::new(id, peer, trusted, registry, departures, machine, 0)
+        Self::new(id, thread, peer, trusted, registry, departures, machine, 0)
     }
 
     /// A connection that a predecessor has left between two requests.
     pub(super) fn taken_over(
         id: u64,
+        thread: usize,
         trusted: bool,
         registry: Arc<Registry>,
         departures: Option<Arc<Departures>>,
@@ -151,12 +157,13 @@ impl Connection {
     ) -> Self {
         let idle = Duration::from_millis(note.idle_ms);
         let machine = Machine::Parked { since: registry.clock().now().before(idle) };
-        Self::new(id, note.peer.into(), trusted, registry, departures, machine, note.answered)
+        Self::new(id, thread, note.peer.into(), trusted, registry, departures, machine, note.answered)
     }
 
     /// A tunnel that a predecessor has left: a request that goes on.
     pub(super) fn tunnel(
         id: u64,
+        thread: usize,
         registry: Arc<Registry>,
         departures: Option<Arc<Departures>>,
         note: &TunnelNote,
@@ -167,14 +174,19 @@ impl Connection {
         let age = Duration::from_millis(note.age_ms);
         exchange.started = exchange.started.checked_sub(age).unwrap_or(exchange.started);
         exchange.status = Some(StatusCode::SWITCHING_PROTOCOLS);
-        registry.totals().begun();
+        registry.totals().begun(thread);
         let machine = Machine::Tunnel { exchange: Box::new(exchange) };
-        Ok(Self::new(id, note.peer.into(), false, registry, departures, machine, 0))
+        Ok(Self::new(id, thread, note.peer.into(), false, registry, departures, machine, 0))
     }
 
     /// Its number in the registry.
     pub(super) fn id(&self) -> u64 {
         self.id
+    }
+
+    /// The I/O thread that it lives on.
+    pub(super) fn thread(&self) -> usize {
+        self.thread
     }
 
     /// The other end.
@@ -256,7 +268,7 @@ impl Connection {
         drop(machine);
         let hyper_decides = ended.exchange.hyper_decides;
         let sent = self.progress.sent().saturating_sub(ended.exchange.sent_before);
-        self.registry.totals().ended(ended, self.peer, sent);
+        self.registry.totals().ended(self.thread, ended, self.peer, sent);
         Some(hyper_decides)
     }
 
@@ -272,7 +284,7 @@ impl Connection {
 
     /// A request's head was read. `body` is the length of its body in bytes; `u64::MAX` if that is not known.
     fn head<B>(&self, request: &Request<B>, body: u64) {
-        self.registry.totals().begun();
+        self.registry.totals().begun(self.thread);
         self.begin_body(body);
         self.answers_alone.store(false, Relaxed);
         let mut exchange = Exchange::new(request.method().clone(), request.uri().clone(), body > 0);
@@ -486,6 +498,19 @@ impl InFlight {
         self.0.answers_alone.store(true, Relaxed);
     }
 
+    /// Says that the answer waits for something else than the client after all.
+    pub(super) fn waits_for_others(&self) {
+        if self.0.answers_alone.swap(false, Relaxed) {
+            // Its task may have concealed the end of what the client sends.
+            self.0.commands.wake(Waiter::Task);
+        }
+    }
+
+    /// Runs a poll of the handler's own task, which the watchdog times.
+    pub(super) fn timed<T>(&self, poll: impl FnOnce() -> T) -> T {
+        self.0.progress.handler.timed(self.0.registry.watchdog_now(), poll)
+    }
+
     /// Sends an interim answer before the answer itself.
     pub(crate) fn send_interim(&self, head: &[u8]) {
         self.0.send_interim(head);
@@ -495,7 +520,7 @@ impl InFlight {
     #[cfg(test)]
     pub(crate) fn of(peer: Peer) -> Self {
         let registry = Registry::new(super::totals::Totals::unobserved());
-        Self(registry.accepted(peer, false, None))
+        Self(registry.accepted(0, peer, false, None))
     }
 
     /// A copy of what is known of the request.

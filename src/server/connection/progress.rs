@@ -68,9 +68,29 @@ pub(crate) struct Progress {
     interim: AtomicBool,
     /// The other thing that a request waits for.
     waiting: AtomicU8,
-    /// The time on the watchdog's clock at which the current poll of the connection's task began; 0 while it is not
-    /// polled.
-    polled_since: AtomicU64,
+    /// The polls of the connection's own task.
+    pub(crate) task: PollTimer,
+    /// The polls of a handler that has a task of its own.
+    pub(crate) handler: PollTimer,
+}
+
+/// The time on the watchdog's clock at which the current poll of a task began; 0 while it is not polled.
+#[derive(Debug, Default)]
+pub(crate) struct PollTimer(AtomicU64);
+
+impl PollTimer {
+    /// Runs a poll of the task, which the watchdog times.
+    pub(crate) fn timed<T>(&self, now: u64, poll: impl FnOnce() -> T) -> T {
+        self.0.store(now, Relaxed);
+        let polled = poll();
+        self.0.store(0, Relaxed);
+        polled
+    }
+
+    /// The time at which the current poll began; none while there is none.
+    pub(crate) fn since(&self) -> Option<u64> {
+        Some(self.0.load(Relaxed)).filter(|since| *since > 0)
+    }
 }
 
 impl Progress {
@@ -85,7 +105,8 @@ impl Progress {
             finished: AtomicBool::new(false),
             interim: AtomicBool::new(false),
             waiting: AtomicU8::new(Waiting::Handler as u8),
-            polled_since: AtomicU64::new(0),
+            task: PollTimer::default(),
+            handler: PollTimer::default(),
         }
     }
 
@@ -208,19 +229,6 @@ impl Progress {
         } else {
             Waiting::ALL[usize::from(self.waiting.load(Relaxed))]
         }
-    }
-
-    /// Runs a poll of the connection's task, which the watchdog times.
-    pub(crate) fn timed<T>(&self, now: u64, poll: impl FnOnce() -> T) -> T {
-        self.polled_since.store(now, Relaxed);
-        let polled = poll();
-        self.polled_since.store(0, Relaxed);
-        polled
-    }
-
-    /// The time at which the current poll of the connection's task began; none while it is not polled.
-    pub(crate) fn polled_since(&self) -> Option<u64> {
-        Some(self.polled_since.load(Relaxed)).filter(|since| *since > 0)
     }
 }
 

@@ -17,7 +17,7 @@ use hyper::server::conn::http1;
 
 use super::body::{AnswerBody, RequestBody, announced};
 use super::{Command, Connection, InFlight};
-use crate::server::handler::Handler;
+use crate::server::handler::{Handler, failed};
 
 /// Everything that the connections of a server share.
 #[derive(Debug)]
@@ -84,7 +84,7 @@ impl Serving {
         let response = match AssertUnwindSafe(answer).catch_unwind().await {
             Ok(response) => response,
             // The panic hook has logged the message and its place.
-            Err(_panic) => (StatusCode::INTERNAL_SERVER_ERROR, "the handler failed\n").into_response(),
+            Err(_panic) => failed(),
         };
         if connection.commands.strongest() == Command::TimeOut {
             // Instead of the handler's answer, which was made without the rest of the body.
@@ -92,7 +92,7 @@ impl Serving {
         }
         if response.status().is_informational() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             tracing::error!("a handler answered with status {}, which is no answer", response.status());
-            return (StatusCode::INTERNAL_SERVER_ERROR, "the handler failed\n").into_response();
+            return failed();
         }
         response
     }

@@ -144,7 +144,9 @@ impl Active {
             return Poll::Ready(if reads { End::TimedOut } else { End::Dropped });
         }
         let now = connection.registry.watchdog_now();
-        if let Poll::Ready(result) = connection.progress.timed(now, || Pin::new(&mut *self.hyper).poll(cx)) {
+        if let Poll::Ready(result) =
+            connection.progress.task.timed(now, || Pin::new(&mut *self.hyper).poll(cx))
+        {
             let is_http2 = result.as_ref().is_err_and(hyper::Error::is_parse_version_h2);
             // Of the service only a body can fail.
             let is_broken_off = result.as_ref().is_err_and(hyper::Error::is_user);

@@ -16,13 +16,14 @@ use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures_util::future::Either;
+use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
 use self::files::Files;
 use self::path::{Reading, Unreadable};
 use self::proxy::Proxy;
 use self::respond::Respond;
-use crate::server::{Answering, Handler, InFlight};
+use crate::server::{Answering, Handler, InFlight, Offloaded};
 
 /// One `[[route]]`: a path and its answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,8 +79,14 @@ impl Routes {
     /// the first wins; the config's check refuses them, as it does a path that cannot be read, which no request could
     /// ask for.
     ///
-    /// Tunnels run as tasks on `tunnels`.
-    pub(crate) fn new(routes: &[Route], fallback: Option<Router>, tunnels: &TaskTracker) -> Self {
+    /// The `fallback` runs on the runtime of `users`, if that is another than the connections'. Tunnels run as tasks on
+    /// `tunnels`.
+    pub(crate) fn new(
+        routes: &[Route],
+        fallback: Option<Router>,
+        users: Option<Handle>,
+        tunnels: &TaskTracker,
+    ) -> Self {
         let mut table = Table::default();
         for route in routes {
             let Ok((is_folder, Reading { path, compared, .. })) = claim(&route.path) else {
@@ -97,7 +104,13 @@ impl Routes {
             }
         }
         // `[http] body_limit` is the limit of a body, not axum's own default.
-        table.fallback = fallback.map(|fallback| fallback.layer(DefaultBodyLimit::disable()));
+        table.fallback = fallback.map(|fallback| -> Box<dyn Handler> {
+            let fallback = fallback.layer(DefaultBodyLimit::disable());
+            match users {
+                Some(runtime) => Box::new(Offloaded::new(fallback, runtime)),
+                None => Box::new(fallback),
+            }
+        });
         Self(Arc::new(table))
     }
 }
@@ -108,7 +121,7 @@ struct Table {
     exact: BTreeMap<Vec<u8>, Endpoint>,
     /// By their folders, which end in a slash.
     below: BTreeMap<Vec<u8>, Endpoint>,
-    fallback: Option<Router>,
+    fallback: Option<Box<dyn Handler>>,
 }
 
 /// The answering side of a route, ready to be called.

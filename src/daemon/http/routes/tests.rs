@@ -25,7 +25,7 @@ fn named(path: &str) -> Route {
 }
 
 fn routed(routes: &[Route]) -> Routes {
-    Routes::new(routes, None, &TaskTracker::new())
+    Routes::new(routes, None, None, &TaskTracker::new())
 }
 
 fn get(path: &str) -> Request {
@@ -90,7 +90,7 @@ async fn no_route_is_404_with_a_reason() {
 #[tokio::test]
 async fn the_callers_router_gets_what_no_route_claims() {
     let own = Router::new().route("/own/{id}", axum::routing::get(async || "own"));
-    let router = Routes::new(&[named("/a/*")], Some(own), &TaskTracker::new());
+    let router = Routes::new(&[named("/a/*")], Some(own), None, &TaskTracker::new());
     assert_eq!(body_at(&router, "/own/1").await, "own");
     assert_eq!(body_at(&router, "/a/1").await, "/a/*");
     assert_eq!(ask(&router, get("/elsewhere")).await.status(), StatusCode::NOT_FOUND);
@@ -99,7 +99,7 @@ async fn the_callers_router_gets_what_no_route_claims() {
 #[tokio::test]
 async fn the_callers_router_gets_a_uri_as_it_was_sent() {
     let own = Router::new().fallback(async |request: Request| request.uri().to_string());
-    let router = Routes::new(&[named("/a/*")], Some(own), &TaskTracker::new());
+    let router = Routes::new(&[named("/a/*")], Some(own), None, &TaskTracker::new());
     for sent in ["/%6fwn//./x/../y%2fz?%71", "/a/../own", "http://host/%6fwn", "/own%2f..", "*"] {
         let mut request = get("/");
         *request.uri_mut() = sent.parse().expect("a URI");

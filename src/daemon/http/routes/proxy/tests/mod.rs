@@ -50,7 +50,7 @@ fn http(address: SocketAddr) -> Upstream {
 
 fn proxied(config: Config) -> Routes {
     let route = Route { path: "/*".into(), action: Action::Proxy(config) };
-    Routes::new(&[route], None, &TaskTracker::new())
+    Routes::new(&[route], None, None, &TaskTracker::new())
 }
 
 /// Serves a proxy on loopback as the daemon does.
