@@ -16,6 +16,9 @@ use tokio::net::UnixStream;
 /// The time between two looks of `status --watch`.
 const WATCH: Duration = Duration::from_secs(1);
 
+/// The number of times that a request is made, should its connection be closed each time.
+const ATTEMPTS: u32 = 5;
+
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// `steadfast reload`.
@@ -105,8 +108,25 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 
-/// One request to the daemon.
+/// One request to the daemon. A process that is being replaced may close a connection before it has been asked; then its
+/// successor is. No request means anything else for being made twice.
 async fn ask(method: Method, path: &str) -> Result<(StatusCode, String), Failure> {
+    let mut attempts = ATTEMPTS;
+    loop {
+        attempts -= 1;
+        match ask_once(&method, path).await {
+            Err(error) if attempts > 0 && is_closed(&*error) => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+/// True if a connection was closed without an answer.
+fn is_closed(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.downcast_ref::<hyper::Error>().is_some_and(|e| !e.is_parse() && !e.is_user())
+}
+
+async fn ask_once(method: &Method, path: &str) -> Result<(StatusCode, String), Failure> {
     let socket = control_path();
     let stream = UnixStream::connect(&socket).await.map_err(|error| {
         let socket = socket.display();
@@ -120,7 +140,7 @@ async fn ask(method: Method, path: &str) -> Result<(StatusCode, String), Failure
     })?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let request = Request::builder()
-        .method(method)
+        .method(method.clone())
         .uri(path)
         .header(header::HOST, "localhost")
         .header(header::CONNECTION, "close")

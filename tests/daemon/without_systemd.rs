@@ -1,6 +1,8 @@
 //! Without a service manager, as in a terminal, a container or under another parent: a reload hands over, a crash
 //! refuses nobody, and a stop is as ever although a terminal signals the whole process group.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
 use std::thread;
@@ -151,6 +153,28 @@ fn two_reloads_at_once_both_succeed() {
     }
     load.advance(50);
     assert_nothing_is_lost(load);
+}
+
+#[test]
+fn a_reload_that_finds_its_connection_closed_asks_the_successor() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = UnixListener::bind(folder.path().join("control.sock")).unwrap();
+    let mut command = Command::new(BINARY);
+    let command = command.arg("reload").env("RUNTIME_DIRECTORY", folder.path());
+    thread::spawn(move || {
+        // A process that is being replaced closes it before it is asked, another while it is.
+        drop(socket.accept().unwrap());
+        let mut asked = || {
+            let (mut connection, _) = socket.accept().unwrap();
+            assert!(connection.read(&mut [0; 1024]).unwrap() > 0);
+            connection
+        };
+        drop(asked());
+        asked().write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\ndone\n").unwrap();
+    });
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(output.stdout, b"done\n");
 }
 
 #[test]
