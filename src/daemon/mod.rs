@@ -217,10 +217,10 @@ impl Daemon {
     /// makes clients wait for what is in flight. Why it cannot start is logged. Needs a multi-threaded runtime with its I/O
     /// and timers enabled.
     pub async fn run(self) -> Exit {
-        self.run_on(Threads::Shared).await
+        self.run_on(&Threads::Shared).await
     }
 
-    async fn run_on(self, threads: Threads) -> Exit {
+    async fn run_on(self, threads: &Threads) -> Exit {
         match self.bind_on(threads) {
             Ok(bound) => bound.run().await,
             Err(error) => error.log(),
@@ -234,10 +234,10 @@ impl Daemon {
     /// # Errors
     /// [`StartError`]; what had been bound is closed again.
     pub fn bind(self) -> Result<Bound, StartError> {
-        self.bind_on(Threads::Shared)
+        self.bind_on(&Threads::Shared)
     }
 
-    fn bind_on(self, threads: Threads) -> Result<Bound, StartError> {
+    fn bind_on(self, threads: &Threads) -> Result<Bound, StartError> {
         restore_stderr();
         let mut inherited = Inherited::from_environment();
         let link = Link::find(&mut inherited)?;
@@ -255,7 +255,7 @@ impl Daemon {
     /// Binds every child. In a reload another worker still listens.
     fn bind_tree(
         self,
-        threads: Threads,
+        threads: &Threads,
         mut inherited: Inherited,
         link: Option<Link>,
     ) -> Result<Tree, StartError> {

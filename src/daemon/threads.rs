@@ -60,7 +60,7 @@ impl Runtimes {
     /// Runs a daemon to its end.
     pub(super) fn run(self, daemon: Daemon) -> Exit {
         let users = self.users.as_ref().map(|runtime| runtime.handle().clone());
-        let exit = self.tree.block_on(daemon.run_on(Threads::Own { users }));
+        let exit = self.tree.block_on(daemon.run_on(&Threads::Own { users }));
         // The stop is complete: tasks that are left are not waited for.
         self.tree.shutdown_background();
         if let Some(users) = self.users {

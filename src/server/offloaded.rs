@@ -185,7 +185,7 @@ impl http_body::Body for Relayed {
 
     fn size_hint(&self) -> SizeHint {
         let mut size = match &self.rest {
-            Some(rest) => rest.size.clone(),
+            Some(rest) => rest.size,
             None if self.ready.iter().all(Result::is_ok) => SizeHint::with_exact(0),
             // It breaks off: its whole size is not known.
             None => SizeHint::new(),
@@ -196,5 +196,112 @@ impl http_body::Body for Relayed {
         }
         size.set_lower(size.lower() + ready);
         size
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! An answer comes over as its handler has made it, whole or piece by piece, and so does its failure.
+
+    use std::convert::Infallible;
+    use std::io;
+
+    use axum::routing::get;
+    use futures_util::{StreamExt, stream};
+    use http_body_util::BodyExt;
+    use tokio::task::yield_now;
+
+    use super::*;
+    use crate::server::Peer;
+
+    /// The answer of a handler on another runtime: its size as far as that is known beforehand, and its body.
+    fn answered(router: Router) -> (SizeHint, Result<Bytes, axum::Error>) {
+        let users = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("a runtime");
+        let offloaded = Offloaded::new(router, users.handle().clone());
+        let here = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        here.block_on(async {
+            let request = Request::new(Body::empty());
+            let response = offloaded.answer(request, InFlight::of(Peer::Unix)).await;
+            let size = response.body().size_hint();
+            (size, response.into_body().collect().await.map(http_body_util::Collected::to_bytes))
+        })
+    }
+
+    fn pieces(number: usize) -> impl stream::Stream<Item = Result<Bytes, Infallible>> {
+        stream::iter(0..number).map(|_| Ok(Bytes::from_static(&[7; 10_000])))
+    }
+
+    #[test]
+    fn an_answer_that_is_there_at_once_comes_over_whole_with_its_size() {
+        let (size, body) = answered(Router::new().route("/", get(async || "hello")));
+        assert_eq!((size.exact(), body.expect("it is whole")), (Some(5), "hello".into()));
+        let (size, body) = answered(Router::new().route("/", get(async || Body::from_stream(pieces(3)))));
+        assert_eq!((size.exact(), body.expect("it is whole").len()), (Some(30_000), 30_000));
+    }
+
+    #[test]
+    fn the_rest_of_a_long_answer_comes_over_in_order() {
+        let slow = async || {
+            Body::from_stream(pieces(1000).then(async |piece| {
+                yield_now().await;
+                piece
+            }))
+        };
+        for router in [
+            Router::new().route("/", get(slow)),
+            Router::new().route("/", get(async || Body::from_stream(pieces(1000)))),
+        ] {
+            let (size, body) = answered(router);
+            assert_eq!(size.exact(), None);
+            let body = body.expect("it is whole");
+            assert_eq!(body.len(), 10_000_000);
+        }
+    }
+
+    #[test]
+    fn the_size_of_a_long_answer_is_known_if_its_handler_knows_it() {
+        struct Sized(usize);
+        impl http_body::Body for Sized {
+            type Data = Bytes;
+            type Error = Infallible;
+            fn poll_frame(
+                mut self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+            ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+                let n = self.0.min(30_000);
+                self.0 -= n;
+                cx.waker().wake_by_ref();
+                Poll::Ready((n > 0).then(|| Ok(Frame::data(vec![1; n].into()))))
+            }
+            fn size_hint(&self) -> SizeHint {
+                SizeHint::with_exact(self.0 as u64)
+            }
+        }
+        let (size, body) = answered(Router::new().route("/", get(async || Body::new(Sized(200_000)))));
+        assert_eq!((size.exact(), body.expect("it is whole").len()), (Some(200_000), 200_000));
+    }
+
+    #[test]
+    fn a_body_that_fails_breaks_off_wherever_it_does() {
+        for whole in [0, 1, 100] {
+            let fails = async move || {
+                let rest = stream::once(async { Err::<Bytes, _>(io::Error::other("no more")) });
+                Body::from_stream(pieces(whole).map(|piece| piece.map_err(io::Error::other)).chain(rest))
+            };
+            let (size, body) = answered(Router::new().route("/", get(fails)));
+            assert!(size.exact().is_none() && body.is_err(), "after {whole}: {size:?} {body:?}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_panics_breaks_off_or_is_a_failed_handler_where_nothing_of_it_was_given() {
+        let panics = |whole| {
+            let rest = || stream::once(async { panic!("in the body") });
+            answered(
+                Router::new().route("/", get(async move || Body::from_stream(pieces(whole).chain(rest())))),
+            )
+        };
+        assert!(panics(100).1.is_err());
+        assert_eq!(panics(1).1.expect("an answer"), "the handler failed\n");
     }
 }

@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::clock::Clock;
-use super::connection::{Command, Connection, RequestView};
+use super::connection::{Command, Connection, RequestView, Slot};
 use super::departures::Departures;
 use super::limits;
 use super::peer::Peer;
@@ -68,7 +68,7 @@ impl Registry {
         departures: Option<Arc<Departures>>,
     ) -> Arc<Connection> {
         self.totals.accepted.fetch_add(1, Relaxed);
-        self.insert(Connection::accepted(self.next_id(), thread, peer, trusted, Arc::clone(self), departures))
+        self.insert(Connection::accepted(self.slot(thread), peer, trusted, Arc::clone(self), departures))
     }
 
     /// A connection has come from another process.
@@ -79,14 +79,7 @@ impl Registry {
         departures: Option<Arc<Departures>>,
         note: &ConnectionNote,
     ) -> Arc<Connection> {
-        self.insert(Connection::taken_over(
-            self.next_id(),
-            thread,
-            trusted,
-            Arc::clone(self),
-            departures,
-            note,
-        ))
+        self.insert(Connection::taken_over(self.slot(thread), trusted, Arc::clone(self), departures, note))
     }
 
     /// A tunnel has come from another process.
@@ -96,18 +89,18 @@ impl Registry {
         departures: Option<Arc<Departures>>,
         note: &TunnelNote,
     ) -> io::Result<Arc<Connection>> {
-        Ok(self.insert(Connection::tunnel(self.next_id(), thread, Arc::clone(self), departures, note)?))
+        Ok(self.insert(Connection::tunnel(self.slot(thread), Arc::clone(self), departures, note)?))
     }
 
-    fn next_id(&self) -> u64 {
-        self.next_id.fetch_add(1, Relaxed)
+    fn slot(&self, thread: usize) -> Slot {
+        Slot { id: self.next_id.fetch_add(1, Relaxed), thread }
     }
 
     fn insert(&self, connection: Connection) -> Arc<Connection> {
         let connection = Arc::new(connection);
-        self.totals.opened(connection.thread());
+        self.totals.opened(connection.slot().thread);
         let mut open = self.lock();
-        open.connections.insert(connection.id(), Arc::clone(&connection));
+        open.connections.insert(connection.slot().id, Arc::clone(&connection));
         if let Some(client) = limits::client(connection.peer()) {
             *open.by_client.entry(client).or_default() += 1;
         }
@@ -118,9 +111,9 @@ impl Registry {
     }
 
     pub(super) fn remove(&self, connection: &Connection) {
-        self.totals.closed(connection.thread());
+        self.totals.closed(connection.slot().thread);
         let mut open = self.lock();
-        open.connections.remove(&connection.id());
+        open.connections.remove(&connection.slot().id);
         if let Some(client) = limits::client(connection.peer())
             && let Entry::Occupied(mut count) = open.by_client.entry(client)
         {
@@ -243,7 +236,7 @@ impl Registry {
             let progress = connection.progress();
             let since = progress.handler.since().or(progress.task.since())?;
             let blocked = Duration::from_millis(now.saturating_sub(since));
-            Some(((connection.id(), since), connection.view()?, blocked)).filter(|_| blocked >= limit)
+            Some(((connection.slot().id, since), connection.view()?, blocked)).filter(|_| blocked >= limit)
         };
         self.connections().iter().filter_map(blocked_for).collect()
     }

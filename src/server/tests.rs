@@ -264,7 +264,8 @@ async fn a_connection_is_parked_also_after_a_request_that_fills_the_buffer_that_
         client.write_all(request.as_bytes()).await.expect("the server reads");
         answer(&mut client).await;
         let connections = side.registry.connections();
-        let connection = connections.iter().max_by_key(|connection| connection.id()).expect("it is open");
+        let connection =
+            connections.iter().max_by_key(|connection| connection.slot().id).expect("it is open");
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }

@@ -27,5 +27,6 @@ mod signals;
 mod stop;
 mod supervision;
 mod terminal;
+mod threads;
 mod upgrade;
 mod without_systemd;

@@ -51,9 +51,7 @@ const INTERIM: usize = 64 << 10;
 /// and the flush. A body takes a lock of its own with each piece that is read of it. Each byte counted takes none.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    id: u64,
-    /// The I/O thread that it lives on.
-    thread: usize,
+    slot: Slot,
     peer: Peer,
     /// True if the peer is one of `trusted_proxies`: its `X-Forwarded-*` and `Forwarded` are passed on.
     trusted: bool,
@@ -73,6 +71,15 @@ pub(crate) struct Connection {
     answers_alone: AtomicBool,
     /// The newest request, and what is left of its body. Locked before the machine, where both are.
     unread: Mutex<Unread>,
+}
+
+/// A connection's place in the registry.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slot {
+    /// Its number, which no other has.
+    pub(super) id: u64,
+    /// The I/O thread that it lives on.
+    pub(super) thread: usize,
 }
 
 /// A copy of what is known of a request in flight.
@@ -106,8 +113,7 @@ impl RequestView {
 
 impl Connection {
     fn new(
-        id: u64,
-        thread: usize,
+        slot: Slot,
         peer: Peer,
         trusted: bool,
         registry: Arc<Registry>,
@@ -116,8 +122,7 @@ impl Connection {
         answered: u64,
     ) -> Self {
         Self {
-            id,
-            thread,
+            slot,
             peer,
             trusted,
             registry,
@@ -135,21 +140,19 @@ impl Connection {
 
     /// A connection that was accepted just now.
     pub(super) fn accepted(
-        id: u64,
-        thread: usize,
+        slot: Slot,
         peer: Peer,
         trusted: bool,
         registry: Arc<Registry>,
         departures: Option<Arc<Departures>>,
     ) -> Self {
         let machine = Machine::Parked { since: registry.clock().now() };
-        Self::new(id, thread, peer, trusted, registry, departures, machine, 0)
+        Self::new(slot, peer, trusted, registry, departures, machine, 0)
     }
 
     /// A connection that a predecessor has left between two requests.
     pub(super) fn taken_over(
-        id: u64,
-        thread: usize,
+        slot: Slot,
         trusted: bool,
         registry: Arc<Registry>,
         departures: Option<Arc<Departures>>,
@@ -157,13 +160,12 @@ impl Connection {
     ) -> Self {
         let idle = Duration::from_millis(note.idle_ms);
         let machine = Machine::Parked { since: registry.clock().now().before(idle) };
-        Self::new(id, thread, note.peer.into(), trusted, registry, departures, machine, note.answered)
+        Self::new(slot, note.peer.into(), trusted, registry, departures, machine, note.answered)
     }
 
     /// A tunnel that a predecessor has left: a request that goes on.
     pub(super) fn tunnel(
-        id: u64,
-        thread: usize,
+        slot: Slot,
         registry: Arc<Registry>,
         departures: Option<Arc<Departures>>,
         note: &TunnelNote,
@@ -174,19 +176,14 @@ impl Connection {
         let age = Duration::from_millis(note.age_ms);
         exchange.started = exchange.started.checked_sub(age).unwrap_or(exchange.started);
         exchange.status = Some(StatusCode::SWITCHING_PROTOCOLS);
-        registry.totals().begun(thread);
+        registry.totals().begun(slot.thread);
         let machine = Machine::Tunnel { exchange: Box::new(exchange) };
-        Ok(Self::new(id, thread, note.peer.into(), false, registry, departures, machine, 0))
+        Ok(Self::new(slot, note.peer.into(), false, registry, departures, machine, 0))
     }
 
-    /// Its number in the registry.
-    pub(super) fn id(&self) -> u64 {
-        self.id
-    }
-
-    /// The I/O thread that it lives on.
-    pub(super) fn thread(&self) -> usize {
-        self.thread
+    /// Its place in the registry.
+    pub(super) fn slot(&self) -> Slot {
+        self.slot
     }
 
     /// The other end.
@@ -268,7 +265,7 @@ impl Connection {
         drop(machine);
         let hyper_decides = ended.exchange.hyper_decides;
         let sent = self.progress.sent().saturating_sub(ended.exchange.sent_before);
-        self.registry.totals().ended(self.thread, ended, self.peer, sent);
+        self.registry.totals().ended(self.slot.thread, ended, self.peer, sent);
         Some(hyper_decides)
     }
 
@@ -284,7 +281,7 @@ impl Connection {
 
     /// A request's head was read. `body` is the length of its body in bytes; `u64::MAX` if that is not known.
     fn head<B>(&self, request: &Request<B>, body: u64) {
-        self.registry.totals().begun(self.thread);
+        self.registry.totals().begun(self.slot.thread);
         self.begin_body(body);
         self.answers_alone.store(false, Relaxed);
         let mut exchange = Exchange::new(request.method().clone(), request.uri().clone(), body > 0);
