@@ -164,7 +164,7 @@ fn a_reload_that_finds_its_connection_closed_asks_the_successor() {
     thread::spawn(move || {
         // A process that is being replaced closes it before it is asked, another while it is.
         drop(socket.accept().unwrap());
-        let mut asked = || {
+        let asked = || {
             let (mut connection, _) = socket.accept().unwrap();
             assert!(connection.read(&mut [0; 1024]).unwrap() > 0);
             connection
