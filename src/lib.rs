@@ -54,7 +54,8 @@
 //! `http` accepts, reads a request's head, and asks the config's routes, and then your `Router`, for the answer. A
 //! handler finds an [`InFlight`] among the request's extensions: it has the client, and takes what the answer waits
 //! for, which the log of a stop then tells. When the last byte is written the request is counted and logged. An idle
-//! connection is parked: taken apart until its next byte.
+//! connection is parked: taken apart until its next byte. Connections have threads of their own, and so do your handlers:
+//! one that blocks its thread holds up no connection.
 //!
 //! # The way of a stop
 //!
