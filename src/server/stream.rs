@@ -1,19 +1,20 @@
 //! A client's socket, as hyper and the connection see it.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use axum::http::StatusCode;
 use bytes::{Buf, Bytes};
-use rustix::net::RecvFlags;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, sendmsg};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::connection::{Command, Connection, State, Waiter};
+use super::connection::{Command, Connection, State, Waiter, is_placeholder};
 use super::peer::Peer;
 use crate::handover::parcel::{Flow, Parcel};
 
@@ -71,6 +72,30 @@ impl Socket {
             Self::Unix(s) => s.poll_read_ready(cx),
         }
     }
+
+    /// Tries a system call that writes to the socket, until the socket has room for it.
+    pub(super) fn poll_send(
+        &self,
+        cx: &mut Context<'_>,
+        mut send: impl FnMut(BorrowedFd<'_>) -> rustix::io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let result = match self {
+                Self::Tcp(s) => {
+                    ready!(s.poll_write_ready(cx))?;
+                    s.try_io(Interest::WRITABLE, || Ok(send(s.as_fd())?))
+                }
+                Self::Unix(s) => {
+                    ready!(s.poll_write_ready(cx))?;
+                    s.try_io(Interest::WRITABLE, || Ok(send(s.as_fd())?))
+                }
+            };
+            match result {
+                Err(error) if is_of_the_moment(&error) => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
 }
 
 impl AsyncRead for Socket {
@@ -98,6 +123,10 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        debug_assert!(
+            !bufs.iter().any(|buf| is_placeholder(buf)),
+            "no socket is written what stands for a file"
+        );
         // The head of a small answer and its body: the kernel takes one buffer with less work than two.
         if bufs.iter().map(|buf| buf.len()).sum::<usize>() <= SMALL {
             let mut whole = [0; SMALL];
@@ -148,6 +177,8 @@ pub(super) struct ClientStream {
     last_chance: Option<u64>,
     /// Interim answers that the socket has yet to take.
     interim: Vec<u8>,
+    /// True if the file that an answer is made of could not be sent to its end.
+    lost_file: bool,
     registration: Registration,
 }
 
@@ -218,6 +249,7 @@ impl ClientStream {
             ended: false,
             last_chance: None,
             interim: Vec::new(),
+            lost_file: false,
             registration: Registration { connection, _permit: permit },
         })
     }
@@ -248,6 +280,11 @@ impl ClientStream {
     /// The status of an answer that hyper would have given by itself.
     pub(super) fn refused(&self) -> Option<StatusCode> {
         self.refused
+    }
+
+    /// True if the file that an answer is made of could not be sent to its end.
+    pub(super) fn has_lost_file(&self) -> bool {
+        self.lost_file
     }
 
     /// The rest of the answer will not come.
@@ -352,6 +389,29 @@ impl ClientStream {
         Poll::Ready(Ok(()))
     }
 
+    /// Writes these, of which the one at `place` is the first that stands for a part of a file: those before it, or if
+    /// there are none, what it stands for.
+    fn poll_write_file(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+        place: usize,
+    ) -> Poll<io::Result<usize>> {
+        if place > 0 {
+            // More follows at once: the kernel sends the head and the beginning of the file together.
+            let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
+            return self.socket.poll_send(cx, |socket| {
+                sendmsg(socket, &bufs[..place], &mut SendAncillaryBuffer::default(), flags)
+            });
+        }
+        let Some(file) = self.connection().file() else {
+            return Poll::Ready(Err(io::Error::other("the file that an answer is made of is not there")));
+        };
+        let sent = ready!(file.poll_send(cx, &self.socket, bufs[0].len()));
+        self.lost_file |= sent.as_ref().is_err_and(is_of_file);
+        Poll::Ready(sent)
+    }
+
     /// Accounts for a write that was tried. The writer of a tunnel is woken by commands, too.
     fn wrote(&self, cx: &Context<'_>, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         let connection = self.connection();
@@ -411,7 +471,11 @@ impl AsyncWrite for ClientStream {
         }
         Self::obey(this.connection().commands().strongest())?;
         ready!(this.poll_interim(cx))?;
-        let result = Pin::new(&mut this.socket).poll_write(cx, buf);
+        let result = if is_placeholder(buf) {
+            this.poll_write_file(cx, &[io::IoSlice::new(buf)], 0)
+        } else {
+            Pin::new(&mut this.socket).poll_write(cx, buf)
+        };
         this.wrote(cx, result)
     }
 
@@ -426,7 +490,10 @@ impl AsyncWrite for ClientStream {
         }
         Self::obey(this.connection().commands().strongest())?;
         ready!(this.poll_interim(cx))?;
-        let result = Pin::new(&mut this.socket).poll_write_vectored(cx, bufs);
+        let result = match bufs.iter().position(|buf| is_placeholder(buf)) {
+            Some(place) => this.poll_write_file(cx, bufs, place),
+            None => Pin::new(&mut this.socket).poll_write_vectored(cx, bufs),
+        };
         this.wrote(cx, result)
     }
 
@@ -452,6 +519,16 @@ impl AsyncWrite for ClientStream {
         let this = self.get_mut();
         if this.is_tunnel() { Pin::new(&mut this.socket).poll_shutdown(cx) } else { Poll::Ready(Ok(())) }
     }
+}
+
+/// True for an error that a second try need not have.
+fn is_of_the_moment(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+/// True if it was not the socket that `sendfile` failed for: the file has become too short, or cannot be read.
+fn is_of_file(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::UnexpectedEof || Errno::from_io_error(error) == Some(Errno::IO)
 }
 
 /// The socket itself, for the task that closes the connection.

@@ -13,6 +13,7 @@ mod floods;
 mod forged;
 mod half_closed;
 mod journal;
+mod large_files;
 mod oversized;
 mod recorder;
 mod running_out;

@@ -16,12 +16,14 @@
 //! There is no socket, no task, no lock and no clock in here: each [`Event`] is passed in with its time, and a
 //! request that has ended is returned as [`Ended`].
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::{Method, StatusCode, Uri};
 use tokio::time::Instant;
 
 use super::commands::Command;
+use super::file::SentFile;
 use super::pace::{Demand, Pace};
 use super::progress::Progress;
 use crate::server::clock::Tick;
@@ -50,6 +52,8 @@ pub(crate) struct Exchange {
     pub(crate) body_unread: bool,
     /// Interim answers (1xx) on their way to the client.
     pub(super) interim: Vec<u8>,
+    /// The file that its answer is made of, if the kernel sends it.
+    pub(super) file: Option<Arc<SentFile>>,
     /// Bytes sent on the connection before its answer.
     pub(crate) sent_before: u64,
     /// The client's pace in sending, and in reading.
@@ -69,6 +73,7 @@ impl Exchange {
             last: false,
             body_unread: has_body,
             interim: Vec::new(),
+            file: None,
             sent_before: 0,
             sending: Pace::default(),
             reading: Pace::default(),

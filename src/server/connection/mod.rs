@@ -6,6 +6,7 @@
 
 mod body;
 mod commands;
+mod file;
 mod machine;
 mod pace;
 mod progress;
@@ -25,6 +26,7 @@ use axum::http::{Method, Request, StatusCode, Uri, Version};
 use bytes::Bytes;
 
 pub(crate) use self::commands::{Command, Waiter};
+pub(super) use self::file::is_placeholder;
 pub(super) use self::machine::Ended;
 pub use self::machine::State;
 pub use self::progress::Waiting;

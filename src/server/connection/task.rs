@@ -132,7 +132,12 @@ impl Active {
                 stream.broken_off();
                 After::Gone
             }
-            End::Dropped => After::Gone,
+            End::Dropped => {
+                if stream.has_lost_file() {
+                    stream.broken_off();
+                }
+                After::Gone
+            }
         }
     }
 

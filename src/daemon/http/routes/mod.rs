@@ -195,8 +195,8 @@ impl Handler for Routes {
         match self.0.route(&mut request) {
             Ok(Some(Endpoint::Respond(respond))) => at_once(respond.answer(request.method())),
             Ok(Some(Endpoint::Status)) => at_once(status::answer(request.uri())),
-            Ok(Some(Endpoint::ToFolder)) => at_once(files::to_folder(request.uri())),
-            Ok(Some(Endpoint::Files(files))) => Either::Right(Box::pin(files.answer(request, &in_flight))),
+            Ok(Some(Endpoint::ToFolder)) => at_once(files::to_folder(request.uri(), "")),
+            Ok(Some(Endpoint::Files(files))) => Either::Right(Box::pin(files.answer(request, in_flight))),
             Ok(Some(Endpoint::Proxy(proxy))) => Either::Right(Box::pin(proxy.answer(request, in_flight))),
             Ok(None) => match &self.0.fallback {
                 Some(fallback) => fallback.answer(request, in_flight),

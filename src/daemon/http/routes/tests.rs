@@ -533,3 +533,80 @@ async fn a_large_file_comes_whole_and_in_large_pieces() {
     assert_eq!(length, 1 << 20);
     assert!(pieces <= 16, "{pieces} reads for a mebibyte");
 }
+
+#[tokio::test]
+async fn the_type_of_a_file_follows_from_its_name() {
+    let site = Site::new();
+    let router = site.serve(|_| {});
+    for (name, expected) in [
+        ("page.html", "text/html"),
+        ("PAGE.HTM", "text/html"),
+        ("style.css", "text/css"),
+        ("code.js", "text/javascript"),
+        ("module.mjs", "application/javascript"),
+        ("data.json", "application/json"),
+        ("program.wasm", "application/wasm"),
+        ("picture.svg", "image/svg+xml"),
+        ("picture.webp", "image/webp"),
+        ("letters.woff2", "font/woff2"),
+        ("film.mp4", "video/mp4"),
+        ("both.tar.gz", "application/gzip"),
+        (".hidden", "application/octet-stream"),
+        ("README", "application/octet-stream"),
+        ("none.of-these", "application/octet-stream"),
+    ] {
+        site.write(name, "x");
+        let response = ask(&router, get(&format!("/assets/{name}"))).await;
+        assert_eq!(response.headers()[header::CONTENT_TYPE], expected, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_of_any_date_is_served_and_its_tag_stays_the_same() {
+    let site = Site::new();
+    let router = site.serve(|_| {});
+    let file = std::fs::File::options().write(true).open(site.root().join("a b.txt")).expect("the file");
+    let epoch = std::time::UNIX_EPOCH;
+    let after = |seconds| epoch + std::time::Duration::new(seconds, 7);
+    for (modified, etag, date) in [
+        (epoch - std::time::Duration::from_secs(1), None, None),
+        (after(0), Some("\"0.00000007-a\""), Some("Thu, 01 Jan 1970 00:00:00 GMT")),
+        (after(1_000_000_000), Some("\"3b9aca00.00000007-a\""), Some("Sun, 09 Sep 2001 01:46:40 GMT")),
+    ] {
+        file.set_modified(modified).expect("a date");
+        let response = ask(&router, get("/assets/a%20b.txt")).await;
+        let field = |name| response.headers().get(name).map(|value| value.to_str().expect("text"));
+        assert_eq!((field(header::ETAG), field(header::LAST_MODIFIED)), (etag, date));
+        assert_eq!(text(response).await, "0123456789");
+    }
+}
+
+#[tokio::test]
+async fn what_lies_beside_a_folder_is_not_the_folder_and_no_folder_is_an_encoded_file() {
+    let site = Site::new();
+    site.write("sub.gz", "a file of its own");
+    std::fs::create_dir(site.root().join("a b.txt.br")).expect("a folder");
+    site.write("only.zst", "the encoded one");
+    let router = site.serve(|config| config.precompressed = true);
+    let asked = |path| {
+        let mut request = get(path);
+        request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("zstd, br, gzip"));
+        ask(&router, request)
+    };
+    assert_eq!(asked("/assets/sub").await.status(), StatusCode::TEMPORARY_REDIRECT);
+    assert_eq!(text(asked("/assets/a%20b.txt").await).await, "0123456789");
+    let only = asked("/assets/only").await;
+    assert_eq!(only.headers()[header::CONTENT_ENCODING], "zstd");
+    assert_eq!(text(only).await, "the encoded one");
+    assert_eq!(body_at(&router, "/assets/only").await, "no such file\n");
+}
+
+#[tokio::test]
+async fn a_name_that_is_no_text_is_a_name() {
+    use std::os::unix::ffi::OsStrExt;
+    let site = Site::new();
+    site.write(std::ffi::OsStr::from_bytes(b"caf\xe9.txt"), "latin");
+    let response = ask(&site.serve(|_| {}), get("/assets/caf%e9.txt")).await;
+    assert_eq!(response.headers()[header::CONTENT_TYPE], "text/plain");
+    assert_eq!(text(response).await, "latin");
+}

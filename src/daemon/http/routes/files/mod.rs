@@ -1,13 +1,18 @@
 //! `files`: the files below a folder.
 //!
-//! tower-http's `ServeDir` does the work: it streams, and knows content types, entity tags, conditions and encodings.
-//! This module adds the rest: the name of the index, `If-Range`, ranges (`range`), fields on several lines, and dates.
-//! The kernel ensures that no path leads out of the folder (`beneath`).
+//! The kernel ensures that no path leads out of the folder (`beneath`). What a request is answered with follows from
+//! the encodings that it accepts (`encoding`), its conditions (`conditions`), and the part that it asks for (`range`).
 
 mod beneath;
+mod conditions;
+mod encoding;
 mod range;
 
+use std::borrow::Cow;
+use std::ffi::OsStr;
 use std::io;
+use std::io::ErrorKind::{InvalidFilename, InvalidInput, NotADirectory, NotFound, PermissionDenied};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -15,20 +20,22 @@ use std::time::{Duration, SystemTime};
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::request::Parts;
-use axum::http::uri::PathAndQuery;
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use tower_http::services::ServeDir;
-use tower_http::services::fs::DefaultServeDirFallback;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-use self::beneath::Beneath;
-use self::range::Range;
+use self::beneath::{Beneath, Entry, Opened};
+use self::conditions::{Outcome, Validators};
+use self::encoding::Encoding;
+use self::range::{Asked, Part};
 use super::text;
 use crate::server::InFlight;
 
-/// The part of a file that is read at once, in bytes: each read is a trip to the pool of blocking threads.
-const CHUNK: usize = 128 << 10;
+/// The fields that an answer may have, hyper's own `Date` and `Connection` among them.
+const FIELDS: usize = 12;
+
+/// The age of a file from which on it cannot be younger than the `Date` that hyper sets, which may be a second old.
+const AGED: Duration = Duration::from_secs(10);
 
 /// The files below a folder, by `GET` and `HEAD`.
 ///
@@ -74,8 +81,7 @@ pub(super) struct Files(Arc<Folder>);
 struct Folder {
     /// The number of segments of a request's path that are the route's own.
     depth: usize,
-    files: ServeDir<DefaultServeDirFallback, Beneath>,
-    /// Percent-encoded, to stand in a path.
+    root: Beneath,
     index: Option<String>,
     precompressed: bool,
     cache_control: Option<HeaderValue>,
@@ -89,17 +95,10 @@ impl Files {
             tracing::warn!(route = path, %error, "{root} cannot be read: nothing is found there until it can");
         }
         let prefix = path.rsplit_once('/').map_or("", |(prefix, _)| prefix);
-        let mut files = ServeDir::with_backend("", Beneath::new(&config.root))
-            .with_buf_chunk_size(CHUNK)
-            .redirect_path_prefix(prefix)
-            .append_index_html_on_directories(config.index.is_some());
-        if config.precompressed {
-            files = files.precompressed_br().precompressed_zstd().precompressed_gzip();
-        }
         Self(Arc::new(Folder {
             depth: prefix.matches('/').count(),
-            files,
-            index: config.index.as_deref().map(percent_encoded),
+            root: Beneath::new(&config.root),
+            index: config.index.clone(),
             precompressed: config.precompressed,
             cache_control: config.cache_control.clone(),
         }))
@@ -108,17 +107,17 @@ impl Files {
     pub(super) fn answer(
         &self,
         request: Request,
-        in_flight: &InFlight,
+        in_flight: InFlight,
     ) -> impl Future<Output = Response> + use<> {
         let folder = Arc::clone(&self.0);
         let (asked, _) = request.into_parts();
         in_flight.waits_for_nobody();
-        async move { folder.answer(&asked).await }
+        async move { folder.answer(&asked, &in_flight).await }
     }
 }
 
 impl Folder {
-    async fn answer(&self, asked: &Parts) -> Response {
+    async fn answer(&self, asked: &Parts, in_flight: &InFlight) -> Response {
         if asked.method != Method::GET && asked.method != Method::HEAD {
             let mut response = match asked.method {
                 Method::OPTIONS => StatusCode::NO_CONTENT.into_response(),
@@ -127,85 +126,117 @@ impl Folder {
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, OPTIONS"));
             return response;
         }
-        let Some(uri) = self.uri_of_file(&asked.uri) else {
-            return text(StatusCode::NOT_FOUND, "no such file");
-        };
-        let range = (asked.method == Method::GET).then(|| Range::asked(&asked.headers)).flatten();
-        let mut response = self.read(asked, &uri, range).await;
-        if let Some(range) = range {
-            if !range_still_applies(&asked.headers, response.headers()) {
-                response = self.read(asked, &uri, None).await;
-            } else if range::is_unsatisfied(&response) {
-                match range {
-                    // A range longer than the file is all of it (RFC 9110, section 14.1.2); an empty file is answered
-                    // whole, with 200.
-                    Range::Last(1..) => {
-                        let all = (!range::is_of_nothing(&response)).then_some(Range::From(0, None));
-                        response = self.read(asked, &uri, all).await;
-                    }
-                    Range::From(..) | Range::Last(0) => range::refuse(&mut response),
-                }
-            }
-        }
-        self.complete(&mut response);
-        response
+        self.read(asked, in_flight).await.unwrap_or_else(|error| failed(asked.uri.path(), &error))
     }
 
-    /// Adds the fields that `ServeDir` does not: dates, `Cache-Control`, and the `Vary` of a 304.
-    fn complete(&self, response: &mut Response) {
-        let status = response.status();
-        let headers = response.headers_mut();
-        date(headers);
+    async fn read(&self, asked: &Parts, in_flight: &InFlight) -> io::Result<Response> {
+        let (name, index) = self.name(&asked.uri).ok_or(NotFound)?;
+        let (Opened { file, length, modified }, encoding) = match self.find(&name, &asked.headers).await? {
+            (Entry::File(opened), encoding) => (opened, encoding),
+            (Entry::Folder, _) if self.index.is_some() => return Ok(to_folder(&asked.uri, index)),
+            (Entry::Folder, _) => return Err(NotFound.into()),
+        };
+        let now = SystemTime::now();
+        let validators = Validators::new(modified, length);
+        // A range is of GET alone (RFC 9110, section 14.2).
+        let range = (asked.method == Method::GET).then(|| Asked::by(&asked.headers)).flatten();
+        let range = range.filter(|_| validators.range_applies(&asked.headers, now));
+        let (status, part) = match (validators.evaluate(&asked.headers), range.map(|range| range.of(length)))
+        {
+            (Outcome::Failed, _) => return Ok(StatusCode::PRECONDITION_FAILED.into_response()),
+            (Outcome::NotModified, _) => (StatusCode::NOT_MODIFIED, None),
+            (Outcome::Holds, None | Some(Part::Whole)) => (StatusCode::OK, Some(0..length)),
+            (Outcome::Holds, Some(Part::Of(part))) => (StatusCode::PARTIAL_CONTENT, Some(part)),
+            (Outcome::Holds, Some(Part::None)) => (StatusCode::RANGE_NOT_SATISFIABLE, None),
+        };
+
+        let mut headers = HeaderMap::with_capacity(FIELDS);
+        if let Some(part) = &part {
+            headers.insert(header::CONTENT_TYPE, content_type(&name));
+            headers.insert(header::CONTENT_LENGTH, (part.end - part.start).into());
+            if let Some(encoding) = encoding {
+                headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding.name));
+            }
+        }
+        match (status, &part) {
+            (StatusCode::PARTIAL_CONTENT, Some(part)) => {
+                let range = format!("bytes {}-{}/{length}", part.start, part.end - 1);
+                insert(&mut headers, header::CONTENT_RANGE, range);
+            }
+            (StatusCode::RANGE_NOT_SATISFIABLE, _) => {
+                insert(&mut headers, header::CONTENT_RANGE, format!("bytes */{length}"));
+            }
+            _ => {}
+        }
+        if status != StatusCode::NOT_MODIFIED {
+            headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        }
+        // 304 repeats what 200 says of caching (RFC 9110, section 15.4.5).
+        if self.precompressed {
+            headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+        }
         if let Some(cache_control) = &self.cache_control
-            && (status.is_success() || status == StatusCode::NOT_MODIFIED)
+            && status != StatusCode::RANGE_NOT_SATISFIABLE
         {
             headers.insert(header::CACHE_CONTROL, cache_control.clone());
         }
-        // 304 repeats what 200 says of caching (RFC 9110, section 15.4.5).
-        if self.precompressed && status == StatusCode::NOT_MODIFIED {
-            headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+        if let Some(modified) = validators.modified {
+            set_dates(&mut headers, modified, now);
         }
+        if let Some(etag) = validators.etag {
+            headers.insert(header::ETAG, etag);
+        }
+
+        let body = match part {
+            Some(part) if asked.method == Method::GET => in_flight.body_of(file, part).await?,
+            _ => Body::empty(),
+        };
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        Ok(response)
     }
 
-    /// The URI by which `ServeDir` finds the file: without the route's own path, and with the index. None for a path
-    /// with an encoded slash, which `ServeDir` would take for one between folders; no file has it in its name.
-    fn uri_of_file(&self, asked: &Uri) -> Option<Uri> {
+    /// The name, below the root, of the file that a request is for, and the index at its end where that was not asked
+    /// for. None for a path with an encoded slash; no file has it in its name.
+    fn name<'a>(&self, asked: &'a Uri) -> Option<(Cow<'a, [u8]>, &str)> {
         let (slash, _) = asked.path().match_indices('/').nth(self.depth)?;
         let path = &asked.path()[slash + 1..];
         if path.contains("%2F") {
             return None;
         }
-        let index = match &self.index {
-            Some(index) if path.is_empty() || path.ends_with('/') => index,
-            _ => "",
-        };
-        let query = asked.query().map(|query| format!("?{query}")).unwrap_or_default();
-        PathAndQuery::try_from(format!("/{path}{index}{query}")).ok().map(Uri::from)
+        let name = Cow::from(percent_decode_str(path));
+        match &self.index {
+            Some(index) if path.is_empty() || path.ends_with('/') => {
+                Some(([&name, index.as_bytes()].concat().into(), index))
+            }
+            _ => Some((name, "")),
+        }
     }
 
-    /// Asks `ServeDir` for a file, or a range of it.
-    async fn read(&self, asked: &Parts, uri: &Uri, range: Option<Range>) -> Response {
-        let mut request = Request::new(Body::empty());
-        *request.method_mut() = asked.method.clone();
-        *request.uri_mut() = uri.clone();
-        *request.headers_mut() = asked.headers.clone();
-        normalise_conditions(request.headers_mut());
-        match range {
-            Some(range) => request.headers_mut().insert(header::RANGE, range.into()),
-            None => request.headers_mut().remove(header::RANGE),
-        };
-        match self.files.clone().try_call(request).await {
-            Ok(response) if response.status() == StatusCode::NOT_FOUND => {
-                text(StatusCode::NOT_FOUND, "no such file")
+    /// What is at a path, or the file beside it that is encoded in the best way that the client accepts.
+    async fn find(&self, name: &[u8], asked: &HeaderMap) -> io::Result<(Entry, Option<&'static Encoding>)> {
+        if self.precompressed {
+            for encoding in encoding::accepted(asked) {
+                let opened = match self.root.open(&[name, encoding.suffix.as_bytes()].concat()).await {
+                    Ok(Entry::File(opened)) => opened,
+                    Ok(Entry::Folder) => continue,
+                    // Perhaps the longer name is too long.
+                    Err(error) if matches!(error.kind(), NotFound | InvalidFilename) => continue,
+                    Err(error) => return Err(error),
+                };
+                // What lies beside a folder is not the folder, encoded.
+                return match self.root.open(name).await {
+                    Ok(Entry::Folder) => Ok((Entry::Folder, None)),
+                    _ => Ok((Entry::File(opened), Some(encoding))),
+                };
             }
-            Ok(response) => response.into_response(),
-            Err(error) => failed(uri.path(), &error),
         }
+        Ok((self.root.open(name).await?, None))
     }
 }
 
 fn failed(path: &str, error: &io::Error) -> Response {
-    use io::ErrorKind::{InvalidFilename, InvalidInput, NotADirectory, NotFound, PermissionDenied};
     match error.kind() {
         NotFound | NotADirectory | InvalidFilename | InvalidInput => {
             text(StatusCode::NOT_FOUND, "no such file")
@@ -220,71 +251,35 @@ fn failed(path: &str, error: &io::Error) -> Response {
     }
 }
 
-/// Joins a list on several lines into one, which means the same (RFC 9110, section 5.3). A date counts only if it
-/// stands on one line and there is no list of tags (sections 13.1.3 and 13.1.4).
-fn normalise_conditions(headers: &mut HeaderMap) {
-    for (list, date) in
-        [(header::IF_MATCH, header::IF_UNMODIFIED_SINCE), (header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE)]
-    {
-        let lines: Vec<&[u8]> = headers.get_all(&list).iter().map(HeaderValue::as_bytes).collect();
-        let joined = (!lines.is_empty()).then(|| HeaderValue::from_bytes(&lines.join(b", ".as_slice())));
-        if joined.is_some() || headers.get_all(&date).iter().count() > 1 {
-            headers.remove(date);
-        }
-        if let Some(Ok(joined)) = joined {
-            headers.insert(list, joined);
-        }
-    }
+/// The type that a file's name stands for.
+fn content_type(name: &[u8]) -> HeaderValue {
+    let guess = mime_guess::from_path(OsStr::from_bytes(name)).first_raw();
+    HeaderValue::from_static(guess.unwrap_or("application/octet-stream"))
 }
 
-/// True if the file is still the one that the client has a part of, or the client does not ask: it sends no
-/// `If-Range` (RFC 9110, section 13.1.5). A tag is compared strongly: those of files are never weak. A date counts
-/// once it is a second old, for within one a file can change twice (section 8.8.2.2).
-fn range_still_applies(asked: &HeaderMap, file: &HeaderMap) -> bool {
-    let mut conditions = asked.get_all(header::IF_RANGE).iter();
-    let condition = match (conditions.next(), conditions.next()) {
-        (None, _) => return true,
-        (Some(condition), None) => condition,
-        (Some(_), Some(_)) => return false,
-    };
-    if file.get(header::ETAG) == Some(condition) {
-        return true;
-    }
-    let modified = file.get(header::LAST_MODIFIED).and_then(time);
-    modified.is_some_and(|modified| {
-        let is_old =
-            SystemTime::now().duration_since(modified).is_ok_and(|age| age >= Duration::from_secs(1));
-        is_old && time(condition) == Some(modified)
-    })
-}
-
-/// Sets `Date`, and a `Last-Modified` that is later to the same (RFC 9110, section 8.8.2.1).
-fn date(headers: &mut HeaderMap) {
-    let Some(modified) = headers.get(header::LAST_MODIFIED).and_then(time) else {
+/// Sets `Last-Modified`, which is never later than the answer's `Date` (RFC 9110, section 8.8.2.1).
+fn set_dates(headers: &mut HeaderMap, modified: SystemTime, now: SystemTime) {
+    insert(headers, header::LAST_MODIFIED, httpdate::fmt_http_date(modified.min(now)));
+    if now.duration_since(modified).is_ok_and(|age| age >= AGED) {
         return;
-    };
-    let now = SystemTime::now();
-    let Ok(date) = HeaderValue::try_from(httpdate::fmt_http_date(now)) else {
-        return;
-    };
-    if modified > now {
-        headers.insert(header::LAST_MODIFIED, date.clone());
     }
-    headers.insert(header::DATE, date);
+    insert(headers, header::DATE, httpdate::fmt_http_date(now));
 }
 
-/// A date in any of the three forms (RFC 9110, section 5.6.7).
-fn time(value: &HeaderValue) -> Option<SystemTime> {
-    httpdate::parse_http_date(value.to_str().ok()?).ok()
+/// Sets a field to a text that is fit for one.
+fn insert(headers: &mut HeaderMap, name: HeaderName, text: String) {
+    if let Ok(value) = HeaderValue::try_from(text) {
+        headers.insert(name, value);
+    }
 }
 
-/// Redirects `/folder` to `/folder/`, below which the links of its index are right.
-pub(super) fn to_folder(uri: &Uri) -> Response {
+/// Redirects `/folder` to `/folder/`, below which the links of its index are right. `index` is what was looked for
+/// below the path, and is a folder itself; empty where that is the path.
+pub(super) fn to_folder(uri: &Uri, index: &str) -> Response {
     let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
     let mut response = StatusCode::TEMPORARY_REDIRECT.into_response();
-    if let Ok(location) = HeaderValue::try_from(format!("{}/{query}", uri.path())) {
-        response.headers_mut().insert(header::LOCATION, location);
-    }
+    let location = format!("{}{}/{query}", uri.path(), percent_encoded(index));
+    insert(response.headers_mut(), header::LOCATION, location);
     response
 }
 

@@ -1,23 +1,35 @@
 //! Ranges of a file (RFC 9110, section 14).
 
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::response::Response;
+use std::ops::Range;
+
+use axum::http::{HeaderMap, header};
 
 use crate::daemon::http::routes::number;
 
 /// A range of bytes, as it is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Range {
+pub(super) enum Asked {
     /// From the first to the last byte, or to the end.
     From(u64, Option<u64>),
     /// So many at the end.
     Last(u64),
 }
 
-impl Range {
+/// The answer to a request for a range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// All of the file, with 200.
+    Whole,
+    /// These bytes, with 206.
+    Of(Range<u64>),
+    /// There is nothing in the range: 416 (section 15.5.17).
+    None,
+}
+
+impl Asked {
     /// The range of a request; `None` without one. A list of ranges, and one that is malformed or of another unit, is
     /// ignored, as section 14.2 permits: the whole is better than an error.
-    pub(super) fn asked(headers: &HeaderMap) -> Option<Self> {
+    pub(super) fn by(headers: &HeaderMap) -> Option<Self> {
         let mut lines = headers.get_all(header::RANGE).iter();
         let (Some(line), None) = (lines.next(), lines.next()) else {
             return None;
@@ -35,38 +47,18 @@ impl Range {
             }
         }
     }
-}
 
-impl From<Range> for HeaderValue {
-    fn from(range: Range) -> Self {
-        let range = match range {
-            Range::From(first, Some(last)) => format!("bytes={first}-{last}"),
-            Range::From(first, None) => format!("bytes={first}-"),
-            Range::Last(length) => format!("bytes=-{length}"),
-        };
-        Self::try_from(range).unwrap_or(Self::from_static("bytes=0-"))
-    }
-}
-
-/// True if `ServeDir` found nothing in the range: 416, or, for an empty file, a part that is empty.
-pub(super) fn is_unsatisfied(response: &Response) -> bool {
-    match response.status() {
-        StatusCode::RANGE_NOT_SATISFIABLE => true,
-        StatusCode::PARTIAL_CONTENT => is_of_nothing(response),
-        _ => false,
-    }
-}
-
-/// True if the file that a range was asked of is empty.
-pub(super) fn is_of_nothing(response: &Response) -> bool {
-    response.headers().get(header::CONTENT_RANGE).is_some_and(|range| range.as_bytes().ends_with(b"/0"))
-}
-
-/// Makes the answer 416, with the length of the file (section 15.5.17).
-pub(super) fn refuse(response: &mut Response) {
-    if is_of_nothing(response) {
-        *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
-        response.headers_mut().remove(header::CONTENT_TYPE);
-        response.headers_mut().insert(header::CONTENT_RANGE, HeaderValue::from_static("bytes */0"));
+    /// The part of a file of so many bytes. A range that is longer than the file is all of it (section 14.1.2), and
+    /// the end of an empty file is the whole of it.
+    pub(super) fn of(self, length: u64) -> Part {
+        match self {
+            Self::From(first, _) if first >= length => Part::None,
+            Self::From(first, last) => {
+                Part::Of(first..last.map_or(length, |last| last.saturating_add(1).min(length)))
+            }
+            Self::Last(0) => Part::None,
+            Self::Last(_) if length == 0 => Part::Whole,
+            Self::Last(bytes) => Part::Of(length.saturating_sub(bytes)..length),
+        }
     }
 }
