@@ -107,7 +107,7 @@ fn a_file_that_grows_is_sent_as_long_as_was_announced() {
     let mut client = connect(site.http);
     let mut body = begin(&mut client);
     let mut file = File::options().append(true).open(folder.path().join("large")).unwrap();
-    file.write_all(&[b'g'; 100_000]).unwrap();
+    file.write_all(&vec![b'g'; 100_000]).unwrap();
     client.write_all(b"GET /none HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
     body.extend(read_to_end(&mut client));
     assert!(body[..LARGE] == content);
@@ -157,14 +157,18 @@ fn however_an_answer_ends_its_file_is_closed() {
 
     // Gone, in the middle of it.
     let mut gone: Vec<_> = (0..20).map(|_| narrow(&site)).collect();
-    gone.iter_mut().for_each(|client| drop(begin(client)));
+    for client in &mut gone {
+        drop(begin(client));
+    }
     assert_eq!(open_below(&site, folder.path()), 20);
     drop(gone);
     wait_until_none_is_open(&site, folder.path());
 
     // Never read by a client that stays.
     let mut stays: Vec<_> = (0..20).map(|_| narrow(&site)).collect();
-    stays.iter_mut().for_each(|client| drop(begin(client)));
+    for client in &mut stays {
+        drop(begin(client));
+    }
     wait_until_none_is_open(&site, folder.path());
     assert_eq!(site.connections(), 0);
     drop(stays);
@@ -188,7 +192,9 @@ fn a_client_that_does_not_read_a_file_costs_no_memory() {
     drop(begin(&mut connect(site.http)));
     let before = site.resident();
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| narrow(&site)).collect();
-    clients.iter_mut().for_each(|client| drop(begin(client)));
+    for client in &mut clients {
+        drop(begin(client));
+    }
     let each = site.resident().saturating_sub(before) / CLIENTS;
     print_figure("KiB for a client that does not read a file", each >> 10);
     // hyper's own buffers, and none of the file.
