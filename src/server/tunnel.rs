@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -47,8 +47,9 @@ enum Stage {
     Ended,
 }
 
-/// Carries the bytes of a tunnel both ways until it ends, or leaves for the successor.
-pub(crate) async fn begin(client: Upgraded, upstream: Upgraded) {
+/// Carries the bytes of a tunnel both ways until it ends, or leaves for the successor. `said` is what was read ahead of
+/// the upstream.
+pub(crate) async fn begin(client: Upgraded, upstream: Socket, said: Bytes) {
     let client = match client.downcast::<TokioIo<Box<ClientStream>>>() {
         Ok(parts) => {
             let mut client = parts.io.into_inner();
@@ -56,10 +57,6 @@ pub(crate) async fn begin(client: Upgraded, upstream: Upgraded) {
             client
         }
         Err(_) => unreachable!("an upgraded client is one that was accepted"),
-    };
-    let (upstream, said) = match upstream.downcast::<TokioIo<Socket>>() {
-        Ok(parts) => (parts.io.into_inner(), parts.read_buf),
-        Err(_) => unreachable!("an upgraded upstream is one that was connected to"),
     };
     let down = Flow { unsent: said, ended: false };
     resume(client, upstream, Flow::default(), down).await;

@@ -1,113 +1,65 @@
 //! The bodies of a proxied request and of its answer, each of which tracks whose turn it is, the client's or the
 //! upstream's.
 
-use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use futures_util::task::AtomicWaker;
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::Exchange;
-use crate::server::{InFlight, Waiting};
+use super::connection::{Connection, Cut};
 
 // ---------------------------------------------------------------- to the upstream
 
-/// A request's body on its way to the upstream. The client of hyper drops it when it has taken all of it.
+/// A request's body on its way to the upstream. hyper drops it when it has taken all of it.
 #[derive(Debug)]
 pub(super) struct Upload {
     inner: Body,
     turn: Arc<Turn>,
 }
 
-/// The side that has to act next, until the upstream's answer begins.
-#[derive(Debug)]
-pub(super) struct Turn {
-    state: Mutex<State>,
-    /// The task that times the upstream; it waits here while it is not the upstream's turn.
-    watcher: AtomicWaker,
-    in_flight: InFlight,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum State {
-    /// There is no connection yet. The connector has limits of its own.
-    Connecting,
-    /// The client has yet to send more of the body: not the upstream's fault.
-    Client,
-    /// The upstream has yet to read more of the body, or to answer, since then.
-    Upstream(Instant),
-    /// The answer has begun, or none will.
-    Over,
-}
+/// The side that has to act next, until the upstream's answer begins: one of the constants.
+#[derive(Debug, Default)]
+pub(super) struct Turn(AtomicU8);
 
 impl Turn {
-    pub(super) fn new(in_flight: InFlight) -> Arc<Self> {
-        let turn = Self { state: Mutex::new(State::Connecting), watcher: AtomicWaker::new(), in_flight };
-        turn.waiting_for(Waiting::UpstreamConnect);
-        Arc::new(turn)
+    /// The client has yet to send more of the body: not the upstream's fault.
+    pub(super) const CLIENT: u8 = 0;
+    /// The upstream has yet to read more of the body, or to answer, and was last seen to go on just now.
+    pub(super) const PROGRESS: u8 = 1;
+    /// It is still the upstream's turn, as it was at the last look.
+    const UPSTREAM: u8 = 2;
+
+    /// A request begins.
+    pub(super) fn begin(&self) {
+        self.0.store(Self::PROGRESS, Relaxed);
     }
 
-    /// Returns when it has been the upstream's turn for `timeout` without any progress.
-    pub(super) async fn overdue(&self, timeout: Duration) {
-        let alarm = sleep_until(Instant::now() + timeout);
-        tokio::pin!(alarm);
-        poll_fn(|cx| {
-            self.watcher.register(cx.waker());
-            let State::Upstream(since) = *self.state() else {
-                return Poll::Pending;
-            };
-            // Progress does not wake this task: when the alarm goes off, it is first set anew by the last progress.
-            alarm.as_mut().reset(since + timeout);
-            alarm.as_mut().poll(cx)
-        })
-        .await;
-    }
-
-    /// The answer has begun, or none will.
-    pub(super) fn over(&self) {
-        *self.state() = State::Over;
-    }
-
-    fn is_upstreams(&self) {
-        let mut state = self.state();
-        let before = *state;
-        if matches!(before, State::Over) {
-            return;
+    /// Whose turn it is. Only the task that drives the connection looks, and only it moves the body: nothing is ordered
+    /// by this.
+    pub(super) fn look(&self) -> u8 {
+        let turn = self.0.load(Relaxed);
+        if turn == Self::PROGRESS {
+            self.0.store(Self::UPSTREAM, Relaxed);
         }
-        *state = State::Upstream(Instant::now());
-        drop(state);
-        self.waiting_for(Waiting::UpstreamResponse);
-        if !matches!(before, State::Upstream(_)) {
-            self.watcher.wake();
-        }
-    }
-
-    fn is_clients(&self) {
-        let state = &mut *self.state();
-        if !matches!(state, State::Over) {
-            *state = State::Client;
-        }
-    }
-
-    fn waiting_for(&self, what: Waiting) {
-        self.in_flight.waiting_for(what);
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        turn
     }
 }
 
 impl Upload {
     pub(super) fn new(inner: Body, turn: &Arc<Turn>) -> Self {
         Self { inner, turn: Arc::clone(turn) }
+    }
+
+    /// The body again, where nothing was taken of it.
+    pub(super) fn into_inner(mut self) -> Body {
+        std::mem::take(&mut self.inner)
     }
 }
 
@@ -120,10 +72,7 @@ impl http_body::Body for Upload {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = Pin::new(&mut self.inner).poll_frame(cx);
-        match frame {
-            Poll::Pending => self.turn.is_clients(),
-            Poll::Ready(_) => self.turn.is_upstreams(),
-        }
+        self.turn.0.store(if frame.is_pending() { Turn::CLIENT } else { Turn::PROGRESS }, Relaxed);
         frame
     }
 
@@ -138,20 +87,21 @@ impl http_body::Body for Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        self.turn.is_upstreams();
+        self.turn.0.store(Turn::PROGRESS, Relaxed);
     }
 }
 
 // ---------------------------------------------------------------- to the client
 
-/// The body of the upstream's answer on its way to the client.
+/// The body of the upstream's answer on its way to the client. It drives the connection that it comes from.
 #[derive(Debug)]
 pub(super) struct Download {
     inner: Incoming,
+    /// None once the connection has given all of the answer.
+    connection: Option<Box<Connection>>,
     exchange: Exchange,
-    /// The timer of the upstream's silence; made when it is silent for the first time.
-    alarm: Option<Pin<Box<Sleep>>>,
-    silent: bool,
+    /// Set where the rest does not come, until that is told.
+    broken: Option<BrokenOff>,
 }
 
 /// The reason why an answer was broken off. The client sees the connection close within the body.
@@ -164,24 +114,20 @@ pub(super) enum BrokenOff {
 }
 
 impl Download {
-    pub(super) fn new(inner: Incoming, exchange: Exchange) -> Self {
-        Self { inner, exchange, alarm: None, silent: false }
+    pub(super) fn new(inner: Incoming, connection: Option<Box<Connection>>, exchange: Exchange) -> Self {
+        let mut body = Self { inner, connection, exchange, broken: None };
+        body.release(false);
+        body
     }
 
-    /// Ready when the upstream has been silent for too long.
-    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
-        let timeout = self.exchange.timeout();
-        if !self.silent {
-            self.silent = true;
-            let end = Instant::now() + timeout;
-            match &mut self.alarm {
-                Some(alarm) => alarm.as_mut().reset(end),
-                None => self.alarm = Some(Box::pin(sleep_until(end))),
-            }
-        }
-        match &mut self.alarm {
-            Some(alarm) => alarm.as_mut().poll(cx).map(|()| timeout),
-            None => Poll::Pending,
+    /// Gives up the connection if nothing of the answer is left to come from it. hyper has read a small answer to its
+    /// end by the time that it gives its head.
+    fn release(&mut self, ended: bool) {
+        let Some(connection) = &self.connection else { return };
+        if (ended || connection.is_idle() || connection.has_ended() || self.inner.is_end_stream())
+            && let Some(connection) = self.connection.take()
+        {
+            self.exchange.release(connection);
         }
     }
 }
@@ -194,17 +140,33 @@ impl http_body::Body for Download {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
-        let broken = match Pin::new(&mut self.inner).poll_frame(cx) {
-            Poll::Ready(None) => return Poll::Ready(None),
-            Poll::Ready(Some(Ok(frame))) => {
-                self.silent = false;
+        let this = &mut *self;
+        if let Some(broken) = this.broken.take() {
+            return Poll::Ready(Some(Err(broken)));
+        }
+        let timeout = this.exchange.timeout();
+        let frame = match &mut this.connection {
+            Some(connection) => ready!(connection.poll_frame(cx, &mut this.inner, timeout)),
+            None => ready!(Pin::new(&mut this.inner).poll_frame(cx)).map(|frame| frame.map_err(Cut::Failed)),
+        };
+        let broken = match frame {
+            Some(Ok(frame)) => {
+                this.release(false);
                 return Poll::Ready(Some(Ok(frame)));
             }
-            Poll::Ready(Some(Err(error))) => BrokenOff::Failed(error),
-            Poll::Pending => BrokenOff::Silent(ready!(self.poll_silence(cx))),
+            None => {
+                this.release(true);
+                return Poll::Ready(None);
+            }
+            Some(Err(Cut::Silent)) => BrokenOff::Silent(timeout),
+            Some(Err(Cut::Failed(error))) => BrokenOff::Failed(error),
         };
-        self.exchange.log_failure(&broken);
-        Poll::Ready(Some(Err(broken)))
+        this.connection = None;
+        this.exchange.log_failure(&broken);
+        // What has come of the answer reaches the client first: hyper flushes when it has to wait.
+        this.broken = Some(broken);
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn is_end_stream(&self) -> bool {

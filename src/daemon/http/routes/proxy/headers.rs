@@ -1,11 +1,10 @@
 //! The fields that a proxy takes out of a message's head, and those that it puts in.
 
-use std::fmt::Write;
 use std::net::IpAddr;
 
 use axum::http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, HeaderName, MAX_FORWARDS, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+    CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, HeaderName, InvalidHeaderValue, MAX_FORWARDS, TE,
+    TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
 
@@ -18,18 +17,21 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 
 /// The fields of one hop only (RFC 9110, section 7.6.1), and those that older software takes for such. `Trailer` is
 /// not among them: it announces the trailers, and the safe ones are passed on.
-static HOP_BY_HOP: [HeaderName; 10] = [
-    CONNECTION,
-    HeaderName::from_static("http2-settings"),
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    HeaderName::from_static("proxy-authentication-info"),
-    TE,
-    TRANSFER_ENCODING,
-    UPGRADE,
+const HOP_BY_HOP: [&str; 10] = [
+    "connection",
+    "http2-settings",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authentication-info",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "transfer-encoding",
+    "upgrade",
 ];
+
+/// The fields that a client's request has beside its own when it is passed on, at most: room for them is made at once.
+const ADDED: usize = 8;
 
 /// The protocol a client asks to change to. HTTP/1.0 has no upgrades (RFC 9110, section 7.8), and `h2c` is no longer
 /// one (RFC 9113, section 3.1): a tunnel of it would carry requests that no route has seen.
@@ -114,13 +116,16 @@ pub(super) fn to_upstream(
         let codings = te.as_bytes().split(|b| *b == b',');
         codings.into_iter().any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
     });
-    remove_hop_by_hop(headers);
-    remove_lookalikes(headers);
+    headers.reserve(ADDED);
+    // Of a trusted proxy, [`ORIGIN`] stays.
+    let is_believed = |name: &HeaderName| client.is_trusted() && ORIGIN.contains(name);
+    remove_hop_by_hop(headers, |name| {
+        looks_like_steering(name.as_str()) || (is_claim_of_origin(name) && !is_believed(name))
+    });
     if version == Version::HTTP_10 {
         // HTTP/1.0 has no `Expect` (RFC 9110, section 10.1.1).
         headers.remove(EXPECT);
     }
-    remove_claims_of_origin(headers, client.is_trusted());
 
     if let Some(upgrade) = upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -135,7 +140,8 @@ pub(super) fn to_upstream(
     }
     add_origin(headers, client.peer());
     // The version is the one that the request came in (RFC 9110, section 7.6.3).
-    append(headers, VIA, if version == Version::HTTP_10 { "1.0 steadfast" } else { "1.1 steadfast" });
+    let via = if version == Version::HTTP_10 { "1.0 steadfast" } else { "1.1 steadfast" };
+    append(headers, VIA, Ok(HeaderValue::from_static(via)));
 }
 
 /// Makes the headers of the upstream's answer those of the answer to the client. Upgrades are passed through, so the
@@ -144,7 +150,7 @@ pub(super) fn to_client(status: StatusCode, headers: &mut HeaderMap) {
     let speaks_of_upgrades =
         [StatusCode::SWITCHING_PROTOCOLS, StatusCode::UPGRADE_REQUIRED].contains(&status);
     let upgrade = headers.get(UPGRADE).filter(|_| speaks_of_upgrades).cloned();
-    remove_hop_by_hop(headers);
+    remove_hop_by_hop(headers, |_| false);
     if let Some(upgrade) = upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(UPGRADE, upgrade);
@@ -154,7 +160,7 @@ pub(super) fn to_client(status: StatusCode, headers: &mut HeaderMap) {
 /// An interim answer of the upstream's as it is sent to the client. It has no content, and so no length.
 pub(super) fn interim(status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
     let mut headers = headers.clone();
-    remove_hop_by_hop(&mut headers);
+    remove_hop_by_hop(&mut headers, |_| false);
     headers.remove(CONTENT_LENGTH);
     let mut head = format!("HTTP/1.1 {status}\r\n").into_bytes();
     for (name, value) in &headers {
@@ -169,13 +175,18 @@ fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     values.flat_map(|value| value.split(',')).map(str::trim)
 }
 
-fn remove_hop_by_hop(headers: &mut HeaderMap) {
+/// Removes the fields of one hop, and others that are not to be passed on.
+fn remove_hop_by_hop(headers: &mut HeaderMap, is_other: impl Fn(&HeaderName) -> bool) {
     // `Host` and `Content-Length` are for every hop, whatever `Connection` says.
     let listed: Vec<HeaderName> = connection_options(headers)
+        .filter(|option| !HOP_BY_HOP.contains(option))
         .filter_map(|option| option.parse().ok())
         .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
         .collect();
-    for name in listed.iter().chain(&HOP_BY_HOP) {
+    let is_removed =
+        |name: &&HeaderName| HOP_BY_HOP.contains(&name.as_str()) || listed.contains(name) || is_other(name);
+    let removed: Vec<HeaderName> = headers.keys().filter(is_removed).cloned().collect();
+    for name in &removed {
         headers.remove(name);
     }
     keep_safe_trailers(headers, &listed);
@@ -225,16 +236,6 @@ fn keep_safe_trailers(headers: &mut HeaderMap, of_this_hop: &[HeaderName]) {
 /// The fields in which a trusted proxy says where the request comes from.
 const ORIGIN: [HeaderName; 4] = [FORWARDED, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO];
 
-/// Removes what a client says about where the request comes from. Of a trusted proxy, [`ORIGIN`] stays.
-fn remove_claims_of_origin(headers: &mut HeaderMap, trusted: bool) {
-    let is_believed = |name: &HeaderName| trusted && ORIGIN.contains(name);
-    let claims = headers.keys().filter(|name| is_claim_of_origin(name) && !is_believed(name));
-    let claims: Vec<HeaderName> = claims.cloned().collect();
-    for name in &claims {
-        headers.remove(name);
-    }
-}
-
 /// True if a field says where a request comes from: `Forwarded`, `X-Forwarded-*`, `X-Real-IP`; also written with
 /// underscores; and `Proxy`, which CGI and its heirs take for the variable `HTTP_PROXY`.
 fn is_claim_of_origin(name: &HeaderName) -> bool {
@@ -247,20 +248,13 @@ fn is_claim_of_origin(name: &HeaderName) -> bool {
 }
 
 /// Fields that say where a message ends or goes, beside [`HOP_BY_HOP`].
-static STEERING: [HeaderName; 6] = [CONTENT_LENGTH, EXPECT, HOST, MAX_FORWARDS, TRAILER, VIA];
+const STEERING: [&str; 6] = ["content-length", "expect", "host", "max-forwards", "trailer", "via"];
 
-/// Removes fields that CGI and its successors take for one that steers a message: `Content_Length` is not the length
+/// True of a field that CGI and its successors take for one that steers a message: `Content_Length` is not the length
 /// here, but may be behind the upstream.
-fn remove_lookalikes(headers: &mut HeaderMap) {
-    let is_odd = |name: &str| name.bytes().any(|byte| !byte.is_ascii_alphanumeric() && byte != b'-');
-    let looks_like_one = |name: &&HeaderName| {
-        let mut steering = STEERING.iter().chain(&HOP_BY_HOP);
-        is_odd(name.as_str()) && steering.any(|other| same_to_cgi(name.as_str(), other.as_str()))
-    };
-    let lookalikes: Vec<HeaderName> = headers.keys().filter(looks_like_one).cloned().collect();
-    for name in &lookalikes {
-        headers.remove(name);
-    }
+fn looks_like_steering(name: &str) -> bool {
+    let is_odd = name.bytes().any(|byte| !byte.is_ascii_alphanumeric() && byte != b'-');
+    is_odd && STEERING.iter().chain(&HOP_BY_HOP).any(|other| same_to_cgi(name, other))
 }
 
 /// True if two names are one to CGI and its heirs, which do not tell a hyphen from an underscore, nor some of them from
@@ -274,43 +268,58 @@ fn same_to_cgi(name: &str, other: &str) -> bool {
 /// proxy has said comes first.
 fn add_origin(headers: &mut HeaderMap, peer: Peer) {
     let host = headers.get(HOST).cloned();
-    let mut forwarded = String::with_capacity(64);
+    let mut forwarded = String::with_capacity(128);
     match peer {
         Peer::Tcp(address) => {
             // An IPv4 client of an IPv6 socket has a mapped address: its IPv4 one is passed on.
             let address = address.ip().to_canonical();
-            append(headers, X_FORWARDED_FOR, &address.to_string());
-            let _ = match address {
-                IpAddr::V4(address) => write!(forwarded, "for={address}"),
+            let text = address.to_string();
+            forwarded.push_str("for=");
+            match address {
+                IpAddr::V4(_) => forwarded.push_str(&text),
                 // Colons and brackets need the quotes (section 6).
-                IpAddr::V6(address) => write!(forwarded, "for=\"[{address}]\""),
-            };
+                IpAddr::V6(_) => forwarded.extend(["\"[", &text, "]\""]),
+            }
+            append(headers, X_FORWARDED_FOR, HeaderValue::from_str(&text));
         }
         Peer::Unix => forwarded.push_str("for=unknown"),
     }
     if let Some(host) = host {
         if let Ok(host) = host.to_str() {
-            let host = host.replace('\\', "\\\\").replace('"', "\\\"");
-            let _ = write!(forwarded, ";host=\"{host}\"");
+            forwarded.push_str(";host=\"");
+            for char in host.chars() {
+                if matches!(char, '\\' | '"') {
+                    forwarded.push('\\');
+                }
+                forwarded.push(char);
+            }
+            forwarded.push('"');
         }
         headers.entry(X_FORWARDED_HOST).or_insert(host);
     }
     forwarded.push_str(";proto=http");
     headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
-    append(headers, FORWARDED, &forwarded);
+    append(headers, FORWARDED, HeaderValue::from_str(&forwarded));
 }
 
-/// Adds an element to a list, and puts the list on one line: not every reader joins several.
-fn append(headers: &mut HeaderMap, name: HeaderName, element: &str) {
-    let earlier = headers.get_all(&name).iter().filter_map(|value| value.to_str().ok());
-    let list = earlier.chain([element]).collect::<Vec<_>>().join(", ");
-    if let Ok(list) = HeaderValue::try_from(list) {
+/// Adds an element to a list, and puts the list on one line: not every reader joins several. An element that no field
+/// can have is left out.
+fn append(headers: &mut HeaderMap, name: HeaderName, element: Result<HeaderValue, InvalidHeaderValue>) {
+    let Ok(element) = element else { return };
+    let list = if headers.contains_key(&name) {
+        let all = headers.get_all(&name).iter().chain([&element]);
+        let texts: Vec<_> = all.filter_map(|value| value.to_str().ok()).collect();
+        HeaderValue::try_from(texts.join(", "))
+    } else {
+        Ok(element)
+    };
+    if let Ok(list) = list {
         headers.insert(name, list);
     }
 }
 
 /// An authority without its user information, which is no part of `Host`.
-fn host_and_port(authority: &str) -> Option<HeaderValue> {
+pub(super) fn host_and_port(authority: &str) -> Option<HeaderValue> {
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     HeaderValue::try_from(host).ok()
 }

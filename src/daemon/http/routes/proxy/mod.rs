@@ -2,13 +2,16 @@
 //!
 //! A request is passed to the upstream as it came, but for its path, which is the one that the routes have read, and
 //! for what concerns one hop only (`headers`). Both bodies are
-//! streamed (`body`). An upstream that refuses connections is waited for (`upstream`): nothing has been sent to it
-//! yet. What was sent is sent again only where that cannot matter (`RESENDS`). A connection that changes protocol
+//! streamed (`body`). The connection to the upstream is driven by whoever waits for the answer (`connection`), and is used
+//! again on its thread (`pool`). An upstream that refuses connections is waited for (`upstream`): nothing has been sent to
+//! it yet. What was sent is sent again only where that cannot matter (`RESENDS`). A connection that changes protocol
 //! becomes a `tunnel`. Interim answers (102, 103) are passed on as they come (RFC 9110, section 15.2); 100 is hyper's own to
 //! give, to whoever waits for it.
 
 mod body;
+mod connection;
 mod headers;
+mod pool;
 mod upstream;
 
 use std::error::Error;
@@ -19,20 +22,22 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::uri::{Authority, PathAndQuery, Scheme};
+use axum::http::request::Parts;
+use axum::http::uri::Authority;
 use axum::http::{HeaderValue, Method, StatusCode, Uri, Version, header};
 use axum::response::{IntoResponse, Response};
 use http_body_util::LengthLimitError;
 use hyper::body::{Body as _, Incoming};
+use hyper::client::conn::http1;
 use hyper::upgrade::OnUpgrade;
-use hyper_util::client::legacy::{self, Client};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio_util::task::TaskTracker;
 
-use self::body::{Download, Turn, Upload};
+use self::body::Download;
+use self::connection::{Connection, Outcome};
+use self::pool::Pool;
 use self::upstream::{ConnectError, Connector};
 use super::text;
-use crate::server::{InFlight, tunnel};
+use crate::server::{InFlight, Waiting, tunnel};
 
 /// The time that an idle connection to an upstream is kept: less than the 5 s after which many an application server
 /// closes it, for a request that crosses the close on its way is lost if it cannot be repeated.
@@ -109,38 +114,34 @@ pub(super) struct Proxy(Arc<Passing>);
 #[derive(Debug)]
 struct Passing {
     config: Config,
-    /// The authority in the URIs for the clients below; the connector ignores it.
-    authority: Authority,
-    pooled: Client<Connector, Upload>,
-    /// A client without a pool, for requests that are sent again.
-    fresh: Client<Connector, Upload>,
-    tunnels: TaskTracker,
+    /// The `Host` of a request that has none, which only HTTP/1.0 allows.
+    host: HeaderValue,
+    connector: Connector,
+    http1: http1::Builder,
+    pool: Pool,
+    /// Where the tunnels run, and what goes on after an answer has ended.
+    tasks: TaskTracker,
 }
 
 impl Proxy {
-    pub(super) fn new(config: &Config, tunnels: &TaskTracker) -> Self {
-        let authority = match &config.to {
-            Upstream::Http(authority) => authority.clone(),
-            Upstream::Unix(_) => Authority::from_static("localhost"),
+    pub(super) fn new(config: &Config, tasks: &TaskTracker) -> Self {
+        let host = match &config.to {
+            Upstream::Http(to) => {
+                let to = to.as_str();
+                // Without the port that goes without saying (RFC 9110, section 4.2.1).
+                headers::host_and_port(to.strip_suffix(":80").unwrap_or(to))
+            }
+            Upstream::Unix(_) => None,
         };
-        let connector = Connector::new(config);
+        let mut http1 = http1::Builder::new();
+        http1.max_buf_size(BUFFER).max_headers(FIELDS).allow_spaces_after_header_name_in_responses(true);
         Self(Arc::new(Passing {
             config: config.clone(),
-            authority,
-            pooled: Client::builder(TokioExecutor::new())
-                .http1_max_buf_size(BUFFER)
-                .http1_max_headers(FIELDS)
-                .http1_allow_spaces_after_header_name_in_responses(true)
-                .pool_timer(TokioTimer::new())
-                .pool_idle_timeout(POOL_IDLE)
-                .build(connector.clone()),
-            fresh: Client::builder(TokioExecutor::new())
-                .http1_max_buf_size(BUFFER)
-                .http1_max_headers(FIELDS)
-                .http1_allow_spaces_after_header_name_in_responses(true)
-                .pool_max_idle_per_host(0)
-                .build(connector),
-            tunnels: tunnels.clone(),
+            host: host.unwrap_or(HeaderValue::from_static("localhost")),
+            connector: Connector::new(config),
+            http1,
+            pool: Pool::new(tasks),
+            tasks: tasks.clone(),
         }))
     }
 
@@ -168,27 +169,18 @@ struct Exchange {
     in_flight: InFlight,
 }
 
-/// A request without its body.
-type Head = axum::http::Request<()>;
-
 impl Exchange {
     async fn answer(self, mut request: Request) -> Response {
         if !headers::may_be_forwarded(&self.method, request.headers_mut()) {
             return last_hop(&self.method);
         }
-        let upgrade = headers::requested_upgrade(request.version(), request.headers());
-        let client = upgrade.clone().map(|asked| (asked, hyper::upgrade::on(&mut request)));
-        let passed = match self.to_upstream(request, upgrade) {
-            Ok((head, body)) => self.pass(head, body).await,
-            Err(failure) => Err(failure),
-        };
-        match passed.and_then(|response| self.to_client(response, client)) {
-            Ok(mut response) => {
+        match self.ask(request).await {
+            Ok((mut response, connection)) => {
                 let status = response.status();
                 headers::to_client(status, response.headers_mut());
                 // hyper lowers it to the client's where that is needed.
                 *response.version_mut() = Version::HTTP_11;
-                response.map(|body| Body::new(Download::new(body, self)))
+                response.map(|body| Body::new(Download::new(body, connection, self)))
             }
             Err(failure) => {
                 if failure.is_upstreams() {
@@ -201,100 +193,137 @@ impl Exchange {
         }
     }
 
+    /// The upstream's answer, and the connection that the rest of it comes from; none if that has become a tunnel.
+    async fn ask(
+        &self,
+        mut request: Request,
+    ) -> Result<(Response<Incoming>, Option<Box<Connection>>), Failure> {
+        let upgrade = headers::requested_upgrade(request.version(), request.headers());
+        let client = upgrade.clone().map(|asked| (asked, hyper::upgrade::on(&mut request)));
+        let (parts, body) = self.to_upstream(request, upgrade)?;
+        let (mut response, connection) = self.pass(parts, body).await?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let (asked, client) = client.ok_or(Failure::UnaskedSwitch)?;
+            if !headers::switches_to(&asked, response.headers()) {
+                return Err(Failure::OtherSwitch);
+            }
+            self.passing.tasks.spawn(carry(client, connection));
+            return Ok((response, None));
+        }
+        if !headers::is_plain_or_chunked(response.headers()) {
+            return Err(Failure::UnknownAnswerCoding);
+        }
+        if !headers::settle_length(response.headers_mut()) {
+            return Err(Failure::NoLength);
+        }
+        Ok((response, Some(connection)))
+    }
+
     /// The request as the upstream gets it.
-    fn to_upstream(&self, request: Request, upgrade: Option<HeaderValue>) -> Result<(Head, Body), Failure> {
-        let (parts, body) = request.into_parts();
+    fn to_upstream(&self, request: Request, upgrade: Option<HeaderValue>) -> Result<(Parts, Body), Failure> {
+        let (mut parts, body) = request.into_parts();
         if !headers::is_plain_or_chunked(&parts.headers) {
             return Err(Failure::UnknownCoding);
         }
-        let mut head = Head::new(());
-        *head.method_mut() = parts.method;
-        *head.headers_mut() = parts.headers;
-        let mut uri = Uri::default().into_parts();
-        uri.scheme = Some(Scheme::HTTP);
-        uri.authority = Some(self.passing.authority.clone());
-        uri.path_and_query = Some(match parts.uri.path_and_query() {
-            Some(asked) => asked.clone(),
-            None => PathAndQuery::from_static("/"),
-        });
-        *head.uri_mut() = Uri::from_parts(uri).expect("it has all of its parts");
-
-        let chunked = head.headers().contains_key(header::TRANSFER_ENCODING) && !body.is_end_stream();
-        headers::to_upstream(head.headers_mut(), parts.version, &parts.uri, &self.in_flight, upgrade);
+        let chunked = parts.headers.contains_key(header::TRANSFER_ENCODING) && !body.is_end_stream();
+        headers::to_upstream(&mut parts.headers, parts.version, &parts.uri, &self.in_flight, upgrade);
         if chunked {
             // Set explicitly, or hyper would send a GET without its body.
-            head.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
-        if parts.version == Version::HTTP_11 {
-            self.pass_interim_answers_on(&mut head);
+        parts.headers.entry(header::HOST).or_insert_with(|| self.passing.host.clone());
+        if parts.uri.authority().is_some() {
+            // In origin form (RFC 9112, section 3.2.1).
+            parts.uri = parts.uri.path_and_query().cloned().map_or_else(Uri::default, Uri::from);
         }
-        Ok((head, body))
+        // hyper acts on some of them, and none was put there for this connection.
+        parts.extensions.clear();
+        Ok((parts, body))
     }
 
-    /// Has the interim answers to a request sent to its client. An older client knows none.
-    fn pass_interim_answers_on(&self, head: &mut Head) {
+    /// Has the request answered, on another connection if need be, and waits for the head of the answer.
+    ///
+    /// A request is moved into its connection. So there are two ways alone to send it twice: the connection gives it
+    /// back, as nothing of it was sent; or its head was copied before, which is done for those alone that may be
+    /// repeated.
+    async fn pass(
+        &self,
+        mut parts: Parts,
+        body: Body,
+    ) -> Result<(Response<Incoming>, Box<Connection>), Failure> {
+        // An older client knows none.
+        let wants_interim_answers = parts.version == Version::HTTP_11;
+        let new = |parts, body| {
+            let mut request = Request::from_parts(parts, body);
+            if wants_interim_answers {
+                self.pass_interim_answers_on(&mut request);
+            }
+            request
+        };
+        parts.version = Version::HTTP_11;
+        let again = (parts.method.is_idempotent() && body.is_end_stream()).then(|| parts.clone());
+        let mut request = new(parts, body);
+        let mut pooled = self.passing.pool.take();
+        let mut resends = 0;
+        loop {
+            let is_fresh = pooled.is_none();
+            let mut connection = match pooled.take() {
+                Some(connection) => connection,
+                None => Box::pin(self.connect()).await?,
+            };
+            let error = match connection.ask(request, &self.in_flight, self.timeout()).await {
+                Outcome::Answered(response) => return Ok((response, connection)),
+                // It had ended while it was idle.
+                Outcome::Unsent(unsent, _) if !is_fresh => {
+                    request = unsent;
+                    pooled = self.passing.pool.take();
+                    continue;
+                }
+                Outcome::Unsent(_, error) | Outcome::Failed(error) => error,
+                Outcome::Overdue => return Err(Failure::TimedOut(self.timeout())),
+            };
+            let broke = !error.is_parse() && !error.is_user();
+            match &again {
+                Some(parts) if broke && resends < RESENDS => {
+                    tracing::debug!(upstream = %self.passing.config.to, error = chain(&error), "sending again");
+                    resends += 1;
+                    request = new(parts.clone(), Body::empty());
+                }
+                _ => return Err(Failure::of_request(error)),
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Box<Connection>, Failure> {
+        self.in_flight.waiting_for(Waiting::UpstreamConnect);
+        let socket = self.passing.connector.connect().await.map_err(Failure::NoConnection)?;
+        Connection::new(socket, &self.passing.http1).await.map_err(Failure::Upstream)
+    }
+
+    /// Has the interim answers to a request sent to its client.
+    fn pass_interim_answers_on(&self, request: &mut Request) {
         let in_flight = self.in_flight.clone();
-        hyper::ext::on_informational(head, move |answer| {
+        hyper::ext::on_informational(request, move |answer| {
             if answer.status() != StatusCode::CONTINUE {
                 in_flight.send_interim(&headers::interim(answer.status(), answer.headers()));
             }
         });
     }
 
-    /// Sends the request, again if need be and if it may be, and waits for the head of the answer.
-    async fn pass(&self, head: Head, body: Body) -> Result<Response<Incoming>, Failure> {
-        let again = (head.method().is_idempotent() && body.is_end_stream()).then(|| head.clone());
-        let mut outcome = self.send(&self.passing.pooled, head, body).await;
-        if let Some(head) = again {
-            for _ in 0..RESENDS {
-                match &outcome {
-                    Err(Failure::Upstream(error)) if broke_before_an_answer(error) => {
-                        tracing::debug!(upstream = %self.passing.config.to, error = chain(error), "sending again");
-                        outcome = self.send(&self.passing.fresh, head.clone(), Body::empty()).await;
-                    }
-                    _ => break,
+    /// Takes back the connection of an answer that has come to its end.
+    fn release(&self, mut connection: Box<Connection>) {
+        if connection.is_idle() {
+            self.passing.pool.put(connection);
+        } else if !connection.has_ended() {
+            // The upstream has answered before it had the whole request. It may want the rest all the same.
+            let passing = Arc::clone(&self.passing);
+            self.passing.tasks.spawn(async move {
+                connection.finish().await;
+                if connection.is_idle() {
+                    passing.pool.put(connection);
                 }
-            }
+            });
         }
-        outcome
-    }
-
-    async fn send(
-        &self,
-        client: &Client<Connector, Upload>,
-        head: Head,
-        body: Body,
-    ) -> Result<Response<Incoming>, Failure> {
-        let turn = Turn::new(self.in_flight.clone());
-        let request = head.map(|()| Upload::new(body, &turn));
-        let outcome = tokio::select! {
-            biased;
-            outcome = client.request(request) => outcome.map_err(Failure::of_request),
-            () = turn.overdue(self.timeout()) => Err(Failure::TimedOut(self.timeout())),
-        };
-        turn.over();
-        outcome
-    }
-
-    /// Checks the answer; where it changes the protocol, to one that the client has asked for, sets up the tunnel.
-    fn to_client(
-        &self,
-        mut response: Response<Incoming>,
-        client: Option<(HeaderValue, OnUpgrade)>,
-    ) -> Result<Response<Incoming>, Failure> {
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let (asked, client) = client.ok_or(Failure::UnaskedSwitch)?;
-            if !headers::switches_to(&asked, response.headers()) {
-                return Err(Failure::OtherSwitch);
-            }
-            let upstream = hyper::upgrade::on(&mut response);
-            self.passing.tunnels.spawn(carry(client, upstream));
-        } else if !headers::is_plain_or_chunked(response.headers()) {
-            return Err(Failure::UnknownAnswerCoding);
-        } else if !headers::settle_length(response.headers_mut()) {
-            return Err(Failure::NoLength);
-        }
-        Ok(response)
     }
 
     fn timeout(&self) -> Duration {
@@ -316,16 +345,12 @@ fn last_hop(method: &Method) -> Response {
 }
 
 /// Begins a tunnel once both ends are upgraded, and carries it to its end.
-async fn carry(client: OnUpgrade, upstream: OnUpgrade) {
-    match tokio::try_join!(client, upstream) {
-        Ok((client, upstream)) => tunnel::begin(client, upstream).await,
-        Err(error) => tracing::debug!(error = chain(&error), "a tunnel broke"),
+async fn carry(client: OnUpgrade, upstream: Box<Connection>) {
+    match tokio::join!(client, upstream.into_upgraded()) {
+        (Ok(client), Some((upstream, said))) => tunnel::begin(client, upstream, said).await,
+        (Err(error), _) => tracing::debug!(error = chain(&error), "a tunnel broke"),
+        (_, None) => {}
     }
-}
-
-/// True if a connection broke, on a request that was sent, before any answer could be read.
-fn broke_before_an_answer(error: &legacy::Error) -> bool {
-    !error.is_connect() && find::<hyper::Error>(error).is_some_and(|e| !e.is_parse() && !e.is_user())
 }
 
 // ---------------------------------------------------------------- failures
@@ -338,9 +363,11 @@ enum Failure {
     #[error("the request body is too large")]
     BodyTooLarge,
     #[error("the request body broke off")]
-    BodyBroken(#[source] legacy::Error),
+    BodyBroken(#[source] hyper::Error),
+    #[error("no connection to the upstream")]
+    NoConnection(#[source] ConnectError),
     #[error("no answer from the upstream")]
-    Upstream(#[source] legacy::Error),
+    Upstream(#[source] hyper::Error),
     #[error("the upstream did not answer within {} s", .0.as_secs_f32())]
     TimedOut(Duration),
     #[error("the upstream switched protocols without being asked to")]
@@ -354,13 +381,13 @@ enum Failure {
 }
 
 impl Failure {
-    fn of_request(error: legacy::Error) -> Self {
-        if find::<LengthLimitError>(&error).is_some() {
-            Self::BodyTooLarge
-        } else if find::<hyper::Error>(&error).is_some_and(hyper::Error::is_user) {
-            Self::BodyBroken(error)
-        } else {
+    fn of_request(error: hyper::Error) -> Self {
+        if !error.is_user() {
             Self::Upstream(error)
+        } else if causes(&error).any(<dyn Error>::is::<LengthLimitError>) {
+            Self::BodyTooLarge
+        } else {
+            Self::BodyBroken(error)
         }
     }
 
@@ -369,28 +396,23 @@ impl Failure {
             Self::UnknownCoding => StatusCode::NOT_IMPLEMENTED,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyBroken(_) => StatusCode::BAD_REQUEST,
-            Self::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
-            Self::Upstream(error) => match find(error) {
-                Some(ConnectError::TimedOut(_)) => StatusCode::GATEWAY_TIMEOUT,
-                _ => StatusCode::BAD_GATEWAY,
-            },
-            Self::UnaskedSwitch | Self::OtherSwitch | Self::UnknownAnswerCoding | Self::NoLength => {
-                StatusCode::BAD_GATEWAY
-            }
+            Self::TimedOut(_) | Self::NoConnection(ConnectError::TimedOut(_)) => StatusCode::GATEWAY_TIMEOUT,
+            Self::NoConnection(_)
+            | Self::Upstream(_)
+            | Self::UnaskedSwitch
+            | Self::OtherSwitch
+            | Self::UnknownAnswerCoding
+            | Self::NoLength => StatusCode::BAD_GATEWAY,
         }
     }
 
     /// The text for the client, without the upstream's address.
     fn reason(&self) -> String {
-        let Self::Upstream(error) = self else {
-            return self.to_string();
-        };
-        if let Some(error) = find::<ConnectError>(error) {
-            return error.to_string();
-        }
-        match find::<hyper::Error>(error) {
-            Some(error) if error.is_parse() => "the upstream's answer is not valid HTTP".into(),
-            _ => "the upstream closed the connection without an answer".into(),
+        match self {
+            Self::NoConnection(error) => error.to_string(),
+            Self::Upstream(error) if error.is_parse() => "the upstream's answer is not valid HTTP".into(),
+            Self::Upstream(_) => "the upstream closed the connection without an answer".into(),
+            _ => self.to_string(),
         }
     }
 
@@ -398,7 +420,8 @@ impl Failure {
     fn is_upstreams(&self) -> bool {
         match self {
             Self::UnknownCoding | Self::BodyTooLarge | Self::BodyBroken(_) => false,
-            Self::Upstream(_)
+            Self::NoConnection(_)
+            | Self::Upstream(_)
             | Self::TimedOut(_)
             | Self::UnaskedSwitch
             | Self::OtherSwitch
@@ -411,10 +434,6 @@ impl Failure {
 /// An error and what caused it, outermost first.
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| (*error).source())
-}
-
-fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
-    causes(error).find_map(|cause| cause.downcast_ref())
 }
 
 /// In one line.

@@ -1,16 +1,10 @@
 //! Connecting to an upstream, which includes waiting for one that is not there yet.
 
 use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::http::Uri;
-use hyper_util::client::legacy::connect::{Connected, Connection};
-use hyper_util::rt::TokioIo;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
-use tower::Service;
 
 use super::{Config, Upstream};
 use crate::server::listener::set_tcp_options;
@@ -23,7 +17,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
 /// Makes connections to one upstream. While it refuses them, the attempt waits and is repeated: nothing of the
 /// request has been read or sent yet, so that any request can wait here.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Connector {
     to: Upstream,
     retry_for: Duration,
@@ -53,12 +47,12 @@ impl Connector {
         Self { to: config.to.clone(), retry_for: config.retry_for, connect_timeout: config.connect_timeout }
     }
 
-    async fn connect(self) -> Result<TokioIo<Socket>, ConnectError> {
+    pub(super) async fn connect(&self) -> Result<Socket, ConnectError> {
         let began = Instant::now();
         let mut pause = FIRST_PAUSE;
         loop {
             let error = match timeout(self.connect_timeout, self.attempt()).await {
-                Ok(Ok(socket)) => return Ok(TokioIo::new(socket)),
+                Ok(Ok(socket)) => return Ok(socket),
                 Ok(Err(error)) if is_refusal(&error) => error,
                 Ok(Err(error)) => return Err(ConnectError::Impossible(error)),
                 Err(_) => return Err(ConnectError::TimedOut(self.connect_timeout)),
@@ -93,24 +87,4 @@ impl Connector {
 fn is_refusal(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, NotFound, WouldBlock};
     matches!(error.kind(), ConnectionRefused | ConnectionReset | ConnectionAborted | NotFound | WouldBlock)
-}
-
-impl Service<Uri> for Connector {
-    type Response = TokioIo<Socket>;
-    type Error = ConnectError;
-    type Future = Pin<Box<dyn Future<Output = Result<TokioIo<Socket>, ConnectError>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: Uri) -> Self::Future {
-        Box::pin(self.clone().connect())
-    }
-}
-
-impl Connection for Socket {
-    fn connected(&self) -> Connected {
-        Connected::new()
-    }
 }

@@ -3,6 +3,7 @@
 mod absent;
 mod clients;
 mod failing;
+mod idle;
 mod passed_on;
 mod slow;
 mod upgrades;
