@@ -33,7 +33,7 @@ async fn an_idle_connection_is_closed_in_time_and_nothing_runs_after_that() {
     let (upstream, mut told) = keeping();
     let tasks = TaskTracker::new();
     let route = Route { path: "/*".into(), action: Action::Proxy(upstream.config()) };
-    let routes = Routes::new(&[route], None, &tasks);
+    let routes = Routes::new(&[route], None, None, &tasks);
     assert_eq!(tasks.len(), 0);
     ask_for_ok(&routes).await;
     assert_eq!(told.recv().await, Some((0, "asked")));
