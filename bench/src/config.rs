@@ -154,9 +154,9 @@ backend back
     )
 }
 
-/// The answer of each route: HAProxy's way to have many is a map.
+/// The answer of each route. `HAProxy`'s way to have many is a map.
 pub(crate) fn haproxy_routes(site: &Site) -> String {
-    routes(site).map(|path| format!("{path} {HELLO}\n")).collect()
+    routes(site).fold(String::new(), |map, path| map + &path + " " + HELLO + "\n")
 }
 
 pub(crate) fn caddy(site: &Site, address: SocketAddr, folder: &Path) -> String {
@@ -168,7 +168,7 @@ pub(crate) fn caddy(site: &Site, address: SocketAddr, folder: &Path) -> String {
         if *access_log { format!("log {{\n output file {folder}/access.log\n}}") } else { String::new() };
     let answer = format!("header Content-Type \"{HTML}\"\nrespond `{HELLO}`");
     let mut config = format!(
-        r#"
+        r"
 {{
     admin off
     auto_https off
@@ -196,7 +196,7 @@ http://:{port} {{
             }}
         }}
     }}
-"#
+"
     );
     for path in routes(site) {
         let _ = write!(config, "handle {path} {{\n{answer}\n}}\n");

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::Effort;
-use crate::load::{Answer, Load};
-use crate::results::Table;
+use crate::load::{ANSWERS, Answer, Load};
+use crate::results::{Table, count};
 use crate::server::Server;
 
 /// What is asked for, and how often.
@@ -20,13 +19,13 @@ pub(crate) struct Work {
 
 /// Measures some work of several servers, in rounds in which each has its turn, so that what else the machine does in
 /// the meantime meets all. Returns the microseconds per request, by server and round.
-pub(crate) fn measure(servers: &[&Server], work: &Work, effort: &Effort) -> Vec<(String, Vec<f64>)> {
+pub(crate) fn measure(servers: &[&Server], work: &Work, rounds: usize) -> Vec<(String, Vec<f64>)> {
     let answers: Vec<_> = servers
         .iter()
         .map(|server| Arc::new(Answer::of(&server.name, server.address, &work.paths[0], &work.body)))
         .collect();
     let mut samples: Vec<_> = servers.iter().map(|server| (server.name.clone(), Vec::new())).collect();
-    for round in 0..=effort.rounds {
+    for round in 0..=rounds {
         for ((server, answer), (_, samples)) in servers.iter().zip(&answers).zip(&mut samples) {
             let sample = measure_round(server, work, answer);
             // In the first round heaps grow and caches fill.
@@ -38,6 +37,12 @@ pub(crate) fn measure(servers: &[&Server], work: &Work, effort: &Effort) -> Vec<
     samples
 }
 
+/// The requests that each server is asked in all when some work is measured, the first ones of each round among them.
+pub(crate) fn asked(work: &Work, rounds: usize) -> usize {
+    let round = work.connections * (1 + work.requests.div_ceil(work.connections));
+    ANSWERS + (rounds + 1) * round
+}
+
 fn measure_round(server: &Server, work: &Work, answer: &Arc<Answer>) -> f64 {
     let mut load = Load::new(server.address, &work.paths, answer);
     load.connect(work.connections, 0);
@@ -46,8 +51,7 @@ fn measure_round(server: &Server, work: &Work, answer: &Arc<Answer>) -> f64 {
     let before = server.cpu();
     load.run(each);
     let after = server.cpu();
-    #[expect(clippy::cast_precision_loss, reason = "connections are some thousands")]
-    let requests = f64::from(each) * work.connections as f64;
+    let requests = f64::from(each) * count(work.connections);
     (after - before) / requests
 }
 

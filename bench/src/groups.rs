@@ -2,17 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::ValueEnum;
+use steadfast_harness::Machine;
 use tempfile::TempDir;
 
-use crate::Effort;
-use crate::config::HELLO;
+use crate::config::{self, HELLO};
 use crate::cpu::{self, Work};
 use crate::programs::{Kind, Program};
-use crate::results::Table;
+use crate::results::{Table, count};
 use crate::server::{Server, Site};
+use crate::{memory, starts, units};
 
 /// The descriptors that this process and each server need.
 pub(crate) const DESCRIPTORS: u64 = 20_000;
@@ -28,6 +31,18 @@ pub(crate) enum GroupName {
     Proxied,
     /// The small answer, each request logged in a file
     Log,
+    /// The small answer on 16 to 4,096 connections
+    Connections,
+    /// The small answer on one of 1 to 10,000 routes
+    Routes,
+    /// The memory of 15,000 idle connections
+    Idle,
+    /// Starts, and stops of a server that has nothing to do
+    Start,
+    /// What restarts, reloads and kills lose; needs root and systemd
+    Losses,
+    /// The time of a restart beside 0 to 15,000 idle connections; needs root and systemd
+    Restart,
 }
 
 impl fmt::Display for GroupName {
@@ -43,12 +58,14 @@ pub(crate) struct Servers {
     site: Site,
     /// The files' contents by their name.
     files: Vec<(&'static str, Arc<[u8]>)>,
+    /// The folder that the peers' packages are unpacked in.
+    peers: PathBuf,
     _folder: TempDir,
     _upstream: Server,
 }
 
 impl Servers {
-    pub(crate) fn new(floor: &Program, programs: Vec<Program>) -> Self {
+    pub(crate) fn new(floor: &Program, programs: Vec<Program>, peers: PathBuf) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         // Of a type that every server knows by the name alone.
         let files: Vec<(_, Arc<[u8]>)> =
@@ -62,16 +79,20 @@ impl Servers {
         let mut site = Site { files: folder.path().into(), upstream: nobody, routes: 0, access_log: false };
         let upstream = Server::start(floor, &site);
         site.upstream = upstream.address;
-        Self { programs, site, files, _folder: folder, _upstream: upstream }
+        Self { programs, site, files, peers, _folder: folder, _upstream: upstream }
     }
 
     pub(crate) fn versions(&self) -> BTreeMap<String, String> {
         self.programs.iter().map(|program| (program.name.clone(), program.version.clone())).collect()
     }
 
+    /// The programs among them that can do something.
+    fn which(&self, can: impl Fn(Kind) -> bool) -> Vec<&Program> {
+        self.programs.iter().filter(|program| can(program.kind)).collect()
+    }
+
     fn start(&self, site: &Site, can: impl Fn(Kind) -> bool) -> Vec<Server> {
-        let programs = self.programs.iter().filter(|program| can(program.kind));
-        programs.map(|program| Server::start(program, site)).collect()
+        self.which(can).into_iter().map(|program| Server::start(program, site)).collect()
     }
 
     fn file(&self, name: &str) -> Arc<[u8]> {
@@ -96,13 +117,34 @@ impl GroupName {
         Self::value_variants().to_vec()
     }
 
-    pub(crate) fn measure(self, servers: &Servers, effort: &Effort) -> Vec<Table> {
+    /// The rounds that a group has where so many are asked for. Those that take long have fewer.
+    pub(crate) fn rounds(self, asked: usize) -> usize {
         match self {
-            Self::Respond => vec![respond(servers, effort)],
-            Self::Files => vec![files(servers, effort)],
-            Self::Proxied => vec![proxied(servers, effort)],
-            Self::Log => log(servers, effort),
+            Self::Respond | Self::Files | Self::Proxied | Self::Log | Self::Start => asked,
+            Self::Connections | Self::Routes | Self::Losses | Self::Restart => asked.div_ceil(3),
+            Self::Idle => 1,
         }
+    }
+
+    /// Measures a group. None where this machine cannot, which is said.
+    pub(crate) fn measure(self, servers: &Servers, rounds: usize) -> Option<Vec<Table>> {
+        if let (Self::Losses | Self::Restart, Err(reason)) = (self, Machine::available()) {
+            eprintln!("skipped: {self}, because {reason}");
+            return None;
+        }
+        let (all, real) = (|_| true, |kind| kind != Kind::Floor);
+        Some(match self {
+            Self::Respond => vec![respond(servers, rounds)],
+            Self::Files => vec![files(servers, rounds)],
+            Self::Proxied => vec![proxied(servers, rounds)],
+            Self::Log => log(servers, rounds),
+            Self::Connections => vec![connections(servers, rounds)],
+            Self::Routes => vec![routes(servers, rounds)],
+            Self::Idle => memory::measure(&servers.which(all), &servers.site),
+            Self::Start => starts::measure(&servers.which(all), &servers.site, rounds),
+            Self::Losses => units::measure_losses(&servers.which(real), &servers.peers, rounds),
+            Self::Restart => units::measure_restarts(&servers.which(real), &servers.peers, rounds),
+        })
     }
 }
 
@@ -111,17 +153,17 @@ fn small() -> Work {
     Work { paths: vec!["/".into()], body: HELLO.as_bytes().into(), connections: 64, requests: 51_200 }
 }
 
-fn respond(servers: &Servers, effort: &Effort) -> Table {
+fn respond(servers: &Servers, rounds: usize) -> Table {
     let started = servers.start(&servers.site, |_| true);
     let mut table = cpu::table("A small fixed answer");
     let started: Vec<_> = started.iter().collect();
-    table.add("46 bytes", cpu::measure(&started, &small(), effort));
+    table.add("46 bytes", cpu::measure(&started, &small(), rounds));
     table
 }
 
-fn files(servers: &Servers, effort: &Effort) -> Table {
-    let serves = |kind| matches!(kind, Kind::Steadfast | Kind::Nginx | Kind::Caddy | Kind::Go);
-    let started = servers.start(&servers.site, serves);
+fn files(servers: &Servers, rounds: usize) -> Table {
+    let can = |kind| matches!(kind, Kind::Steadfast | Kind::Nginx | Kind::Caddy | Kind::Go);
+    let started = servers.start(&servers.site, can);
     let started: Vec<_> = started.iter().collect();
     let mut table = cpu::table("Files");
     for (point, name, connections, requests) in
@@ -129,35 +171,70 @@ fn files(servers: &Servers, effort: &Effort) -> Table {
     {
         let paths = vec![format!("/files/{name}")];
         let work = Work { paths, body: servers.file(name), connections, requests };
-        table.add(point, cpu::measure(&started, &work, effort));
+        table.add(point, cpu::measure(&started, &work, rounds));
     }
     table
 }
 
-fn proxied(servers: &Servers, effort: &Effort) -> Table {
+fn proxied(servers: &Servers, rounds: usize) -> Table {
     let proxies =
         |kind| matches!(kind, Kind::Steadfast | Kind::Nginx | Kind::Haproxy | Kind::Caddy | Kind::Go);
     let started = servers.start(&servers.site, proxies);
     let started: Vec<_> = started.iter().collect();
     let mut table = cpu::table("Proxied requests");
     let small = Work { paths: vec!["/proxied/small".into()], requests: 51_200, ..small() };
-    table.add("46 bytes", cpu::measure(&started, &small, effort));
+    table.add("46 bytes", cpu::measure(&started, &small, rounds));
     let large = Work {
         paths: vec!["/proxied/100k".into()],
         body: servers.file("100k.png"),
         requests: 12_800,
         ..small
     };
-    table.add("100 KiB", cpu::measure(&started, &large, effort));
+    table.add("100 KiB", cpu::measure(&started, &large, rounds));
     table
 }
 
 /// The small answer with a line in a file for each, and how many of these lines there were.
-fn log(servers: &Servers, effort: &Effort) -> Vec<Table> {
+fn log(servers: &Servers, rounds: usize) -> Vec<Table> {
     let logs = |kind| matches!(kind, Kind::Steadfast | Kind::Nginx | Kind::Haproxy | Kind::Caddy);
     let started = servers.start(&Site { access_log: true, ..servers.site.clone() }, logs);
+    let all: Vec<_> = started.iter().collect();
+    let mut cost = cpu::table("A small fixed answer with the access log on");
+    let work = small();
+    cost.add("46 bytes", cpu::measure(&all, &work, rounds));
+    // Those that write behind their answers have a second to come to the end.
+    std::thread::sleep(Duration::from_secs(1));
+    let mut lines = Table::new("Requests that stand in the log", "percent").counting();
+    let asked = cpu::asked(&work, rounds);
+    let share = |server: &Server| count(server.logged()) / count(asked) * 100.0;
+    let shares = started.iter().map(|server| (server.name.clone(), vec![share(server)]));
+    lines.add("of those that were answered", shares.collect());
+    vec![cost, lines]
+}
+
+fn connections(servers: &Servers, rounds: usize) -> Table {
+    let started = servers.start(&servers.site, |_| true);
     let started: Vec<_> = started.iter().collect();
-    let mut table = cpu::table("A small fixed answer with the access log on");
-    table.add("46 bytes", cpu::measure(&started, &small(), effort));
-    vec![table]
+    let mut table = cpu::table("A small fixed answer on many connections").along("connections", true);
+    for connections in [16, 64, 256, 1024, 4096] {
+        let work = Work { connections, requests: 32_768, ..small() };
+        table.add(&connections.to_string(), cpu::measure(&started, &work, rounds));
+    }
+    table
+}
+
+fn routes(servers: &Servers, rounds: usize) -> Table {
+    let routes = |kind| !matches!(kind, Kind::Ecdysis | Kind::Floor);
+    let mut table = cpu::table("A small fixed answer on one of many routes").along("routes", true);
+    for routes_each in [1, 10, 100, 1000, 10_000] {
+        let site = Site { routes: routes_each, ..servers.site.clone() };
+        let started = servers.start(&site, routes);
+        let started: Vec<_> = started.iter().collect();
+        let all: Vec<_> = config::routes(&site).collect();
+        // From the first to the last, for a list may be searched from its beginning.
+        let paths = (0..64).map(|n| all[n * all.len() / 64].clone()).collect();
+        let work = Work { paths, requests: 25_600, ..small() };
+        table.add(&routes_each.to_string(), cpu::measure(&started, &work, rounds));
+    }
+    table
 }

@@ -15,6 +15,9 @@ use tokio::task::JoinSet;
 /// The most that is read of an answer at a time.
 const PIECE: usize = 256 << 10;
 
+/// The requests that [`Answer::of`] makes.
+pub(crate) const ANSWERS: usize = 3;
+
 /// The shortest request of a browser or curl.
 fn request(path: &str) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nuser-agent: steadfast-bench\r\naccept: */*\r\n\r\n")
@@ -108,16 +111,20 @@ impl Load {
         Self { address, runtime, connections: Vec::new(), answer, paths }
     }
 
-    /// Connects so many more, which ask nothing yet. They come from an address of the loopback of their own for each
-    /// `wave`: the ports of one do not suffice for all.
+    /// Connects so many more, which ask nothing yet. They come from addresses of the loopback of their own for each server
+    /// and `wave`, a thousand from each: a port is free only a minute after its connection, and hard to find among many.
     pub(crate) fn connect(&mut self, more: usize, wave: u8) {
         let address = self.address;
+        let [high, low] = address.port().to_be_bytes();
         let _guard = self.runtime.enter();
         for _ in 0..more {
+            let thousand =
+                u8::try_from(self.connections.len() / 1000).expect("connections are some thousands");
+            let source = Ipv4Addr::new(127, high, low, 2 + wave * 20 + thousand);
             let path = &self.paths[self.connections.len() % self.paths.len()];
             let stream = self.runtime.block_on(async {
                 let socket = TcpSocket::new_v4()?;
-                socket.bind((Ipv4Addr::new(127, 0, 0, 1 + wave), 0).into())?;
+                socket.bind((source, 0).into())?;
                 socket.connect(address).await
             });
             let stream = stream.expect("the server accepts");
@@ -127,9 +134,17 @@ impl Load {
 
     /// Asks so often on each connection, and returns when every answer has come and was right.
     pub(crate) fn run(&mut self, each: u32) {
-        let connections = self.connections.drain(..);
+        self.run_from(0, each);
+    }
+
+    /// Asks once on each of so many connections, those that were opened last.
+    pub(crate) fn run_newest(&mut self, connections: usize) {
+        self.run_from(self.connections.len() - connections, 1);
+    }
+
+    fn run_from(&mut self, first: usize, each: u32) {
         let mut tasks = JoinSet::new();
-        for mut asking in connections {
+        for mut asking in self.connections.drain(first..) {
             let answer = Arc::clone(&self.answer);
             let client = async move {
                 asking.ask(&answer, each).await;
@@ -137,7 +152,7 @@ impl Load {
             };
             tasks.spawn_on(client, self.runtime.handle());
         }
-        self.connections = self.runtime.block_on(tasks.join_all());
+        self.connections.extend(self.runtime.block_on(tasks.join_all()));
     }
 }
 

@@ -1,4 +1,4 @@
-//! Measures steadfast beside nginx, HAProxy, Caddy and yardsticks of its own. README.md, beside this crate's manifest,
+//! Measures steadfast beside nginx, `HAProxy`, Caddy and yardsticks of its own. README.md, beside this crate's manifest,
 //! says how it is used and what is measured; RESULTS.md is what came of it.
 //!
 //! A wrong answer fails it. No figure does: it measures, and judges nothing.
@@ -8,10 +8,14 @@ mod config;
 mod cpu;
 mod groups;
 mod load;
+mod memory;
+mod plots;
 mod programs;
 mod report;
 mod results;
 mod server;
+mod starts;
+mod units;
 
 use std::path::{Path, PathBuf};
 
@@ -50,19 +54,13 @@ struct Arguments {
     out: PathBuf,
 }
 
-/// How much is measured.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Effort {
-    /// The rounds that count. One more comes before them.
-    pub(crate) rounds: usize,
-}
-
 fn main() {
     let arguments = Arguments::parse();
     steadfast_harness::raise_descriptor_limit(groups::DESCRIPTORS);
-    let effort = Effort { rounds: if arguments.quick { 3 } else { arguments.rounds } };
+    let rounds = if arguments.quick { 3 } else { arguments.rounds };
     let workshop = Workshop::open();
-    let servers = Servers::new(&workshop.program(Kind::Floor), programs(&workshop, &arguments));
+    let floor = workshop.program(Kind::Floor);
+    let servers = Servers::new(&floor, programs(&workshop, &arguments), workshop.peers());
     let all = arguments.only.is_empty();
     let names = if all { GroupName::all() } else { arguments.only.clone() };
 
@@ -70,15 +68,18 @@ fn main() {
     let mut results = if all { Results::default() } else { Results::read(&file) };
     for name in names {
         eprintln!("measuring: {name}");
+        let Some(tables) = name.measure(&servers, name.rounds(rounds)) else { continue };
         let group = Group {
             name: name.to_string(),
-            circumstances: circumstances::now(effort.rounds),
+            circumstances: circumstances::now(name.rounds(rounds)),
             versions: servers.versions(),
-            tables: name.measure(&servers, &effort),
+            tables,
         };
         print!("{}", report::group(&group));
         results.put(group);
     }
+    let order = |group: &Group| GroupName::all().iter().position(|name| name.to_string() == group.name);
+    results.groups.sort_by_key(order);
     if all || arguments.write {
         write(&results, &file, &arguments.out);
     }
@@ -107,5 +108,6 @@ fn write(results: &Results, file: &Path, folder: &Path) {
     let report = folder.join("RESULTS.md");
     std::fs::write(&report, report::all(results))
         .unwrap_or_else(|error| panic!("{}: {error}", report.display()));
+    plots::write(results, folder);
     eprintln!("written: {}, {}", file.display(), report.display());
 }

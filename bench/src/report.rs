@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::plots;
 use crate::results::{Group, Results, Table};
 
 /// The servers that others are compared with.
@@ -36,8 +37,9 @@ pub(crate) fn group(group: &Group) -> String {
         circumstances.rounds,
         versions.join("; "),
     );
-    for each in &group.tables {
-        text += "\n";
+    for (at, each) in group.tables.iter().enumerate() {
+        let (title, plot) = (&each.title, plots::name(&group.name, at));
+        let _ = write!(text, "\n### {title}\n\n![{title}]({plot})\n\n");
         text += &table(each);
     }
     text
@@ -49,8 +51,7 @@ fn table(table: &Table) -> String {
     let head = |first: &str| {
         format!("| {first} | {} |\n|---|{}\n", servers.join(" | "), "---:|".repeat(servers.len()))
     };
-    let mut text = format!("### {}\n\n", table.title);
-    text += &head(&format!("{}, median", table.unit));
+    let mut text = head(&format!("{}, median", table.unit));
     let rows = |text: &mut String,
                 name: &dyn Fn(&str) -> String,
                 cell: &dyn Fn(&str, usize) -> Option<String>| {
@@ -63,10 +64,8 @@ fn table(table: &Table) -> String {
             let _ = writeln!(text, "| {} | {} |", name(point), cells.join(" | "));
         }
     };
-    rows(&mut text, &|point| point.into(), &|server, at| {
-        table.median(server, at).map(|median| figure(median))
-    });
-    for other in COMPARED.into_iter().filter(|other| servers.contains(other)) {
+    rows(&mut text, &|point| point.into(), &|server, at| table.median(server, at).map(figure));
+    for other in COMPARED.into_iter().filter(|other| servers.contains(other) && !table.counted) {
         rows(&mut text, &|point| format!("{point}: ratio to {other}"), &|server, at| {
             table.ratio(server, other, at).map(|ratio| format!("{ratio:.2}"))
         });
@@ -82,10 +81,10 @@ fn table(table: &Table) -> String {
     text
 }
 
-/// Three digits that count, and no fewer than stand before the point.
-fn figure(value: f64) -> String {
+/// Three digits that count, and no fewer than stand before the point; of a whole number no more.
+pub(crate) fn figure(value: f64) -> String {
     match value.abs() {
-        0.0 => "0".into(),
+        size if size.fract() == 0.0 => format!("{value:.0}"),
         size if size >= 100.0 => format!("{value:.0}"),
         size if size >= 10.0 => format!("{value:.1}"),
         _ => format!("{value:.2}"),

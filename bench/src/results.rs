@@ -42,10 +42,20 @@ pub(crate) struct Table {
     pub(crate) title: String,
     pub(crate) unit: String,
     /// What the points differ in, if they are numbers that grow: a plot has lines then, else bars.
-    pub(crate) axis: Option<String>,
+    pub(crate) axis: Option<Axis>,
+    /// Whether things were counted, so that a ratio says nothing.
+    pub(crate) counted: bool,
     /// The rows of the table.
     pub(crate) points: Vec<String>,
     pub(crate) series: Vec<Series>,
+}
+
+/// What the points of a table differ in.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Axis {
+    pub(crate) label: String,
+    /// Whether a plot gives each power of ten the same room, on both axes.
+    pub(crate) logarithmic: bool,
 }
 
 /// The figures of one server.
@@ -59,12 +69,17 @@ pub(crate) struct Series {
 impl Table {
     pub(crate) fn new(title: &str, unit: &str) -> Self {
         let (title, unit) = (title.into(), unit.into());
-        Self { title, unit, axis: None, points: Vec::new(), series: Vec::new() }
+        Self { title, unit, axis: None, counted: false, points: Vec::new(), series: Vec::new() }
     }
 
     /// The same with points that grow.
-    pub(crate) fn along(self, axis: &str) -> Self {
-        Self { axis: Some(axis.into()), ..self }
+    pub(crate) fn along(self, label: &str, logarithmic: bool) -> Self {
+        Self { axis: Some(Axis { label: label.into(), logarithmic }), ..self }
+    }
+
+    /// The same with figures that count something.
+    pub(crate) fn counting(self) -> Self {
+        Self { counted: true, ..self }
     }
 
     /// Adds a point, with the samples of the servers that have it.
@@ -115,6 +130,12 @@ pub(crate) fn median(samples: &[f64]) -> Option<f64> {
     sorted.sort_by(f64::total_cmp);
     let last = sorted.len().checked_sub(1)?;
     Some(f64::midpoint(sorted[last / 2], sorted[sorted.len() / 2]))
+}
+
+/// A number of things as a figure.
+#[expect(clippy::cast_precision_loss, reason = "nothing here is counted beyond 2^52")]
+pub(crate) fn count(number: usize) -> f64 {
+    number as f64
 }
 
 impl Results {

@@ -14,6 +14,9 @@ use tempfile::TempDir;
 use crate::config;
 use crate::programs::{Kind, LIBRARIES, Program};
 
+/// More descriptors than a server without connections has.
+const FEW: usize = 500;
+
 /// What the servers are to serve, all of them the same.
 #[derive(Clone, Debug)]
 pub(crate) struct Site {
@@ -118,6 +121,12 @@ impl Server {
     pub(crate) fn log(&self) -> String {
         let written = ["log", "access.log"].map(|file| fs::read_to_string(self.folder.path().join(file)));
         written.map(Result::unwrap_or_default).concat()
+    }
+
+    /// The lines of its log that are of a request of the load.
+    pub(crate) fn logged(&self) -> usize {
+        // The request that the start waits for is one that `asked` does not know.
+        self.log().lines().filter(|line| line.contains("GET")).count().saturating_sub(1)
     }
 
     /// Asks it to stop, as its unit does, and returns how long that took.
@@ -248,7 +257,7 @@ impl Server {
         self.processes().into_iter().map(ticks).sum::<f64>() * tick
     }
 
-    /// The memory that its processes hold, in KiB, each shared page once.
+    /// The memory that its processes hold, in bytes, each shared page once.
     pub(crate) fn memory(&self) -> f64 {
         let proportional = |process: i32| {
             let rollup =
@@ -257,7 +266,7 @@ impl Server {
             let value = line.and_then(|line| line.split_whitespace().next()?.parse::<u32>().ok());
             f64::from(value.unwrap_or_else(|| panic!("no Pss in {rollup}")))
         };
-        self.processes().into_iter().map(proportional).sum()
+        self.processes().into_iter().map(proportional).sum::<f64>() * 1024.0
     }
 
     /// Waits until so many connections are idle as steadfast sees it. Nothing is known of that of other servers.
@@ -270,6 +279,15 @@ impl Server {
             let status = client.get("/status").expect("/status answers").text();
             let status: serde_json::Value = serde_json::from_str(&status).expect("/status is JSON");
             (status["connections"]["parked"] == connections).then_some(())
+        });
+    }
+
+    /// Waits until it holds no connection any more, as the kernel counts its descriptors.
+    pub(crate) fn wait_until_gone(&self) {
+        let descriptors =
+            |process: &i32| fs::read_dir(format!("/proc/{process}/fd")).map_or(0, Iterator::count);
+        wait_until("the connections to be gone", || {
+            (self.processes().iter().map(descriptors).sum::<usize>() < FEW).then_some(())
         });
     }
 }

@@ -15,11 +15,11 @@ const BODY: &str = include_str!("hello.html");
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
-    let (Some(address), Some(routes)) = (arguments.next(), arguments.next()) else {
+    let (Some(address), Some(count)) = (arguments.next(), arguments.next()) else {
         return Err("usage: bare-axum ADDRESS ROUTES".into());
     };
     let answer = || any(async || ([(CONTENT_TYPE, "text/html; charset=utf-8")], BODY));
-    let router = (0..routes.parse()?).fold(Router::new().route("/", answer()), |router, n: u32| {
+    let router = (0..count.parse()?).fold(Router::new().route("/", answer()), |router, n: u32| {
         router.route(&format!("/route/{n:05}"), answer())
     });
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
