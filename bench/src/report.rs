@@ -8,15 +8,41 @@ use crate::results::{Group, Results, Table};
 /// The servers that others are compared with.
 const COMPARED: [&str; 3] = ["nginx", "axum::serve", "beside"];
 
+/// The columns of the summary.
+const SUMMARY: [&str; 7] = ["steadfast", "nginx", "HAProxy", "Caddy", "net/http", "axum::serve", "ecdysis"];
+
 /// All of RESULTS.md.
 pub(crate) fn all(results: &Results) -> String {
     let mut text = String::from(
         "# Results\n\nWritten by `cargo run --release -p steadfast-bench`; no figure here is written by hand. \
          [README.md](README.md) says what is measured, and how.\n",
     );
+    text += "\n";
+    text += &summary(results);
     for each in &results.groups {
         text += "\n";
         text += &group(each);
+    }
+    text
+}
+
+/// The medians of all tables but the sweeps. The README has some of these lines.
+fn summary(results: &Results) -> String {
+    let bars = || results.groups.iter().flat_map(|group| &group.tables).filter(|table| table.axis.is_none());
+    let measured =
+        |server: &&str| bars().any(|table| table.series.iter().any(|series| series.server == *server));
+    let servers: Vec<_> = SUMMARY.into_iter().filter(measured).collect();
+    let mut text = format!(
+        "## In short\n\nMedians; below is what they were taken of, and when.\n\n| | | {} |\n|---|---|{}\n",
+        servers.join(" | "),
+        "---:|".repeat(servers.len())
+    );
+    for table in bars() {
+        for (at, point) in table.points.iter().enumerate() {
+            let cell = |server: &&str| table.median(server, at).map_or_else(|| "–".into(), figure);
+            let cells: Vec<_> = servers.iter().map(cell).collect();
+            let _ = writeln!(text, "| {}: {point} | {} | {} |", table.title, table.unit, cells.join(" | "));
+        }
     }
     text
 }
