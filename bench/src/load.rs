@@ -5,12 +5,17 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use steadfast_harness::Client;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
+
+/// The connections that are opened within a millisecond.
+const AT_A_TIME: usize = 20;
 
 /// The most that is read of an answer at a time.
 const PIECE: usize = 256 << 10;
@@ -117,7 +122,11 @@ impl Load {
         let address = self.address;
         let [high, low] = address.port().to_be_bytes();
         let _guard = self.runtime.enter();
-        for _ in 0..more {
+        for n in 1..=more {
+            // To connect is less work than to accept, and a client that finds the queue full tries again a second later.
+            if n % AT_A_TIME == 0 {
+                thread::sleep(Duration::from_millis(1));
+            }
             let thousand =
                 u8::try_from(self.connections.len() / 1000).expect("connections are some thousands");
             let source = Ipv4Addr::new(127, high, low, 2 + wave * 20 + thousand);

@@ -72,8 +72,9 @@ fn measure_one(program: &Program, site: &Site) -> Memory {
     server.wait_until_parked(IDLE);
     let burst = each(rest, server.memory());
     for wave in 1..WAVES {
+        drop(load);
+        server.wait_until_gone();
         load = Load::new(server.address, &["/".into()], &answer);
-        server.wait_until_parked(0);
         load.connect(IDLE, wave);
         load.run(1);
         server.wait_until_parked(IDLE);

@@ -9,7 +9,7 @@ use axum::Router;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::any;
 use sd_notify::NotifyState;
-use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
 
 const BODY: &str = include_str!("hello.html");
 
@@ -24,7 +24,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     });
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let listener = TcpListener::bind(address).await?;
+        // As many may wait as with the others.
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address.parse()?)?;
+        let listener = socket.listen(4096)?;
         sd_notify::notify(&[NotifyState::Ready])?;
         axum::serve(listener, router).await?;
         Ok(())

@@ -35,6 +35,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let address: SocketAddr = arguments.next().ok_or("usage: epoll-floor ADDRESS PATH=FILE...")?.parse()?;
     let answers: Answers = arguments.map(|argument| read_answer(&argument)).collect::<io::Result<_>>()?;
     let listener = TcpListener::bind(address)?;
+    // As many may wait as with the others: the standard library asks for 128.
+    rustix::net::listen(&listener, 4096)?;
     listener.set_nonblocking(true)?;
     let threads = thread::available_parallelism()?.get();
     thread::scope(|scope| {
