@@ -47,6 +47,10 @@ doc:
 package:
     cargo publish --dry-run
 
+# steadfast measured beside other servers, all of it or some groups: `just bench files`
+bench *groups:
+    cargo run --release -p steadfast-bench -- {{ if groups == "" { "" } else { "--only " + groups } }}
+
 # licences, sources and banned crates
 deny:
     cargo deny --workspace check bans licenses sources

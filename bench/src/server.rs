@@ -1,134 +1,293 @@
-//! The two servers as processes, and what the kernel says of them.
+//! A server as a process, with a config written for it, and what the kernel says of it.
 
-use std::ffi::OsStr;
-use std::fs;
-use std::net::SocketAddr;
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use steadfast_harness::{Client, Daemon, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
+use steadfast_harness::{Client, PATIENCE, wait_until};
+use tempfile::TempDir;
 
-/// All as by default, but for the ports, the room for the idle, and the route that the bare server answers too.
-const CONFIG: &str = r#"
-[http]
-max_connections = 20000
-header_timeout = "10m"
-keepalive_timeout = "10m"
-listen = ["127.0.0.1:0"]
-[[route]]
-path = "/"
-respond = "<html><body><h1>Hello World</h1></body></html>"
-[admin]
-listen = ["127.0.0.1:0"]
-"#;
+use crate::config;
+use crate::programs::{Kind, LIBRARIES, Program};
 
-/// A server, running.
+/// More descriptors than a server without connections has.
+const FEW: usize = 500;
+
+/// What the servers are to serve, all of them the same.
+#[derive(Clone, Debug)]
+pub(crate) struct Site {
+    /// The folder that is served below `/files/`.
+    pub(crate) files: PathBuf,
+    /// The server that answers below `/proxied/`.
+    pub(crate) upstream: SocketAddr,
+    /// Routes beside these, `/route/00000` and so on.
+    pub(crate) routes: u32,
+    /// Whether each request is logged, in a file.
+    pub(crate) access_log: bool,
+}
+
+/// A server, running. Dropping it kills all of its processes.
+#[derive(Debug)]
 pub(crate) struct Server {
-    daemon: Daemon,
-    /// From exec to READY.
-    pub(crate) start: Duration,
+    pub(crate) name: String,
+    pub(crate) kind: Kind,
     /// The address that it answers on.
     pub(crate) address: SocketAddr,
+    /// Another one, where steadfast says how it is.
+    admin: SocketAddr,
+    /// From exec to the first answer.
+    pub(crate) answered_after: Duration,
+    /// From exec to READY, if it says that.
+    pub(crate) ready_after: Option<Duration>,
+    child: Child,
+    folder: TempDir,
 }
 
-/// CPU time of the process that serves, in microseconds.
-#[derive(Clone, Copy)]
-pub(crate) struct Cpu {
-    /// In its own code.
-    pub(crate) user: f64,
-    /// In the kernel, on its behalf.
-    pub(crate) system: f64,
-}
-
-impl Cpu {
-    pub(crate) fn total(self) -> f64 {
-        self.user + self.system
-    }
-}
-
-/// Memory of the process that serves, in KiB.
-#[derive(Clone, Copy)]
-pub(crate) struct Memory {
-    /// All that is resident, the pages of the binary among it.
-    pub(crate) resident: f64,
-    /// The memory that is its alone: heap and stacks.
-    pub(crate) anonymous: f64,
-}
+// ---------------------------------------------------------------------------------------------------------------
+// Its start and its end
+// ---------------------------------------------------------------------------------------------------------------
 
 impl Server {
-    /// Runs a server and returns when it is ready.
-    pub(crate) fn start(binary: &Path) -> Self {
-        let mut began = None;
-        let daemon = Daemon::spawn_with(binary, CONFIG, |_| began = Some(Instant::now()));
-        let ready =
-            daemon.wait_for_notification("READY=1", |text| text.lines().any(|line| line == "READY=1"));
-        let began = began.expect("the server was run");
-        Self { start: ready.at.duration_since(began), address: daemon.address("http"), daemon }
+    /// Runs a program and returns when it has answered.
+    pub(crate) fn start(program: &Program, site: &Site) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (address, admin) = (free_address(), free_address());
+        let log = File::create(folder.path().join("log")).expect("the log can be made");
+        let notify = folder.path().join("notify.sock");
+        let manager = UnixDatagram::bind(&notify).expect("the manager's socket can be bound");
+
+        let mut command = command(program, site, folder.path(), address, admin);
+        command
+            .env("NOTIFY_SOCKET", &notify)
+            .env("RUNTIME_DIRECTORY", folder.path())
+            .env("HOME", folder.path())
+            .env_remove("JOURNAL_STREAM")
+            .env_remove("INVOCATION_ID")
+            .env_remove("WATCHDOG_USEC")
+            .env_remove("LISTEN_FDS")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a file can be opened twice"))
+            .stderr(log);
+        let began = Instant::now();
+        let child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{} does not start: {error}", program.binary.display()));
+        let (name, kind) = (program.name.clone(), program.kind);
+        let mut server = Self {
+            name,
+            kind,
+            address,
+            admin,
+            answered_after: Duration::ZERO,
+            ready_after: None,
+            child,
+            folder,
+        };
+        server.wait_for_answer(began);
+        if server.says_ready() {
+            server.ready_after = Some(wait_for_ready(&manager, began));
+        }
+        server
     }
 
-    /// The CPU time that it has used so far, to the clock tick.
-    pub(crate) fn cpu(&self) -> Cpu {
-        let stat = self.proc("stat");
-        // Its second field, the command, may hold anything; it ends at the last parenthesis.
-        let (_, fields) = stat.rsplit_once(')').expect("stat has a command");
-        let ticks = |n: usize| {
-            let field = fields.split_whitespace().nth(n).and_then(|f| f.parse::<u32>().ok());
-            f64::from(field.expect("stat has its fields"))
-        };
+    /// The looks are close to each other: they are the grain of the time that is measured.
+    fn wait_for_answer(&mut self, began: Instant) {
+        loop {
+            let answered = Client::connect(self.address).and_then(|mut client| client.get("/"));
+            if answered.is_ok() {
+                break;
+            }
+            let ended = self.child.try_wait().expect("the server is our child");
+            assert!(
+                ended.is_none() && began.elapsed() < PATIENCE,
+                "{} does not answer ({ended:?}):\n{}",
+                self.name,
+                self.log()
+            );
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        self.answered_after = began.elapsed();
+    }
+
+    fn says_ready(&self) -> bool {
+        matches!(self.kind, Kind::Steadfast | Kind::Caddy | Kind::Go | Kind::Axum)
+    }
+
+    /// What it has written so far, requests too if they are logged.
+    pub(crate) fn log(&self) -> String {
+        let written = ["log", "access.log"].map(|file| fs::read_to_string(self.folder.path().join(file)));
+        written.map(Result::unwrap_or_default).concat()
+    }
+
+    /// The lines of its log that are of a request of the load.
+    pub(crate) fn logged(&self) -> usize {
+        // The request that the start waits for is one that `asked` does not know.
+        self.log().lines().filter(|line| line.contains("GET")).count().saturating_sub(1)
+    }
+
+    /// Asks it to stop, as its unit does, and returns how long that took.
+    pub(crate) fn stop(mut self) -> Duration {
+        // nginx's other signal would cut requests.
+        let signal = if self.kind == Kind::Nginx { Signal::QUIT } else { Signal::TERM };
+        let asked = Instant::now();
+        kill_process(Pid::from_child(&self.child), signal).expect("the server runs");
+        self.child.wait().expect("the server is our child");
+        asked.elapsed()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            // A main process that stands still starts no other worker in the place of one that is killed.
+            let main = Pid::from_child(&self.child);
+            let _ = kill_process(main, Signal::STOP);
+            for process in self.processes().into_iter().filter_map(Pid::from_raw) {
+                let _ = kill_process(process, Signal::KILL);
+            }
+        }
+        let _ = self.child.wait();
+    }
+}
+
+/// The command of a server, whose config is written into its folder.
+fn command(program: &Program, site: &Site, folder: &Path, address: SocketAddr, admin: SocketAddr) -> Command {
+    let write = |name: &str, text: String| {
+        let path = folder.join(name);
+        fs::write(&path, text).expect("a config can be written");
+        path
+    };
+    let mut command = Command::new(&program.binary);
+    match program.kind {
+        Kind::Steadfast => {
+            let config = write("config.toml", config::steadfast(site, address, admin));
+            command.args(["run", "--config"]).arg(config);
+        }
+        Kind::Nginx => {
+            let config = write("nginx.conf", config::nginx(site, address, folder));
+            command.arg("-e").arg(folder.join("error.log")).arg("-p").arg(folder).arg("-c").arg(config);
+        }
+        Kind::Haproxy => {
+            write("routes.map", config::haproxy_routes(site));
+            let config = write("haproxy.cfg", config::haproxy(site, address, folder));
+            command.arg("-f").arg(config).env(LIBRARIES, &program.libraries);
+        }
+        Kind::Caddy => {
+            let config = write("Caddyfile", config::caddy(site, address, folder));
+            command.args(["run", "--adapter", "caddyfile", "--config"]).arg(config);
+        }
+        Kind::Go => {
+            command.arg(address.to_string()).arg(&site.files);
+            command.arg(site.upstream.to_string()).arg(site.routes.to_string());
+        }
+        Kind::Axum => {
+            command.arg(address.to_string()).arg(site.routes.to_string());
+        }
+        Kind::Ecdysis => {
+            command.arg(address.to_string()).arg(folder.join("pid"));
+        }
+        Kind::Floor => {
+            let hello = Path::new(env!("CARGO_MANIFEST_DIR")).join("yardsticks/hello.html");
+            command.arg(address.to_string()).arg(format!("/={}", hello.display()));
+            command.arg(format!("/proxied/small={}", hello.display()));
+            command.arg(format!("/proxied/100k={}", site.files.join("100k.png").display()));
+        }
+    }
+    command
+}
+
+fn wait_for_ready(manager: &UnixDatagram, began: Instant) -> Duration {
+    let mut text = [0; 4096];
+    manager.set_read_timeout(Some(PATIENCE)).expect("a socket has a read timeout");
+    loop {
+        let count = manager.recv(&mut text).expect("it says that it is ready");
+        if text[..count].split(|&byte| byte == b'\n').any(|line| line == b"READY=1") {
+            return began.elapsed();
+        }
+    }
+}
+
+/// An address that nobody listens on.
+fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("the loopback has a free port");
+    listener.local_addr().expect("a listener has an address")
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// The kernel's account of it
+// ---------------------------------------------------------------------------------------------------------------
+
+impl Server {
+    /// Its main process, and all that come of it.
+    fn processes(&self) -> Vec<i32> {
+        let mut all = vec![Pid::from_child(&self.child).as_raw_nonzero().get()];
+        let mut next = 0;
+        while let Some(process) = all.get(next) {
+            let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+            let children: Vec<_> = threads
+                .flat_map(|thread| {
+                    let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+                    children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()).collect::<Vec<_>>()
+                })
+                .collect();
+            all.extend(children);
+            next += 1;
+        }
+        all
+    }
+
+    /// The CPU time that its processes have used so far, in their own code and in the kernel, in microseconds. It is exact
+    /// to the clock tick, 10 ms, for each process; how it is divided between the two is an estimate, and not asked for.
+    pub(crate) fn cpu(&self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "it is 100")]
         let tick = 1e6 / rustix::param::clock_ticks_per_second() as f64;
-        Cpu { user: ticks(11) * tick, system: ticks(12) * tick }
-    }
-
-    /// The memory that it holds now.
-    pub(crate) fn memory(&self) -> Memory {
-        let status = self.proc("status");
-        let kib = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let value = line.and_then(|line| line.split_whitespace().next());
-            value.and_then(|v| v.parse().ok()).unwrap_or_else(|| panic!("no {name} in {status}"))
+        let ticks = |process: i32| {
+            let stat = fs::read_to_string(format!("/proc/{process}/stat")).expect("the server runs");
+            // Its second field, the command, may hold anything; it ends at the last parenthesis.
+            let (_, fields) = stat.rsplit_once(')').expect("stat has a command");
+            let mut times = fields.split_whitespace().skip(11).map_while(|field| field.parse::<u32>().ok());
+            let times = times.next().zip(times.next());
+            let (user, system) = times.expect("stat has the two times");
+            f64::from(user) + f64::from(system)
         };
-        Memory { resident: kib("VmRSS:"), anonymous: kib("RssAnon:") }
+        self.processes().into_iter().map(ticks).sum::<f64>() * tick
     }
 
-    /// What the kernel says of the process that serves: steadfast's worker. The other server has none.
-    fn proc(&self, file: &str) -> String {
-        let pid = self.daemon.workers().pop().unwrap_or_else(|| self.daemon.pid());
-        fs::read_to_string(format!("/proc/{pid}/{file}")).expect("the server runs")
+    /// The memory that its processes hold, in bytes, each shared page once.
+    pub(crate) fn memory(&self) -> f64 {
+        let proportional = |process: i32| {
+            let rollup =
+                fs::read_to_string(format!("/proc/{process}/smaps_rollup")).expect("the server runs");
+            let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+            let value = line.and_then(|line| line.split_whitespace().next()?.parse::<u32>().ok());
+            f64::from(value.unwrap_or_else(|| panic!("no Pss in {rollup}")))
+        };
+        self.processes().into_iter().map(proportional).sum::<f64>() * 1024.0
     }
 
-    /// Waits until every one of so many connections is parked. Only steadfast knows of that.
-    pub(crate) fn wait_until_parked(&self, connections: u32) {
-        let admin = self.daemon.address("admin");
-        let mut client = Client::connect(admin).expect("the admin listener accepts");
+    /// Waits until so many connections are idle as steadfast sees it. Nothing is known of that of other servers.
+    pub(crate) fn wait_until_parked(&self, connections: usize) {
+        if self.kind != Kind::Steadfast {
+            return;
+        }
+        let mut client = Client::connect(self.admin).expect("the admin listener accepts");
         wait_until("the connections to be parked", || {
             let status = client.get("/status").expect("/status answers").text();
             let status: serde_json::Value = serde_json::from_str(&status).expect("/status is JSON");
             (status["connections"]["parked"] == connections).then_some(())
         });
     }
-}
 
-/// Builds a binary of the workspace as it is released, and says where it is.
-pub(crate) fn build(package: &str, binary: &str) -> PathBuf {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    // Each by itself: together, one would get the features that the other asks its dependencies for.
-    let output = Command::new(cargo)
-        .args(["build", "--quiet", "--release", "--package", package, "--bin", binary])
-        .args(["--message-format", "json-render-diagnostics"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .stderr(Stdio::inherit())
-        .output()
-        .expect("cargo runs");
-    assert!(output.status.success(), "{binary} does not build");
-    let messages = String::from_utf8(output.stdout).expect("cargo writes UTF-8");
-    let executable = |line: &str| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        Some(PathBuf::from(message.get("executable")?.as_str()?))
-    };
-    let mut executables = messages.lines().filter_map(executable);
-    executables
-        .find(|path| path.file_name() == Some(OsStr::new(binary)))
-        .expect("cargo says where it put the binary")
+    /// Waits until it holds no connection any more, as the kernel counts its descriptors.
+    pub(crate) fn wait_until_gone(&self) {
+        let descriptors =
+            |process: &i32| fs::read_dir(format!("/proc/{process}/fd")).map_or(0, Iterator::count);
+        wait_until("the connections to be gone", || {
+            (self.processes().iter().map(descriptors).sum::<usize>() < FEW).then_some(())
+        });
+    }
 }
