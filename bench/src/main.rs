@@ -77,11 +77,13 @@ fn main() {
         };
         print!("{}", report::group(&group));
         results.put(group);
-    }
-    let order = |group: &Group| GroupName::all().iter().position(|name| name.to_string() == group.name);
-    results.groups.sort_by_key(order);
-    if all || arguments.write {
-        write(&results, &file, &arguments.out);
+        if all || arguments.write {
+            // After each group: what was measured so far is not lost if a later one fails.
+            let order =
+                |group: &Group| GroupName::all().iter().position(|name| name.to_string() == group.name);
+            results.groups.sort_by_key(order);
+            write(&results, &file, &arguments.out);
+        }
     }
 }
 
