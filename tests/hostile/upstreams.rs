@@ -51,7 +51,7 @@ fn ask(upstream: SocketAddr, method: &str) -> (Result<Message, Wrong>, Vec<u8>, 
     site.assert_available("/hello");
     // Lines are written in their order: a later one tells that none is on its way.
     site.signal(steadfast_harness::Signal::TERM);
-    site.wait_for_line("of the stop", |line| line.contains("draining"));
+    site.wait_for_line("of the stop", |line| line.contains("draining:"));
     let lines = site.lines(|line| {
         line.contains("WARN")
             && line.contains("proxied request failed")
