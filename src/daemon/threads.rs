@@ -1,7 +1,7 @@
 //! The threads that a daemon runs on.
 //!
-//! A process of its own has three kinds: the I/O threads, on which connections live; the one that `main` runs on, for
-//! the tree; and, for what is the caller's own, a work-stealing runtime. Within a caller's runtime it has none.
+//! A process of its own has three kinds: the I/O threads, on which connections live; a small runtime for the tree; and
+//! another one for what is the caller's own. Within a caller's runtime it has none.
 
 use std::io;
 use std::num::NonZero;
@@ -50,8 +50,9 @@ pub(super) struct Runtimes {
 impl Runtimes {
     /// Makes them; one for what is the caller's own only if there is something.
     pub(super) fn start(has_users: bool) -> io::Result<Self> {
-        let tree = Builder::new_current_thread().enable_all().build()?;
-        // Two at least: where one is blocked by a handler, the other goes on.
+        // Where one is blocked by a child, the other goes on.
+        let tree = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        // Two at least, for handlers do the same.
         let threads = cores().max(2);
         let users = || Builder::new_multi_thread().worker_threads(threads).enable_all().build();
         Ok(Self { tree, users: has_users.then(users).transpose()? })

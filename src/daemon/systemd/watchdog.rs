@@ -45,7 +45,8 @@ impl Watchdog {
     pub(in crate::daemon) fn start(observer: Observer, manager: Manager) -> io::Result<Self> {
         let (stop, stopped) = channel();
         let tick = observer.supervisor.heartbeat() / 2;
-        let users = observer.supervisor.runtime_of_users().cloned().unwrap_or_else(Handle::current);
+        let users = observer.supervisor.runtime_of_users().cloned();
+        let runtimes: Vec<Handle> = users.into_iter().chain([Handle::current()]).collect();
         // Sets the clock before the first look: a handler may block its thread before that.
         observer.registry.tick();
         let threads = observer.io.runtimes().iter().cloned().map(Pulse::new).collect();
@@ -66,7 +67,9 @@ impl Watchdog {
                 watch.look();
                 // A thread of a work-stealing runtime that is blocked may be the one that polls for events and timers:
                 // then the others sleep on, although they are free. A task spawned from outside wakes one of them.
-                users.spawn(std::future::ready(()));
+                for runtime in &runtimes {
+                    runtime.spawn(std::future::ready(()));
+                }
             }
         };
         std::thread::Builder::new().name("watchdog".into()).spawn(run)?;
