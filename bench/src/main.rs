@@ -111,5 +111,10 @@ fn write(results: &Results, file: &Path, folder: &Path) {
     std::fs::write(&report, report::all(results))
         .unwrap_or_else(|error| panic!("{}: {error}", report.display()));
     plots::write(results, folder);
+    if folder == Path::new(env!("CARGO_MANIFEST_DIR")) {
+        let readme = folder.join("../README.md");
+        let text = std::fs::read_to_string(&readme).expect("the workspace has a README");
+        std::fs::write(&readme, report::refresh(&text, results)).expect("the README can be written");
+    }
     eprintln!("written: {}, {}", file.display(), report.display());
 }

@@ -64,7 +64,11 @@ impl Workshop {
     /// A server of this kind. Fetches and builds what is not there yet.
     pub(crate) fn program(&self, kind: Kind) -> Program {
         let (name, binary, version) = match kind {
-            Kind::Steadfast => return self.steadfast("steadfast", &build("steadfast", "steadfast")),
+            Kind::Steadfast => {
+                let built = self.steadfast("steadfast", &build("steadfast", "steadfast"));
+                let commit = commit().map(|commit| format!(" ({commit})")).unwrap_or_default();
+                return Program { version: built.version + &commit, ..built };
+            }
             Kind::Nginx => {
                 let binary = self.peer("usr/sbin/nginx");
                 let version = said_by(Command::new(&binary).arg("-v"), "nginx/");
@@ -99,24 +103,20 @@ impl Workshop {
         Program { kind, name: name.into(), binary, version, libraries: self.libraries() }
     }
 
-    /// A build of steadfast.
+    /// A build of steadfast. Of which commit it is nobody knows but who made it.
     pub(crate) fn steadfast(&self, name: &str, binary: &Path) -> Program {
         let version = said_by(Command::new(binary).arg("--version"), "steadfast ");
-        let commit = Command::new("git")
-            .args(["describe", "--always", "--dirty", "--abbrev=10"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .output();
-        let commit = commit.ok().filter(|output| output.status.success());
-        let version = match commit {
-            // Whence another build comes nobody knows but who made it.
-            Some(commit) if name == "steadfast" => {
-                format!("{version} ({})", String::from_utf8_lossy(&commit.stdout).trim())
-            }
-            _ => version,
-        };
-        let binary = binary.into();
-        Program { kind: Kind::Steadfast, name: name.into(), binary, version, libraries: self.libraries() }
+        let (name, binary) = (name.into(), binary.into());
+        Program { kind: Kind::Steadfast, name, binary, version, libraries: self.libraries() }
     }
+}
+
+/// The commit of the workspace, if that is a clone.
+fn commit() -> Option<String> {
+    let mut git = Command::new("git");
+    git.args(["describe", "--always", "--dirty", "--abbrev=10"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    let output = git.output().ok().filter(|output| output.status.success())?;
+    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 // ---------------------------------------------------------------------------------------------------------------

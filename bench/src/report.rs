@@ -47,6 +47,24 @@ fn summary(results: &Results) -> String {
     text
 }
 
+/// The README with new figures in the lines that it has of the summary, below its heading "What it costs".
+pub(crate) fn refresh(readme: &str, results: &Results) -> String {
+    let summary = summary(results);
+    // What a line is of stands in its first two cells.
+    let of = |line: &str| line.split('|').take(3).map(str::to_owned).collect::<Vec<_>>();
+    let mut within = false;
+    let mut fresh = String::new();
+    for line in readme.lines() {
+        if line.starts_with("## ") {
+            within = line == "## What it costs";
+        }
+        let newer = summary.lines().find(|newer| within && line.starts_with('|') && of(newer) == of(line));
+        fresh += newer.unwrap_or(line);
+        fresh += "\n";
+    }
+    fresh
+}
+
 /// One group of tables.
 pub(crate) fn group(group: &Group) -> String {
     let circumstances = &group.circumstances;
