@@ -199,9 +199,9 @@ impl Daemon {
     /// in each of these processes up to this call, so what comes before it should have no effect outside of the
     /// process.
     ///
-    /// In a worker connections live on I/O threads (`[http] threads`), the tree on a small runtime,
-    /// and what is the caller's own, the `Router` and children, on another one beside them. So a handler or a child
-    /// that blocks its thread holds up nothing but its like, and cannot hold up the return.
+    /// In a worker connections live on I/O threads (`[http] threads`), the tree on a small runtime, and what is the
+    /// caller's own, the `Router` and children, on another one beside them. So a handler or a child that blocks its
+    /// thread holds up nothing but its like, and cannot hold up the return.
     #[must_use]
     pub fn run_blocking(self) -> Exit {
         if role() == Role::Main {

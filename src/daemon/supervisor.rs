@@ -245,18 +245,12 @@ impl Supervisor {
         let supervisor = self.clone();
         let (own, child) = (Arc::clone(vitals), Arc::clone(child));
         let one_run = async move |handle: &mut SubsystemHandle| {
-            let child_end = Child { stopping: handle.create_cancellation_token(), vitals: Arc::clone(&own) };
-            match supervisor.users.clone().filter(|_| own.is_users) {
-                None => supervisor.keep_alive(&own, child.run(child_end)).await,
-                Some(runtime) => {
-                    let run = async move { supervisor.keep_alive(&own, child.run(child_end)).await };
-                    match AbortOnDropHandle::new(runtime.spawn(run)).await {
-                        Ok(ended) => ended,
-                        Err(error) => {
-                            Err(error.try_into_panic().map_or_else(Into::into, |panic| resume_unwind(panic)))
-                        }
-                    }
-                }
+            let place = Child { stopping: handle.create_cancellation_token(), vitals: Arc::clone(&own) };
+            let users = supervisor.users.clone().filter(|_| own.is_users);
+            let run = async move { supervisor.keep_alive(&own, child.run(place)).await };
+            match users {
+                Some(runtime) => run_on(&runtime, run).await,
+                None => run.await,
             }
         };
         let one_run = SubsystemBuilder::new("run", one_run)
@@ -308,6 +302,17 @@ impl Supervisor {
 
     fn now(&self) -> u64 {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
+    }
+}
+
+/// Runs a child's future on another runtime, until that ends or this one is dropped.
+async fn run_on(
+    runtime: &Handle,
+    run: impl Future<Output = Result<(), BoxError>> + Send + 'static,
+) -> Result<(), BoxError> {
+    match AbortOnDropHandle::new(runtime.spawn(run)).await {
+        Ok(ended) => ended,
+        Err(error) => Err(error.try_into_panic().map_or_else(Into::into, |panic| resume_unwind(panic))),
     }
 }
 

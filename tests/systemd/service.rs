@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use steadfast_harness::{
-    Client, Exchange, Failure, Load, Machine, Output, Response, Tunnel, Upstream, wait_until,
+    Client, Exchange, Failure, Load, Machine, Output, Response, Tunnel, Upstream, wait_until, wait_with,
 };
 
 /// The descriptors in systemd's store beside one for each listener: the mailbox's two ends, the last good config, and the
@@ -261,9 +261,11 @@ impl Service {
 
     /// Returns when the journal has this text so many times, and returns the journal.
     pub(crate) fn wait_for_journal(&self, text: &str, times: usize) -> String {
-        wait_until(&format!("{text:?} in the journal"), || {
-            Some(self.journal(UNIT, &[])).filter(|journal| journal.matches(text).count() >= times)
-        })
+        let journal = || self.journal(UNIT, &[]);
+        wait_with(
+            || Some(journal()).filter(|journal| journal.matches(text).count() >= times),
+            || format!("{text:?} in the journal:\n{}", journal()),
+        )
     }
 
     /// Returns when systemd has replaced this main process by another that serves.

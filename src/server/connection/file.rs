@@ -55,7 +55,8 @@ pub(in crate::server) fn is_placeholder(bytes: &[u8]) -> bool {
 
 impl InFlight {
     /// A part of a file, as the body of the answer. Only its bytes are sent, whatever becomes of the file meanwhile; if
-    /// it becomes too short for them, the answer breaks off.
+    /// it becomes too short for them, the answer breaks off. What it has lost may be zeros where it was on its way: with
+    /// `sendfile(2)` that is the page cache itself, in which the kernel clears what shares a folio with the new end.
     ///
     /// # Errors
     /// The file cannot be read, or is too short already.

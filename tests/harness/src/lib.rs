@@ -30,4 +30,4 @@ pub use process::{Daemon, Listening, Notification, Stderr, runs};
 pub use rustix::process::Signal;
 pub use tunnel::{Conversation, Tunnel};
 pub use upstream::{Exchange, Upstream};
-pub use wait::{PATIENCE, wait_until};
+pub use wait::{PATIENCE, wait_until, wait_with};

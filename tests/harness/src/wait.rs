@@ -16,13 +16,22 @@ const GLANCE: Duration = Duration::from_millis(5);
 /// # Panics
 ///
 /// After [`PATIENCE`], naming `what` it waited for.
-pub fn wait_until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub fn wait_until<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    wait_with(look, || what.to_owned())
+}
+
+/// The same where what it waited for is said at length, once that was in vain.
+///
+/// # Panics
+///
+/// After [`PATIENCE`], with what `what` says.
+pub fn wait_with<T>(mut look: impl FnMut() -> Option<T>, what: impl FnOnce() -> String) -> T {
     let began = Instant::now();
-    loop {
+    while began.elapsed() < PATIENCE {
         if let Some(found) = look() {
             return found;
         }
-        assert!(began.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}, in vain");
         thread::sleep(GLANCE);
     }
+    panic!("waited {PATIENCE:?} for {}, in vain", what())
 }

@@ -7,6 +7,8 @@ mod beneath;
 mod conditions;
 mod encoding;
 mod range;
+#[cfg(test)]
+pub(super) mod tests;
 
 use std::borrow::Cow;
 use std::ffi::OsStr;

@@ -211,3 +211,49 @@ async fn a_failure_is_logged_once_with_its_upstream_and_its_causes() {
     assert!(text.contains("method=GET uri=/path?q"), "{text}");
     assert!(text.contains("error=\"no answer from the upstream: "), "{text}");
 }
+
+/// Closes each connection after a few answers, at once or a moment later, and tells of each path that it was asked for.
+async fn fickle(number: usize, mut stream: UnixStream, came: UnboundedSender<String>) {
+    for _ in 0..=number % 4 {
+        let Some(head) = next_head(&mut stream).await else { return };
+        let path = head.split(' ').nth(1).expect("a path").to_owned();
+        say(&mut stream, &format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{path}", path.len())).await;
+        let _ = came.send(path);
+    }
+    if !number.is_multiple_of(3) {
+        sleep(Duration::from_micros(number as u64 % 500)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_an_upstream_that_closes_at_any_time_everybody_gets_the_answer_to_the_own_request_alone() {
+    let (came, mut told) = unbounded_channel();
+    let upstream = Scripted::new(move |number, stream| fickle(number, stream, came.clone()));
+    let router = upstream.proxied();
+    let clients: Vec<_> = (0..8)
+        .map(|client| {
+            let router = router.clone();
+            spawn(async move {
+                for number in 0..200 {
+                    let method = if number % 2 == 0 { Method::GET } else { Method::POST };
+                    let path = format!("/{method}/{client}/{number}");
+                    let request = Request::builder().method(&method).uri(&path).body(Body::empty());
+                    let response = ask(&router, request.expect("a request")).await;
+                    match response.status() {
+                        StatusCode::OK => assert_eq!(text_of(response).await, path),
+                        // Sent just when the upstream closed.
+                        status => assert_eq!((status, method), (StatusCode::BAD_GATEWAY, Method::POST)),
+                    }
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.await.expect("every answer to be its own");
+    }
+    let mut posted = std::collections::HashSet::new();
+    while let Ok(path) = told.try_recv() {
+        assert!(path.starts_with("/GET/") || posted.insert(path.clone()), "{path} was sent twice");
+    }
+    assert!(!posted.is_empty());
+}

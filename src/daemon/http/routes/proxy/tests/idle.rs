@@ -5,18 +5,11 @@ use crate::daemon::http::routes::proxy::pool::{MOST, STEP};
 
 /// Tells the number of each connection at its first byte, and again when it ends.
 async fn keep(number: usize, mut stream: UnixStream, told: UnboundedSender<(usize, &'static str)>) {
-    loop {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            let Ok(byte) = stream.read_u8().await else {
-                let _ = told.send((number, "closed"));
-                return;
-            };
-            head.push(byte);
-        }
+    while next_head(&mut stream).await.is_some() {
         let _ = told.send((number, "asked"));
         say(&mut stream, OK).await;
     }
+    let _ = told.send((number, "closed"));
 }
 
 fn keeping() -> (Scripted, UnboundedReceiver<(usize, &'static str)>) {

@@ -134,6 +134,15 @@ async fn head(stream: &mut (impl AsyncRead + Unpin)) -> String {
     String::from_utf8(head).expect("text")
 }
 
+/// The head of the next message; none if the connection ends instead.
+async fn next_head(stream: &mut (impl AsyncRead + Unpin)) -> Option<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.ok()?);
+    }
+    String::from_utf8(head).ok()
+}
+
 async fn rest(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest).await.expect("the rest");
