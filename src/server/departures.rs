@@ -205,7 +205,7 @@ impl Server {
                 let trusted = self.trusted.contains(note.peer.into());
                 let connection = self.registry.taken_over(thread, trusted, departures, &note);
                 let stream = ClientStream::new(socket, note.read_ahead, connection, permit);
-                self.tasks.spawn(task::serve(stream, Arc::clone(&self.serving)));
+                self.tasks.spawn(task::serve(stream, Arc::clone(&self.http1s)));
             }
             Parcel::Tunnel { client, upstream, note } => {
                 let (client, upstream) = (Socket::adopt(client)?, Socket::adopt(upstream)?);

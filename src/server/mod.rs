@@ -52,6 +52,7 @@ pub use self::peer::Peer;
 pub(crate) use self::registry::Registry;
 pub(crate) use self::totals::Totals;
 
+use self::connection::http1::Http1s;
 use self::connection::{Command, Serving, task};
 use self::departures::Departures;
 use self::limits::{AtLimit, Limits, Trusted};
@@ -73,7 +74,7 @@ pub(crate) struct Server {
     /// Shared with the child, which is given them anew when it is restarted; empty once they are closed.
     listeners: Arc<Mutex<Vec<Arc<Listener>>>>,
     registry: Arc<Registry>,
-    serving: Arc<Serving>,
+    http1s: Arc<Http1s>,
     /// One for each connection that may be open.
     permits: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -96,16 +97,16 @@ impl Server {
         // A larger head is answered with 431, and so is one of more than 100 fields: with a limit of its own, hyper would
         // take the room for them from the heap for each head. The buffer holds a head and, beside it, a chunk of a body.
         http1.max_header_size(limits.header_limit).max_buf_size(limits.header_limit.max(BUFFER));
+        let serving = Serving {
+            handler: Box::new(handler),
+            body_limit: limits.body_limit,
+            requests_per_connection: limits.requests_per_connection,
+            last_answers: AtomicBool::new(false),
+        };
         Self {
             listeners: Arc::new(Mutex::new(listeners.into_iter().map(Arc::new).collect())),
             registry,
-            serving: Arc::new(Serving {
-                http1,
-                handler: Box::new(handler),
-                body_limit: limits.body_limit,
-                requests_per_connection: limits.requests_per_connection,
-                last_answers: AtomicBool::new(false),
-            }),
+            http1s: Arc::new(Http1s::new(http1, serving)),
             permits: Arc::new(Semaphore::new(limits.max_connections.min(Semaphore::MAX_PERMITS))),
             tasks: TaskTracker::new(),
             threads: IoThreads::default(),
@@ -138,7 +139,7 @@ impl Server {
 
     /// From now on every answer is its connection's last.
     pub(crate) fn announce_close(&self) {
-        self.serving.last_answers.store(true, Relaxed);
+        self.http1s.serving().last_answers.store(true, Relaxed);
     }
 
     // ---- accepting ----
@@ -230,7 +231,7 @@ impl Server {
         };
         let connection = self.registry.accepted(thread, peer, trusted, self.departures.clone());
         let stream = ClientStream::new(socket, Bytes::new(), connection, permit);
-        self.tasks.spawn(task::serve(stream, Arc::clone(&self.serving)));
+        self.tasks.spawn(task::serve(stream, Arc::clone(&self.http1s)));
     }
 
     /// Serves a connection that no listener accepted.

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::connection::{Command, Connection, State, Waiter, is_placeholder};
+use super::connection::{Afterwards, Command, Connection, State, Waiter, is_placeholder};
 use super::peer::Peer;
 use crate::handover::parcel::{Flow, Parcel};
 
@@ -179,6 +179,8 @@ pub(super) struct ClientStream {
     interim: Vec<u8>,
     /// True if the file that an answer is made of could not be sent to its end.
     lost_file: bool,
+    /// True if hyper has answered the only request that it was given.
+    hyper_rests: bool,
     registration: Registration,
 }
 
@@ -203,6 +205,8 @@ struct ReadAhead {
     given: usize,
     /// True if hyper has also been given later bytes, from the socket.
     passed: bool,
+    /// True if all that hyper was given came at once, and is the head of a request without anything behind it.
+    one_head: bool,
 }
 
 impl ReadAhead {
@@ -212,9 +216,27 @@ impl ReadAhead {
 
     fn give(&mut self, buf: &mut ReadBuf<'_>) -> usize {
         let n = buf.remaining().min(self.left().len());
-        buf.put_slice(&self.bytes[self.given..][..n]);
+        let bytes = &self.bytes[self.given..][..n];
+        buf.put_slice(bytes);
+        self.one_head = self.is_untouched() && is_one_head(bytes);
         self.given += n;
         n
+    }
+
+    /// hyper was given these, from the socket.
+    fn pass(&mut self, bytes: &[u8]) {
+        self.one_head = self.is_untouched() && is_one_head(bytes);
+        self.passed = true;
+    }
+
+    /// True if hyper was given nothing.
+    fn is_untouched(&self) -> bool {
+        self.given == 0 && !self.passed
+    }
+
+    /// hyper has used all that it was given.
+    fn used(&mut self) {
+        self.take_back(Bytes::new());
     }
 
     /// Takes back what hyper has not used, which is the end of what it was given.
@@ -230,7 +252,7 @@ impl ReadAhead {
                 self.bytes = Bytes::new();
             }
         }
-        (self.given, self.passed) = (0, false);
+        (self.given, self.passed, self.one_head) = (0, false, false);
     }
 }
 
@@ -250,12 +272,22 @@ impl ClientStream {
             last_chance: None,
             interim: Vec::new(),
             lost_file: false,
+            hyper_rests: false,
             registration: Registration { connection, _permit: permit },
         })
     }
 
     pub(super) fn connection(&self) -> &Arc<Connection> {
         &self.registration.connection
+    }
+
+    /// True if nothing of the connection is left with hyper, which has done its work or had nothing to do.
+    pub(super) fn leaves_nothing(&mut self) -> bool {
+        let leaves_nothing = std::mem::take(&mut self.hyper_rests) || self.read_ahead.is_untouched();
+        if leaves_nothing {
+            self.read_ahead.used();
+        }
+        leaves_nothing
     }
 
     /// Puts back what hyper has read and not used.
@@ -446,7 +478,7 @@ impl AsyncRead for ClientStream {
         let result = Pin::new(&mut this.socket).poll_read(cx, buf);
         let n = buf.filled().len() - before;
         if n > 0 {
-            this.read_ahead.passed = true;
+            this.read_ahead.pass(&buf.filled()[before..]);
             this.connection().progress().add_received(n);
         } else if result.is_pending() && this.is_tunnel() {
             Self::obey(this.connection().commands().poll(Waiter::Reader, cx))?;
@@ -501,8 +533,8 @@ impl AsyncWrite for ClientStream {
         true
     }
 
-    /// After the flush of an answer hyper is told to wait, so that it does not read the next request: its work is done,
-    /// and the task that polls it takes its connection apart.
+    /// After the flush of an answer hyper is told to wait, so that it does not read the next request, unless it cannot:
+    /// its work is done, and the task that polls it takes it off the connection.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(this.poll_interim(cx))?;
@@ -511,7 +543,12 @@ impl AsyncWrite for ClientStream {
             // The end was concealed until here, and what comes now may wait for the client again.
             cx.waker().wake_by_ref();
         }
-        if this.connection().flushed() { Poll::Pending } else { Poll::Ready(Ok(())) }
+        match this.connection().flushed() {
+            None | Some(Afterwards::Decides) => {}
+            Some(Afterwards::Rests) if this.read_ahead.one_head => this.hyper_rests = true,
+            Some(Afterwards::Rests | Afterwards::Apart) => return Poll::Pending,
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Closes the sending half of a tunnel. An HTTP connection is closed by its task, not by hyper.
@@ -519,6 +556,16 @@ impl AsyncWrite for ClientStream {
         let this = self.get_mut();
         if this.is_tunnel() { Pin::new(&mut this.socket).poll_shutdown(cx) } else { Poll::Ready(Ok(())) }
     }
+}
+
+/// True if bytes are the head of one request and nothing else: it ends with the first empty line (RFC 9112, section 2.1).
+fn is_one_head(bytes: &[u8]) -> bool {
+    let end = memchr::memchr_iter(b'\n', bytes).find_map(|at| match bytes[at + 1..] {
+        [b'\n', ..] => Some(at + 2),
+        [b'\r', b'\n', ..] => Some(at + 3),
+        _ => None,
+    });
+    end == Some(bytes.len())
 }
 
 /// True for an error that a second try need not have.

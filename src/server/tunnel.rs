@@ -12,6 +12,7 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::connection::http1::Seat;
 use super::connection::{Command, Waiter};
 use super::stream::{ClientStream, Socket};
 use crate::handover::parcel::Flow;
@@ -50,14 +51,12 @@ enum Stage {
 /// Carries the bytes of a tunnel both ways until it ends, or leaves for the successor. `said` is what was read ahead of
 /// the upstream.
 pub(crate) async fn begin(client: Upgraded, upstream: Socket, said: Bytes) {
-    let client = match client.downcast::<TokioIo<Box<ClientStream>>>() {
-        Ok(parts) => {
-            let mut client = parts.io.into_inner();
-            client.unread(parts.read_buf);
-            client
-        }
-        Err(_) => unreachable!("an upgraded client is one that was accepted"),
-    };
+    let client = client.downcast::<TokioIo<Seat>>().ok().and_then(|parts| {
+        let mut client = parts.io.into_inner().into_stream()?;
+        client.unread(parts.read_buf);
+        Some(client)
+    });
+    let Some(client) = client else { unreachable!("an upgraded client is one that was accepted") };
     let down = Flow { unsent: said, ended: false };
     resume(client, upstream, Flow::default(), down).await;
 }

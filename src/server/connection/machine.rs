@@ -40,9 +40,7 @@ const LEAVING: Duration = Duration::from_millis(500);
 pub(crate) struct Exchange {
     pub(crate) method: Method,
     pub(crate) uri: Uri,
-    /// True if only hyper knows that the connection goes on after the answer: with HTTP/1.0, and with a body in chunks,
-    /// beside which a `Content-Length` may have stood (RFC 9112, section 6.1).
-    pub(crate) hyper_decides: bool,
+    pub(crate) afterwards: Afterwards,
     pub(crate) started: Instant,
     /// None until the head of its answer is decided.
     pub(crate) status: Option<StatusCode>,
@@ -67,7 +65,7 @@ impl Exchange {
         Self {
             method,
             uri,
-            hyper_decides: false,
+            afterwards: Afterwards::Apart,
             started: Instant::now(),
             status: None,
             last: false,
@@ -79,6 +77,18 @@ impl Exchange {
             reading: Pace::default(),
         }
     }
+}
+
+/// What becomes of hyper's part once the answer is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Afterwards {
+    /// Nothing of the request, or of its answer, is left in it: it rests until another request comes.
+    Rests,
+    /// It is taken apart, for there may be something left: bytes of a body, or of the next request.
+    Apart,
+    /// Only hyper knows that the connection goes on: with HTTP/1.0, and with a body in chunks, beside which a
+    /// `Content-Length` may have stood (RFC 9112, section 6.1).
+    Decides,
 }
 
 /// A request that has ended.

@@ -1,12 +1,13 @@
 //! One connection: the handle that the registry, its task, its bodies and the sweep share.
 //!
 //! `machine` has a connection's states, `commands` what it is told, `progress` the bytes that it has moved; `task`
-//! drives it, `service` answers its requests, `body` follows their bodies. This file joins them: it runs the machine
+//! drives it, `http1` has hyper, `service` answers its requests, `body` follows their bodies. This file joins them: it runs the machine
 //! under the connection's one lock, and counts, times and logs the requests that it says have ended.
 
 mod body;
 mod commands;
 mod file;
+pub(super) mod http1;
 mod machine;
 mod pace;
 mod progress;
@@ -24,11 +25,12 @@ use std::time::Duration;
 
 use axum::http::{Method, Request, StatusCode, Uri, Version};
 use bytes::Bytes;
+use hyper::upgrade::OnUpgrade;
 
 pub(crate) use self::commands::{Command, Waiter};
 pub(super) use self::file::is_placeholder;
-pub(super) use self::machine::Ended;
 pub use self::machine::State;
+pub(super) use self::machine::{Afterwards, Ended};
 pub use self::progress::Waiting;
 pub(super) use self::service::Serving;
 
@@ -256,8 +258,8 @@ impl Connection {
 // ---- what happens to it ----------------------------------------------------------------------------------------
 
 impl Connection {
-    /// Runs the machine, and accounts for a request that has ended: returns its [`Exchange::hyper_decides`].
-    fn on(&self, event: Event) -> Option<bool> {
+    /// Runs the machine, and accounts for a request that has ended.
+    fn on(&self, event: Event) -> Option<Afterwards> {
         let mut machine = self.machine();
         // Not every event needs the time, and to read it costs.
         let ended = machine.on(event, || self.registry.clock().now());
@@ -265,10 +267,10 @@ impl Connection {
         let ended = ended?;
         self.answered.store(self.answered() + 1, Relaxed);
         drop(machine);
-        let hyper_decides = ended.exchange.hyper_decides;
+        let afterwards = ended.exchange.afterwards;
         let sent = self.progress.sent().saturating_sub(ended.exchange.sent_before);
         self.registry.totals().ended(self.slot.thread, ended, self.peer, sent);
-        Some(hyper_decides)
+        Some(afterwards)
     }
 
     /// The first byte of a request is there.
@@ -287,7 +289,14 @@ impl Connection {
         self.begin_body(body);
         self.answers_alone.store(false, Relaxed);
         let mut exchange = Exchange::new(request.method().clone(), request.uri().clone(), body > 0);
-        exchange.hyper_decides = request.version() < Version::HTTP_11 || body == u64::MAX;
+        exchange.afterwards = if request.version() < Version::HTTP_11 || body == u64::MAX {
+            Afterwards::Decides
+        } else if body > 0 || request.extensions().get::<OnUpgrade>().is_some() {
+            // Whoever holds the promise of an upgrade would get another connection.
+            Afterwards::Apart
+        } else {
+            Afterwards::Rests
+        };
         exchange.sent_before = self.progress.sent();
         self.on(Event::Head(Box::new(exchange)));
     }
@@ -341,21 +350,21 @@ impl Connection {
         self.on(Event::Produced);
     }
 
-    /// All that hyper has buffered was written to the socket. Returns true if that ends hyper's work: its connection
-    /// is to be taken apart before it reads another request.
-    pub(super) fn flushed(&self) -> bool {
+    /// All that hyper has buffered was written to the socket. If that ends hyper's work, it says what becomes of it.
+    pub(super) fn flushed(&self) -> Option<Afterwards> {
         if self.state() != State::Flushing {
-            return false;
+            return None;
         }
-        let Some(hyper_decides) = self.on(Event::Flushed) else { return false };
+        let afterwards = self.on(Event::Flushed)?;
         match self.state() {
-            State::Parked | State::Closing => !hyper_decides,
+            State::Parked => Some(afterwards),
+            State::Closing => Some(afterwards.max(Afterwards::Apart)),
             State::Answering => {
                 // The next request waits for this, in `turn`.
                 self.commands.wake(Waiter::Task);
-                false
+                None
             }
-            _ => false,
+            _ => None,
         }
     }
 

@@ -13,16 +13,15 @@ use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, 
 use axum::response::IntoResponse;
 use futures_util::FutureExt;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
 
 use super::body::{AnswerBody, RequestBody, announced};
+use super::http1::Seat;
 use super::{Command, Connection, InFlight};
 use crate::server::handler::{Handler, failed};
 
 /// Everything that the connections of a server share.
 #[derive(Debug)]
 pub(in crate::server) struct Serving {
-    pub(in crate::server) http1: http1::Builder,
     pub(in crate::server) handler: Box<dyn Handler>,
     pub(in crate::server) body_limit: u64,
     pub(in crate::server) requests_per_connection: u64,
@@ -30,15 +29,15 @@ pub(in crate::server) struct Serving {
     pub(in crate::server) last_answers: AtomicBool,
 }
 
-/// Answers the requests of one connection.
+/// Answers the requests of the connection that hyper works for.
 pub(super) struct Service {
-    connection: Arc<Connection>,
+    seat: Seat,
     serving: Arc<Serving>,
 }
 
 impl Service {
-    pub(super) fn new(connection: &Arc<Connection>, serving: &Arc<Serving>) -> Self {
-        Self { connection: Arc::clone(connection), serving: Arc::clone(serving) }
+    pub(super) fn new(seat: Seat, serving: Arc<Serving>) -> Self {
+        Self { seat, serving }
     }
 }
 
@@ -48,8 +47,11 @@ impl hyper::service::Service<Request<Incoming>> for Service {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        self.connection.head(&request, announced(request.body()));
-        let (connection, serving) = (Arc::clone(&self.connection), Arc::clone(&self.serving));
+        let Some(connection) = self.seat.connection() else {
+            unreachable!("a request is read from a stream")
+        };
+        connection.head(&request, announced(request.body()));
+        let serving = Arc::clone(&self.serving);
         Box::pin(async move {
             connection.turn().await;
             let bodyless = request.method() == Method::HEAD;

@@ -4,7 +4,7 @@
 //! it has had its last answer. Each is a type with a function that runs it to its end and returns the next one.
 
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -12,20 +12,18 @@ use std::time::SystemTime;
 
 use axum::http::StatusCode;
 use bytes::Bytes;
-use hyper::server::conn::http1::UpgradeableConnection;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::service::{Service, Serving};
+use super::http1::{Http1, Http1s};
 use super::{Command, Connection, State, Waiter};
 use crate::server::stream::ClientStream;
 
 /// Serves a connection until it is closed, or leaves for the next process.
-pub(in crate::server) async fn serve(stream: Box<ClientStream>, serving: Arc<Serving>) {
+pub(in crate::server) async fn serve(stream: Box<ClientStream>, http1s: Arc<Http1s>) {
     let mut parked = Parked(stream);
     loop {
         let Some(stream) = parked.woken().await else { return };
-        match Active::new(stream, &serving).run().await {
+        match Active::new(stream, &http1s).run().await {
             After::Park(idle) => parked = idle,
             After::Close(closing) => return Box::pin(closing.run()).await,
             After::Gone => return,
@@ -87,33 +85,31 @@ enum Wake {
 
 // ---- with hyper ----------------------------------------------------------------------------------------------
 
-/// A connection whose requests hyper reads and answers: from the first byte of one to the last byte of its answer.
-struct Active {
+/// A connection whose request hyper reads and answers: from the first byte of it to the last byte of its answer.
+struct Active<'a> {
     connection: Arc<Connection>,
     /// The bytes that the connection had received before.
     received_before: u64,
-    /// In a box, so that a parked connection has no room for it.
-    hyper: Box<UpgradeableConnection<TokioIo<Box<ClientStream>>, Service>>,
+    http1: Http1,
+    http1s: &'a Http1s,
 }
 
-impl Active {
-    fn new(stream: Box<ClientStream>, serving: &Arc<Serving>) -> Self {
+impl<'a> Active<'a> {
+    fn new(stream: Box<ClientStream>, http1s: &'a Http1s) -> Self {
         let connection = Arc::clone(stream.connection());
         let received_before = connection.progress.received();
-        let service = Service::new(&connection, serving);
-        let hyper = serving.http1.serve_connection(TokioIo::new(stream), service);
-        Self { connection, received_before, hyper: Box::new(hyper.with_upgrades()) }
+        Self { connection, received_before, http1: http1s.begin(stream), http1s }
     }
 
     async fn run(mut self) -> After {
         let end = poll_fn(|cx| self.poll(cx)).await;
-        let Some(parts) = self.hyper.into_parts() else {
+        let Self { connection, http1, http1s, .. } = self;
+        let stream = if let End::Parked = end { http1s.end(http1) } else { http1.into_stream() };
+        let Some(stream) = stream else {
             // Upgraded, with the request's body read or given up.
-            self.connection.body_read();
+            connection.body_read();
             return After::Gone;
         };
-        let mut stream = parts.io.into_inner();
-        stream.unread(parts.read_buf);
         match end {
             End::Parked => After::Park(Parked(stream)),
             End::Leaves => {
@@ -149,9 +145,7 @@ impl Active {
             return Poll::Ready(if reads { End::TimedOut } else { End::Dropped });
         }
         let now = connection.registry.watchdog_now();
-        if let Poll::Ready(result) =
-            connection.progress.task.timed(now, || Pin::new(&mut *self.hyper).poll(cx))
-        {
+        if let Poll::Ready(result) = connection.progress.task.timed(now, || self.http1.poll(cx)) {
             let is_http2 = result.as_ref().is_err_and(hyper::Error::is_parse_version_h2);
             // Of the service only a body can fail.
             let is_broken_off = result.as_ref().is_err_and(hyper::Error::is_user);
