@@ -1,22 +1,17 @@
-//! The metrics: durations as they happen, all else read off the registry when somebody asks.
+//! The metrics, read off the registry when somebody asks.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use metrics::{
-    Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
-    with_local_recorder,
-};
+use metrics::{counter, describe_counter, describe_gauge, gauge, with_local_recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use metrics_process::Collector;
 
 use super::phase::Phase;
 use super::status::Observer;
 use crate::logging;
-
-/// Upper bounds of the duration buckets, in seconds.
-const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+use crate::server::durations::{BOUNDS, DurationsView};
 
 const DURATION: &str = "steadfast_http_request_duration_seconds";
 const REQUESTS: &str = "steadfast_http_requests_total";
@@ -53,13 +48,11 @@ impl fmt::Debug for Metrics {
 
 impl Metrics {
     pub(crate) fn new() -> Self {
-        let recorder =
-            PrometheusBuilder::new().set_buckets(&BUCKETS).expect("there are buckets").build_recorder();
+        let recorder = PrometheusBuilder::new().build_recorder();
         let handle = recorder.handle();
         let process = Collector::default();
         with_local_recorder(&recorder, || {
             process.describe();
-            describe_histogram!(DURATION, "From a request's head to the last byte of its answer.");
             describe_counter!(REQUESTS, "Requests ended, by the class of their status.");
             describe_counter!(CLIENT_GONE, "Requests whose client closed before the answer was whole.");
             describe_counter!(BROKEN_OFF, "Requests whose handler or upstream broke off its answer.");
@@ -86,16 +79,6 @@ impl Metrics {
             describe_gauge!(INFO, "1, with the version as its label.");
         });
         Self(Arc::new(Inner { recorder, handle, process }))
-    }
-
-    /// The histogram that takes each request's duration, in seconds.
-    pub(crate) fn durations(&self) -> Histogram {
-        with_local_recorder(&self.0.recorder, || histogram!(DURATION))
-    }
-
-    /// Folds what was recorded into its buckets.
-    pub(crate) fn upkeep(&self) {
-        self.0.handle.run_upkeep();
     }
 
     /// The text that Prometheus scrapes (exposition format 0.0.4).
@@ -132,8 +115,24 @@ impl Metrics {
             gauge!(STALE).set(if observer.stale_config.is_some() { 1.0 } else { 0.0 });
             gauge!(INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         });
-        self.0.handle.render()
+        self.0.handle.render() + &histogram(&observer.registry.totals().durations())
     }
+}
+
+/// The durations as a histogram. The recorder takes single durations alone, and these have been counted.
+fn histogram(durations: &DurationsView) -> String {
+    let mut text = format!(
+        "# HELP {DURATION} From a request's head to the last byte of its answer.\n# TYPE {DURATION} histogram\n"
+    );
+    let mut count = 0;
+    let bounds = BOUNDS.iter().map(ToString::to_string).chain(["+Inf".into()]);
+    for (bound, number) in bounds.zip(durations.buckets) {
+        // Each bucket has those below it, too.
+        count += number;
+        text += &format!("{DURATION}_bucket{{le=\"{bound}\"}} {count}\n");
+    }
+    let sum = durations.sum.as_secs_f64();
+    text + &format!("{DURATION}_sum {sum}\n{DURATION}_count {count}\n")
 }
 
 #[expect(clippy::cast_precision_loss, reason = "2^53 connections are not to be expected")]

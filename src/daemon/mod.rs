@@ -294,7 +294,7 @@ impl Daemon {
         };
         let metrics = Metrics::new();
         let io = threads.io(config.http.threads)?;
-        let totals = Totals::new(io.number(), metrics.durations(), AccessLog::new(&config.log));
+        let totals = Totals::new(io.number(), AccessLog::new(&config.log));
         let registry = Registry::new(totals);
         let users = threads.users();
         let supervisor = Supervisor::new(config.supervision.clone(), lifecycle.clone(), Manager::watchdog());

@@ -16,6 +16,7 @@ pub(crate) mod address;
 mod clock;
 mod connection;
 pub(crate) mod departures;
+pub(crate) mod durations;
 mod handler;
 pub(crate) mod limits;
 pub(crate) mod listener;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use super::access::{self, AccessLog};
 use super::connection::Ended;
+use super::durations::{Durations, DurationsView};
 use super::peer::Peer;
 use crate::handover::NotCarried;
 use crate::handover::parcel::Parcel;
@@ -54,13 +55,13 @@ struct Shard {
     client_gone: AtomicU64,
     broken_off: AtomicU64,
     cut: AtomicU64,
+    durations: Durations,
 }
 
 /// The account of a server's connections and requests since the start.
 pub(crate) struct Totals {
     /// One for each thread that connections live on.
     shards: Box<[Shard]>,
-    durations: metrics::Histogram,
     access: AccessLog,
     /// Connections accepted.
     pub accepted: AtomicU64,
@@ -157,11 +158,10 @@ impl fmt::Debug for Totals {
 }
 
 impl Totals {
-    /// An account of so many threads, that records each request's duration in seconds, and tells `access` of it.
-    pub(crate) fn new(threads: usize, durations: metrics::Histogram, access: AccessLog) -> Self {
+    /// An account of so many threads, that tells `access` of each request.
+    pub(crate) fn new(threads: usize, access: AccessLog) -> Self {
         Self {
             shards: (0..threads).map(|_| Shard::default()).collect(),
-            durations,
             access,
             accepted: AtomicU64::default(),
             turned_away: AtomicU64::default(),
@@ -174,7 +174,7 @@ impl Totals {
 
     /// An account of one thread, without a log and metrics.
     pub(crate) fn unobserved() -> Self {
-        Self::new(1, metrics::Histogram::noop(), AccessLog::off())
+        Self::new(1, AccessLog::off())
     }
 
     /// The thread with the fewest connections.
@@ -213,7 +213,7 @@ impl Totals {
         let class = exchange.status.map_or(0, |s| usize::from(s.as_u16() / 100).min(5));
         shard.by_class[class].fetch_add(1, Relaxed);
         let took = exchange.started.elapsed();
-        self.durations.record(took.as_secs_f64());
+        shard.durations.add(took);
         self.access.log(&access::Record {
             method: &exchange.method,
             uri: &exchange.uri,
@@ -259,6 +259,14 @@ impl Totals {
     #[must_use]
     pub(crate) fn requests(&self) -> u64 {
         self.by_class().iter().sum()
+    }
+
+    /// The time that requests took.
+    #[must_use]
+    pub(crate) fn durations(&self) -> DurationsView {
+        let mut view = DurationsView::default();
+        self.shards.iter().for_each(|shard| view.add(&shard.durations));
+        view
     }
 
     fn sum(&self, counter: impl Fn(&Shard) -> &AtomicU64) -> u64 {

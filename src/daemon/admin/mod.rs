@@ -2,7 +2,7 @@
 //! socket that only the daemon's own user may open. It stops last, so that a drain can be watched to its end; in a
 //! reload it stops at once, because the successor answers on its listeners.
 //!
-//! Its loop waits on its listeners, on the upkeep of the metrics, and on being told to stop.
+//! Its loop waits on its listeners, and on being told to stop.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,9 +55,6 @@ impl Config {
     }
 }
 
-/// The time between two clean-ups of the metrics where nobody scrapes them.
-const UPKEEP: Duration = Duration::from_secs(5);
-
 /// The limits of its listeners. Operators and their tools are few, and their requests small and quick. At the limit the
 /// longest idle connection is closed, so that an operator always gets in.
 fn limits() -> Limits {
@@ -108,7 +105,6 @@ impl Admin {
         tokio::select! {
             () = self.server.serve() => {}
             () = self.control.serve() => {}
-            () = self.upkeep() => {}
             () = child.stopping() => {}
         }
         child.doing("draining connections");
@@ -118,14 +114,6 @@ impl Admin {
         self.closed.cancel();
         tokio::join!(self.server.drain(Duration::ZERO), self.control.drain(Duration::ZERO));
         Ok(())
-    }
-
-    async fn upkeep(&self) {
-        loop {
-            // Before the sleep, so that it also runs in a child that is restarted again and again.
-            self.daemon.metrics.upkeep();
-            tokio::time::sleep(UPKEEP).await;
-        }
     }
 
     fn warn_of_strangers(&self) {

@@ -301,10 +301,15 @@ impl Connection {
         self.on(Event::Head(Box::new(exchange)));
     }
 
+    /// True if no answer before this one is still to be written.
+    fn has_turn(&self) -> bool {
+        self.state() != State::Flushing
+    }
+
     /// Returns when the answer before this one is written.
     async fn turn(&self) {
         // This runs in the connection's task, which the flush at the end of the other answer wakes.
-        poll_fn(|_| if self.state() == State::Flushing { Poll::Pending } else { Poll::Ready(()) }).await;
+        poll_fn(|_| if self.has_turn() { Poll::Ready(()) } else { Poll::Pending }).await;
     }
 
     /// The request's body was read to its end.

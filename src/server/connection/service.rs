@@ -1,9 +1,9 @@
 //! The answer to a request: from its head to the head of its answer.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, Ready, ready};
 use std::net::Ipv6Addr;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -12,12 +12,13 @@ use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use axum::response::IntoResponse;
 use futures_util::FutureExt;
+use futures_util::future::Either;
 use hyper::body::Incoming;
 
 use super::body::{AnswerBody, RequestBody, announced};
 use super::http1::Seat;
 use super::{Command, Connection, InFlight};
-use crate::server::handler::{Handler, failed};
+use crate::server::handler::{Answering, Handler, failed};
 
 /// Everything that the connections of a server share.
 #[derive(Debug)]
@@ -41,62 +42,67 @@ impl Service {
     }
 }
 
+/// An answer that is there at once, or one that is yet to be made.
+type Answer = Either<Ready<Answered>, Pin<Box<dyn Future<Output = Answered> + Send>>>;
+type Answered = Result<Response<AnswerBody>, Infallible>;
+
 impl hyper::service::Service<Request<Incoming>> for Service {
     type Response = Response<AnswerBody>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+    type Future = Answer;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let Some(connection) = self.seat.connection() else {
             unreachable!("a request is read from a stream")
         };
         connection.head(&request, announced(request.body()));
+        if connection.has_turn() {
+            return self.serving.answer(request, connection);
+        }
         let serving = Arc::clone(&self.serving);
-        Box::pin(async move {
+        Either::Right(Box::pin(async move {
             connection.turn().await;
-            let bodyless = request.method() == Method::HEAD;
-            let asks_for_the_end = asks_to_close(&request);
-            let mut response = serving.answer(request, &connection).await;
-            // hyper lowers it to the request's where that is needed.
-            *response.version_mut() = Version::HTTP_11;
-            let status = response.status();
-            let last = asks_for_the_end
-                || serving.is_last(&connection)
-                || closes(&response)
-                || connection.is_ended_by_body(status).await;
-            if last && status != StatusCode::SWITCHING_PROTOCOLS {
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            connection.decided(status, last);
-            Ok(AnswerBody::wrap(response, connection, bodyless))
-        })
+            serving.answer(request, connection).await
+        }))
     }
 }
 
 impl Serving {
-    async fn answer(&self, request: Request<Incoming>, connection: &Arc<Connection>) -> Response<Body> {
+    /// Answers a request. What waits for nothing is no future of its own, which would have to be allocated.
+    fn answer(self: &Arc<Self>, request: Request<Incoming>, connection: Arc<Connection>) -> Answer {
+        let bodyless = request.method() == Method::HEAD;
+        let asks_for_the_end = asks_to_close(&request);
+        match self.ask(request, &connection) {
+            Either::Left(response) if connection.progress.body_left() == 0 => {
+                let response = checked(response.into_inner(), &connection);
+                let last = asks_for_the_end || self.is_last(&response, &connection);
+                Either::Left(ready(Ok(decided(response, last, bodyless, connection))))
+            }
+            answering => {
+                let serving = Arc::clone(self);
+                Either::Right(Box::pin(async move {
+                    let answer = AssertUnwindSafe(answering).catch_unwind().await;
+                    let response = checked(answer.unwrap_or_else(|_| failed()), &connection);
+                    let last = asks_for_the_end
+                        || serving.is_last(&response, &connection)
+                        || connection.is_ended_by_body(response.status()).await;
+                    Ok(decided(response, last, bodyless, connection))
+                }))
+            }
+        }
+    }
+
+    /// Asks the handler for the answer, if the request is for it. If it panics, the panic hook has logged the message and
+    /// its place.
+    fn ask(&self, request: Request<Incoming>, connection: &Arc<Connection>) -> Answering {
         if let Some(refusal) = self.refusal(&request, connection) {
             RequestBody::refuse(request, connection);
-            return refusal;
+            return Either::Left(ready(refusal));
         }
         let request = RequestBody::wrap(request, connection, self.body_limit);
         let in_flight = InFlight(Arc::clone(connection));
-        // Called within the future, so that the panic of a handler that answers at once is caught, too.
-        let answer = async { self.handler.answer(request, in_flight).await };
-        let response = match AssertUnwindSafe(answer).catch_unwind().await {
-            Ok(response) => response,
-            // The panic hook has logged the message and its place.
-            Err(_panic) => failed(),
-        };
-        if connection.commands.strongest() == Command::TimeOut {
-            // Instead of the handler's answer, which was made without the rest of the body.
-            return too_late();
-        }
-        if response.status().is_informational() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            tracing::error!("a handler answered with status {}, which is no answer", response.status());
-            return failed();
-        }
-        response
+        let answering = catch_unwind(AssertUnwindSafe(|| self.handler.answer(request, in_flight)));
+        answering.unwrap_or_else(|_| Either::Left(ready(failed())))
     }
 
     /// The answer to a request that is not for any handler.
@@ -121,12 +127,43 @@ impl Serving {
         })
     }
 
-    /// True if the connection's next answer is its last, whatever the answer is.
-    fn is_last(&self, connection: &Connection) -> bool {
+    /// True if an answer is its connection's last.
+    fn is_last(&self, response: &Response<Body>, connection: &Connection) -> bool {
         self.last_answers.load(Relaxed)
             || connection.commands.strongest() >= Command::Finish
             || connection.answered() + 1 >= self.requests_per_connection
+            || closes(response)
     }
+}
+
+/// A handler's answer, or what takes its place.
+fn checked(response: Response<Body>, connection: &Connection) -> Response<Body> {
+    if connection.commands.strongest() == Command::TimeOut {
+        // It was made without the rest of the body.
+        return too_late();
+    }
+    if response.status().is_informational() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        tracing::error!("a handler answered with status {}, which is no answer", response.status());
+        return failed();
+    }
+    response
+}
+
+/// The answer as it is sent, on a connection that closes after its last one.
+fn decided(
+    mut response: Response<Body>,
+    last: bool,
+    bodyless: bool,
+    connection: Arc<Connection>,
+) -> Response<AnswerBody> {
+    // hyper lowers it to the request's where that is needed.
+    *response.version_mut() = Version::HTTP_11;
+    let status = response.status();
+    if last && status != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    connection.decided(status, last);
+    AnswerBody::wrap(response, connection, bodyless)
 }
 
 fn too_late() -> Response<Body> {
@@ -198,13 +235,26 @@ fn is_name(text: &str) -> bool {
     let mut bytes = text.bytes();
     let is_hex = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_hexdigit());
     while let Some(byte) = bytes.next() {
-        let is_of_name = match byte {
-            b'%' => is_hex(bytes.next()) && is_hex(bytes.next()),
-            byte => byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte),
-        };
-        if !is_of_name {
+        if !(OF_NAME[usize::from(byte)] || byte == b'%' && is_hex(bytes.next()) && is_hex(bytes.next())) {
             return false;
         }
     }
     true
 }
+
+/// By byte: true for the characters that stand for themselves in a name. It is looked at for each request.
+const OF_NAME: [bool; 256] = {
+    let others = b"-._~!$&'()*+,;=";
+    let mut of_name = [false; 256];
+    let mut byte = 0_u8;
+    while byte < 128 {
+        of_name[byte as usize] = byte.is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut i = 0;
+    while i < others.len() {
+        of_name[others[i] as usize] = true;
+        i += 1;
+    }
+    of_name
+};
