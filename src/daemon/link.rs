@@ -16,11 +16,10 @@ pub(super) enum Command {
     Go,
     /// Run the singletons: no other worker does.
     Alone,
-    /// Hand over and finish; `beside` is true if a successor serves already.
-    HandOver {
-        /// True if a successor takes out of the mailbox what is put in.
-        beside: bool,
-    },
+    /// Hand over to the successor, which serves, and finish.
+    HandOver,
+    /// The main process leaves: serve on until the next one's worker serves.
+    Leaves,
     /// Nobody follows: leave nothing for a next process.
     NobodyFollows {
         /// True if there is one that nothing would reach.
@@ -176,7 +175,7 @@ fn command(message: Message) -> Option<Command> {
     } else if message.has(key::ALONE) {
         Some(Command::Alone)
     } else if let Some(how) = message.value(key::HAND_OVER) {
-        Some(Command::HandOver { beside: how == "beside" })
+        Some(if how == key::BESIDE { Command::HandOver } else { Command::Leaves })
     } else if let Some(why) = message.value(key::NOBODY_FOLLOWS) {
         Some(Command::NobodyFollows { lacks_store: why == key::NO_STORE })
     } else if let Some(cause) = message.value(key::STOP) {

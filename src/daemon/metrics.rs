@@ -1,6 +1,6 @@
 //! The metrics, read off the registry when somebody asks.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -129,10 +129,10 @@ fn histogram(durations: &DurationsView) -> String {
     for (bound, number) in bounds.zip(durations.buckets) {
         // Each bucket has those below it, too.
         count += number;
-        text += &format!("{DURATION}_bucket{{le=\"{bound}\"}} {count}\n");
+        let _ = writeln!(text, "{DURATION}_bucket{{le=\"{bound}\"}} {count}");
     }
-    let sum = durations.sum.as_secs_f64();
-    text + &format!("{DURATION}_sum {sum}\n{DURATION}_count {count}\n")
+    let _ = writeln!(text, "{DURATION}_sum {}\n{DURATION}_count {count}", durations.sum.as_secs_f64());
+    text
 }
 
 #[expect(clippy::cast_precision_loss, reason = "2^53 connections are not to be expected")]

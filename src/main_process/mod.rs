@@ -29,7 +29,7 @@ use self::store::Store;
 use self::upgrade::State;
 use self::worker::{Part, STORED, Worker, pid_of};
 use crate::systemd::activation::Inherited;
-use crate::systemd::channel::{Channel, Message, key};
+use crate::systemd::channel::{Channel, Message};
 use crate::systemd::manager::Manager;
 use crate::systemd::process;
 use crate::{Exit, logging};
@@ -249,12 +249,7 @@ impl MainProcess {
             tracing::error!("cannot install the signal handlers: {error}");
             return Exit::Failed;
         }
-        for worker in &self.workers {
-            if worker.part == Part::Predecessor {
-                // One of an earlier main process; it may know already.
-                worker.tell(&assign(key::HAND_OVER, "beside"));
-            }
-        }
+        // A predecessor serves until the worker does. It is told then.
         if self.current().is_none() {
             self.start_worker();
         }

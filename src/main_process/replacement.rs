@@ -215,6 +215,7 @@ impl MainProcess {
             let deadline = self.settings.deadline;
             for worker in self.workers.iter_mut().filter(|worker| worker.part == Part::Predecessor) {
                 worker.finishes_within(deadline);
+                worker.tell(&assign(key::HAND_OVER, key::BESIDE));
             }
         }
         self.limit_predecessors();
@@ -236,7 +237,7 @@ impl MainProcess {
         let old = &mut self.workers[index];
         old.becomes(Part::Predecessor);
         old.finishes_within(old.settings.deadline);
-        old.tell(&assign(key::HAND_OVER, "beside"));
+        old.tell(&assign(key::HAND_OVER, key::BESIDE));
     }
 
     /// Cuts the oldest predecessors, if there are too many.

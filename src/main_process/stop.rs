@@ -38,15 +38,15 @@ impl MainProcess {
         }
     }
 
-    /// Ends this process at once, for another: workers hand over to the next process's and finish by themselves. What
-    /// they need is in systemd's store.
+    /// Ends this process at once, for another: the worker serves on until the next process's does, hands over to it, and
+    /// finishes by itself. What it needs is in systemd's store.
     pub(super) fn leave(&mut self) {
         tracing::info!("SIGTERM: the worker hands over to the next process");
         self.systemd.tell(&[NotifyState::Stopping]);
         for worker in &self.workers {
             match worker.part {
                 Part::Candidate => worker.signal(Signal::KILL),
-                Part::Current | Part::Predecessor => worker.tell(&assign(key::HAND_OVER, "left")),
+                Part::Current | Part::Predecessor => worker.tell(&assign(key::HAND_OVER, key::LEFT)),
             }
         }
         self.exit = Some(Exit::Clean);

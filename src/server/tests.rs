@@ -13,6 +13,7 @@ use proptest::prelude::*;
 use rustix::net::SendFlags;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio_util::task::TaskTracker;
 
 use super::Registry;
 use super::connection::Command;
@@ -345,7 +346,7 @@ async fn say(mut request: axum::extract::Request) -> axum::response::Response {
         Some("upgrade") => {
             let upgrade = hyper::upgrade::on(&mut request);
             // Nobody has agreed to another protocol.
-            tokio::spawn(async { UPGRADED.fetch_or(upgrade.await.is_ok(), Relaxed) });
+            TaskTracker::new().spawn(async { UPGRADED.fetch_or(upgrade.await.is_ok(), Relaxed) });
         }
         Some("late") => tokio::task::yield_now().await,
         Some("length") => return ([("content-length", path.len().to_string())], late(&path)).into_response(),
@@ -434,7 +435,7 @@ impl Asker<'_> {
                 assert_eq!(socket.expect("it has asked").read(&mut [0]).await.expect("the end"), 0);
             }
             Deed::AskToUpgrade => {
-                self.ask("upgrade", "connection: upgrade\r\nupgrade: another\r\n\r\n").await
+                self.ask("upgrade", "connection: upgrade\r\nupgrade: another\r\n\r\n").await;
             }
             Deed::AskForLength => self.ask("length", "\r\n").await,
             Deed::AskForChunks => {

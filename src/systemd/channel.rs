@@ -43,8 +43,12 @@ pub(crate) mod key {
     pub(crate) const ALONE: &str = "X_STEADFAST_ALONE";
     /// To a worker: serve.
     pub(crate) const GO: &str = "X_STEADFAST_GO";
-    /// To a worker: hand over what can be carried, finish the rest.
+    /// To a worker: hand over what can be carried, finish the rest; the value says when, [`BESIDE`] or [`LEFT`].
     pub(crate) const HAND_OVER: &str = "X_STEADFAST_HAND_OVER";
+    /// When to hand over: now, for its successor serves.
+    pub(crate) const BESIDE: &str = "beside";
+    /// When to hand over: once another main process says so, for this one leaves.
+    pub(crate) const LEFT: &str = "left";
     /// To a worker: nothing is left for a next process; the value is [`LAST_PROCESS`] or [`NO_STORE`].
     pub(crate) const NOBODY_FOLLOWS: &str = "X_STEADFAST_NOBODY_FOLLOWS";
     /// The reason of [`NOBODY_FOLLOWS`]: there is no next process.

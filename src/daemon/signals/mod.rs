@@ -1,15 +1,16 @@
 //! The signals child: the only one that reads signals, and the commands of the main process.
 //!
-//! Its loop waits on SIGTERM, SIGINT, SIGHUP and the main process. The first SIGTERM or SIGINT asks for a drain, the
+//! Its loop waits on SIGTERM, SIGINT, SIGHUP, the main process, and the end of the time without one. The first SIGTERM or SIGINT asks for a drain, the
 //! second for a cut, the third ends the process at once. SIGHUP asks for a reload.
 
 use std::io;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::child::{BoundChild, BoxError, Child, Context, Run};
 use super::link::Command;
@@ -20,6 +21,11 @@ use crate::systemd::manager::one_line;
 
 /// Its name in the tree.
 pub(crate) const NAME: &str = "signals";
+
+/// The longest time that a worker whose main process has left serves on by itself, until another main process has a worker
+/// that serves. It is that long only where the other one needs what this one holds, such as an address that overlaps, or
+/// does not come up.
+const INTERIM: Duration = Duration::from_secs(1);
 
 /// The child, bound.
 #[derive(Clone, Debug)]
@@ -35,6 +41,8 @@ struct Handlers {
     int: Signal,
     hup: Signal,
     stops: u32,
+    /// The time at which it hands over, and the cause, once its main process has left.
+    interim: Option<(Instant, Cause)>,
 }
 
 impl Signals {
@@ -47,7 +55,7 @@ impl Signals {
     async fn read(self, child: Child) -> Result<(), BoxError> {
         child.doing("waiting for a signal");
         let handlers = self.handlers.get().ok_or("its handlers are not installed")?;
-        let Handlers { term, int, hup, stops } = &mut *handlers.lock().await;
+        let Handlers { term, int, hup, stops, interim } = &mut *handlers.lock().await;
         loop {
             let name = tokio::select! {
                 _ = term.recv() => "SIGTERM",
@@ -57,7 +65,11 @@ impl Signals {
                     continue;
                 }
                 command = self.command() => {
-                    self.obey(command);
+                    self.obey(command, interim);
+                    continue;
+                }
+                cause = over(interim) => {
+                    self.lifecycle().stop(cause);
                     continue;
                 }
                 () = child.stopping() => return Ok(()),
@@ -92,25 +104,27 @@ impl Signals {
         }
     }
 
-    fn obey(&self, command: Command) {
+    fn obey(&self, command: Command, interim: &mut Option<(Instant, Cause)>) {
         let Context { observer, manager, handover, reloads, shutdown, go, alone, link, .. } = &self.daemon;
         let lifecycle = &observer.lifecycle;
         match command {
             Command::Go => go.cancel(),
             Command::Alone => alone.cancel(),
-            Command::HandOver { beside } => {
-                if beside {
-                    handover.succeeded();
-                }
+            Command::HandOver => {
+                handover.succeeded();
                 reloads.moved();
                 if let Some(link) = link {
                     link.confirm_singletons();
                 }
-                lifecycle.stop(if beside { Cause::Reload } else { Cause::Restart });
+                lifecycle.stop(interim.take().map_or(Cause::Reload, |(_, cause)| cause));
+            }
+            Command::Leaves => {
+                reloads.moved();
+                interim.get_or_insert((Instant::now() + INTERIM, Cause::Restart));
             }
             Command::Gone => {
                 reloads.moved();
-                lifecycle.stop(Cause::MainProcessGone);
+                interim.get_or_insert((Instant::now() + INTERIM, Cause::MainProcessGone));
             }
             Command::Orphaned => {
                 tracing::info!("nothing is kept for a next process: stopping for good");
@@ -142,6 +156,17 @@ impl Signals {
     }
 }
 
+/// Returns when an interim is over, with the cause for which it began.
+async fn over(interim: &mut Option<(Instant, Cause)>) -> Cause {
+    if let Some((end, _)) = interim {
+        sleep_until(*end).await;
+    }
+    match interim.take() {
+        Some((_, cause)) => cause,
+        None => std::future::pending().await,
+    }
+}
+
 /// The end of a stop for good that begins now.
 fn the_end(config: &shutdown::Config) -> Option<Instant> {
     config.deadline.and_then(|deadline| Instant::now().checked_add(deadline))
@@ -167,6 +192,7 @@ impl BoundChild for Signals {
             int: signal(SignalKind::interrupt())?,
             hup: signal(SignalKind::hangup())?,
             stops: 0,
+            interim: None,
         };
         // There is no other: a bound daemon runs once.
         let _ = self.handlers.set(Mutex::new(handlers));
