@@ -11,7 +11,7 @@ _default:
     @just --list --unsorted
 
 # everything that CI checks
-check: fmt lint test harness faults soak doc package deny configs metrics fuzz
+check: fmt lint test harness faults soak doc package deny instructions configs metrics fuzz
 
 # the formatting, without changing it
 fmt:
@@ -50,6 +50,11 @@ package:
 # steadfast measured beside other servers, all of it or some groups: `just bench files`
 bench *groups:
     cargo run --release -p steadfast-bench -- {{ if groups == "" { "" } else { "--only " + groups } }}
+
+# the instructions that each part takes, judged by the stored counts; `just instructions --renew` stores them anew
+instructions *flags:
+    cargo test --quiet --profile bench -p steadfast-benches
+    cargo bench --quiet -p steadfast-benches -- {{ flags }}
 
 # licences, sources and banned crates
 deny:

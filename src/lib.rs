@@ -65,6 +65,9 @@
 
 #[cfg(test)]
 mod alone;
+#[cfg(feature = "benches")]
+#[doc(hidden)]
+pub mod benches;
 pub mod config;
 mod daemon;
 mod exit;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms that it may use. `lib.rs`, `main.rs` and their like use any.
-const ROOMS: [(&str, &[&str]); 13] = [
+const ROOMS: [(&str, &[&str]); 14] = [
     // Of tests alone.
     ("alone", &[]),
     ("printable", &[]),
@@ -21,6 +21,8 @@ const ROOMS: [(&str, &[&str]); 13] = [
     ("status", &["daemon", "server", "systemd"]),
     // A fuzz target reaches into whatever it feeds.
     ("fuzzing", &["handover", "server"]),
+    // So does a bench.
+    ("benches", &["daemon", "handover", "server"]),
 ];
 
 /// The binary's own files, which see the library as everybody does, and the root that names the rooms.

@@ -45,7 +45,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+#[cfg(feature = "benches")]
+pub(crate) use self::clock::Clock;
 pub(crate) use self::connection::RequestView;
+#[cfg(feature = "benches")]
+pub(crate) use self::connection::{Event, Exchange, Machine};
 pub use self::connection::{InFlight, State, Waiting};
 pub(crate) use self::handler::{Answering, Handler};
 pub(crate) use self::offloaded::Offloaded;
@@ -236,7 +240,7 @@ impl Server {
     }
 
     /// Serves a connection that no listener accepted.
-    #[cfg(any(test, fuzzing))]
+    #[cfg(any(test, fuzzing, feature = "benches"))]
     pub(crate) fn serve_one(&self, socket: tokio::net::UnixStream) {
         self.start(socket.into_std().expect("it is a socket").into(), Peer::Unix, None);
     }

@@ -60,7 +60,7 @@ impl Registry {
     }
 
     /// A connection was accepted.
-    pub(super) fn accepted(
+    pub(crate) fn accepted(
         self: &Arc<Self>,
         thread: usize,
         peer: Peer,

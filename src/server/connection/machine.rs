@@ -61,7 +61,7 @@ pub(crate) struct Exchange {
 
 impl Exchange {
     /// A request whose head was read just now.
-    pub(super) fn new(method: Method, uri: Uri, has_body: bool) -> Self {
+    pub(crate) fn new(method: Method, uri: Uri, has_body: bool) -> Self {
         Self {
             method,
             uri,

@@ -31,12 +31,13 @@ pub(crate) use self::commands::{Command, Waiter};
 pub(super) use self::file::is_placeholder;
 pub use self::machine::State;
 pub(super) use self::machine::{Afterwards, Ended};
+pub(crate) use self::machine::{Event, Exchange, Machine};
 pub use self::progress::Waiting;
 pub(super) use self::service::Serving;
 
 use self::body::Unread;
 use self::commands::Commands;
-use self::machine::{Event, Exchange, Look, Machine};
+use self::machine::Look;
 use self::progress::Progress;
 use super::clock::Tick;
 use super::departures::Departures;
@@ -385,7 +386,7 @@ impl Connection {
     }
 
     /// The socket is closed.
-    pub(super) fn closed(&self) {
+    pub(crate) fn closed(&self) {
         let outcome = match (self.commands.strongest(), self.state()) {
             (Command::Cut, _) => Outcome::Cut,
             (Command::Drop, _) => Outcome::Stalled,
@@ -530,7 +531,7 @@ impl InFlight {
     }
 
     /// A request that nobody sent.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "benches"))]
     pub(crate) fn of(peer: Peer) -> Self {
         let registry = Registry::new(super::totals::Totals::unobserved());
         Self(registry.accepted(0, peer, false, None))

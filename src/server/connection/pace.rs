@@ -21,7 +21,7 @@ pub(super) struct Demand {
 /// Time counts only where two looks in a row find the client waited for. The rate is kept as a credit of time: waiting
 /// spends it, and each byte earns the time that it may take at `rate`.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     bytes: u64,
     waited: bool,
     silent: Duration,

@@ -105,7 +105,7 @@ pub(super) fn settle_length(headers: &mut HeaderMap) -> bool {
 
 /// Makes the headers of a client's request those of the request to the upstream. `Host` stays as the client sent it,
 /// or becomes that of an absolute URI (RFC 9112, section 3.2.2).
-pub(super) fn to_upstream(
+pub(crate) fn to_upstream(
     headers: &mut HeaderMap,
     version: Version,
     uri: &Uri,
@@ -146,7 +146,7 @@ pub(super) fn to_upstream(
 
 /// Makes the headers of the upstream's answer those of the answer to the client. Upgrades are passed through, so the
 /// upstream's `Upgrade` field is kept (RFC 9110, section 7.8).
-pub(super) fn to_client(status: StatusCode, headers: &mut HeaderMap) {
+pub(crate) fn to_client(status: StatusCode, headers: &mut HeaderMap) {
     let speaks_of_upgrades =
         [StatusCode::SWITCHING_PROTOCOLS, StatusCode::UPGRADE_REQUIRED].contains(&status);
     let upgrade = headers.get(UPGRADE).filter(|_| speaks_of_upgrades).cloned();

@@ -10,7 +10,7 @@
 
 mod body;
 mod connection;
-mod headers;
+pub(crate) mod headers;
 mod pool;
 mod upstream;
 
