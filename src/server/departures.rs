@@ -10,7 +10,8 @@ use bytes::Bytes;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, sleep_until};
 
-use super::connection::{Command, task};
+use super::connection::Command;
+use super::connection::task::Serve;
 use super::stream::{ClientStream, Socket};
 use super::totals::Carried;
 use super::{Server, tunnel};
@@ -205,7 +206,7 @@ impl Server {
                 let trusted = self.trusted.contains(note.peer.into());
                 let connection = self.registry.taken_over(thread, trusted, departures, &note);
                 let stream = ClientStream::new(socket, note.read_ahead, connection, permit);
-                self.tasks.spawn(task::serve(stream, Arc::clone(&self.http1s)));
+                self.tasks.spawn(Serve::new(stream, &self.http1s));
             }
             Parcel::Tunnel { client, upstream, note } => {
                 let (client, upstream) = (Socket::adopt(client)?, Socket::adopt(upstream)?);

@@ -58,7 +58,8 @@ pub(crate) use self::registry::Registry;
 pub(crate) use self::totals::Totals;
 
 use self::connection::http1::Http1s;
-use self::connection::{Command, Serving, task};
+use self::connection::task::Serve;
+use self::connection::{Command, Serving};
 use self::departures::Departures;
 use self::limits::{AtLimit, Limits, Trusted};
 use self::listener::Listener;
@@ -236,7 +237,7 @@ impl Server {
         };
         let connection = self.registry.accepted(thread, peer, trusted, self.departures.clone());
         let stream = ClientStream::new(socket, Bytes::new(), connection, permit);
-        self.tasks.spawn(task::serve(stream, Arc::clone(&self.http1s)));
+        self.tasks.spawn(Serve::new(stream, &self.http1s));
     }
 
     /// Serves a connection that no listener accepted.

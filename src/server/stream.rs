@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use axum::http::StatusCode;
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, sendmsg};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -160,6 +160,9 @@ impl AsyncWrite for Socket {
     }
 }
 
+/// The number of no request.
+const NONE: u64 = u64::MAX;
+
 /// A client's socket with its place in the registry: it tells the connection of what passes through, and obeys a command
 /// to close at once, also in the hands of whoever upgraded the connection, as far as these read or write. When it is
 /// dropped the connection is closed.
@@ -173,10 +176,8 @@ pub(super) struct ClientStream {
     refused: Option<StatusCode>,
     /// True if the client was seen to finish sending, or to be gone, while its request was being answered.
     ended: bool,
-    /// The number of the request whose handler had another moment after the end of what the client sends.
-    last_chance: Option<u64>,
-    /// Interim answers that the socket has yet to take.
-    interim: Vec<u8>,
+    /// The number of the request whose handler had another moment after the end of what the client sends; [`NONE`] at first.
+    last_chance: u64,
     /// True if the file that an answer is made of could not be sent to its end.
     lost_file: bool,
     /// True if hyper has answered the only request that it was given.
@@ -200,9 +201,10 @@ impl Drop for Registration {
 /// Bytes that were read from the socket and belong to requests to come.
 #[derive(Debug, Default)]
 struct ReadAhead {
-    bytes: Bytes,
+    /// In a box, for few connections have any.
+    bytes: Option<Box<Bytes>>,
     /// The number of them that hyper has been given, and may give back.
-    given: usize,
+    given: u32,
     /// True if hyper has also been given later bytes, from the socket.
     passed: bool,
     /// True if all that hyper was given came at once, and is the head of a request without anything behind it.
@@ -210,16 +212,25 @@ struct ReadAhead {
 }
 
 impl ReadAhead {
+    fn new(bytes: Bytes) -> Self {
+        // An empty `Bytes` may still pin a whole buffer.
+        Self { bytes: (!bytes.is_empty()).then(|| Box::new(bytes)), ..Self::default() }
+    }
+
     fn left(&self) -> &[u8] {
-        &self.bytes[self.given..]
+        self.bytes.as_ref().map_or(&[], |bytes| &bytes[self.given as usize..])
+    }
+
+    fn into_bytes(self) -> Bytes {
+        self.bytes.map_or_else(Bytes::new, |bytes| bytes.slice(self.given as usize..))
     }
 
     fn give(&mut self, buf: &mut ReadBuf<'_>) -> usize {
-        let n = buf.remaining().min(self.left().len());
-        let bytes = &self.bytes[self.given..][..n];
+        let n = buf.remaining().min(self.left().len()).min(u32::MAX as usize);
+        let bytes = &self.left()[..n];
         buf.put_slice(bytes);
         self.one_head = self.is_untouched() && is_one_head(bytes);
-        self.given += n;
+        self.given += u32::try_from(n).unwrap_or(u32::MAX);
         n
     }
 
@@ -234,25 +245,15 @@ impl ReadAhead {
         self.given == 0 && !self.passed
     }
 
-    /// hyper has used all that it was given.
-    fn used(&mut self) {
-        self.take_back(Bytes::new());
-    }
-
     /// Takes back what hyper has not used, which is the end of what it was given.
     fn take_back(&mut self, unused: Bytes) {
-        if self.passed {
-            // An empty `Bytes` still pins hyper's whole buffer; do not store it.
-            self.bytes = if unused.is_empty() { Bytes::new() } else { unused };
-        } else {
-            // The unused bytes are the end of these: they are kept, not copied, so that many pipelined requests cost
-            // one copy in all.
-            self.bytes.advance(self.given.saturating_sub(unused.len()));
-            if self.bytes.is_empty() {
-                self.bytes = Bytes::new();
-            }
-        }
-        (self.given, self.passed, self.one_head) = (0, false, false);
+        let Self { bytes, given, passed, .. } = std::mem::take(self);
+        *self = match bytes {
+            // The unused bytes are the end of these: they are kept, not copied, so that many pipelined requests cost one
+            // copy in all.
+            Some(bytes) if !passed => Self::new(bytes.slice((given as usize).saturating_sub(unused.len())..)),
+            _ => Self::new(unused),
+        };
     }
 }
 
@@ -263,14 +264,13 @@ impl ClientStream {
         connection: Arc<Connection>,
         permit: Option<OwnedSemaphorePermit>,
     ) -> Box<Self> {
-        let read_ahead = ReadAhead { bytes: read_ahead, ..ReadAhead::default() };
+        let read_ahead = ReadAhead::new(read_ahead);
         Box::new(Self {
             socket,
             read_ahead,
             refused: None,
             ended: false,
-            last_chance: None,
-            interim: Vec::new(),
+            last_chance: NONE,
             lost_file: false,
             hyper_rests: false,
             registration: Registration { connection, _permit: permit },
@@ -285,7 +285,7 @@ impl ClientStream {
     pub(super) fn leaves_nothing(&mut self) -> bool {
         let leaves_nothing = std::mem::take(&mut self.hyper_rests) || self.read_ahead.is_untouched();
         if leaves_nothing {
-            self.read_ahead.used();
+            self.read_ahead.take_back(Bytes::new());
         }
         leaves_nothing
     }
@@ -336,10 +336,8 @@ impl ClientStream {
         let Self { socket, read_ahead, registration, .. } = self;
         match socket.into_descriptor() {
             Ok(socket) => {
-                let read_ahead = read_ahead.bytes.slice(read_ahead.given..);
-                registration
-                    .connection
-                    .leave(Parcel::Connection(socket, registration.connection.note(read_ahead)));
+                let note = registration.connection.note(read_ahead.into_bytes());
+                registration.connection.leave(Parcel::Connection(socket, note));
             }
             Err(error) => {
                 tracing::warn!(peer = %registration.connection.peer(), %error, "cannot take a connection apart");
@@ -384,7 +382,7 @@ impl ClientStream {
         if self.connection().waits_for_nobody() {
             return true;
         }
-        let request = Some(self.connection().answered());
+        let request = self.connection().answered();
         let has_chance = self.last_chance != request;
         if has_chance {
             self.last_chance = request;
@@ -410,12 +408,16 @@ impl ClientStream {
 
     /// Writes interim answers, which come before whatever hyper writes.
     fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.interim.append(&mut self.registration.connection.take_interim());
-        while !self.interim.is_empty() {
-            let result = Pin::new(&mut self.socket).poll_write(cx, &self.interim);
-            match ready!(self.wrote(cx, result))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                n => drop(self.interim.drain(..n)),
+        let mut interim = self.connection().take_interim();
+        while !interim.is_empty() {
+            let result = Pin::new(&mut self.socket).poll_write(cx, &interim);
+            match self.wrote(cx, result)? {
+                Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(n) => drop(interim.drain(..n)),
+                Poll::Pending => {
+                    self.connection().return_interim(interim);
+                    return Poll::Pending;
+                }
             }
         }
         Poll::Ready(Ok(()))

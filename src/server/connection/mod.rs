@@ -345,6 +345,15 @@ impl Connection {
         }
     }
 
+    /// Takes back the rest of them, for which the socket has no room.
+    pub(super) fn return_interim(&self, mut rest: Vec<u8>) {
+        if let Machine::Answering { exchange } | Machine::Flushing { exchange, .. } = &mut *self.machine() {
+            rest.append(&mut exchange.interim);
+            exchange.interim = rest;
+            self.progress.set_interim(true);
+        }
+    }
+
     /// The head of the answer is decided.
     fn decided(&self, status: StatusCode, last: bool) {
         self.on(Event::Decided { status, last });

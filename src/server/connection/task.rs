@@ -1,10 +1,10 @@
 //! A connection's own task, from `accept` to close.
 //!
 //! The connection is parked while it is idle, active while hyper reads a request and sends its answer, and closing once
-//! it has had its last answer. Each is a type with a function that runs it to its end and returns the next one.
+//! it has had its last answer.
 
 use std::convert::Infallible;
-use std::future::poll_fn;
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -19,24 +19,55 @@ use super::{Command, Connection, State, Waiter};
 use crate::server::stream::ClientStream;
 
 /// Serves a connection until it is closed, or leaves for the next process.
-pub(in crate::server) async fn serve(stream: Box<ClientStream>, http1s: Arc<Http1s>) {
-    let mut parked = Parked(stream);
-    loop {
-        let Some(stream) = parked.woken().await else { return };
-        match Active::new(stream, &http1s).run().await {
-            After::Park(idle) => parked = idle,
-            After::Close(closing) => return Box::pin(closing.run()).await,
-            After::Gone => return,
+///
+/// It is a future by hand, because the compiler's would have room for each stage and for the steps between them, and an
+/// idle connection has little else than its task.
+pub(in crate::server) struct Serve {
+    stage: Stage,
+    http1s: Arc<Http1s>,
+}
+
+impl Serve {
+    pub(in crate::server) fn new(stream: Box<ClientStream>, http1s: &Arc<Http1s>) -> Self {
+        Self { stage: Stage::Parked(Parked(stream)), http1s: Arc::clone(http1s) }
+    }
+}
+
+impl Future for Serve {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let polled = match std::mem::replace(&mut self.stage, Stage::Gone) {
+                Stage::Parked(parked) => parked.poll(cx, &self.http1s),
+                Stage::Active(active) => active.poll(cx, &self.http1s),
+                Stage::Closing(closing) => closing.poll(cx),
+                Stage::Gone => return Poll::Ready(()),
+            };
+            match polled {
+                Polled::Next(stage) => self.stage = stage,
+                Polled::Pending(stage) => {
+                    self.stage = stage;
+                    return Poll::Pending;
+                }
+            }
         }
     }
 }
 
-/// The next type of a connection that was active.
-enum After {
-    Park(Parked),
-    Close(Closing),
-    /// It is closed, or belongs to the code that upgraded it.
+/// A stage of a connection's life.
+enum Stage {
+    Parked(Parked),
+    Active(Active),
+    Closing(Box<Closing>),
+    /// It is closed, or belongs to the code that upgraded it, or to the next process.
     Gone,
+}
+
+/// A stage that is waited for, or the one after it.
+enum Polled {
+    Pending(Stage),
+    Next(Stage),
 }
 
 // ---- idle ----------------------------------------------------------------------------------------------------
@@ -45,33 +76,37 @@ enum After {
 struct Parked(Box<ClientStream>);
 
 impl Parked {
-    /// Waits for the first byte of a request. None if the connection is closed, or has left, instead.
-    async fn woken(self) -> Option<Box<ClientStream>> {
+    /// Waits for the first byte of a request.
+    fn poll(self, cx: &mut Context<'_>, http1s: &Http1s) -> Polled {
         let Self(stream) = self;
         let connection = stream.connection();
-        let wake = poll_fn(|cx| match connection.commands.poll(Waiter::Task, cx) {
-            Command::Carry if connection.may_leave() => Poll::Ready(Wake::Leave),
+        let wake = match connection.commands.poll(Waiter::Task, cx) {
+            Command::Carry if connection.may_leave() => Wake::Leave,
             // Whoever has asked by now gets an answer.
-            Command::Finish if stream.has_waiting_byte() => Poll::Ready(Wake::Serve),
-            Command::Finish | Command::TimeOut | Command::Drop | Command::Cut => Poll::Ready(Wake::Close),
+            Command::Finish if stream.has_waiting_byte() => Wake::Serve,
+            Command::Finish | Command::TimeOut | Command::Drop | Command::Cut => Wake::Close,
             // Bytes that were read ahead belong to a request: there is nothing to wait for.
-            Command::Serve | Command::Carry if stream.has_read_ahead() => Poll::Ready(Wake::Serve),
-            Command::Serve | Command::Carry => stream.poll_readable(cx).map(|_| Wake::Serve),
-        })
-        .await;
-        match wake {
+            Command::Serve | Command::Carry if stream.has_read_ahead() => Wake::Serve,
+            Command::Serve | Command::Carry => match stream.poll_readable(cx) {
+                Poll::Ready(_) => Wake::Serve,
+                Poll::Pending => return Polled::Pending(Stage::Parked(Self(stream))),
+            },
+        };
+        Polled::Next(match wake {
             Wake::Serve => {
                 connection.first_byte();
-                return Some(stream);
+                Stage::Active(Active::new(stream, http1s))
             }
-            Wake::Leave => stream.leave(),
+            Wake::Leave => {
+                stream.leave();
+                Stage::Gone
+            }
             // Whoever has begun to ask is told that nobody will answer.
             Wake::Close if stream.has_waiting_byte() => {
-                Box::pin(Closing::new(stream, Some(last_answer(StatusCode::REQUEST_TIMEOUT))).run()).await;
+                Closing::stage(stream, Some(last_answer(StatusCode::REQUEST_TIMEOUT)))
             }
-            Wake::Close => {}
-        }
-        None
+            Wake::Close => Stage::Gone,
+        })
     }
 }
 
@@ -86,58 +121,62 @@ enum Wake {
 // ---- with hyper ----------------------------------------------------------------------------------------------
 
 /// A connection whose request hyper reads and answers: from the first byte of it to the last byte of its answer.
-struct Active<'a> {
+struct Active {
     connection: Arc<Connection>,
     /// The bytes that the connection had received before.
     received_before: u64,
     http1: Http1,
-    http1s: &'a Http1s,
 }
 
-impl<'a> Active<'a> {
-    fn new(stream: Box<ClientStream>, http1s: &'a Http1s) -> Self {
+impl Active {
+    fn new(stream: Box<ClientStream>, http1s: &Http1s) -> Self {
         let connection = Arc::clone(stream.connection());
         let received_before = connection.progress.received();
-        Self { connection, received_before, http1: http1s.begin(stream), http1s }
+        Self { connection, received_before, http1: http1s.begin(stream) }
     }
 
-    async fn run(mut self) -> After {
-        let end = poll_fn(|cx| self.poll(cx)).await;
-        let Self { connection, http1, http1s, .. } = self;
+    fn poll(mut self, cx: &mut Context<'_>, http1s: &Http1s) -> Polled {
+        match self.poll_end(cx) {
+            Poll::Ready(end) => Polled::Next(self.ended(end, http1s)),
+            Poll::Pending => Polled::Pending(Stage::Active(self)),
+        }
+    }
+
+    /// The stage after the end of hyper's part.
+    fn ended(self, end: End, http1s: &Http1s) -> Stage {
+        let Self { connection, http1, .. } = self;
         let stream = if let End::Parked = end { http1s.end(http1) } else { http1.into_stream() };
         let Some(stream) = stream else {
             // Upgraded, with the request's body read or given up.
             connection.body_read();
-            return After::Gone;
+            return Stage::Gone;
         };
         match end {
-            End::Parked => After::Park(Parked(stream)),
+            End::Parked => Stage::Parked(Parked(stream)),
             End::Leaves => {
                 stream.leave();
-                After::Gone
+                Stage::Gone
             }
             End::Closes => {
                 let unsent = stream.refused().map(last_answer);
-                After::Close(Closing::new(stream, unsent))
+                Closing::stage(stream, unsent)
             }
-            End::Http2 => After::Close(Closing::new(stream, Some(last_answer(StatusCode::BAD_REQUEST)))),
-            End::TimedOut => {
-                After::Close(Closing::new(stream, Some(last_answer(StatusCode::REQUEST_TIMEOUT))))
-            }
+            End::Http2 => Closing::stage(stream, Some(last_answer(StatusCode::BAD_REQUEST))),
+            End::TimedOut => Closing::stage(stream, Some(last_answer(StatusCode::REQUEST_TIMEOUT))),
             End::BrokenOff => {
                 stream.broken_off();
-                After::Gone
+                Stage::Gone
             }
             End::Dropped => {
                 if stream.has_lost_file() {
                     stream.broken_off();
                 }
-                After::Gone
+                Stage::Gone
             }
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         let connection = &self.connection;
         if connection.commands.poll(Waiter::Task, cx) >= Command::Drop {
             // Half a head can be answered with 408.
@@ -209,28 +248,27 @@ struct Closing {
 }
 
 impl Closing {
-    fn new(mut stream: Box<ClientStream>, unsent: Option<Bytes>) -> Self {
+    fn stage(mut stream: Box<ClientStream>, unsent: Option<Bytes>) -> Stage {
         let expects_more =
             unsent.is_some() || stream.has_read_ahead() || stream.connection().progress.body_left() > 0;
         stream.forget_read_ahead();
         stream.connection().close();
-        Self { stream, unsent: unsent.unwrap_or_default(), expects_more }
+        Stage::Closing(Box::new(Self { stream, unsent: unsent.unwrap_or_default(), expects_more }))
     }
 
-    async fn run(mut self) {
-        let connection = Arc::clone(self.stream.connection());
-        poll_fn(|cx| {
-            // Polled before the command is read, so that the answer is sent and what has come is read even if the time
-            // is up.
-            let ended = self.poll(cx).is_ready();
-            let command = connection.commands.poll(Waiter::Task, cx);
-            // Any error means that the client is gone.
-            if ended || command >= Command::Drop { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
+    fn poll(mut self: Box<Self>, cx: &mut Context<'_>) -> Polled {
+        // Polled before the command is read, so that the answer is sent and what has come is read even if the time is up.
+        let ended = self.poll_end(cx).is_ready();
+        let command = self.stream.connection().commands.poll(Waiter::Task, cx);
+        // Any error means that the client is gone.
+        if ended || command >= Command::Drop {
+            Polled::Next(Stage::Gone)
+        } else {
+            Polled::Pending(Stage::Closing(self))
+        }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<Infallible>> {
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<Infallible>> {
         let ended = || Err(std::io::ErrorKind::ConnectionAborted.into());
         let mut socket = Pin::new(self.stream.socket());
         while !self.unsent.is_empty() {
