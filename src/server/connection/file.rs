@@ -244,9 +244,17 @@ fn read_at(file: &File, at: u64, mut bytes: Vec<u8>) -> io::Result<Bytes> {
     Ok(bytes.into())
 }
 
+/// Zeros, in memory that the allocator has at hand; `vec![0; length]` asks it for zeroed memory, which it searches for.
+#[expect(clippy::slow_vector_initialization, reason = "it is the faster one where the length is small")]
+fn zeros(length: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(length);
+    bytes.resize(length, 0);
+    bytes
+}
+
 /// Reads a small part of a file: here if it is in the page cache, else on a thread that may wait for it.
 async fn read(file: File, part: Range<u64>) -> io::Result<Bytes> {
-    let mut bytes = vec![0; length(&part)];
+    let mut bytes = zeros(length(&part));
     match read_cached(&file, &mut bytes, part.start) {
         Ok(n) if n == bytes.len() => Ok(bytes.into()),
         // The rest may not be there, or not yet.

@@ -1,11 +1,12 @@
 //! Files beneath a folder, and nothing else: the kernel refuses every path that leads out of it, by `..` or by a
-//! symlink, also while somebody moves things about (`openat2(2)`, `RESOLVE_BENEATH`).
+//! symlink, also while somebody moves things about (`openat2(2)`: `RESOLVE_BENEATH`, or where the path has no `..`,
+//! `RESOLVE_NO_SYMLINKS`).
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,8 @@ const TRIES: usize = 100;
 /// The folder whose files are opened.
 #[derive(Clone, Debug)]
 pub(super) struct Beneath {
-    root: Arc<Path>,
+    /// Its path, with a slash at the end.
+    root: Arc<[u8]>,
 }
 
 /// What there is at a path. All else, such as a FIFO or a device, is not there.
@@ -40,7 +42,9 @@ pub(super) struct Opened {
 
 impl Beneath {
     pub(super) fn new(root: &Path) -> Self {
-        Self { root: root.into() }
+        // An empty path, and a relative one, is one below the current folder.
+        let root: PathBuf = [Path::new("."), root, Path::new("")].iter().collect();
+        Self { root: root.as_os_str().as_bytes().into() }
     }
 
     /// Opens what is at a path. The lookup is done here if the kernel has all of the path in memory, as it has of a
@@ -62,20 +66,34 @@ impl Beneath {
     }
 }
 
-fn open(root: &Path, path: &[u8], how: ResolveFlags) -> Result<Entry, Errno> {
-    // The root is opened each time anew: it may be a symlink that is made to lead to another folder.
+/// Opens what is at a path beneath a root. Both are looked up anew each time: the root may be a symlink that is made to
+/// lead to another folder.
+fn open(root: &[u8], path: &[u8], how: ResolveFlags) -> Result<Entry, Errno> {
+    // Most paths are beneath the root by what they say, if none of the folders on the way is a symlink: one lookup.
+    if !path.windows(2).any(|two| two == b"..") {
+        match open_at(CWD, &[root, path].concat(), ResolveFlags::NO_SYMLINKS | how) {
+            // There is a symlink, or the two are too long together.
+            Err(Errno::LOOP | Errno::NAMETOOLONG) => {}
+            opened => return opened,
+        }
+    }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = openat2(CWD, root, flags, Mode::empty(), how)?;
+    let path = if path.is_empty() { b"." } else { path };
+    match open_at(&root, path, ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | how) {
+        // There is no such file here: the path leads out of the folder, or its symlinks form a loop.
+        Err(Errno::XDEV | Errno::LOOP) => Err(Errno::NOENT),
+        opened => opened,
+    }
+}
 
-    let path = OsStr::from_bytes(if path.is_empty() { b"." } else { path });
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | how;
-    let open = |flags| openat2(&root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve);
+fn open_at(folder: impl AsFd, path: &[u8], how: ResolveFlags) -> Result<Entry, Errno> {
+    let open = |flags| openat2(&folder, path, flags | OFlags::CLOEXEC, Mode::empty(), how);
     // `NONBLOCK`, because opening a FIFO would otherwise wait for its writer.
     let file = match open(OFlags::RDONLY | OFlags::NONBLOCK) {
         Ok(file) => file,
-        // There is no such file here: the path leads out of the folder, or its symlinks form a loop; or it is a socket,
-        // or a device that has no driver.
-        Err(Errno::XDEV | Errno::LOOP | Errno::NXIO | Errno::NODEV) => return Err(Errno::NOENT),
+        // It is a socket, or a device that has no driver.
+        Err(Errno::NXIO | Errno::NODEV) => return Err(Errno::NOENT),
         // A folder need not be readable for what is below it to be.
         Err(Errno::ACCESS) => {
             let is_folder = kind(&fstat(open(OFlags::PATH)?)?) == FileType::Directory;

@@ -186,6 +186,30 @@ async fn no_symlink_leads_out_of_the_folder_and_those_within_are_followed() {
 }
 
 #[tokio::test]
+async fn dots_in_a_name_and_a_path_as_long_as_the_kernel_takes_are_no_obstacle() {
+    use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+    let site = Site::new();
+    let router = site.serve(|_| {});
+    site.write("a..b.txt", "dots");
+    assert_eq!(body_at(&router, "/assets/a..b.txt").await, "dots");
+
+    let open =
+        |folder: &_, name: &str| openat(folder, name, OFlags::DIRECTORY, Mode::empty()).expect("a folder");
+    let mut folder = openat(CWD, site.root(), OFlags::DIRECTORY, Mode::empty()).expect("the root");
+    let mut path = String::new();
+    for length in [250; 16].into_iter().chain([70]) {
+        let name = "x".repeat(length);
+        mkdirat(&folder, &name, Mode::RWXU).expect("a folder");
+        folder = open(&folder, &name);
+        path = format!("{path}{name}/");
+    }
+    let flags = OFlags::CREATE | OFlags::WRONLY;
+    let file = openat(&folder, "f", flags, Mode::RUSR).expect("a file");
+    rustix::io::write(file, b"far below").expect("its content");
+    assert_eq!(body_at(&router, &format!("/assets/{path}f")).await, "far below");
+}
+
+#[tokio::test]
 async fn what_is_no_file_is_not_waited_for() {
     use rustix::fs::{CWD, FileType, Mode, mknodat};
     let site = Site::new();
@@ -327,6 +351,14 @@ async fn the_type_of_a_file_follows_from_its_name() {
         site.write(name, "x");
         let response = ask(&router, get(&format!("/assets/{name}"))).await;
         assert_eq!(response.headers()[header::CONTENT_TYPE], expected, "{name}");
+    }
+}
+
+#[test]
+fn a_type_that_is_looked_up_in_a_hurry_is_the_one_that_the_long_list_has() {
+    for extension in ["css", "gif", "html", "jpg", "js", "json", "png", "svg", "txt", "webp", "woff2"] {
+        let listed = mime_guess::from_ext(extension).first_raw().expect("a type");
+        assert_eq!(super::content_type(format!("name.{extension}").as_bytes()), listed);
     }
 }
 
