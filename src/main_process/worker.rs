@@ -21,6 +21,13 @@ use crate::systemd::process::Process;
 /// The beginning of the names under which the channels to workers are in systemd's store.
 pub(super) const STORED: &str = "worker-";
 
+/// What a worker's allocator is told, unless the environment tells it something already (glibc's manual, "Memory Allocation
+/// Tunables"; another C library does not look). Chunks that are freed are merged with their neighbours at once: an idle
+/// connection takes 1.09 KiB instead of 1.24. And a burst does not raise the size, 128 KiB, from which on what is free at
+/// the end of the heap goes back to the kernel.
+const ALLOCATOR: (&str, &str) =
+    ("GLIBC_TUNABLES", "glibc.malloc.mxfast=0:glibc.malloc.trim_threshold=131072");
+
 /// The process of the worker whose channel has this name.
 pub(super) fn pid_of(name: &str) -> Option<u32> {
     name.strip_prefix(STORED)?.parse().ok()
@@ -109,6 +116,10 @@ impl Worker {
             // The signals of a terminal are for the main process alone.
             .process_group(0)
             .stdin(Stdio::null());
+        let (variable, tunables) = ALLOCATOR;
+        if std::env::var_os(variable).is_none() {
+            command.env(variable, tunables);
+        }
         let words = match words {
             Some((words, stderr)) => {
                 command.stdout(OwnedFd::from(stderr.try_clone()?)).stderr(OwnedFd::from(stderr));

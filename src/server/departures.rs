@@ -205,13 +205,13 @@ impl Server {
                 let socket = Socket::adopt(descriptor)?;
                 let trusted = self.trusted.contains(note.peer.into());
                 let connection = self.registry.taken_over(thread, trusted, departures, &note);
-                let stream = ClientStream::new(socket, note.read_ahead, connection, permit);
+                let stream = Box::new(ClientStream::new(socket, note.read_ahead, connection, permit));
                 self.tasks.spawn(Serve::new(stream, &self.http1s));
             }
             Parcel::Tunnel { client, upstream, note } => {
                 let (client, upstream) = (Socket::adopt(client)?, Socket::adopt(upstream)?);
                 let connection = self.registry.tunnel_taken_over(thread, departures, &note)?;
-                let client = ClientStream::new(client, Bytes::new(), connection, permit);
+                let client = Box::new(ClientStream::new(client, Bytes::new(), connection, permit));
                 self.tasks.spawn(tunnel::resume(client, upstream, note.up, note.down));
             }
         }

@@ -236,7 +236,7 @@ impl Server {
             Err(error) => return tracing::warn!(%peer, %error, "cannot serve a connection"),
         };
         let connection = self.registry.accepted(thread, peer, trusted, self.departures.clone());
-        let stream = ClientStream::new(socket, Bytes::new(), connection, permit);
+        let stream = Box::new(ClientStream::new(socket, Bytes::new(), connection, permit));
         self.tasks.spawn(Serve::new(stream, &self.http1s));
     }
 

@@ -263,9 +263,9 @@ impl ClientStream {
         read_ahead: Bytes,
         connection: Arc<Connection>,
         permit: Option<OwnedSemaphorePermit>,
-    ) -> Box<Self> {
+    ) -> Self {
         let read_ahead = ReadAhead::new(read_ahead);
-        Box::new(Self {
+        Self {
             socket,
             read_ahead,
             refused: None,
@@ -274,7 +274,7 @@ impl ClientStream {
             lost_file: false,
             hyper_rests: false,
             registration: Registration { connection, _permit: permit },
-        })
+        }
     }
 
     pub(super) fn connection(&self) -> &Arc<Connection> {

@@ -1,6 +1,7 @@
 //! Without a service manager, as in a terminal, a container or under another parent: a reload hands over, a crash
 //! refuses nobody, and a stop is as ever although a terminal signals the whole process group.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
@@ -107,6 +108,24 @@ fn assert_reloads_lose_nothing(ask: impl Fn(&Daemon)) {
 }
 
 #[test]
+fn a_workers_allocator_is_told_to_give_back_what_is_free_unless_the_operator_tells_it_something() {
+    let tunables = |own: Option<&str>| {
+        let daemon = Daemon::spawn_with(BINARY, &config(""), |command| {
+            alone(command);
+            command.env_remove("GLIBC_TUNABLES").envs(own.map(|own| ("GLIBC_TUNABLES", own)));
+        });
+        serving(&daemon);
+        let environment = fs::read(format!("/proc/{}/environ", daemon.worker())).expect("it runs");
+        // glibc divides them where they are.
+        let environment = String::from_utf8_lossy(&environment).replace('\0', ":");
+        environment.split_once("GLIBC_TUNABLES=").expect("they are there").1.to_owned()
+    };
+    let [ours, own] = [None, Some("glibc.malloc.arena_max=1")].map(tunables);
+    assert!(ours.starts_with("glibc.malloc.mxfast=0:glibc.malloc.trim_threshold=131072:"), "{ours}");
+    assert!(own.starts_with("glibc.malloc.arena_max=1:") && !own.contains("mxfast"), "{own}");
+}
+
+#[test]
 fn the_reload_command_hands_over_under_load_and_nothing_is_lost() {
     assert_reloads_lose_nothing(|daemon| {
         let old = daemon.worker();
@@ -181,7 +200,7 @@ fn a_reload_that_finds_its_connection_closed_asks_the_successor() {
 fn a_reload_with_a_broken_config_changes_nothing_and_says_why() {
     let (daemon, load) = under_load();
     let worker = daemon.worker();
-    std::fs::write(daemon.folder().join("config.toml"), "http.listen = 7\n").unwrap();
+    fs::write(daemon.folder().join("config.toml"), "http.listen = 7\n").unwrap();
     let output = reload(&daemon);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("config.toml:1:"), "{said}");
