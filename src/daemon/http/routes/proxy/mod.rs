@@ -149,14 +149,18 @@ impl Proxy {
         mut request: Request,
         in_flight: InFlight,
     ) -> impl Future<Output = Response> + use<> {
+        let upgrade = headers::requested_upgrade(request.version(), request.headers())
+            .map(|asked| (asked, hyper::upgrade::on(&mut request)));
+        let (head, body) = request.into_parts();
         let exchange = Exchange {
             passing: Arc::clone(&self.0),
-            method: request.method().clone(),
-            uri: std::mem::take(request.uri_mut()),
-            version: request.version(),
+            method: head.method,
+            uri: head.uri,
+            version: head.version,
+            upgrade,
             in_flight,
         };
-        exchange.answer(request)
+        exchange.answer(head.headers, body)
     }
 }
 
@@ -167,15 +171,17 @@ struct Exchange {
     method: Method,
     uri: Uri,
     version: Version,
+    /// The protocols that the client asks to change to, and its end of the tunnel that would follow.
+    upgrade: Option<(HeaderValue, OnUpgrade)>,
     in_flight: InFlight,
 }
 
 impl Exchange {
-    async fn answer(self, mut request: Request) -> Response {
-        if !headers::may_be_forwarded(&self.method, request.headers_mut()) {
+    async fn answer(mut self, mut headers: HeaderMap, body: Body) -> Response {
+        if !headers::may_be_forwarded(&self.method, &mut headers) {
             return last_hop(&self.method);
         }
-        match self.ask(request).await {
+        match self.ask(headers, body).await {
             Ok((mut response, connection)) => {
                 let status = response.status();
                 headers::to_client(status, response.headers_mut());
@@ -196,16 +202,13 @@ impl Exchange {
 
     /// The upstream's answer, and the connection that the rest of it comes from; none if that has become a tunnel.
     async fn ask(
-        &self,
-        mut request: Request,
+        &mut self,
+        headers: HeaderMap,
+        body: Body,
     ) -> Result<(Response<Incoming>, Option<Box<Connection>>), Failure> {
-        let upgrade = headers::requested_upgrade(self.version, request.headers());
-        let client = upgrade.clone().map(|asked| (asked, hyper::upgrade::on(&mut request)));
-        let (parts, body) = request.into_parts();
-        let headers = self.to_upstream(parts.headers, &body, upgrade)?;
         let (mut response, connection) = self.pass(headers, body).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let (asked, client) = client.ok_or(Failure::UnaskedSwitch)?;
+            let (asked, client) = self.upgrade.take().ok_or(Failure::UnaskedSwitch)?;
             if !headers::switches_to(&asked, response.headers()) {
                 return Err(Failure::OtherSwitch);
             }
@@ -219,14 +222,10 @@ impl Exchange {
         Ok((response, Some(connection)))
     }
 
-    /// The fields of the request as the upstream gets them.
-    fn to_upstream(
-        &self,
-        mut headers: HeaderMap,
-        body: &Body,
-        upgrade: Option<HeaderValue>,
-    ) -> Result<HeaderMap, Failure> {
+    /// The request as the upstream gets it.
+    fn to_upstream(&self, mut headers: HeaderMap, body: Body) -> Result<Request, Failure> {
         let is_chunked = headers::is_chunked(&headers).ok_or(Failure::UnknownCoding)?;
+        let upgrade = self.upgrade.as_ref().map(|(asked, _)| asked.clone());
         headers::to_upstream(&mut headers, self.version, &self.uri, &self.in_flight, upgrade);
         if is_chunked && !body.is_end_stream() {
             // Set explicitly, or hyper would send a GET without its body.
@@ -235,11 +234,6 @@ impl Exchange {
         if !headers.contains_key(header::HOST) {
             headers.insert(header::HOST, self.passing.host.clone());
         }
-        Ok(headers)
-    }
-
-    /// A request to the upstream.
-    fn request(&self, headers: HeaderMap, body: Body) -> Request {
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = if self.uri.authority().is_some() {
@@ -253,7 +247,7 @@ impl Exchange {
             // An older client knows no interim answers.
             self.pass_interim_answers_on(&mut request);
         }
-        request
+        Ok(request)
     }
 
     /// Has the request answered, on another connection if need be, and waits for the head of the answer.
@@ -266,11 +260,11 @@ impl Exchange {
         headers: HeaderMap,
         body: Body,
     ) -> Result<(Response<Incoming>, Box<Connection>), Failure> {
-        // As a list: to copy a map costs twice as much.
-        let again: Option<Vec<(HeaderName, HeaderValue)>> = (self.method.is_idempotent()
-            && body.is_end_stream())
-        .then(|| headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect());
-        let mut request = self.request(headers, body);
+        let may_be_repeated = self.method.is_idempotent() && body.is_end_stream();
+        // As they came, in a list: a map costs twice as much to copy.
+        let again: Option<Vec<(HeaderName, HeaderValue)>> = may_be_repeated
+            .then(|| headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect());
+        let mut request = self.to_upstream(headers, body)?;
         let mut pooled = self.passing.pool.take();
         let mut resends = 0;
         loop {
@@ -292,10 +286,11 @@ impl Exchange {
             };
             let broke = !error.is_parse() && !error.is_user();
             match &again {
-                Some(fields) if broke && resends < RESENDS => {
+                Some(headers) if broke && resends < RESENDS => {
                     tracing::debug!(upstream = %self.passing.config.to, error = chain(&error), "sending again");
                     resends += 1;
-                    request = self.request(fields.iter().cloned().collect(), Body::empty());
+                    let headers = headers.iter().cloned().collect();
+                    request = self.to_upstream(headers, Body::empty())?;
                 }
                 _ => return Err(Failure::of_request(error)),
             }
