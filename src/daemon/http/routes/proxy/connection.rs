@@ -86,33 +86,45 @@ impl Connection {
     }
 
     /// Sends a request, and waits for the head of its answer. `timeout` is the upstream's, while it is its turn.
-    pub(super) async fn ask(&mut self, request: Request, in_flight: &InFlight, timeout: Duration) -> Outcome {
+    pub(super) fn ask(
+        &mut self,
+        request: Request,
+        in_flight: &InFlight,
+        timeout: Duration,
+    ) -> impl Future<Output = Outcome> {
         let request = request.map(|body| Upload::new(body, &self.driven.turn));
         self.driven.turn.begin();
-        let mut answer = pin!(self.driven.sender.try_send_request(request));
-        poll_fn(|cx| {
-            self.poll(cx, |driven, cx| {
-                driven.run(cx);
-                let mut answered = answer.as_mut().poll(cx);
-                if answered.is_pending() && driven.ended {
-                    // A request that hyper has not taken comes back when hyper is dropped.
-                    driven.hyper = None;
-                    answered = answer.as_mut().poll(cx);
-                }
-                match answered {
-                    Poll::Ready(Ok(answer)) => {
-                        driven.since = None;
-                        Poll::Ready(Outcome::Answered(answer))
+        let answer = self.driven.sender.try_send_request(request);
+        async move {
+            let mut answer = pin!(answer);
+            poll_fn(|cx| {
+                self.poll(cx, |driven, cx| {
+                    driven.run(cx);
+                    let mut answered = answer.as_mut().poll(cx);
+                    if answered.is_pending() && driven.ended {
+                        // A request that hyper has not taken comes back when hyper is dropped.
+                        driven.hyper = None;
+                        answered = answer.as_mut().poll(cx);
                     }
-                    Poll::Ready(Err(mut error)) => Poll::Ready(match error.take_message() {
-                        Some(unsent) => Outcome::Unsent(unsent.map(Upload::into_inner), error.into_error()),
-                        None => Outcome::Failed(error.into_error()),
-                    }),
-                    Poll::Pending => driven.poll_overdue(cx, in_flight, timeout).map(|()| Outcome::Overdue),
-                }
+                    match answered {
+                        Poll::Ready(Ok(answer)) => {
+                            driven.since = None;
+                            Poll::Ready(Outcome::Answered(answer))
+                        }
+                        Poll::Ready(Err(mut error)) => Poll::Ready(match error.take_message() {
+                            Some(unsent) => {
+                                Outcome::Unsent(unsent.map(Upload::into_inner), error.into_error())
+                            }
+                            None => Outcome::Failed(error.into_error()),
+                        }),
+                        Poll::Pending => {
+                            driven.poll_overdue(cx, in_flight, timeout).map(|()| Outcome::Overdue)
+                        }
+                    }
+                })
             })
-        })
-        .await
+            .await
+        }
     }
 
     /// The next frame of an answer's body.

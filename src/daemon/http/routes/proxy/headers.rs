@@ -1,12 +1,14 @@
 //! The fields that a proxy takes out of a message's head, and those that it puts in.
 
 use std::net::IpAddr;
+use std::ops::Range;
 
 use axum::http::header::{
     CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, HeaderName, InvalidHeaderValue, MAX_FORWARDS, TE,
     TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
+use bytes::Bytes;
 
 use crate::daemon::http::routes::number;
 use crate::server::{InFlight, Peer};
@@ -30,8 +32,8 @@ const HOP_BY_HOP: [&str; 10] = [
     "upgrade",
 ];
 
-/// The fields that a client's request has beside its own when it is passed on, at most: room for them is made at once.
-const ADDED: usize = 8;
+/// The number of fields that [`to_upstream`] adds to a client's request: room for them is made at once.
+const ADDED: usize = 5;
 
 /// The protocol a client asks to change to. HTTP/1.0 has no upgrades (RFC 9110, section 7.8), and `h2c` is no longer
 /// one (RFC 9113, section 3.1): a tunnel of it would carry requests that no route has seen.
@@ -57,15 +59,13 @@ fn protocols(upgrade: &HeaderValue) -> impl Iterator<Item = &[u8]> {
     protocols.filter(|protocol| !protocol.is_empty())
 }
 
-/// True if a message's body is in no transfer coding but `chunked`: this proxy offers no others, and cannot decode
-/// them (RFC 9112, section 6.1).
-pub(super) fn is_plain_or_chunked(headers: &HeaderMap) -> bool {
+/// True if a message's body is in chunks; `None` if it is in another transfer coding: this proxy offers no others, and
+/// cannot decode them (RFC 9112, section 6.1).
+pub(super) fn is_chunked(headers: &HeaderMap) -> Option<bool> {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, _) => true,
-        (Some(coding), None) => coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
-        (Some(_), Some(_)) => false,
-    }
+    let Some(coding) = codings.next() else { return Some(false) };
+    let is_chunked = coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    (is_chunked && codings.next().is_none()).then_some(true)
 }
 
 /// Counts down `Max-Forwards` of `OPTIONS` and `TRACE` (RFC 9110, section 7.6.2). Returns false if the request
@@ -85,22 +85,33 @@ pub(super) fn may_be_forwarded(method: &Method, headers: &mut HeaderMap) -> bool
 
 /// Reduces the `Content-Length` of an upstream's answer to one number, however often it is given. Returns false
 /// if its values are not one valid number (RFC 9112, section 6.3). Where there are chunks it is removed.
-pub(super) fn settle_length(headers: &mut HeaderMap) -> bool {
-    if headers.contains_key(TRANSFER_ENCODING) {
+pub(super) fn settle_length(headers: &mut HeaderMap, is_chunked: bool) -> bool {
+    if is_chunked {
         headers.remove(CONTENT_LENGTH);
+        return true;
+    }
+    let mut lines = headers.get_all(CONTENT_LENGTH).iter();
+    match (lines.next(), lines.next()) {
+        (None, _) => return true,
+        (Some(line), None) if is_settled(line.as_bytes()) => return true,
+        _ => {}
     }
     let lengths =
         headers.get_all(CONTENT_LENGTH).iter().flat_map(|line| line.as_bytes().split(|b| *b == b','));
     // hyper does not accept the largest number as the length of a body either.
     let mut lengths = lengths.map(|length| number(length.trim_ascii()).filter(|length| *length < u64::MAX));
-    let Some(first) = lengths.next() else {
-        return true;
-    };
-    let Some(length) = first.filter(|_| lengths.all(|other| other == first)) else {
+    let Some(length) = lengths.next().flatten().filter(|first| lengths.all(|other| other == Some(*first)))
+    else {
         return false;
     };
     headers.insert(CONTENT_LENGTH, length.into());
     true
+}
+
+/// True of a length as everyone writes it: there is nothing to settle.
+fn is_settled(length: &[u8]) -> bool {
+    // Every number of 19 digits is less than the largest one.
+    matches!(length, [b'0'] | [b'1'..=b'9', ..]) && length.len() < 20 && length.iter().all(u8::is_ascii_digit)
 }
 
 /// Makes the headers of a client's request those of the request to the upstream. `Host` stays as the client sent it,
@@ -116,12 +127,12 @@ pub(crate) fn to_upstream(
         let codings = te.as_bytes().split(|b| *b == b',');
         codings.into_iter().any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
     });
-    headers.reserve(ADDED);
     // Of a trusted proxy, [`ORIGIN`] stays.
     let is_believed = |name: &HeaderName| client.is_trusted() && ORIGIN.contains(name);
     remove_hop_by_hop(headers, |name| {
         looks_like_steering(name.as_str()) || (is_claim_of_origin(name) && !is_believed(name))
     });
+    headers.reserve(ADDED);
     if version == Version::HTTP_10 {
         // HTTP/1.0 has no `Expect` (RFC 9110, section 10.1.1).
         headers.remove(EXPECT);
@@ -138,7 +149,7 @@ pub(crate) fn to_upstream(
     if let Some(host) = uri.authority().and_then(|authority| host_and_port(authority.as_str())) {
         headers.insert(HOST, host);
     }
-    add_origin(headers, client.peer());
+    add_origin(headers, client);
     // The version is the one that the request came in (RFC 9110, section 7.6.3).
     let via = if version == Version::HTTP_10 { "1.0 steadfast" } else { "1.1 steadfast" };
     append(headers, VIA, Ok(HeaderValue::from_static(via)));
@@ -147,9 +158,10 @@ pub(crate) fn to_upstream(
 /// Makes the headers of the upstream's answer those of the answer to the client. Upgrades are passed through, so the
 /// upstream's `Upgrade` field is kept (RFC 9110, section 7.8).
 pub(crate) fn to_client(status: StatusCode, headers: &mut HeaderMap) {
-    let speaks_of_upgrades =
-        [StatusCode::SWITCHING_PROTOCOLS, StatusCode::UPGRADE_REQUIRED].contains(&status);
-    let upgrade = headers.get(UPGRADE).filter(|_| speaks_of_upgrades).cloned();
+    let upgrade = match status {
+        StatusCode::SWITCHING_PROTOCOLS | StatusCode::UPGRADE_REQUIRED => headers.get(UPGRADE).cloned(),
+        _ => None,
+    };
     remove_hop_by_hop(headers, |_| false);
     if let Some(upgrade) = upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -175,21 +187,33 @@ fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     values.flat_map(|value| value.split(',')).map(str::trim)
 }
 
-/// Removes the fields of one hop, and others that are not to be passed on.
+/// Removes the fields of one hop, and others that are not to be passed on. Most messages have few, and no trailers: each
+/// field is looked at once, and searched for only if it is there.
 fn remove_hop_by_hop(headers: &mut HeaderMap, is_other: impl Fn(&HeaderName) -> bool) {
+    let mut removed = Vec::new();
+    let mut announces_trailers = false;
+    for name in headers.keys() {
+        announces_trailers |= *name == TRAILER;
+        if HOP_BY_HOP.contains(&name.as_str()) || is_other(name) {
+            removed.push(name.clone());
+        }
+    }
     // `Host` and `Content-Length` are for every hop, whatever `Connection` says.
-    let listed: Vec<HeaderName> = connection_options(headers)
-        .filter(|option| !HOP_BY_HOP.contains(option))
-        .filter_map(|option| option.parse().ok())
-        .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
-        .collect();
-    let is_removed =
-        |name: &&HeaderName| HOP_BY_HOP.contains(&name.as_str()) || listed.contains(name) || is_other(name);
-    let removed: Vec<HeaderName> = headers.keys().filter(is_removed).cloned().collect();
-    for name in &removed {
+    let listed: Vec<HeaderName> = if removed.contains(&CONNECTION) {
+        connection_options(headers)
+            .filter(|option| !HOP_BY_HOP.contains(option))
+            .filter_map(|option| option.parse().ok())
+            .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
+            .collect()
+    } else {
+        Vec::new()
+    };
+    for name in removed.iter().chain(&listed) {
         headers.remove(name);
     }
-    keep_safe_trailers(headers, &listed);
+    if announces_trailers {
+        keep_safe_trailers(headers, &listed);
+    }
 }
 
 /// Fields that are defined to come after a body (RFC 9110, section 8.8.3; RFC 9530; Server Timing; gRPC).
@@ -214,9 +238,6 @@ const REPLACING: [&str; 5] =
 /// incomplete with every new field. Names of no standard, `X-..`, are passed on, but for those that say where a request
 /// comes from or goes to.
 fn keep_safe_trailers(headers: &mut HeaderMap, of_this_hop: &[HeaderName]) {
-    if !headers.contains_key(TRAILER) {
-        return;
-    }
     let is_safe = |name: &HeaderName| {
         let text = name.as_str();
         let replaces = || REPLACING.iter().any(|other| same_to_cgi(text, other));
@@ -266,55 +287,85 @@ fn same_to_cgi(name: &str, other: &str) -> bool {
 
 /// Says where the request comes from: `X-Forwarded-*` as everyone does, `Forwarded` as RFC 7239 does. What a trusted
 /// proxy has said comes first.
-fn add_origin(headers: &mut HeaderMap, peer: Peer) {
+fn add_origin(headers: &mut HeaderMap, client: &InFlight) {
     let host = headers.get(HOST).cloned();
-    let mut forwarded = String::with_capacity(128);
-    match peer {
-        Peer::Tcp(address) => {
-            // An IPv4 client of an IPv6 socket has a mapped address: its IPv4 one is passed on.
-            let address = address.ip().to_canonical();
-            let text = address.to_string();
-            forwarded.push_str("for=");
-            match address {
-                IpAddr::V4(_) => forwarded.push_str(&text),
+    let mut forwarded = Vec::with_capacity(128);
+    forwarded.extend(b"for=");
+    let address = match client.peer() {
+        // An IPv4 client of an IPv6 socket has a mapped address: its IPv4 one is passed on.
+        Peer::Tcp(address) => match address.ip().to_canonical() {
+            IpAddr::V4(address) => push(&mut forwarded, |text| push_octets(text, address.octets())),
+            IpAddr::V6(address) => {
                 // Colons and brackets need the quotes (section 6).
-                IpAddr::V6(_) => forwarded.extend(["\"[", &text, "]\""]),
+                forwarded.extend(b"\"[");
+                let range = push(&mut forwarded, |text| text.extend(address.to_string().as_bytes()));
+                forwarded.extend(b"]\"");
+                range
             }
-            append(headers, X_FORWARDED_FOR, HeaderValue::from_str(&text));
-        }
-        Peer::Unix => forwarded.push_str("for=unknown"),
-    }
-    if let Some(host) = host {
-        if let Ok(host) = host.to_str() {
-            forwarded.push_str(";host=\"");
-            for char in host.chars() {
-                if matches!(char, '\\' | '"') {
-                    forwarded.push('\\');
-                }
-                forwarded.push(char);
+        },
+        Peer::Unix => push(&mut forwarded, |text| text.extend(b"unknown")),
+    };
+    if let Some(host) = host.as_ref().and_then(|host| host.to_str().ok()) {
+        forwarded.extend(b";host=\"");
+        for byte in host.bytes() {
+            if matches!(byte, b'\\' | b'"') {
+                forwarded.push(b'\\');
             }
-            forwarded.push('"');
+            forwarded.push(byte);
         }
-        headers.entry(X_FORWARDED_HOST).or_insert(host);
+        forwarded.push(b'"');
     }
-    forwarded.push_str(";proto=http");
-    headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
-    append(headers, FORWARDED, HeaderValue::from_str(&forwarded));
+    forwarded.extend(b";proto=http");
+    let forwarded = Bytes::from(forwarded);
+
+    if client.peer() != Peer::Unix {
+        append(headers, X_FORWARDED_FOR, HeaderValue::from_maybe_shared(forwarded.slice(address)));
+    }
+    // What anyone else has said was removed.
+    let is_said = |headers: &HeaderMap, name| client.is_trusted() && headers.contains_key(name);
+    if let Some(host) = host
+        && !is_said(headers, X_FORWARDED_HOST)
+    {
+        headers.insert(X_FORWARDED_HOST, host);
+    }
+    if !is_said(headers, X_FORWARDED_PROTO) {
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    }
+    append(headers, FORWARDED, HeaderValue::from_maybe_shared(forwarded));
+}
+
+/// Adds to a text; returns where that is in it.
+fn push(text: &mut Vec<u8>, add: impl FnOnce(&mut Vec<u8>)) -> Range<usize> {
+    let start = text.len();
+    add(text);
+    start..text.len()
+}
+
+/// Adds an IPv4 address, as `Display` writes it at ten times the cost, which each request would bear.
+fn push_octets(text: &mut Vec<u8>, octets: [u8; 4]) {
+    for (number, octet) in octets.into_iter().enumerate() {
+        if number > 0 {
+            text.push(b'.');
+        }
+        if octet >= 100 {
+            text.push(b'0' + octet / 100);
+        }
+        if octet >= 10 {
+            text.push(b'0' + octet / 10 % 10);
+        }
+        text.push(b'0' + octet % 10);
+    }
 }
 
 /// Adds an element to a list, and puts the list on one line: not every reader joins several. An element that no field
 /// can have is left out.
 fn append(headers: &mut HeaderMap, name: HeaderName, element: Result<HeaderValue, InvalidHeaderValue>) {
     let Ok(element) = element else { return };
-    let list = if headers.contains_key(&name) {
-        let all = headers.get_all(&name).iter().chain([&element]);
-        let texts: Vec<_> = all.filter_map(|value| value.to_str().ok()).collect();
-        HeaderValue::try_from(texts.join(", "))
-    } else {
-        Ok(element)
-    };
-    if let Ok(list) = list {
-        headers.insert(name, list);
+    if headers.append(&name, element) {
+        let texts: Vec<_> = headers.get_all(&name).iter().filter_map(|value| value.to_str().ok()).collect();
+        if let Ok(list) = HeaderValue::try_from(texts.join(", ")) {
+            headers.insert(name, list);
+        }
     }
 }
 

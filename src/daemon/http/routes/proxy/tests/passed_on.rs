@@ -232,3 +232,20 @@ async fn a_body_in_an_unknown_coding_is_not_passed_on() {
     });
     assert_eq!(ask(&upstream.proxied(), get("/")).await.status(), StatusCode::BAD_GATEWAY);
 }
+
+#[tokio::test]
+async fn an_ipv4_client_has_its_address_in_decimal_digits_also_on_an_ipv6_socket() {
+    let upstream = serve(Router::new().fallback(told)).await;
+    let routes = proxied(config(http(upstream)));
+    for (peer, address) in [
+        ("0.9.10.99:1", "0.9.10.99"),
+        ("100.109.110.255:2", "100.109.110.255"),
+        ("[::ffff:192.0.2.1]:3", "192.0.2.1"),
+    ] {
+        let peer = Peer::Tcp(peer.parse().expect("an address"));
+        let request = Request::get("/").header("host", "h").body(Body::empty()).expect("a request");
+        let asked = text_of(routes.answer(request, InFlight::of(peer)).await).await;
+        assert!(asked.contains(&format!("\nx-forwarded-for: {address}\n")), "{asked}");
+        assert!(asked.contains(&format!("\nforwarded: for={address};host=\"h\";proto=http\n")), "{asked}");
+    }
+}
