@@ -53,7 +53,7 @@ pub(crate) enum Cause {
     Caller,
     /// A reload: a successor serves.
     Reload,
-    /// A restart: a successor will serve.
+    /// A restart: a successor serves, or will.
     Restart,
     /// The main process has ended, whose successor will start another worker.
     MainProcessGone,

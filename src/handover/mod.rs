@@ -1,8 +1,8 @@
 //! The handover: sockets on their way to the successor, the next process of the unit.
 //!
 //! The main process, and systemd, keep the listeners and the `mailbox`; each worker inherits them. One that hands over
-//! puts its idle connections into the mailbox, and the next one takes them out: at once if it runs already, as on a
-//! reload, else when it starts. The rest of the program sees `Handover`.
+//! puts its idle connections into the mailbox, and the next one takes them out: at once if it runs already, as a
+//! rule, else when it starts. The rest of the program sees `Handover`.
 
 pub(crate) mod mailbox;
 pub(crate) mod parcel;

@@ -107,6 +107,10 @@ impl MainProcess {
             worker.kill_at = None;
             if self.phase == Phase::Starting {
                 self.phase = Phase::Serving;
+                // They have served until now, for an earlier main process.
+                for predecessor in self.predecessors() {
+                    predecessor.tell(&assign(key::HAND_OVER, key::BESIDE));
+                }
             }
             // All that it had to leave has come before. Its successor comes beside it.
             self.systemd.check_room(2_usize.saturating_sub(self.workers.len()));
@@ -215,7 +219,6 @@ impl MainProcess {
             let deadline = self.settings.deadline;
             for worker in self.workers.iter_mut().filter(|worker| worker.part == Part::Predecessor) {
                 worker.finishes_within(deadline);
-                worker.tell(&assign(key::HAND_OVER, key::BESIDE));
             }
         }
         self.limit_predecessors();

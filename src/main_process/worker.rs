@@ -24,7 +24,7 @@ pub(super) const STORED: &str = "worker-";
 /// What a worker's allocator is told, unless the environment tells it something already (glibc's manual, "Memory Allocation
 /// Tunables"; another C library does not look). Chunks that are freed are merged with their neighbours at once: an idle
 /// connection takes 1.09 KiB instead of 1.24. And a burst does not raise the size, 128 KiB, from which on what is free at
-/// the end of the heap goes back to the kernel.
+/// the end of the heap goes back to the kernel. For that each block of 128 KiB or more is mapped on its own.
 const ALLOCATOR: (&str, &str) =
     ("GLIBC_TUNABLES", "glibc.malloc.mxfast=0:glibc.malloc.trim_threshold=131072");
 

@@ -466,7 +466,7 @@ impl ClientStream {
 impl AsyncRead for ClientStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // hyper's work is done; its connection is about to be taken apart.
+        // hyper's work is done; it is about to be taken off the connection.
         if this.connection().state() == State::Parked {
             return Poll::Pending;
         }

@@ -1,7 +1,7 @@
 //! The signals child: the only one that reads signals, and the commands of the main process.
 //!
-//! Its loop waits on SIGTERM, SIGINT, SIGHUP, the main process, and the end of the time without one. The first SIGTERM or SIGINT asks for a drain, the
-//! second for a cut, the third ends the process at once. SIGHUP asks for a reload.
+//! Its loop waits on SIGTERM, SIGINT, SIGHUP, the main process, and the end of the time without one. The first SIGTERM or
+//! SIGINT asks for a drain, the second for a cut, the third ends the process at once. SIGHUP asks for a reload.
 
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -122,6 +122,8 @@ impl Signals {
                 reloads.moved();
                 interim.get_or_insert((Instant::now() + INTERIM, Cause::Restart));
             }
+            // One that does not serve yet has nothing to bridge.
+            Command::Gone if !go.is_cancelled() => lifecycle.stop(Cause::MainProcessGone),
             Command::Gone => {
                 reloads.moved();
                 interim.get_or_insert((Instant::now() + INTERIM, Cause::MainProcessGone));

@@ -111,8 +111,8 @@ impl fmt::Debug for Http1s {
 /// The stream that hyper reads from and writes to, which changes with the connection that it works for. Without one
 /// nothing comes.
 ///
-/// hyper has one half and its service the other; both are only used in a poll of the connection's task, so that nobody
-/// ever waits for the lock.
+/// hyper has one half and its service the other, and after an upgrade whoever has the connection; one poll is at work with it
+/// at a time, so that nobody ever waits for the lock.
 #[derive(Clone, Debug, Default)]
 pub(in crate::server) struct Seat(Arc<Mutex<Option<Box<ClientStream>>>>);
 

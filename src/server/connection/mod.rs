@@ -1,8 +1,8 @@
 //! One connection: the handle that the registry, its task, its bodies and the sweep share.
 //!
 //! `machine` has a connection's states, `commands` what it is told, `progress` the bytes that it has moved; `task`
-//! drives it, `http1` has hyper, `service` answers its requests, `body` follows their bodies. This file joins them: it runs the machine
-//! under the connection's one lock, and counts, times and logs the requests that it says have ended.
+//! drives it, `http1` has hyper, `service` answers its requests, `body` follows their bodies. This file joins them: it runs
+//! the machine under the connection's one lock, and counts, times and logs the requests that it says have ended.
 
 mod body;
 mod commands;
