@@ -174,6 +174,9 @@ pub struct InFlightRequest {
     pub method: String,
     /// Its path: the first 1,024 bytes, with control characters as escapes.
     pub path: String,
+    /// The route that answers it: its pattern; `router`, or `none`.
+    #[serde(default)]
+    pub route: String,
     /// The client.
     pub peer: String,
     /// The time since its head was read.
@@ -189,6 +192,7 @@ impl From<&RequestView> for InFlightRequest {
         Self {
             method: excerpt(request.method.as_str()).into_owned(),
             path: excerpt(request.uri.path()).into_owned(),
+            route: printable(&request.route).into_owned(),
             peer: request.peer.to_string(),
             age: request.age.as_secs_f64(),
             sent: request.sent,
@@ -237,7 +241,7 @@ impl fmt::Display for Status {
         }
         writeln!(f, "in flight: {}", requests.len())?;
         for r in requests {
-            let InFlightRequest { method, path, peer, age, sent, waiting_for } = r;
+            let InFlightRequest { method, path, peer, age, sent, waiting_for, .. } = r;
             // Escaped again: another version of the daemon may not have done it.
             let path = printable(path);
             writeln!(
