@@ -17,6 +17,7 @@ use crate::daemon::http::routes::proxy::headers;
 use crate::daemon::http::routes::{Action, Route, Routes, respond};
 use crate::handover::parcel::{self, ConnectionNote, Flow, Parcel, TunnelNote};
 use crate::server::limits::Limits;
+use crate::server::request_id::RequestId;
 use crate::server::{
     Clock, Event, Exchange, Handler, InFlight, Machine, Peer, Registry, Server, State, Totals,
 };
@@ -135,6 +136,7 @@ pub fn tunnel_parcel() -> Work {
         age_ms: 60_000,
         up: flow(0),
         down: flow(1000),
+        id: Some("0123456789abcdef0123456789abcdef".into()),
     };
     travel(Parcel::Tunnel { client: descriptor(), upstream: descriptor(), note })
 }
@@ -177,7 +179,7 @@ pub fn headers_to_upstream() -> Work {
     let uri = Uri::from_static("/some/page?and=query");
     Box::new(move || {
         let mut fields = sent.clone();
-        headers::to_upstream(&mut fields, Version::HTTP_11, &uri, &in_flight, None);
+        headers::to_upstream(&mut fields, Version::HTTP_11, &uri, &in_flight, &RequestId::fresh(), None);
         assert!(fields.contains_key("x-forwarded-for") && !fields.contains_key("connection"));
     })
 }

@@ -170,6 +170,9 @@ pub struct Totals {
 /// A request in flight.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct InFlightRequest {
+    /// Its id, as it stands in `X-Request-Id`.
+    #[serde(default)]
+    pub id: String,
     /// Its method: the first 1,024 bytes.
     pub method: String,
     /// Its path: the first 1,024 bytes, with control characters as escapes.
@@ -190,6 +193,7 @@ pub struct InFlightRequest {
 impl From<&RequestView> for InFlightRequest {
     fn from(request: &RequestView) -> Self {
         Self {
+            id: request.id.clone(),
             method: excerpt(request.method.as_str()).into_owned(),
             path: excerpt(request.uri.path()).into_owned(),
             route: printable(&request.route).into_owned(),

@@ -13,6 +13,8 @@ use tower::Service;
 
 use super::connection::InFlight;
 use super::peer::Peer;
+use super::request_id::X_REQUEST_ID;
+use super::trace;
 
 /// Answers the requests of a server.
 ///
@@ -32,11 +34,15 @@ pub(super) fn failed() -> Response {
 }
 
 impl Handler for Router {
-    /// Its handlers find the [`InFlight`], and the client's address, among the request's extensions.
+    /// Its handlers find the [`InFlight`], and the client's address, among the request's extensions; the request's id and
+    /// its trace among its fields.
     fn answer(&self, mut request: Request, in_flight: InFlight) -> Answering {
         if let Peer::Tcp(peer) = in_flight.peer() {
             request.extensions_mut().insert(ConnectInfo(peer));
         }
+        let id = in_flight.id();
+        request.headers_mut().insert(X_REQUEST_ID, id.value());
+        trace::pass_on(request.headers_mut(), &id);
         request.extensions_mut().insert(in_flight);
         let answer = self.clone().call(request);
         Either::Right(Box::pin(async move {

@@ -23,6 +23,7 @@ pub(crate) mod listener;
 mod offloaded;
 mod peer;
 mod registry;
+pub(crate) mod request_id;
 pub(crate) mod route;
 pub(crate) mod stream;
 mod sweep;
@@ -30,6 +31,7 @@ mod sweep;
 mod tests;
 pub(crate) mod threads;
 mod totals;
+pub(crate) mod trace;
 pub(crate) mod tunnel;
 
 use std::convert::Infallible;

@@ -150,7 +150,7 @@ async fn exchange(stream: &[u8], cuts: &[Cut], requests: usize) -> (String, u64)
     (answers, moves.iter().sum())
 }
 
-/// One answer without its date.
+/// One answer without its date and its id.
 async fn answer(client: &mut UnixStream) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -160,7 +160,8 @@ async fn answer(client: &mut UnixStream) -> String {
     let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).expect("a length");
     let mut body = vec![0; length.parse().expect("a number")];
     client.read_exact(&mut body).await.expect("the whole body");
-    let head: Vec<_> = head.lines().filter(|line| !line.starts_with("date: ")).collect();
+    let is_its_own = |line: &&str| line.starts_with("date: ") || line.starts_with("x-request-id: ");
+    let head: Vec<_> = head.lines().filter(|line| !is_its_own(line)).collect();
     format!("{}\n{}\n", head.join("\n"), String::from_utf8(body).expect("the body is text"))
 }
 

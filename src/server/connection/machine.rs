@@ -28,6 +28,7 @@ use super::pace::{Demand, Pace};
 use super::progress::Progress;
 use crate::server::clock::Tick;
 use crate::server::limits::Limits;
+use crate::server::request_id::RequestId;
 use crate::server::totals::Outcome;
 
 /// The time that a client may go on sending after its last answer.
@@ -38,6 +39,7 @@ const LEAVING: Duration = Duration::from_millis(500);
 /// A request that is being answered.
 #[derive(Debug)]
 pub(crate) struct Exchange {
+    pub(crate) id: RequestId,
     pub(crate) method: Method,
     pub(crate) uri: Uri,
     pub(crate) afterwards: Afterwards,
@@ -63,6 +65,7 @@ impl Exchange {
     /// A request whose head was read just now.
     pub(crate) fn new(method: Method, uri: Uri, has_body: bool) -> Self {
         Self {
+            id: RequestId::fresh(),
             method,
             uri,
             afterwards: Afterwards::Apart,

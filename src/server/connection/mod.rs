@@ -44,6 +44,7 @@ use super::departures::Departures;
 use super::limits::Limits;
 use super::peer::Peer;
 use super::registry::Registry;
+use super::request_id::RequestId;
 use super::route::RouteId;
 use super::totals::{self, Outcome};
 use crate::handover::parcel::{ConnectionNote, Flow, Parcel, TunnelNote};
@@ -93,6 +94,8 @@ pub(super) struct Slot {
 /// A copy of what is known of a request in flight.
 #[derive(Clone, Debug)]
 pub struct RequestView {
+    /// Its id, as it stands in `X-Request-Id`.
+    pub id: String,
     /// Its method.
     pub method: Method,
     /// Its path and query.
@@ -184,6 +187,8 @@ impl Connection {
         let method = note.method.parse().map_err(io::Error::other)?;
         let uri = note.uri.parse().map_err(io::Error::other)?;
         let mut exchange = Exchange::new(method, uri, false);
+        // A predecessor of an earlier version has told none.
+        exchange.id = note.id.as_deref().and_then(RequestId::parse).unwrap_or(exchange.id);
         let age = Duration::from_millis(note.age_ms);
         exchange.started = exchange.started.checked_sub(age).unwrap_or(exchange.started);
         exchange.status = Some(StatusCode::SWITCHING_PROTOCOLS);
@@ -236,6 +241,7 @@ impl Connection {
         let machine = self.machine();
         let exchange = machine.exchange()?;
         Some(RequestView {
+            id: exchange.id.to_string(),
             method: exchange.method.clone(),
             uri: exchange.uri.clone(),
             route: self.registry.totals().routes().name(self.route()).to_owned(),
@@ -302,8 +308,9 @@ impl Connection {
         self.on(Event::NoByte);
     }
 
-    /// A request's head was read. `body` is the length of its body in bytes; `u64::MAX` if that is not known.
-    fn head<B>(&self, request: &Request<B>, body: u64) {
+    /// A request's head was read. `body` is the length of its body in bytes; `u64::MAX` if that is not known. Returns its
+    /// id.
+    fn head<B>(&self, request: &Request<B>, body: u64) -> RequestId {
         self.registry.totals().begun(self.slot.thread);
         self.begin_body(body);
         self.answers_alone.store(false, Relaxed);
@@ -317,7 +324,14 @@ impl Connection {
             Afterwards::Rests
         };
         exchange.sent_before = self.progress.sent();
+        if self.trusted
+            && let Some(given) = RequestId::given(request.headers())
+        {
+            exchange.id = given;
+        }
+        let id = exchange.id.clone();
         self.on(Event::Head(Box::new(exchange)));
+        id
     }
 
     /// True if no answer before this one is still to be written.
@@ -507,6 +521,7 @@ impl Connection {
             age_ms: u64::try_from(exchange.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             up,
             down,
+            id: Some(exchange.id.to_string()),
         })
     }
 }
@@ -528,6 +543,11 @@ impl InFlight {
     #[must_use]
     pub fn is_trusted(&self) -> bool {
         self.0.trusted
+    }
+
+    /// The request's id; another one at each call for a request that nobody sent.
+    pub(crate) fn id(&self) -> RequestId {
+        self.0.machine().exchange().map_or_else(RequestId::fresh, |exchange| exchange.id.clone())
     }
 
     /// Says which route answers the request.

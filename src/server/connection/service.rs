@@ -19,6 +19,7 @@ use super::body::{AnswerBody, RequestBody, announced};
 use super::http1::Seat;
 use super::{Command, Connection, InFlight};
 use crate::server::handler::{Answering, Handler, failed};
+use crate::server::request_id::{RequestId, X_REQUEST_ID};
 use crate::server::route::RouteId;
 
 /// Everything that the connections of a server share.
@@ -56,28 +57,33 @@ impl hyper::service::Service<Request<Incoming>> for Service {
         let Some(connection) = self.seat.connection() else {
             unreachable!("a request is read from a stream")
         };
-        connection.head(&request, announced(request.body()));
+        let id = connection.head(&request, announced(request.body()));
         if connection.has_turn() {
-            return self.serving.answer(request, connection);
+            return self.serving.answer(request, connection, id);
         }
         let serving = Arc::clone(&self.serving);
         Either::Right(Box::pin(async move {
             connection.turn().await;
-            serving.answer(request, connection).await
+            serving.answer(request, connection, id).await
         }))
     }
 }
 
 impl Serving {
     /// Answers a request. What waits for nothing is no future of its own, which would have to be allocated.
-    fn answer(self: &Arc<Self>, request: Request<Incoming>, connection: Arc<Connection>) -> Answer {
+    fn answer(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        connection: Arc<Connection>,
+        id: RequestId,
+    ) -> Answer {
         let bodyless = request.method() == Method::HEAD;
         let asks_for_the_end = asks_to_close(&request);
         match self.ask(request, &connection) {
             Either::Left(response) if connection.progress.body_left() == 0 => {
                 let response = checked(response.into_inner(), &connection);
                 let last = asks_for_the_end || self.is_last(&response, &connection);
-                Either::Left(ready(Ok(decided(response, last, bodyless, connection))))
+                Either::Left(ready(Ok(decided(response, &id, last, bodyless, connection))))
             }
             answering => {
                 let serving = Arc::clone(self);
@@ -87,7 +93,7 @@ impl Serving {
                     let last = asks_for_the_end
                         || serving.is_last(&response, &connection)
                         || connection.is_ended_by_body(response.status()).await;
-                    Ok(decided(response, last, bodyless, connection))
+                    Ok(decided(response, &id, last, bodyless, connection))
                 }))
             }
         }
@@ -154,6 +160,7 @@ fn checked(response: Response<Body>, connection: &Connection) -> Response<Body> 
 /// The answer as it is sent, on a connection that closes after its last one.
 fn decided(
     mut response: Response<Body>,
+    id: &RequestId,
     last: bool,
     bodyless: bool,
     connection: Arc<Connection>,
@@ -161,6 +168,8 @@ fn decided(
     // hyper lowers it to the request's where that is needed.
     *response.version_mut() = Version::HTTP_11;
     let status = response.status();
+    // In the place of a handler's, or an upstream's.
+    response.headers_mut().insert(X_REQUEST_ID, id.value());
     if last && status != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }

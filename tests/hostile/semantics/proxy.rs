@@ -77,11 +77,13 @@ fn a_field_that_only_looks_like_one_of_framing_or_routing_is_not_passed_on() {
         "content-length",
         "forwarded",
         "host",
+        "traceparent",
         "via",
         "x-forwarded-for",
         "x-forwarded-host",
         "x-forwarded-proto",
         "x-own_too",
+        "x-request-id",
         "x_own",
     ];
     let mut names: Vec<_> = request.fields.iter().map(|(name, _)| name.as_str()).collect();

@@ -11,7 +11,8 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
 use bytes::Bytes;
 
 use crate::daemon::http::routes::number;
-use crate::server::{InFlight, Peer};
+use crate::server::request_id::{RequestId, X_REQUEST_ID};
+use crate::server::{InFlight, Peer, trace};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -33,7 +34,7 @@ const HOP_BY_HOP: [&str; 10] = [
 ];
 
 /// The number of fields that [`to_upstream`] adds to a client's request: room for them is made at once.
-const ADDED: usize = 5;
+const ADDED: usize = 7;
 
 /// The protocol a client asks to change to. HTTP/1.0 has no upgrades (RFC 9110, section 7.8), and `h2c` is no longer
 /// one (RFC 9113, section 3.1): a tunnel of it would carry requests that no route has seen.
@@ -121,6 +122,7 @@ pub(crate) fn to_upstream(
     version: Version,
     uri: &Uri,
     client: &InFlight,
+    id: &RequestId,
     upgrade: Option<HeaderValue>,
 ) {
     let takes_trailers = headers.get_all(TE).iter().any(|te| {
@@ -153,6 +155,8 @@ pub(crate) fn to_upstream(
     // The version is the one that the request came in (RFC 9110, section 7.6.3).
     let via = if version == Version::HTTP_10 { "1.0 steadfast" } else { "1.1 steadfast" };
     append(headers, VIA, Ok(HeaderValue::from_static(via)));
+    headers.insert(X_REQUEST_ID, id.value());
+    trace::pass_on(headers, id);
 }
 
 /// Makes the headers of the upstream's answer those of the answer to the client. Upgrades are passed through, so the
@@ -257,14 +261,15 @@ fn keep_safe_trailers(headers: &mut HeaderMap, of_this_hop: &[HeaderName]) {
 /// The fields in which a trusted proxy says where the request comes from.
 const ORIGIN: [HeaderName; 4] = [FORWARDED, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO];
 
-/// True if a field says where a request comes from: `Forwarded`, `X-Forwarded-*`, `X-Real-IP`; also written with
-/// underscores; and `Proxy`, which CGI and its heirs take for the variable `HTTP_PROXY`.
+/// True if a field says where a request comes from, or which it is: `Forwarded`, `X-Forwarded-*`, `X-Real-IP`,
+/// `X-Request-Id`; also written with underscores; and `Proxy`, which CGI and its heirs take for the variable `HTTP_PROXY`.
 fn is_claim_of_origin(name: &HeaderName) -> bool {
     let name = name.as_str();
     let is = |claim: &str| same_to_cgi(name, claim);
     name.get(..12).is_some_and(|start| same_to_cgi(start, "x-forwarded-"))
         || is("forwarded")
         || is("x-real-ip")
+        || is("x-request-id")
         || is("proxy")
 }
 

@@ -36,6 +36,7 @@ use self::connection::{Connection, Outcome};
 use self::pool::Pool;
 use self::upstream::{ConnectError, Connector};
 use super::text;
+use crate::server::request_id::RequestId;
 use crate::server::{InFlight, Waiting, tunnel};
 
 /// The time that an idle connection to an upstream is kept: less than the 5 s after which many an application server
@@ -154,6 +155,7 @@ impl Proxy {
         let (head, body) = request.into_parts();
         let exchange = Exchange {
             passing: Arc::clone(&self.0),
+            id: in_flight.id(),
             method: head.method,
             uri: head.uri,
             version: head.version,
@@ -168,6 +170,7 @@ impl Proxy {
 #[derive(Debug)]
 struct Exchange {
     passing: Arc<Passing>,
+    id: RequestId,
     method: Method,
     uri: Uri,
     version: Version,
@@ -226,7 +229,7 @@ impl Exchange {
     fn to_upstream(&self, mut headers: HeaderMap, body: Body) -> Result<Request, Failure> {
         let is_chunked = headers::is_chunked(&headers).ok_or(Failure::UnknownCoding)?;
         let upgrade = self.upgrade.as_ref().map(|(asked, _)| asked.clone());
-        headers::to_upstream(&mut headers, self.version, &self.uri, &self.in_flight, upgrade);
+        headers::to_upstream(&mut headers, self.version, &self.uri, &self.in_flight, &self.id, upgrade);
         if is_chunked && !body.is_end_stream() {
             // Set explicitly, or hyper would send a GET without its body.
             headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
