@@ -70,6 +70,7 @@ mod alone;
 pub mod benches;
 pub mod config;
 mod daemon;
+mod event;
 mod exit;
 #[cfg(fuzzing)]
 #[doc(hidden)]

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::fmt::{Display, Write};
 
 /// The most that is shown of a method, a path or a query, in bytes.
-const LONGEST: usize = 1024;
+pub(crate) const LONGEST: usize = 1024;
 
 /// The text without what drives a terminal or turns the order of its characters about: control characters (C0, DEL, C1)
 /// but for line feeds and tabs, line separators, and the bidirectional controls of UAX #9. They are written as in Rust,
@@ -43,12 +43,25 @@ pub(crate) fn excerpt(text: &str) -> Cow<'_, str> {
 
 /// The first `longest` bytes of a text, and how much more there is.
 pub(crate) fn excerpt_of(longest: usize, text: &str) -> Cow<'_, str> {
+    let (begin, rest) = split(longest, text);
+    beginning(begin, rest.len())
+}
+
+/// The first `longest` bytes of a text, and the rest.
+pub(crate) fn split(longest: usize, text: &str) -> (&str, &str) {
     if text.len() <= longest {
-        return printable(text);
+        return (text, "");
     }
     let end = (0..=longest).rev().find(|&at| text.is_char_boundary(at)).unwrap_or_default();
-    let (begin, rest) = text.split_at(end);
-    format!("{}...({} B more)", printable(begin), rest.len()).into()
+    text.split_at(end)
+}
+
+/// The beginning of a text, of which so many bytes more are left out.
+pub(crate) fn beginning(begin: &str, more: usize) -> Cow<'_, str> {
+    match more {
+        0 => printable(begin),
+        more => format!("{}...({more} B more)", printable(begin)).into(),
+    }
 }
 
 /// A number of things: "1 request", "2 requests".

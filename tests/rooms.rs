@@ -5,19 +5,26 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms that it may use. `lib.rs`, `main.rs` and their like use any.
-const ROOMS: [(&str, &[&str]); 14] = [
+const ROOMS: [(&str, &[&str]); 15] = [
     // Of tests alone.
     ("alone", &[]),
+    ("event", &[]),
     ("printable", &[]),
     ("rules", &[]),
     ("exit", &[]),
-    ("systemd", &["alone", "printable"]),
-    ("logging", &["alone", "printable", "rules", "systemd"]),
+    ("systemd", &["alone", "event", "printable"]),
+    ("logging", &["alone", "event", "printable", "rules", "systemd"]),
     ("handover", &["alone", "printable", "rules", "systemd"]),
-    ("server", &["handover", "logging", "printable", "rules", "systemd"]),
-    ("main_process", &["exit", "logging", "printable", "systemd"]),
-    ("daemon", &["exit", "handover", "logging", "main_process", "printable", "rules", "server", "systemd"]),
-    ("config", &["daemon", "exit", "handover", "logging", "printable", "rules", "server", "systemd"]),
+    ("server", &["event", "handover", "logging", "printable", "rules", "systemd"]),
+    ("main_process", &["event", "exit", "logging", "printable", "systemd"]),
+    (
+        "daemon",
+        &["event", "exit", "handover", "logging", "main_process", "printable", "rules", "server", "systemd"],
+    ),
+    (
+        "config",
+        &["daemon", "event", "exit", "handover", "logging", "printable", "rules", "server", "systemd"],
+    ),
     ("status", &["daemon", "server", "systemd"]),
     // A fuzz target reaches into whatever it feeds.
     ("fuzzing", &["handover", "server"]),

@@ -28,6 +28,7 @@ mod written;
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use annotate_snippets::{Level, Renderer};
 
@@ -44,7 +45,7 @@ pub use crate::daemon::http::routes::{Action, Route};
 pub use crate::daemon::shutdown::Config as Shutdown;
 pub use crate::daemon::supervisor::Config as Supervision;
 pub use crate::handover::Config as Handover;
-pub use crate::logging::{Access, Config as Log, Format, Target};
+pub use crate::logging::{Access, AccessFormat, Config as Log, Format, Target};
 pub use crate::rules::{Violation, Violations};
 pub use crate::server::address::Address;
 pub use crate::server::limits::{AtLimit, Limits, Trusted};
@@ -53,7 +54,11 @@ use crate::Exit;
 use crate::daemon::Config;
 use crate::daemon::config::{Source, Stale};
 use crate::systemd::activation::{LARGEST, decline, last_good};
+use crate::{event, logging};
 use diagnostic::Mistake;
+
+/// The time that journald has to see of which unit a process is that ends.
+const JOURNAL: Duration = Duration::from_millis(100);
 
 /// The reason why there is no config. Either way the operator must act before a start can succeed.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +97,19 @@ impl Error {
     pub fn report(&self) -> Exit {
         eprintln!("{}", self.for_stderr());
         decline(&self.in_short());
+        if logging::is_to_journal() {
+            // What stderr takes there has no fields. There is no config that says where to log.
+            logging::start(&Log::default());
+            let in_short = self.in_short();
+            tracing::error!(
+                message_id = event::CONFIG_REFUSED,
+                cause = in_short,
+                "the config is wrong: {in_short}"
+            );
+            logging::flush();
+            // journald asks the process for its unit, so it must still be there.
+            std::thread::sleep(JOURNAL);
+        }
         Exit::Config
     }
 

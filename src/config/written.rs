@@ -11,9 +11,9 @@ use toml::de::{DeTable, DeValue};
 use super::diagnostic::{Mistake, Span, list, nearest};
 use super::places::Places;
 use super::value::{
-    Access, BodyLimit, Connections, ContentType, Deadline, Delay, Directory, FieldValue, Flag, Format,
-    HeaderLimit, Headers, IdleTimeout, Index, Level, Listen, Proxies, Restarts, RoutePath, Status, Target,
-    Threads, Timeout, True, Upstream, Words,
+    Access, AccessFile, AccessFormat, BodyLimit, Connections, ContentType, Deadline, Delay, Directory,
+    FieldValue, Flag, Format, HeaderLimit, Headers, IdleTimeout, Index, Level, Listen, Proxies, Restarts,
+    RoutePath, Status, Target, Threads, Timeout, True, Upstream, Words,
 };
 
 /// A way in which a value is written in the file.
@@ -238,6 +238,8 @@ tables! {
         format: Format,
         access: Access,
         slow: Delay,
+        access_format: AccessFormat,
+        access_file: AccessFile,
     }
 }
 

@@ -28,6 +28,7 @@ const HANDED_OVER: &str = "steadfast_handover_handed_over_total";
 const TAKEN_OVER: &str = "steadfast_handover_taken_over_total";
 const STALE: &str = "steadfast_config_stale";
 const LOST: &str = "steadfast_log_lost_total";
+const ACCESS_LOST: &str = "steadfast_access_log_lost_total";
 const INFO: &str = "steadfast_build_info";
 
 /// The daemon's own recorder: nothing global, so that one process may run several daemons.
@@ -76,6 +77,7 @@ impl Metrics {
                 "1 while the last good config is served, because the one that is there is wrong."
             );
             describe_counter!(LOST, "Log events lost because the journal was too slow.");
+            describe_counter!(ACCESS_LOST, "Requests that the access log had no room for.");
             describe_gauge!(INFO, "1, with the version as its label.");
         });
         Self(Arc::new(Inner { recorder, handle, process }))
@@ -104,6 +106,7 @@ impl Metrics {
                 counter!(name, "kind" => "refused").absolute(refused);
             }
             counter!(LOST).absolute(logging::lost());
+            counter!(ACCESS_LOST).absolute(logging::access_lost());
             gauge!(IN_FLIGHT).set(as_f64(registry.in_flight()));
             for (state, count) in observer.connections().by_state() {
                 gauge!(CONNECTIONS, "state" => state.name()).set(as_f64(count));

@@ -43,7 +43,9 @@ use self::status::Observer;
 use self::supervisor::Supervisor;
 use self::threads::{Runtimes, Threads};
 use self::tree::{LastGood, Tree};
+use crate::event;
 use crate::handover::Handover;
+use crate::logging::access::OpenError;
 use crate::main_process::{self, Settings};
 use crate::rules::Violations;
 use crate::server::access::AccessLog;
@@ -84,6 +86,9 @@ pub enum StartError {
     /// A listener cannot be bound.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The access log cannot be opened.
+    #[error(transparent)]
+    AccessLog(#[from] OpenError),
     /// A child of the caller's own has no name, or that of another child: the log, the metrics and `/status` tell
     /// children by their names.
     #[error(
@@ -101,7 +106,7 @@ impl StartError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Config(_) => Exit::Config,
-            Self::Bind(_) | Self::ChildName(_) | Self::Process(_) => Exit::Failed,
+            Self::Bind(_) | Self::AccessLog(_) | Self::ChildName(_) | Self::Process(_) => Exit::Failed,
         }
     }
 
@@ -109,9 +114,11 @@ impl StartError {
     fn log(&self) -> Exit {
         match self {
             Self::Config(violations) => {
-                violations.iter().for_each(|violation| tracing::error!("the config is wrong: {violation}"));
+                violations.iter().for_each(|violation| {
+                    tracing::error!(message_id = event::CONFIG_REFUSED, cause = %violation, "the config is wrong: {violation}");
+                });
             }
-            other => tracing::error!("{other}"),
+            other => tracing::error!(message_id = event::START_FAILED, "{other}"),
         }
         logging::flush();
         self.exit()
@@ -264,10 +271,18 @@ impl Daemon {
         config.check()?;
         let source = &config.source;
         if !source.name.is_empty() {
-            tracing::info!("steadfast {} with {}", env!("CARGO_PKG_VERSION"), source.name);
+            let (version, config) = (env!("CARGO_PKG_VERSION"), &*source.name);
+            tracing::info!(
+                message_id = event::STARTING,
+                version,
+                config,
+                "steadfast {version} with {config}"
+            );
         }
         if let Some(stale) = &source.stale {
             tracing::error!(
+                message_id = event::LAST_GOOD_CONFIG,
+                cause = stale.in_short,
                 "the config is wrong, serving the last good one until a reload succeeds: {}",
                 stale.said
             );
@@ -296,7 +311,7 @@ impl Daemon {
         let metrics = Metrics::new();
         let io = threads.io(config.http.threads)?;
         let routes = RouteNames::new(config.http.routes.iter().map(|route| &*route.path));
-        let totals = Totals::new(io.number(), AccessLog::new(&config.log), routes);
+        let totals = Totals::new(io.number(), AccessLog::open(&config.log)?, routes);
         let registry = Registry::new(totals);
         let users = threads.users();
         let supervisor = Supervisor::new(config.supervision.clone(), lifecycle.clone(), Manager::watchdog());
@@ -381,10 +396,12 @@ impl Bound {
     pub async fn run(self) -> Exit {
         raise_descriptor_limit();
         let lifecycle = self.0.daemon.observer.lifecycle.clone();
+        let access = self.0.daemon.observer.registry.totals().access().clone();
         let exit = tokio::select! {
             exit = self.0.run() => exit,
             () = lifecycle.abandoned().cancelled() => Exit::Cut,
         };
+        access.flush();
         logging::flush();
         exit
     }

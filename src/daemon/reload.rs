@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
+use crate::event;
 use crate::main_process::Refusal;
 use crate::systemd::channel::{Channel, Message, key};
 
@@ -78,7 +79,7 @@ impl Reloads {
             None => Err(ALONE.to_owned()),
         };
         if let Err(why) = sent {
-            tracing::warn!("no reload: {why}");
+            tracing::warn!(message_id = event::RELOAD_REFUSED, cause = why, "no reload: {why}");
         }
     }
 

@@ -5,7 +5,6 @@
 //! name. The daemon's root then stops the admin child and the rest. No step waits where there is nothing to wait for.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -14,6 +13,7 @@ use tokio_graceful_shutdown::NestedSubsystem;
 use super::http::Http;
 use super::phase::{Cause, Lifecycle, Phase};
 use super::supervisor::Supervisor;
+use crate::event;
 use crate::printable::{counted, excerpt};
 use crate::rules::Check;
 use crate::server::{Registry, Totals};
@@ -50,11 +50,6 @@ impl Config {
     }
 }
 
-/// The `MESSAGE_ID` of the report, for `journalctl MESSAGE_ID=...`.
-pub(crate) const REPORT_ID: &str = "7f1c8a0f1e1f4c6a9b6f6c3f5d2f4a10";
-/// The `MESSAGE_ID` of each request that was cut.
-pub(crate) const CUT_ID: &str = "3b9d1a52c80e4f6d8f0b7c1e9a64d2f3";
-
 /// The longest that connections may take to be gone once they are cut.
 const AFTER_CUT: Duration = Duration::from_secs(1);
 
@@ -76,7 +71,7 @@ impl Stoppable {
         tokio::select! {
             () = self.stop() => {}
             () = supervisor.until_stuck(&self.name) => {
-                tracing::warn!(child = &*self.name, "{} is stuck: stopping without it", self.name);
+                tracing::warn!(message_id = event::CHILD_LATE, child = &*self.name, "{} is stuck: stopping without it", self.name);
                 self.subsystem.abort();
             }
         }
@@ -85,7 +80,12 @@ impl Stoppable {
     /// Tells the child to stop, and ends it by force if that takes longer than `limit`.
     pub(super) async fn stop_within(&self, limit: Duration) {
         if tokio::time::timeout(limit, self.stop()).await.is_err() {
-            tracing::warn!(child = &*self.name, "{} did not stop within {limit:?}: aborting it", self.name);
+            tracing::warn!(
+                message_id = event::CHILD_LATE,
+                child = &*self.name,
+                "{} did not stop within {limit:?}: aborting it",
+                self.name
+            );
             self.subsystem.abort();
         }
     }
@@ -127,6 +127,11 @@ impl Stop<'_> {
         let until = deadline.and_then(|deadline| asked.checked_add(delay)?.checked_add(deadline));
         lifecycle.enter(Phase::Draining { since: asked, until });
         tracing::info!(
+            message_id = event::DRAINING,
+            cause = lifecycle.cause().map(tracing::field::display),
+            in_flight = in_flight_before,
+            idle = idle_before,
+            deadline_usec = until.map(|at| micros(at.duration_since(asked))),
             "draining: {} in flight, {}, {}",
             counted(in_flight_before, "request"),
             counted(idle_before, "idle connection"),
@@ -172,20 +177,29 @@ impl Stop<'_> {
         let Totals { handed_over, not_carried, .. } = registry.totals();
         let finished = registry.totals().requests().saturating_sub(answered_before).saturating_sub(cut);
         let cause = lifecycle.cause().map(ToString::to_string).unwrap_or_default();
+        let [connections, tunnels] = handed_over.counts();
+        if connections + tunnels > 0 {
+            tracing::info!(
+                message_id = event::HANDED_OVER,
+                connections,
+                tunnels,
+                "handed over {handed_over}"
+            );
+        }
         tracing::info!(
-            message_id = REPORT_ID,
+            message_id = event::SHUTDOWN_REPORT,
             cause,
             finished,
             cut,
-            handed_over_connections = handed_over.connections.load(Relaxed),
-            handed_over_tunnels = handed_over.tunnels.load(Relaxed),
+            handed_over_connections = connections,
+            handed_over_tunnels = tunnels,
             not_carried = not_carried.total(),
-            delay_ms = millis(delayed),
-            drain_ms = millis(drained.saturating_sub(delayed)),
-            children_ms = millis(took.saturating_sub(drained)),
-            total_ms = millis(took),
+            delay_usec = micros(delayed),
+            drain_usec = micros(drained.saturating_sub(delayed)),
+            children_usec = micros(took.saturating_sub(drained)),
+            duration_usec = micros(took),
             "stopped by {cause} in {} ms: {} finished, {cut} cut; handed over {handed_over}{not_carried}",
-            millis(took),
+            took.as_millis(),
             counted(finished, "request"),
         );
         Report { cut }
@@ -198,13 +212,15 @@ async fn cut_all(by: &str, registry: &Registry, http: &Stoppable, user_children:
     for r in &requests {
         let (method, path) = (excerpt(r.method.as_str()), excerpt(r.uri.path()));
         tracing::warn!(
-            message_id = CUT_ID,
+            message_id = event::REQUEST_CUT,
+            cause = by,
+            request_id = r.id,
             method = &*method,
             path = &*path,
             route = r.route,
             peer = %r.peer,
-            age_ms = millis(r.age),
-            sent = r.sent,
+            duration_usec = micros(r.age),
+            bytes_sent = r.sent,
             waiting_for = r.waiting_for(),
             "cut by {by}: {} {} from {} after {:.1} s, {} bytes sent, waiting for {}",
             method,
@@ -223,12 +239,18 @@ async fn cut_all(by: &str, registry: &Registry, http: &Stoppable, user_children:
         child.subsystem.initiate_shutdown();
     }
     for child in &late {
-        tracing::warn!(message_id = CUT_ID, child = &*child.name, "cut by {by}: the child {}", child.name);
+        tracing::warn!(
+            message_id = event::CHILD_CUT,
+            cause = by,
+            child = &*child.name,
+            "cut by {by}: the child {}",
+            child.name
+        );
         child.subsystem.abort();
     }
     (requests.len() + late.len()) as u64
 }
 
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

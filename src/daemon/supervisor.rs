@@ -23,6 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::child::{BoundChild, BoxError, Child, Kind, Run, UserChild, Vitals};
 use super::phase::{Cause, Lifecycle};
 use super::shutdown::Stoppable;
+use crate::event;
 use crate::rules::Check;
 
 /// `[supervision]`.
@@ -201,7 +202,12 @@ impl Supervisor {
                 Err(fault) => fault,
             };
             if place.is_shutdown_requested() {
-                tracing::error!(child = name, "{name} {fault}, while it was stopping");
+                tracing::error!(
+                    message_id = event::CHILD_FAILED,
+                    child = name,
+                    cause = fault,
+                    "{name} {fault}, while it was stopping"
+                );
                 return Ok(());
             }
             let now = Instant::now();
@@ -210,7 +216,10 @@ impl Supervisor {
             }
             if restarts.len() >= self.config.max_restarts as usize {
                 tracing::error!(
+                    message_id = event::CHILD_GAVE_UP,
                     child = name,
+                    cause = fault,
+                    restarts = restarts.len(),
                     "{name} {fault}; it was restarted {} times within {:?}: the daemon stops",
                     restarts.len(),
                     self.config.window
@@ -222,7 +231,9 @@ impl Supervisor {
             restarts.push_back(now);
             vitals.restarts.fetch_add(1, Relaxed);
             tracing::error!(
+                message_id = event::CHILD_RESTARTED,
                 child = name,
+                cause = fault,
                 restarts = vitals.restarts(),
                 "{name} {fault}; restarting it in {} ms",
                 wait.as_millis()

@@ -17,6 +17,7 @@ use super::link::Link;
 use super::phase::{Cause, Phase};
 use super::shutdown::{Stop, Stoppable};
 use crate::Exit;
+use crate::event;
 use crate::main_process::Settings;
 use crate::server::Server;
 use crate::server::listener::RemovedListener;
@@ -64,7 +65,7 @@ impl Tree {
     pub(super) async fn run(self) -> Exit {
         for child in &self.others {
             if let Err(error) = child.install() {
-                tracing::error!("cannot start {}: {error}", child.name());
+                tracing::error!(message_id = event::START_FAILED, child = child.name(), %error, "cannot start {}: {error}", child.name());
                 return Exit::Failed;
             }
         }
@@ -93,7 +94,7 @@ impl Tree {
         let mut user_children: Vec<_> =
             user_children.into_iter().map(|child| supervisor.start_user_child(root, child)).collect();
         if let Err(reason) = self.wait_to_serve(root).await {
-            tracing::error!("cannot serve: {reason}");
+            tracing::error!(message_id = event::START_FAILED, cause = reason, "cannot serve: {reason}");
             for child in user_children.iter().chain(others.iter().rev()) {
                 child.stop_within(LAST_CHILDREN).await;
             }
@@ -208,7 +209,7 @@ impl Tree {
         for (child, listener) in listeners {
             let inherited = listener.is_inherited();
             let address = listener.address();
-            tracing::info!(child, %address, inherited, "listening on {address} for {child}");
+            tracing::info!(message_id = event::LISTENING, child, %address, inherited, "listening on {address} for {child}");
             match listener.configured().stored_as() {
                 Some(name) if bound.contains(&name) => {
                     manager.store(&name, &*listener);
@@ -246,7 +247,12 @@ impl Tree {
             observer.supervisor.ready().await;
             http.take_over();
             observer.lifecycle.enter(Phase::Serving);
-            tracing::info!("serving; took over {}", observer.registry.totals().taken_over);
+            let taken_over = &observer.registry.totals().taken_over;
+            let [connections, tunnels] = taken_over.counts();
+            if connections + tunnels > 0 {
+                tracing::info!(message_id = event::TOOK_OVER, connections, tunnels, "took over {taken_over}");
+            }
+            tracing::info!(message_id = event::READY, "serving; took over {taken_over}");
             http.keep_taking_over().await
         };
         tokio::select! {

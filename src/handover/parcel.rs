@@ -282,7 +282,8 @@ mod tests {
         let body = postcard::to_allocvec(&Content::Tunnel(note.clone())).expect("bytes");
         assert_eq!(content(&body), Ok(Content::Tunnel(TunnelNote { id: None, ..note.clone() })));
         // And such a version does not mind what follows.
-        let (read, _) = postcard::take_from_bytes::<Content>(&[&body[..], b"an id"].concat()).expect("a note");
+        let (read, _) =
+            postcard::take_from_bytes::<Content>(&[&body[..], b"an id"].concat()).expect("a note");
         assert_eq!(read, Content::Tunnel(TunnelNote { id: None, ..note }));
     }
 

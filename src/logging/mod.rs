@@ -1,19 +1,26 @@
-//! The log: events on their way to journald or to stderr.
+//! The log: events on their way to journald or to stderr, and the access log.
 
+pub(crate) mod access;
 mod queue;
 
 use std::io::{self, IsTerminal};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tracing::Level;
 use tracing::level_filters::LevelFilter;
 use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::{Layer, Registry};
 
+pub use self::access::OpenError as AccessLogError;
+pub(crate) use self::access::lost as access_lost;
+use self::access::{EVENTS, Events, Gathered};
 use self::queue::Queue;
 pub(crate) use self::queue::lost;
+use crate::event;
 use crate::rules::Check;
 use crate::systemd::activation::restore_stderr;
 
@@ -31,6 +38,10 @@ pub struct Config {
     pub access: Access,
     /// Requests slower than this are logged whatever `access` says; 1 s by default.
     pub slow: Duration,
+    /// The format of the access log; [`AccessFormat::Event`] by default.
+    pub access_format: AccessFormat,
+    /// The file that the access log's lines are added to; stderr by default. Not with [`AccessFormat::Event`].
+    pub access_file: Option<PathBuf>,
 }
 
 impl Default for Config {
@@ -41,6 +52,8 @@ impl Default for Config {
             format: Format::Text,
             access: Access::Errors,
             slow: Duration::from_secs(1),
+            access_format: AccessFormat::Event,
+            access_file: None,
         }
     }
 }
@@ -48,6 +61,20 @@ impl Default for Config {
 impl Config {
     pub(crate) fn check(&self, check: &mut Check) {
         check.delay("slow", self.slow);
+        let Some(file) = &self.access_file else { return };
+        if !file.is_absolute() {
+            check.note("access_file", "`access_file` is not an absolute path", ACCESS_FILE);
+        } else if self.access_format == AccessFormat::Event {
+            let also = check.path("access_format");
+            check
+                .note(
+                    "access_file",
+                    "`access_file` is for lines, and accesses are events",
+                    "a format of lines",
+                )
+                .also(also, "the format")
+                .help("set `access_format` to \"combined\" or \"json\"");
+        }
     }
 }
 
@@ -85,6 +112,21 @@ pub enum Access {
     Off,
 }
 
+/// The format of the access log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AccessFormat {
+    /// Events, where all others go.
+    Event,
+    /// Lines in the combined format of Apache and nginx.
+    Combined,
+    /// A JSON object a line.
+    Json,
+}
+
+/// The text of a mistake that says what is expected of `access_file`.
+pub(crate) const ACCESS_FILE: &str = "an absolute path, such as \"/var/log/steadfast/access.log\"";
+
 /// The longest that the end of the process waits for the last events to be written.
 const FLUSH: Duration = Duration::from_secs(1);
 
@@ -97,20 +139,33 @@ pub fn start(config: &Config) {
         .with_default(config.level.map_or(LevelFilter::OFF, LevelFilter::from_level))
         // The tree's own account of a stop, and of a child that failed for good, repeats ours.
         .with_target("tokio_graceful_shutdown", LevelFilter::OFF);
-    let writer = match journal(config.target) {
-        Ok(Some(journal)) => journal.boxed(),
-        Ok(None) => stderr(config.format),
-        Err(error) => {
-            eprintln!("cannot reach journald, logging to stderr: {error}");
-            stderr(config.format)
+    let gathered = Gathered::default();
+    let journals = journal(config.target, Priority::Informational)
+        // journald's rate limit counts by priority, and takes notice and info for one (`priority_map` in its
+        // journald-rate-limit.c): debug is the only one in which many accesses use up nothing but their own share.
+        .and_then(|events| Ok((events, journal(config.target, Priority::Debug)?)));
+    let (events, accesses) = match journals {
+        Ok((Some(events), Some(accesses))) => (events.boxed(), accesses.boxed()),
+        other => {
+            if let Err(error) = other {
+                eprintln!("cannot reach journald, logging to stderr: {error}");
+            }
+            (stderr(config.format, io::stderr), stderr(config.format, gathered.clone()))
         }
     };
-    match Queue::start(tracing_subscriber::registry().with(writer).into()) {
-        Ok(Some(queue)) => _ = tracing_subscriber::registry().with(queue.with_filter(levels)).try_init(),
+    match Queue::start(tracing_subscriber::registry().with(events).into()) {
+        Ok(Some(queue)) => {
+            let log = tracing_subscriber::registry().with(queue.with_filter(levels));
+            if log.try_init().is_ok() {
+                let layers = tracing_subscriber::registry().with(accesses).into();
+                // The first, as that queue is.
+                let _ = EVENTS.set(Events { layers, stderr: gathered });
+            }
+        }
         Ok(None) => {}
         Err(error) => eprintln!("cannot start the thread that logs, there is no log: {error}"),
     }
-    std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+    std::panic::set_hook(Box::new(|panic| tracing::error!(message_id = event::PANIC, "{panic}")));
 }
 
 /// Returns when what was logged so far is written, or cannot be for want of time.
@@ -118,10 +173,15 @@ pub(crate) fn flush() {
     queue::flush(FLUSH);
 }
 
-/// The journal, if events go there.
-fn journal(target: Target) -> io::Result<Option<tracing_journald::Layer>> {
+/// The same of an access log.
+pub(crate) fn flush_access(log: &access::AccessLog) {
+    log.flush(FLUSH);
+}
+
+/// The journal, if events go there, with this priority for those of level info.
+fn journal(target: Target, info: Priority) -> io::Result<Option<tracing_journald::Layer>> {
     let wanted = match target {
-        Target::Auto => stderr_is_the_journal(),
+        Target::Auto => is_to_journal(),
         Target::Journald => true,
         Target::Stderr => false,
     };
@@ -134,15 +194,18 @@ fn journal(target: Target) -> io::Result<Option<tracing_journald::Layer>> {
         .with_priority_mappings(PriorityMappings {
             error: Priority::Error,
             warn: Priority::Warning,
-            info: Priority::Informational,
+            info,
             debug: Priority::Debug,
             trace: Priority::Debug,
         });
     Ok(Some(journal))
 }
 
-fn stderr(format: Format) -> Box<dyn Layer<Registry> + Send + Sync> {
-    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+fn stderr(
+    format: Format,
+    writer: impl for<'w> MakeWriter<'w> + Send + Sync + 'static,
+) -> Box<dyn Layer<Registry> + Send + Sync> {
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     match format {
         Format::Text => layer.with_ansi(io::stderr().is_terminal()).boxed(),
         Format::Json => layer.json().flatten_event(true).boxed(),
@@ -151,7 +214,7 @@ fn stderr(format: Format) -> Box<dyn Layer<Registry> + Send + Sync> {
 
 /// True if systemd connected stderr to journald: then `$JOURNAL_STREAM` names stderr's device and inode
 /// (systemd.exec(5)).
-fn stderr_is_the_journal() -> bool {
+pub(crate) fn is_to_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else {
         return false;
     };

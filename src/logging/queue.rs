@@ -12,7 +12,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::field::{Field, ValueSet, Visit, display};
 use tracing::span::{Attributes, Id, Record};
@@ -21,6 +21,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::{LookupSpan, Scope};
 
+use crate::event;
 use crate::printable::{excerpt, printable};
 
 /// The most events that may wait to be written, and the most bytes that they may hold: whichever is reached first.
@@ -55,11 +56,11 @@ impl Queue {
         if QUEUE.set(queue.clone()).is_err() {
             return Ok(None);
         }
-        let bytes = Arc::clone(&queue.bytes);
+        let (bytes, lost) = (Arc::clone(&queue.bytes), Arc::clone(&queue.lost));
         std::thread::Builder::new().name("log".into()).spawn(move || {
             // A span that closes also closes its parent, through the thread's default subscriber: that must be the
             // writer.
-            dispatcher::with_default(&writer, || write(&waiting, &bytes, &writer));
+            dispatcher::with_default(&writer, || write(&waiting, &bytes, &lost, &writer));
         })?;
         Ok(Some(queue))
     }
@@ -129,8 +130,37 @@ pub(crate) fn flush(limit: Duration) {
     }
 }
 
-fn write(waiting: &Receiver<Entry>, bytes: &AtomicUsize, writer: &Dispatch) {
+/// What was lost, as the log itself says it: seldom, for it may be much.
+#[derive(Debug, Default)]
+pub(super) struct Losses {
+    told: u64,
+    at: Option<Instant>,
+}
+
+impl Losses {
+    /// The number of those that were lost and not told of, if it is time to tell.
+    pub(super) fn due(&mut self, lost: u64) -> Option<u64> {
+        const SELDOM: Duration = Duration::from_secs(60);
+        if lost == self.told || self.at.is_some_and(|at| at.elapsed() < SELDOM) {
+            return None;
+        }
+        self.at = Some(Instant::now());
+        Some(lost - std::mem::replace(&mut self.told, lost))
+    }
+}
+
+fn write(waiting: &Receiver<Entry>, bytes: &AtomicUsize, lost: &AtomicU64, writer: &Dispatch) {
+    let mut losses = Losses::default();
     for entry in waiting {
+        if let Some(lost) = losses.due(lost.load(Relaxed)) {
+            // Not by the queue, of which this is the end.
+            tracing::warn!(
+                message_id = event::LOG_LOST,
+                log = "events",
+                lost,
+                "{lost} events could not be logged: they came faster than the log takes them"
+            );
+        }
         match entry {
             Entry::Event(event, spans) => {
                 let open = |span: &Arc<Copied>| {

@@ -28,6 +28,7 @@ use self::program::Program;
 use self::store::Store;
 use self::upgrade::State;
 use self::worker::{Part, STORED, Worker, pid_of};
+use crate::event;
 use crate::systemd::activation::Inherited;
 use crate::systemd::channel::{Channel, Message};
 use crate::systemd::manager::Manager;
@@ -138,7 +139,7 @@ pub(crate) fn run() -> Exit {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            tracing::error!("cannot set up the main process: {error}");
+            tracing::error!(message_id = event::START_FAILED, %error, "cannot set up the main process: {error}");
             return Exit::Failed;
         }
     };
@@ -246,7 +247,7 @@ impl MainProcess {
         }
         self.program.take_name();
         if let Err(error) = self.watch_signals() {
-            tracing::error!("cannot install the signal handlers: {error}");
+            tracing::error!(message_id = event::START_FAILED, %error, "cannot install the signal handlers: {error}");
             return Exit::Failed;
         }
         // A predecessor serves until the worker does. It is told then.
@@ -379,9 +380,14 @@ impl MainProcess {
                     worker.failed = Some(why);
                 }
                 Part::Current if worker.beat.is_none() => {
-                    tracing::error!(worker = pid, "worker {pid} was not ready within {limit:?}: killing it");
+                    tracing::error!(
+                        message_id = event::WORKER_ENDED,
+                        worker = pid,
+                        "worker {pid} was not ready within {limit:?}: killing it"
+                    );
                 }
                 Part::Current | Part::Predecessor => tracing::warn!(
+                    message_id = event::WORKER_CUT,
                     worker = pid,
                     "worker {pid} does not end: killing it; it had {}",
                     worker.status

@@ -4,6 +4,7 @@ use sd_notify::NotifyState;
 
 use super::worker::Worker;
 use super::{Asked, MainProcess, Refusal};
+use crate::event;
 use crate::systemd::channel::key;
 
 impl MainProcess {
@@ -13,11 +14,11 @@ impl MainProcess {
             let why = if self.is_stopping() { "the service is stopping" } else { "no worker serves yet" };
             let refusal = Refusal { in_short: why.to_owned(), said: why.to_owned() };
             self.answer_refused(&asked, &refusal);
-            tracing::warn!("no reload: {why}");
+            tracing::warn!(message_id = event::RELOAD_REFUSED, cause = why, "no reload: {why}");
         } else if self.candidate().is_some() {
             self.waiting.push_back(asked);
         } else {
-            tracing::info!("reloading");
+            tracing::info!(message_id = event::RELOAD_BEGUN, "reloading");
             let mut states = vec![NotifyState::Reloading, NotifyState::Status("reloading")];
             states.extend(NotifyState::monotonic_usec_now());
             self.systemd.tell(&states);
@@ -28,7 +29,12 @@ impl MainProcess {
 
     /// Ends a reload that changes nothing.
     pub(super) fn refuse(&mut self, refusal: &Refusal) {
-        tracing::error!("the reload failed, nothing has changed: {}", refusal.said);
+        tracing::error!(
+            message_id = event::RELOAD_FAILED,
+            cause = refusal.in_short,
+            "the reload failed, nothing has changed: {}",
+            refusal.said
+        );
         self.systemd.tell(&[NotifyState::Ready]);
         let asked = std::mem::take(&mut self.asked);
         if let Some(current) = self.current() {

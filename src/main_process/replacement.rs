@@ -11,6 +11,7 @@ use super::reload::refusal;
 use super::worker::{Part, STORED, Worker, describe};
 use super::{Event, GRACE, MainProcess, NEWS, Phase, Predecessor, Refusal, Settings, assign};
 use crate::Exit;
+use crate::event;
 use crate::systemd::activation::LAST_GOOD;
 use crate::systemd::channel::{Message, key};
 use crate::systemd::manager::one_line;
@@ -45,11 +46,11 @@ impl MainProcess {
                 if beside {
                     self.refuse(&Refusal { in_short: why.clone(), said: why });
                 } else if self.restarts.is_empty() {
-                    tracing::error!("{why}");
+                    tracing::error!(message_id = event::START_FAILED, "{why}");
                     self.exit = Some(Exit::Failed);
                 } else {
                     // Such as for want of memory, which may pass. Clients wait in the backlog meanwhile.
-                    tracing::error!("{why}; trying again in {RETRY:?}");
+                    tracing::error!(message_id = event::START_FAILED, "{why}; trying again in {RETRY:?}");
                     self.start_at = Some(Instant::now() + RETRY);
                 }
             }
@@ -97,7 +98,12 @@ impl MainProcess {
         match message.value("WATCHDOG") {
             Some("1") => worker.beat = Some(Instant::now()),
             Some("trigger") => {
-                tracing::error!(worker = pid, "ending worker {pid}: {}", worker.status);
+                tracing::error!(
+                    message_id = event::WORKER_ENDED,
+                    worker = pid,
+                    "ending worker {pid}: {}",
+                    worker.status
+                );
                 worker.signal(Signal::ABORT);
             }
             _ => {}
@@ -209,6 +215,7 @@ impl MainProcess {
             self.systemd.tell(&[NotifyState::Ready]);
             let old_pid = self.workers[old].pid;
             tracing::info!(
+                message_id = event::WORKER_REPLACED,
                 worker = pid,
                 predecessor = old_pid,
                 "worker {pid} takes over from worker {old_pid}"
@@ -250,6 +257,7 @@ impl MainProcess {
         for pid in predecessors.into_iter().take(too_many) {
             if let Some(worker) = self.worker(pid) {
                 tracing::warn!(
+                    message_id = event::WORKER_CUT,
                     worker = pid,
                     "cutting worker {pid}: more than `handover.predecessors` are finishing; it had {}",
                     worker.status
@@ -316,10 +324,19 @@ impl MainProcess {
             Part::Candidate | Part::Current => self.restart(pid, &how),
             // Of one that an earlier main process has started it is not known how it ended.
             Part::Predecessor if code.is_some() || status.is_none() => {
-                tracing::info!(worker = pid, "worker {pid} {how}: it has finished");
+                tracing::info!(
+                    message_id = event::WORKER_FINISHED,
+                    worker = pid,
+                    "worker {pid} {how}: it has finished"
+                );
             }
             Part::Predecessor => {
-                tracing::warn!(worker = pid, "worker {pid} {how} before it had finished: {}", worker.status);
+                tracing::warn!(
+                    message_id = event::WORKER_CUT,
+                    worker = pid,
+                    "worker {pid} {how} before it had finished: {}",
+                    worker.status
+                );
             }
         }
         self.grant_singletons();
@@ -341,7 +358,13 @@ impl MainProcess {
     /// have.
     fn give_up(&mut self, pid: u32, how: &str) {
         let (earlier, window) = (self.restarts.len(), self.settings.window);
-        tracing::error!("worker {pid} {how}; {earlier} were restarted within {window:?}: giving up");
+        tracing::error!(
+            message_id = event::WORKER_GAVE_UP,
+            worker = pid,
+            cause = how,
+            restarts = earlier,
+            "worker {pid} {how}; {earlier} were restarted within {window:?}: giving up"
+        );
         if self.systemd.stores() && !self.last {
             self.exit = Some(Exit::Failed);
         } else {
@@ -366,10 +389,22 @@ impl MainProcess {
             Some(doublings) => backoff.saturating_mul(1 << doublings.min(20)).min(backoff_max),
         };
         if let Some(candidate) = self.candidate() {
-            tracing::error!(worker = pid, "worker {pid} {how}; worker {} is about to serve", candidate.pid);
+            tracing::error!(
+                message_id = event::WORKER_ENDED,
+                worker = pid,
+                cause = how,
+                "worker {pid} {how}; worker {} is about to serve",
+                candidate.pid
+            );
             return;
         }
-        tracing::error!(worker = pid, "worker {pid} {how}; starting another in {} ms", wait.as_millis());
+        tracing::error!(
+            message_id = event::WORKER_ENDED,
+            worker = pid,
+            cause = how,
+            "worker {pid} {how}; starting another in {} ms",
+            wait.as_millis()
+        );
         self.start_at = Some(now + wait);
     }
 }

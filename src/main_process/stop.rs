@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::worker::Part;
 use super::{GRACE, MainProcess, Phase, assign};
 use crate::Exit;
+use crate::event;
 use crate::systemd::channel::key;
 
 impl MainProcess {
@@ -16,12 +17,20 @@ impl MainProcess {
         match self.signals {
             1 if self.systemd.stores() && !self.last && name == "SIGTERM" => self.leave(),
             1 => {
-                tracing::info!("{name}: draining; the same again cuts what is in flight");
+                tracing::info!(
+                    message_id = event::STOP_ASKED,
+                    signal = name,
+                    "{name}: draining; the same again cuts what is in flight"
+                );
                 self.nobody_can_follow();
                 self.stop_workers(name, None);
             }
             2 => {
-                tracing::warn!("{name} again: cutting what is in flight; once more exits at once");
+                tracing::warn!(
+                    message_id = event::CUT_ASKED,
+                    signal = name,
+                    "{name} again: cutting what is in flight; once more exits at once"
+                );
                 let now = Instant::now();
                 for worker in &mut self.workers {
                     worker.tell(&assign(key::CUT, key::SECOND_SIGNAL));
@@ -29,7 +38,11 @@ impl MainProcess {
                 }
             }
             _ => {
-                tracing::warn!("{name} for the third time: exiting at once");
+                tracing::warn!(
+                    message_id = event::CUT_ASKED,
+                    signal = name,
+                    "{name} for the third time: exiting at once"
+                );
                 for worker in &self.workers {
                     worker.signal(Signal::KILL);
                 }
@@ -41,7 +54,11 @@ impl MainProcess {
     /// Ends this process at once, for another: the worker serves on until the next process's does, hands over to it, and
     /// finishes by itself. What it needs is in systemd's store.
     pub(super) fn leave(&mut self) {
-        tracing::info!("SIGTERM: the worker hands over to the next process");
+        tracing::info!(
+            message_id = event::STOP_ASKED,
+            signal = "SIGTERM",
+            "SIGTERM: the worker hands over to the next process"
+        );
         self.systemd.tell(&[NotifyState::Stopping]);
         for worker in &self.workers {
             match worker.part {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::program::{self, Program};
 use super::worker::STORED;
 use super::{MainProcess, Settings};
+use crate::event;
 use crate::logging;
 use crate::systemd::activation::Inherited;
 
@@ -32,9 +33,13 @@ impl MainProcess {
     /// must have been handled.
     pub(super) fn follow_upgrade(&mut self) {
         self.is_upgraded = false;
-        tracing::info!("going on as the program that is now at {}", self.program.path().display());
+        tracing::info!(
+            message_id = event::UPGRADED,
+            "going on as the program that is now at {}",
+            self.program.path().display()
+        );
         let error = self.exec(Program::command);
-        tracing::error!("cannot: {error}; going on as before");
+        tracing::error!(message_id = event::UPGRADE_FAILED, %error, "cannot: {error}; going on as before");
     }
 
     /// Replaces the program of this process. Returns only if that fails.

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::program::{self, Program};
 use super::store::Store;
 use super::{GRACE, Settings};
+use crate::event;
 use crate::systemd::activation::{ALONE, BESIDE, CHANNEL, STDERR, WORKER};
 use crate::systemd::channel::{Channel, Message};
 use crate::systemd::process::Process;
@@ -79,6 +80,8 @@ impl Worker {
         match Self::start_with(program, store, beside, last_good, Program::command) {
             Err(error) if !beside => {
                 tracing::error!(
+                    message_id = event::START_FAILED,
+                    %error,
                     "cannot start {}: {error}; starting the program that the main process is",
                     program.path().display()
                 );

@@ -15,6 +15,7 @@ use super::connection::task::Serve;
 use super::stream::{ClientStream, Socket};
 use super::totals::Carried;
 use super::{Server, tunnel};
+use crate::event;
 use crate::handover::mailbox::Mailbox;
 use crate::handover::parcel::Parcel;
 use crate::handover::{Handover, NotCarried};
@@ -114,7 +115,13 @@ impl Server {
             }
             if let Err(error) = self.hand_over(&mut gathered).await {
                 let refused = std::mem::take(&mut gathered.parcels);
-                tracing::warn!("{} connections cannot be handed over and linger: {error}", refused.len());
+                let connections = refused.len();
+                tracing::warn!(
+                    message_id = event::NOT_CARRIED,
+                    connections,
+                    %error,
+                    "{connections} connections cannot be handed over and linger: {error}"
+                );
                 self.registry.totals().not_carried.add(NotCarried::MailboxFull, refused.len());
                 for parcel in refused {
                     // A connection that cannot be taken back either is closed.
@@ -186,7 +193,13 @@ impl Server {
             }
             for (error, number) in lost {
                 totals.not_understood.fetch_add(number, Relaxed);
-                tracing::warn!("closed {} from the predecessor: {error}", counted(number, "connection"));
+                tracing::warn!(
+                    message_id = event::NOT_CARRIED,
+                    connections = number,
+                    error,
+                    "closed {} from the predecessor: {error}",
+                    counted(number, "connection")
+                );
             }
         }
         Ok(())

@@ -16,6 +16,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::address::{Address, BindError, STORED};
 use super::peer::Peer;
+use crate::event;
 use crate::systemd::activation::Inherited;
 
 /// The most connections that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
@@ -159,7 +160,7 @@ impl Listener {
         };
         match bind(false) {
             Err(error) if early && error.kind() == io::ErrorKind::AddrNotAvailable => {
-                tracing::warn!(%address, "{address} is not an address of this machine: it is served once it is");
+                tracing::warn!(message_id = event::ADDRESS_ABSENT, %address, "{address} is not an address of this machine: it is served once it is");
                 bind(true)
             }
             outcome => outcome,

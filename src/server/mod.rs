@@ -69,6 +69,7 @@ use self::limits::{AtLimit, Limits, Trusted};
 use self::listener::Listener;
 use self::stream::{ClientStream, Socket};
 use self::threads::IoThreads;
+use crate::event;
 
 /// The least that hyper buffers of one connection, in either direction.
 const BUFFER: usize = 64 << 10;
@@ -171,7 +172,7 @@ impl Server {
                     self.start(socket, peer, Some(permit));
                     if failed.is_some_and(|at| at.elapsed() >= ACCEPT_CALM) {
                         failed = None;
-                        tracing::info!(address = %listener.address(), "accepting again");
+                        tracing::info!(message_id = event::ACCEPTS_AGAIN, address = %listener.address(), "accepting again");
                     }
                 }
                 // The client was gone before its turn.
@@ -179,7 +180,7 @@ impl Server {
                 Err(e) if is_of_one_connection(&e) => {}
                 Err(error) => {
                     if failed.replace(Instant::now()).is_none() {
-                        tracing::warn!(address = %listener.address(), %error, "cannot accept; trying again until it can");
+                        tracing::warn!(message_id = event::CANNOT_ACCEPT, address = %listener.address(), %error, "cannot accept; trying again until it can");
                     }
                     tokio::time::sleep(ACCEPT_BACKOFF).await;
                 }
@@ -237,7 +238,9 @@ impl Server {
         let socket = match Socket::accepted(socket, peer) {
             Ok(socket) => socket,
             // epoll(7) has no room: the client finds its connection closed, as where there is no descriptor for it.
-            Err(error) => return tracing::warn!(%peer, %error, "cannot serve a connection"),
+            Err(error) => {
+                return tracing::warn!(message_id = event::CANNOT_ACCEPT, %peer, %error, "cannot serve a connection");
+            }
         };
         let connection = self.registry.accepted(thread, peer, trusted, self.departures.clone());
         let stream = Box::new(ClientStream::new(socket, Bytes::new(), connection, permit));

@@ -129,7 +129,10 @@ mod tests {
     #[test]
     fn an_id_of_32_hex_digits_can_be_a_traces() {
         let hex = "0af7651916cd43dd8448eb211c80319c";
-        assert_eq!(given(&[hex.as_bytes()]).and_then(|id| id.trace()).as_ref(), hex.as_bytes().try_into().ok());
+        assert_eq!(
+            given(&[hex.as_bytes()]).and_then(|id| id.trace()).as_ref(),
+            hex.as_bytes().try_into().ok()
+        );
         for other in [hex.to_uppercase(), "0".repeat(32), hex[1..].to_owned(), format!("{}g", &hex[1..])] {
             assert_eq!(given(&[other.as_bytes()]).and_then(|id| id.trace()), None, "{other}");
         }

@@ -16,6 +16,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::connection::{Afterwards, Command, Connection, State, Waiter, is_placeholder};
 use super::peer::Peer;
+use crate::event;
 use crate::handover::parcel::{Flow, Parcel};
 
 /// An accepted socket.
@@ -340,7 +341,7 @@ impl ClientStream {
                 registration.connection.leave(Parcel::Connection(socket, note));
             }
             Err(error) => {
-                tracing::warn!(peer = %registration.connection.peer(), %error, "cannot take a connection apart");
+                tracing::warn!(message_id = event::NOT_CARRIED, peer = %registration.connection.peer(), %error, "cannot take a connection apart");
             }
         }
     }
@@ -356,10 +357,10 @@ impl ClientStream {
                 registration.connection.leave(Parcel::Tunnel { client, upstream, note });
             }
             (Ok(_), None) => {
-                tracing::warn!(peer = %registration.connection.peer(), "a tunnel has no request");
+                tracing::warn!(message_id = event::NOT_CARRIED, peer = %registration.connection.peer(), "a tunnel has no request");
             }
             (Err(error), _) => {
-                tracing::warn!(peer = %registration.connection.peer(), %error, "cannot take a tunnel apart");
+                tracing::warn!(message_id = event::NOT_CARRIED, peer = %registration.connection.peer(), %error, "cannot take a tunnel apart");
             }
         }
     }

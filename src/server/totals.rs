@@ -52,6 +52,8 @@ pub(super) struct Ended {
     pub(super) peer: Peer,
     /// Bytes of its answer that were sent.
     pub(super) sent: u64,
+    /// The same of the answer's body.
+    pub(super) body: u64,
 }
 
 /// The account of one thread's requests since the start, and its connections. On a cache line of its own (two, for
@@ -211,6 +213,11 @@ impl Totals {
         self.shards[thread].in_flight.fetch_add(1, Relaxed);
     }
 
+    /// The access log.
+    pub(crate) fn access(&self) -> &AccessLog {
+        &self.access
+    }
+
     /// The names of the routes.
     pub(crate) fn routes(&self) -> &RouteNames {
         &self.routes
@@ -218,7 +225,7 @@ impl Totals {
 
     /// A request of a thread's has ended.
     pub(super) fn ended(&self, thread: usize, ended: Ended) {
-        let Ended { request: connection::Ended { exchange, outcome }, route, peer, sent } = ended;
+        let Ended { request: connection::Ended { exchange, outcome }, route, peer, sent, body } = ended;
         let shard = &self.shards[thread];
         shard.in_flight.fetch_sub(1, Relaxed);
         match outcome {
@@ -232,15 +239,14 @@ impl Totals {
         shard.by_class[class].fetch_add(1, Relaxed);
         let took = exchange.started.elapsed();
         shard.durations.add(took);
-        self.access.log(&access::Record {
-            method: &exchange.method,
-            uri: &exchange.uri,
+        self.access.log(access::Ended {
+            exchange,
             route: self.routes.name(route),
             peer,
-            status: exchange.status,
             outcome,
             took,
             sent,
+            body,
         });
     }
 

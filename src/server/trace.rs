@@ -84,7 +84,10 @@ mod tests {
         let later = format!("01{}-what-is-to-come", &VALID[2..]);
         for parent in [VALID, &later, &format!("cc{}", &VALID[2..])] {
             let (parents, states) = passed(&[parent], &["a=1", "b=2"], &RequestId::fresh());
-            assert_eq!((parents, states), (vec![parent.to_owned()], vec!["a=1".to_owned(), "b=2".to_owned()]));
+            assert_eq!(
+                (parents, states),
+                (vec![parent.to_owned()], vec!["a=1".to_owned(), "b=2".to_owned()])
+            );
         }
     }
 
@@ -104,7 +107,10 @@ mod tests {
         for parents in cases {
             let (begun, states) = passed(&parents, &["a=1"], &id);
             let [begun] = &begun[..] else { panic!("{begun:?} of {parents:?}") };
-            assert!(begun.starts_with(&format!("00-{id}-")) && begun.ends_with("-00"), "{begun} of {parents:?}");
+            assert!(
+                begun.starts_with(&format!("00-{id}-")) && begun.ends_with("-00"),
+                "{begun} of {parents:?}"
+            );
             assert!(is_valid(begun.as_bytes()), "{begun}");
             assert_eq!(states, [""; 0], "of {parents:?}");
         }

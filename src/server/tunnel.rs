@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::connection::http1::Seat;
 use super::connection::{Command, Waiter};
 use super::stream::{ClientStream, Socket};
+use crate::event;
 use crate::handover::parcel::Flow;
 
 /// The most that is read at once, in bytes, and the most that a direction ever holds.
@@ -93,7 +94,9 @@ impl Tunnel<Box<ClientStream>, Socket> {
         let Self { client, upstream, up, down } = self;
         match upstream.into_descriptor() {
             Ok(upstream) => client.leave_as_tunnel(upstream, up.into(), down.into()),
-            Err(error) => tracing::warn!(%error, "cannot take a tunnel apart"),
+            Err(error) => {
+                tracing::warn!(message_id = event::NOT_CARRIED, %error, "cannot take a tunnel apart")
+            }
         }
     }
 }

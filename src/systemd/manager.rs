@@ -10,6 +10,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 
 use super::channel::{Channel, key};
+use crate::event;
 use crate::printable::{excerpt_of, printable};
 
 /// The manager's store for descriptors that are to outlive this process (`FileDescriptorStoreMax=`).
@@ -90,6 +91,8 @@ impl Manager {
             && needed > size
         {
             tracing::warn!(
+                message_id = event::STORE_TOO_SMALL,
+                needed,
                 "systemd keeps {size} of {needed} descriptors for the next process and drops the others: set \
                  FileDescriptorStoreMax={needed} and Environment=STEADFAST_FDSTORE={needed} in the unit"
             );

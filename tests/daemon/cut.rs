@@ -38,9 +38,9 @@ async fn assert_cut(begun: &str, method: &str, path: &str, waiting_for: &str) ->
     let cut = the_cut(&service);
     let fields = ["method", "path", "peer", "waiting_for"].map(|name| cut.field(name));
     assert_eq!(fields, [method, path, "unix", waiting_for]);
-    let age: u64 = cut.field("age_ms").parse().unwrap();
-    assert!((6000..7000).contains(&age), "{age} ms");
-    let sent: u64 = cut.field("sent").parse().unwrap();
+    let age: u64 = cut.field("duration_usec").parse().unwrap();
+    assert!((6_000_000..7_000_000).contains(&age), "{age} µs");
+    let sent: u64 = cut.field("bytes_sent").parse().unwrap();
     let begins = format!("cut by the deadline: {method} {path} from unix after ");
     assert!(cut.message.starts_with(&begins), "{}", cut.message);
     let ends = format!(", {sent} bytes sent, waiting for {waiting_for}");

@@ -172,7 +172,7 @@ impl Service {
         let events = self.log.events();
         let reports: Vec<_> = events.iter().filter(|e| e.message.starts_with("stopped by")).collect();
         assert_eq!(reports.len(), 1, "{}", self.log.text());
-        Duration::from_millis(reports[0].field("total_ms").parse().expect("a number"))
+        Duration::from_micros(reports[0].field("duration_usec").parse().expect("a number"))
     }
 
     /// True if it has not ended, although it could have.

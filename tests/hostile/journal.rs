@@ -12,6 +12,9 @@ use crate::site::{BINARY, PACKAGING, metric_in};
 const UNIT: &str = "steadfast.service";
 const HTTP: ([u8; 4], u16) = ([127, 0, 0, 1], 8080);
 const ADMIN: ([u8; 4], u16) = ([127, 0, 0, 1], 9090);
+/// The lines of accesses, and the other events, that the log had no room for.
+const ACCESS_LOST: &str = "steadfast_access_log_lost_total";
+const LOST: &str = "steadfast_log_lost_total";
 
 fn start(config: &str) -> Option<Machine> {
     let machine = Machine::boot_or_skip(file!())?;
@@ -28,7 +31,6 @@ fn metric(machine: &Machine, series: &str) -> u64 {
 
 #[test]
 fn no_request_waits_for_the_journal_and_what_it_does_not_take_is_counted() {
-    const LOST: &str = "steadfast_log_lost_total";
     // The longest that anybody may wait while the journal takes nothing at all: a request that waited for it would
     // wait for as long as it stands.
     const LONG: Duration = Duration::from_secs(2);
@@ -47,11 +49,11 @@ fn no_request_waits_for_the_journal_and_what_it_does_not_take_is_counted() {
     // More than the queue and the kernel's buffer hold.
     wait_until("events to be lost", || {
         load.advance(1000);
-        (metric(&machine, LOST) > 0).then_some(())
+        (metric(&machine, ACCESS_LOST) > 0).then_some(())
     });
     load.advance(5000);
     let frozen = load.longest_wait();
-    let lost = metric(&machine, LOST);
+    let lost = metric(&machine, ACCESS_LOST);
     machine.ok(["systemctl", "kill", "--signal=CONT", "systemd-journald.service"]);
     assert!(frozen < LONG, "{before:?} became {frozen:?}");
 
@@ -78,6 +80,34 @@ fn no_request_waits_for_the_journal_and_what_it_does_not_take_is_counted() {
 }
 
 #[test]
+fn a_flood_of_accesses_takes_no_room_from_what_an_operator_must_see() {
+    let Some(machine) = start(
+        "[http]\nlisten = [\"127.0.0.1:8080\"]\n[log]\naccess = \"all\"\n[[route]]\npath = \"/\"\nrespond = \"hello\"\n\
+         [[route]]\npath = \"/absent\"\nproxy = { to = \"http://127.0.0.1:9\", retry_for = \"0s\" }\n",
+    ) else {
+        return;
+    };
+    machine.ok(["systemctl", "kill", "--signal=STOP", "systemd-journald.service"]);
+    let load = machine.enter_network(|| Load::start(4, HTTP.into(), "/"));
+    wait_until("accesses to be lost", || {
+        load.advance(1000);
+        (metric(&machine, ACCESS_LOST) > 0).then_some(())
+    });
+    // There is no room for a line of an access any more, and there is for this.
+    let mut client = machine.enter_network(|| Client::connect(HTTP.into())).unwrap();
+    assert_eq!(client.get("/absent").unwrap().status, 502);
+    load.advance(1000);
+    let lost = metric(&machine, LOST);
+    machine.ok(["systemctl", "kill", "--signal=CONT", "systemd-journald.service"]);
+    let account = load.finish();
+    assert_eq!((account.refused, account.dropped), (0, 0), "{account}");
+    assert_eq!(lost, 0, "events are lost with the accesses");
+    wait_until("the journal to have the event", || {
+        machine.journal(UNIT, &["-p", "warning"]).contains("proxied request failed").then_some(())
+    });
+}
+
+#[test]
 fn long_paths_fill_no_memory_while_the_journal_stands_still() {
     /// The queue's 8 MiB, and several times as much for all else.
     const MOST: u64 = 64 << 20;
@@ -93,7 +123,7 @@ fn long_paths_fill_no_memory_while_the_journal_stands_still() {
     wait_until("events to be lost", || {
         load.advance(200);
         most = most.max(metric(&machine, "process_resident_memory_bytes"));
-        (metric(&machine, "steadfast_log_lost_total") > 0).then_some(())
+        (metric(&machine, ACCESS_LOST) > 0).then_some(())
     });
     machine.ok(["systemctl", "kill", "--signal=CONT", "systemd-journald.service"]);
     let account = load.finish();

@@ -67,6 +67,19 @@ impl Choice for Format {
     const WORDS: &[(&str, Self::Value)] = &[("text", logging::Format::Text), ("json", logging::Format::Json)];
 }
 
+/// `[log] access_format`.
+pub(in crate::config) struct AccessFormat;
+
+impl Choice for AccessFormat {
+    type Value = logging::AccessFormat;
+
+    const WORDS: &[(&str, Self::Value)] = &[
+        ("event", logging::AccessFormat::Event),
+        ("combined", logging::AccessFormat::Combined),
+        ("json", logging::AccessFormat::Json),
+    ];
+}
+
 /// `[log] access`.
 pub(in crate::config) struct Access;
 

@@ -6,6 +6,7 @@ mod choice;
 mod route;
 
 use std::fmt;
+use std::path::PathBuf;
 
 use toml::Spanned;
 use toml::de::DeValue;
@@ -14,11 +15,12 @@ pub(super) use address::{Listen, Proxies, Proxy, Upstream};
 pub(super) use amount::{
     BodyLimit, Connections, Deadline, Delay, HeaderLimit, IdleTimeout, Restarts, Threads, Timeout,
 };
-pub(super) use choice::{Access, Format, Level, Target};
+pub(super) use choice::{Access, AccessFormat, Format, Level, Target};
 pub(super) use route::{ContentType, Directory, FieldValue, Headers, Index, RoutePath, Status, True};
 
 use super::diagnostic::Mistake;
 use super::written::{Kind, wrong_type};
+use crate::logging::ACCESS_FILE;
 
 /// A value that is written as a string.
 pub(super) trait Text {
@@ -110,6 +112,39 @@ impl Text for Words {
 
     fn parse(text: &str) -> Result<String, Refusal> {
         Ok(text.to_owned())
+    }
+}
+
+/// `[log] access_file`.
+pub(in crate::config) struct AccessFile;
+
+impl Kind for AccessFile {
+    type Value = PathBuf;
+
+    fn expected() -> String {
+        ACCESS_FILE.to_owned()
+    }
+
+    fn read(value: Spanned<DeValue<'_>>, name: &str, mistakes: &mut Vec<Mistake>) -> Option<PathBuf> {
+        let span = value.span();
+        let DeValue::String(path) = value.get_ref() else {
+            mistakes.push(wrong_type::<Self>(name, span, value.get_ref()));
+            return None;
+        };
+        let path = PathBuf::from(&**path);
+        if path.is_absolute()
+            && let Some(directory) = path.parent()
+            && !directory.is_dir()
+        {
+            let mistake = Mistake::new(
+                span,
+                format!("`{name}` is in no directory"),
+                format!("expected {}", Self::expected()),
+            );
+            let help = format!("make the directory {}, or correct the path", directory.display());
+            mistakes.push(mistake.help(help).of_the_moment());
+        }
+        Some(path)
     }
 }
 

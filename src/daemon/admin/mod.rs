@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::child::{self, BoundChild, BoxError, Child, Run};
 use super::reload::Outcome;
 use super::status::Status;
+use crate::event;
 use crate::printable::printable;
 use crate::rules::Check;
 use crate::server::Server;
@@ -121,6 +122,8 @@ impl Admin {
             let address = listener.address();
             if !address.is_local() {
                 tracing::warn!(
+                    message_id = event::ADMIN_EXPOSED,
+                    %address,
                     "admin listens on {address}: everybody who reaches it may read status and metrics"
                 );
             }

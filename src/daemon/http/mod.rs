@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use self::routes::{Route, Routes};
 use super::child::{BoundChild, BoxError, Child, Context, Run};
+use crate::event;
 use crate::rules::Check;
 use crate::server::Server;
 use crate::server::address::{self, Address, BindError};
@@ -141,7 +142,7 @@ impl Http {
         if let Some(mailbox) = self.daemon.handover.mailbox()
             && let Err(error) = self.server.take_over(mailbox)
         {
-            tracing::error!(%error, "cannot read the mailbox: connections of an earlier process are lost");
+            tracing::error!(message_id = event::MAILBOX_FAILED, %error, "cannot read the mailbox: connections of an earlier process are lost");
         }
     }
 
@@ -174,7 +175,7 @@ impl Http {
         let Some(mailbox) = self.daemon.handover.mailbox() else { return std::future::pending().await };
         loop {
             if let Err(error) = mailbox.filled().await {
-                tracing::error!(%error, "the mailbox failed: connections of an earlier process are lost");
+                tracing::error!(message_id = event::MAILBOX_FAILED, %error, "the mailbox failed: connections of an earlier process are lost");
                 return std::future::pending().await;
             }
             self.take_over();

@@ -16,6 +16,7 @@ use super::child::{BoundChild, BoxError, Child, Context, Run};
 use super::link::Command;
 use super::phase::{Cause, Lifecycle};
 use super::shutdown;
+use crate::event;
 use crate::systemd::channel::key;
 use crate::systemd::manager::one_line;
 
@@ -77,15 +78,27 @@ impl Signals {
             *stops += 1;
             match stops {
                 1 => {
-                    tracing::info!("{name}: draining; the same again cuts what is in flight");
+                    tracing::info!(
+                        message_id = event::STOP_ASKED,
+                        signal = name,
+                        "{name}: draining; the same again cuts what is in flight"
+                    );
                     self.lifecycle().stop(Cause::Signal(name));
                 }
                 2 => {
-                    tracing::warn!("{name} again: cutting what is in flight; once more exits at once");
+                    tracing::warn!(
+                        message_id = event::CUT_ASKED,
+                        signal = name,
+                        "{name} again: cutting what is in flight; once more exits at once"
+                    );
                     self.lifecycle().cut(key::SECOND_SIGNAL);
                 }
                 _ => {
-                    tracing::warn!("{name} for the third time: exiting at once");
+                    tracing::warn!(
+                        message_id = event::CUT_ASKED,
+                        signal = name,
+                        "{name} for the third time: exiting at once"
+                    );
                     self.lifecycle().abandon();
                 }
             }

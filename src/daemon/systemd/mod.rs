@@ -17,6 +17,7 @@ use self::watchdog::Watchdog;
 use super::child::{BoundChild, BoxError, Child, Context, Run};
 use super::phase::Phase;
 use super::status::Observer;
+use crate::event;
 use crate::systemd::manager::{Manager, one_line};
 
 /// Its name in the tree.
@@ -117,7 +118,7 @@ impl BoundChild for Systemd {
     fn install(&self) -> io::Result<()> {
         match Watchdog::start(self.observer.clone(), self.manager.clone()) {
             Ok(watchdog) => _ = self.watchdog.set(watchdog),
-            Err(error) => tracing::error!(%error, "there is no watchdog"),
+            Err(error) => tracing::error!(message_id = event::START_FAILED, %error, "there is no watchdog"),
         }
         Ok(())
     }

@@ -21,6 +21,7 @@ use tokio::runtime::Handle;
 use crate::daemon::http;
 use crate::daemon::phase::Phase;
 use crate::daemon::status::Observer;
+use crate::event;
 use crate::logging;
 use crate::printable::excerpt;
 use crate::server::threads::IoThreads;
@@ -174,6 +175,7 @@ impl Watch {
         }
         for (child, doing) in stuck.iter().filter(|(child, _)| !self.stuck.contains(child)) {
             tracing::error!(
+                message_id = event::CHILD_STUCK,
                 child,
                 doing,
                 "{child} is stuck: no heartbeat for {limit:?}; last it was {doing}"
@@ -189,8 +191,12 @@ impl Watch {
             if !self.blocking.contains(id) {
                 let (method, path) = (excerpt(request.method.as_str()), excerpt(request.uri.path()));
                 tracing::warn!(
+                    message_id = event::HANDLER_BLOCKED,
+                    request_id = request.id,
                     method = &*method,
                     path = &*path,
+                    route = request.route,
+                    duration_usec = u64::try_from(blocked.as_micros()).unwrap_or(u64::MAX),
                     "{} {} blocks its thread for {:.1} s now: a handler that waits must do so with `await`, or on \
                      a thread of its own",
                     method,

@@ -330,8 +330,13 @@ impl http_body::Body for AnswerBody {
                 false
             }
             Some(Ok(frame)) => {
-                if let (Some(left), Some(data)) = (this.announced.as_mut(), frame.data_ref()) {
-                    *left = left.saturating_sub(data.len() as u64);
+                if let Some(data) = frame.data_ref() {
+                    if let Some(connection) = this.connection {
+                        connection.progress.add_body(data.len());
+                    }
+                    if let Some(left) = this.announced {
+                        *left = left.saturating_sub(data.len() as u64);
+                    }
                 }
                 // hyper drops a body that says it has ended without polling it again.
                 this.inner.is_end_stream() || *this.announced == Some(0)

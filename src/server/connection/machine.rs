@@ -19,13 +19,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{Method, StatusCode, Uri, Version};
 use tokio::time::Instant;
 
 use super::commands::Command;
 use super::file::SentFile;
 use super::pace::{Demand, Pace};
 use super::progress::Progress;
+use crate::server::access::ClientSays;
 use crate::server::clock::Tick;
 use crate::server::limits::Limits;
 use crate::server::request_id::RequestId;
@@ -42,6 +43,9 @@ pub(crate) struct Exchange {
     pub(crate) id: RequestId,
     pub(crate) method: Method,
     pub(crate) uri: Uri,
+    pub(crate) version: Version,
+    /// Kept for the access log, if that wants it.
+    pub(crate) client_says: Option<Box<ClientSays>>,
     pub(crate) afterwards: Afterwards,
     pub(crate) started: Instant,
     /// None until the head of its answer is decided.
@@ -56,6 +60,8 @@ pub(crate) struct Exchange {
     pub(super) file: Option<Arc<SentFile>>,
     /// Bytes sent on the connection before its answer.
     pub(crate) sent_before: u64,
+    /// The same of the bodies of answers.
+    pub(crate) body_before: u64,
     /// The client's pace in sending, and in reading.
     pub(super) sending: Pace,
     pub(super) reading: Pace,
@@ -68,6 +74,8 @@ impl Exchange {
             id: RequestId::fresh(),
             method,
             uri,
+            version: Version::HTTP_11,
+            client_says: None,
             afterwards: Afterwards::Apart,
             started: Instant::now(),
             status: None,
@@ -76,6 +84,7 @@ impl Exchange {
             interim: Vec::new(),
             file: None,
             sent_before: 0,
+            body_before: 0,
             sending: Pace::default(),
             reading: Pace::default(),
         }

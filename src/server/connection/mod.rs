@@ -292,8 +292,14 @@ impl Connection {
         drop(machine);
         let afterwards = ended.exchange.afterwards;
         let sent = self.progress.sent().saturating_sub(ended.exchange.sent_before);
+        let body = match ended.exchange.status {
+            // All that follows the head is what it has become.
+            Some(StatusCode::SWITCHING_PROTOCOLS) => sent,
+            // Some of what was produced may not have been sent.
+            _ => self.progress.body().saturating_sub(ended.exchange.body_before).min(sent),
+        };
         // The next request has none before it is its turn.
-        let request = totals::Ended { request: ended, route: self.route(), peer: self.peer, sent };
+        let request = totals::Ended { request: ended, route: self.route(), peer: self.peer, sent, body };
         self.registry.totals().ended(self.slot.thread, request);
         Some(afterwards)
     }
@@ -323,7 +329,10 @@ impl Connection {
         } else {
             Afterwards::Rests
         };
+        exchange.version = request.version();
+        exchange.client_says = self.registry.totals().access().client_says(request.headers());
         exchange.sent_before = self.progress.sent();
+        exchange.body_before = self.progress.body();
         if self.trusted
             && let Some(given) = RequestId::given(request.headers())
         {

@@ -53,6 +53,8 @@ pub(crate) struct Progress {
     received: AtomicU64,
     /// Bytes written to it.
     sent: AtomicU64,
+    /// Bytes of the bodies of answers, as far as they were produced.
+    body: AtomicU64,
     /// Bytes of the request's body that nobody has read yet; `u64::MAX` where their number is not known.
     body_left: AtomicU64,
     /// True if the rest of the request's body cannot be read any more.
@@ -98,6 +100,7 @@ impl Progress {
         Self {
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
+            body: AtomicU64::new(0),
             body_left: AtomicU64::new(0),
             body_lost: AtomicBool::new(false),
             awaits_body: AtomicBool::new(false),
@@ -119,6 +122,16 @@ impl Progress {
     pub(crate) fn add_sent(&self, bytes: usize) {
         self.sent.store(self.sent.load(Relaxed) + bytes as u64, Relaxed);
         set(&self.blocked, false);
+    }
+
+    /// Bytes of an answer's body were produced.
+    pub(super) fn add_body(&self, bytes: usize) {
+        self.body.store(self.body() + bytes as u64, Relaxed);
+    }
+
+    /// Bytes of the bodies of answers, as far as they were produced.
+    pub(super) fn body(&self) -> u64 {
+        self.body.load(Relaxed)
     }
 
     /// The socket would take no byte.

@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 use super::body::{AnswerBody, RequestBody, announced};
 use super::http1::Seat;
 use super::{Command, Connection, InFlight};
+use crate::event;
 use crate::server::handler::{Answering, Handler, failed};
 use crate::server::request_id::{RequestId, X_REQUEST_ID};
 use crate::server::route::RouteId;
@@ -151,7 +152,13 @@ fn checked(response: Response<Body>, connection: &Connection) -> Response<Body> 
         return too_late();
     }
     if response.status().is_informational() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        tracing::error!("a handler answered with status {}, which is no answer", response.status());
+        let status = response.status().as_u16();
+        tracing::error!(
+            message_id = event::HANDLER_WRONG,
+            status,
+            "a handler answered with status {}, which is no answer",
+            response.status()
+        );
         return failed();
     }
     response

@@ -32,6 +32,7 @@ use self::encoding::Encoding;
 use self::range::{Asked, Part};
 use self::text::Text;
 use super::text;
+use crate::event;
 use crate::server::InFlight;
 
 /// The number of fields that most answers have at most. A map with room for more takes twice the memory.
@@ -95,7 +96,7 @@ impl Files {
     pub(super) fn new(config: &Config, path: &str) -> Self {
         if let Some(error) = unreadable(&config.root) {
             let root = config.root.display();
-            tracing::warn!(route = path, %error, "{root} cannot be read: nothing is found there until it can");
+            tracing::warn!(message_id = event::FILE_UNREADABLE, route = path, %error, "{root} cannot be read: nothing is found there until it can");
         }
         let prefix = path.rsplit_once('/').map_or("", |(prefix, _)| prefix);
         Self(Arc::new(Folder {
@@ -244,7 +245,7 @@ fn failed(path: &str, error: &io::Error) -> Response {
             text(StatusCode::NOT_FOUND, "no such file")
         }
         kind => {
-            tracing::warn!(path, %error, "cannot read a file");
+            tracing::warn!(message_id = event::FILE_UNREADABLE, path, %error, "cannot read a file");
             match kind {
                 PermissionDenied => text(StatusCode::FORBIDDEN, "the file is not readable"),
                 _ => text(StatusCode::INTERNAL_SERVER_ERROR, "the file cannot be read"),

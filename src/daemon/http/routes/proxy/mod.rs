@@ -36,6 +36,7 @@ use self::connection::{Connection, Outcome};
 use self::pool::Pool;
 use self::upstream::{ConnectError, Connector};
 use super::text;
+use crate::event;
 use crate::server::request_id::RequestId;
 use crate::server::{InFlight, Waiting, tunnel};
 
@@ -338,7 +339,16 @@ impl Exchange {
 
     fn log_failure(&self, error: &(dyn Error + 'static)) {
         let upstream = &self.passing.config.to;
-        tracing::warn!(%upstream, method = %self.method, uri = %self.uri, error = chain(error), "proxied request failed");
+        tracing::warn!(
+            message_id = event::UPSTREAM_FAILED,
+            request_id = %self.id,
+            %upstream,
+            method = %self.method,
+            path = self.uri.path(),
+            query = self.uri.query(),
+            error = chain(error),
+            "proxied request failed"
+        );
     }
 }
 

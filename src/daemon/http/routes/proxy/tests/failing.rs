@@ -208,7 +208,7 @@ async fn a_failure_is_logged_once_with_its_upstream_and_its_causes() {
     assert_eq!(text.lines().count(), 1, "{text}");
     assert!(text.contains("WARN") && text.contains("proxied request failed"), "{text}");
     assert!(text.contains(&format!("upstream=unix:{}", upstream.path().display())), "{text}");
-    assert!(text.contains("method=GET uri=/path?q"), "{text}");
+    assert!(text.contains("method=GET path=\"/path\" query=\"q\""), "{text}");
     assert!(text.contains("error=\"no answer from the upstream: "), "{text}");
 }
 
