@@ -155,7 +155,7 @@ fn log(written: Key<written::Log>, default: &logging::Config, places: &mut Place
         access: written.access.or(default.access),
         slow: written.slow.or(default.slow),
         access_format: written.access_format.or(default.access_format),
-        access_file: written.access_file.given().map(Spanned::into_inner),
+        access_file: written.access_file.or(default.access_file.clone()),
     }
 }
 

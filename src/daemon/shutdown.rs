@@ -128,6 +128,7 @@ impl Stop<'_> {
         lifecycle.enter(Phase::Draining { since: asked, until });
         tracing::info!(
             message_id = event::DRAINING,
+            phase = lifecycle.phase().name(),
             cause = lifecycle.cause().map(tracing::field::display),
             in_flight = in_flight_before,
             idle = idle_before,

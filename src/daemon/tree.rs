@@ -252,7 +252,11 @@ impl Tree {
             if connections + tunnels > 0 {
                 tracing::info!(message_id = event::TOOK_OVER, connections, tunnels, "took over {taken_over}");
             }
-            tracing::info!(message_id = event::READY, "serving; took over {taken_over}");
+            tracing::info!(
+                message_id = event::READY,
+                phase = Phase::Serving.name(),
+                "serving; took over {taken_over}"
+            );
             http.keep_taking_over().await
         };
         tokio::select! {

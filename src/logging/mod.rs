@@ -40,7 +40,8 @@ pub struct Config {
     pub slow: Duration,
     /// The format of the access log; [`AccessFormat::Event`] by default.
     pub access_format: AccessFormat,
-    /// The file that the access log's lines are added to; stderr by default. Not with [`AccessFormat::Event`].
+    /// The file that the access log's lines are added to; `None`, the default, is stderr. Not with
+    /// [`AccessFormat::Event`].
     pub access_file: Option<PathBuf>,
 }
 
@@ -125,7 +126,7 @@ pub enum AccessFormat {
 }
 
 /// The text of a mistake that says what is expected of `access_file`.
-pub(crate) const ACCESS_FILE: &str = "an absolute path, such as \"/var/log/steadfast/access.log\"";
+pub(crate) const ACCESS_FILE: &str = "\"stderr\", or an absolute path, such as \"/var/log/steadfast/access.log\"";
 
 /// The longest that the end of the process waits for the last events to be written.
 const FLUSH: Duration = Duration::from_secs(1);

@@ -119,18 +119,25 @@ impl Text for Words {
 pub(in crate::config) struct AccessFile;
 
 impl Kind for AccessFile {
-    type Value = PathBuf;
+    type Value = Option<PathBuf>;
 
     fn expected() -> String {
         ACCESS_FILE.to_owned()
     }
 
-    fn read(value: Spanned<DeValue<'_>>, name: &str, mistakes: &mut Vec<Mistake>) -> Option<PathBuf> {
+    fn read(
+        value: Spanned<DeValue<'_>>,
+        name: &str,
+        mistakes: &mut Vec<Mistake>,
+    ) -> Option<Option<PathBuf>> {
         let span = value.span();
         let DeValue::String(path) = value.get_ref() else {
             mistakes.push(wrong_type::<Self>(name, span, value.get_ref()));
             return None;
         };
+        if path == "stderr" {
+            return Some(None);
+        }
         let path = PathBuf::from(&**path);
         if path.is_absolute()
             && let Some(directory) = path.parent()
@@ -144,7 +151,7 @@ impl Kind for AccessFile {
             let help = format!("make the directory {}, or correct the path", directory.display());
             mistakes.push(mistake.help(help).of_the_moment());
         }
-        Some(path)
+        Some(Some(path))
     }
 }
 
