@@ -126,7 +126,8 @@ pub enum AccessFormat {
 }
 
 /// The text of a mistake that says what is expected of `access_file`.
-pub(crate) const ACCESS_FILE: &str = "\"stderr\", or an absolute path, such as \"/var/log/steadfast/access.log\"";
+pub(crate) const ACCESS_FILE: &str =
+    "\"stderr\", or an absolute path, such as \"/var/log/steadfast/access.log\"";
 
 /// The longest that the end of the process waits for the last events to be written.
 const FLUSH: Duration = Duration::from_secs(1);

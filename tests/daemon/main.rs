@@ -6,6 +6,7 @@
 //! Anything that belongs to a whole process (signals, exit codes, the environment, stderr) is tested on a
 //! [`steadfast_harness::Daemon`].
 
+mod access;
 mod admin;
 mod bind;
 mod client;

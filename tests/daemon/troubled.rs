@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Path;
+use axum::http::HeaderMap;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use steadfast::{BoxError, Child, Config, Daemon, Exit, logging};
@@ -54,6 +55,7 @@ fn router() -> Router {
         .route("/panic", get(panics))
         .route("/failure", get(async || axum::http::StatusCode::INTERNAL_SERVER_ERROR))
         .route("/traced/{id}", get(traced))
+        .route("/identity", get(identity))
         .route(
             "/slow",
             get(async || {
@@ -61,6 +63,12 @@ fn router() -> Router {
                 Json("slow")
             }),
         )
+}
+
+/// The request's id, and its trace.
+async fn identity(headers: HeaderMap) -> String {
+    let field = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    format!("{} {}", field("x-request-id"), field("traceparent"))
 }
 
 async fn panics() -> &'static str {

@@ -125,11 +125,7 @@ impl Kind for AccessFile {
         ACCESS_FILE.to_owned()
     }
 
-    fn read(
-        value: Spanned<DeValue<'_>>,
-        name: &str,
-        mistakes: &mut Vec<Mistake>,
-    ) -> Option<Option<PathBuf>> {
+    fn read(value: Spanned<DeValue<'_>>, name: &str, mistakes: &mut Vec<Mistake>) -> Option<Option<PathBuf>> {
         let span = value.span();
         let DeValue::String(path) = value.get_ref() else {
             mistakes.push(wrong_type::<Self>(name, span, value.get_ref()));

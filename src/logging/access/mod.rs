@@ -18,6 +18,8 @@ use std::time::{Duration, SystemTime};
 use std::{fmt, io};
 
 use axum::http::{HeaderValue, Method, Uri, Version};
+use tracing::subscriber::NoSubscriber;
+use tracing::{Dispatch, dispatcher};
 
 use self::writer::Writer;
 pub(super) use self::writer::{EVENTS, Events, Gathered};
@@ -178,7 +180,12 @@ impl AccessLog {
         let (entries, waiting) = sync_channel(LENGTH);
         let account = Arc::<Account>::default();
         let log = Self { entries, account: Arc::clone(&account) };
-        let write = move || writer.run(&waiting, &account);
+        // Whoever takes the events of the thread that opens the log takes those of the log as well.
+        let subscriber = dispatcher::get_default(Dispatch::clone);
+        let write = move || {
+            let _scope = (!subscriber.is::<NoSubscriber>()).then(|| dispatcher::set_default(&subscriber));
+            writer.run(&waiting, &account);
+        };
         std::thread::Builder::new().name("access log".into()).spawn(write).map_err(OpenError::Thread)?;
         Ok(log)
     }
