@@ -184,7 +184,7 @@ impl Stop<'_> {
                 message_id = event::HANDED_OVER,
                 connections,
                 tunnels,
-                "handed over {handed_over}"
+                "{handed_over} go on in the next worker"
             );
         }
         tracing::info!(

@@ -250,7 +250,12 @@ impl Tree {
             let taken_over = &observer.registry.totals().taken_over;
             let [connections, tunnels] = taken_over.counts();
             if connections + tunnels > 0 {
-                tracing::info!(message_id = event::TOOK_OVER, connections, tunnels, "took over {taken_over}");
+                tracing::info!(
+                    message_id = event::TOOK_OVER,
+                    connections,
+                    tunnels,
+                    "{taken_over} of an earlier worker go on"
+                );
             }
             tracing::info!(
                 message_id = event::READY,

@@ -310,7 +310,9 @@ fn a_stop_leaves_exactly_one_report_in_the_journal() {
     let journal = service.journal_json(UNIT, &[]);
     let reports: Vec<&str> = journal
         .lines()
-        .filter(|line| line.contains("\"_COMM\":\"steadfast\"") && line.contains("\"MESSAGE_ID\""))
+        .filter(|line| {
+            line.contains("\"_COMM\":\"steadfast\"") && line.contains("7f1c8a0f1e1f4c6a9b6f6c3f5d2f4a10")
+        })
         .collect();
     assert_eq!(reports.len(), 1, "{journal}");
     assert!(reports[0].contains("SIGTERM"), "{}", reports[0]);
