@@ -195,3 +195,28 @@ fn the_troubles_of_a_services_own_code_are_found_by_their_ids_and_fields() {
     event(&service, "CHILD_RESTARTED", "CAUSE=failed: no luck");
     event(&service, "CHILD_GAVE_UP", "CHILD=consumer");
 }
+
+#[test]
+fn a_flood_of_accesses_uses_up_no_other_events_share_of_the_journal() {
+    let Some(service) = Service::install(file!(), "[log]\naccess = \"all\"\n") else {
+        return;
+    };
+    // A share that is used up soon, and stays so for longer than the test takes. journald makes it some times as large
+    // where the disk has room.
+    service.edit_unit("LogRateLimitIntervalSec=1h\nLogRateLimitBurst=500");
+    service.ok(["systemctl", "start", UNIT]);
+    let load = service.load(4);
+    wait_until("journald to suppress accesses", || {
+        load.advance(2000);
+        // It says how many once it takes one again, which is not before the hour is over: so it is seen by their absence.
+        let accesses = || service.journal(UNIT, &[&format!("MESSAGE_ID={}", id("ACCESS"))]).lines().count();
+        let before = accesses();
+        load.advance(500);
+        (accesses() == before).then_some(())
+    });
+    let account = load.finish();
+    assert_eq!((account.refused, account.dropped), (0, 0), "{account}");
+    // Of level info, as an access is on stderr.
+    service.reload();
+    event(&service, "RELOAD_BEGUN", "PRIORITY=6");
+}
