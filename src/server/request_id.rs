@@ -73,8 +73,8 @@ pub(super) fn is_hex_id(id: &[u8]) -> bool {
 
 /// Bytes as hex digits. `format!` costs twenty times as much, which each request would bear.
 pub(super) fn hex<const BYTES: usize, const DIGITS: usize>(bytes: &[u8; BYTES]) -> [u8; DIGITS] {
-    const { assert!(DIGITS == 2 * BYTES) }
     const DIGIT: &[u8; 16] = b"0123456789abcdef";
+    const { assert!(DIGITS == 2 * BYTES) }
     let mut digits = [0; DIGITS];
     for (pair, byte) in digits.chunks_exact_mut(2).zip(bytes) {
         pair[0] = DIGIT[usize::from(byte >> 4)];

@@ -95,7 +95,7 @@ impl Tunnel<Box<ClientStream>, Socket> {
         match upstream.into_descriptor() {
             Ok(upstream) => client.leave_as_tunnel(upstream, up.into(), down.into()),
             Err(error) => {
-                tracing::warn!(message_id = event::NOT_CARRIED, %error, "cannot take a tunnel apart")
+                tracing::warn!(message_id = event::NOT_CARRIED, %error, "cannot take a tunnel apart");
             }
         }
     }

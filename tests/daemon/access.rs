@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -170,7 +171,6 @@ fn a_combined_line_has_the_bodys_size_and_what_the_client_says_of_itself() {
     assert_eq!(after, r#" "GET /x?y=%22 HTTP/1.1" 200 5 "http://\x22here\x22/" "tests/1""#);
     let log = stop(daemon);
     assert!(!log.iter().any(|line| line.contains("steadfast::access")), "{log:#?}");
-    use std::os::unix::fs::PermissionsExt;
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640);
 }
 
