@@ -29,7 +29,11 @@ pub(crate) fn steadfast(site: &Site, address: SocketAddr, admin: SocketAddr) -> 
     let Site { files, upstream, access_log, .. } = site;
     let files = files.display();
     // Failures and slow requests are logged as shipped.
-    let log = if *access_log { "[log]\naccess = \"all\"\ntarget = \"stderr\"\n" } else { "" };
+    let log = if *access_log {
+        "[log]\naccess = \"all\"\naccess_format = \"combined\"\ntarget = \"stderr\"\n"
+    } else {
+        ""
+    };
     let mut config = format!(
         r#"
 [http]

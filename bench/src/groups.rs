@@ -29,7 +29,7 @@ pub(crate) enum GroupName {
     Files,
     /// A small answer and one of 100 KiB from an upstream
     Proxied,
-    /// The small answer, each request logged in a file
+    /// The small answer, each request logged in a file; and, with root and systemd, in the journal
     Log,
     /// The small answer on 16 to 4,096 connections
     Connections,
@@ -210,7 +210,13 @@ fn log(servers: &Servers, rounds: usize) -> Vec<Table> {
     let share = |server: &Server| count(server.logged()) / count(asked) * 100.0;
     let shares = started.iter().map(|server| (server.name.clone(), vec![share(server)]));
     lines.add("of those that were answered", shares.collect());
-    vec![cost, lines]
+    let mut tables = vec![cost, lines];
+    match (Machine::available(), servers.which(|kind| kind == Kind::Steadfast).first()) {
+        (Ok(()), Some(steadfast)) => tables.push(units::measure_access_log(steadfast, &small(), rounds)),
+        (Err(reason), _) => eprintln!("skipped: the access log in the journal, because {reason}"),
+        (Ok(()), None) => {}
+    }
+    tables
 }
 
 fn connections(servers: &Servers, rounds: usize) -> Table {

@@ -29,11 +29,12 @@ fn request(path: &str) -> Vec<u8> {
         .into()
 }
 
-/// A server's right answer, byte by byte, whatever its date.
+/// A server's right answer, byte by byte, whatever its date and its id.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     bytes: Vec<u8>,
-    date: Range<usize>,
+    /// What no two answers need to have alike, in their order.
+    varies: Vec<Range<usize>>,
 }
 
 impl Answer {
@@ -65,30 +66,35 @@ impl Answer {
         while !bytes.ends_with(b"\r\n\r\n") {
             bytes.extend(client.take(1).expect("the server answers on"));
         }
-        let date = date_within(&bytes);
+        let date = value_within(&bytes, "date", "Thu, 01 Jan 1970 00:00:00 GMT".len());
+        let id = value_within(&bytes, "x-request-id", 32);
+        let mut varies = vec![date, id];
+        varies.sort_by_key(|range| range.start);
         bytes.extend(client.take(body.len()).expect("the server answers on"));
-        Self { bytes, date }
+        Self { bytes, varies }
     }
 
     /// Compares what has come of an answer from `at` on.
     fn has(&self, at: usize, bytes: &[u8]) -> bool {
         let right = &self.bytes[at..at + bytes.len()];
-        let outside = |range: Range<usize>| {
-            let range = range.start.saturating_sub(at).min(bytes.len())
-                ..range.end.saturating_sub(at).min(bytes.len());
-            bytes[range.clone()] == right[range]
-        };
-        outside(0..self.date.start) && outside(self.date.end..self.bytes.len())
+        let within = |place: usize| place.saturating_sub(at).min(bytes.len());
+        let mut from = 0;
+        let end = self.bytes.len()..self.bytes.len();
+        self.varies.iter().chain([&end]).all(|range| {
+            let same = from..within(range.start).max(from);
+            from = within(range.end).max(from);
+            bytes[same.clone()] == right[same]
+        })
     }
 }
 
-/// The place of the date in a head; empty in one that has none.
-fn date_within(head: &[u8]) -> Range<usize> {
-    let name = b"\r\ndate: ";
-    let begin = head.windows(name.len()).position(|bytes| bytes.eq_ignore_ascii_case(name));
+/// The place of a field's value, of so many bytes, in a head; empty in one that has none.
+fn value_within(head: &[u8], name: &str, length: usize) -> Range<usize> {
+    let name = format!("\r\n{name}: ");
+    let begin = head.windows(name.len()).position(|bytes| bytes.eq_ignore_ascii_case(name.as_bytes()));
     begin.map_or(0..0, |at| {
         let begin = at + name.len();
-        begin..begin + "Thu, 01 Jan 1970 00:00:00 GMT".len()
+        begin..begin + length
     })
 }
 

@@ -4,11 +4,14 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use steadfast_harness::{Account, Client, Load, Machine, wait_until};
 
 use crate::config::HELLO;
+use crate::cpu::Work;
+use crate::load::{self, Answer};
 use crate::programs::{Kind, Program};
 use crate::results::{Table, count};
 
@@ -25,6 +28,8 @@ const MANY: [usize; 4] = [0, 1_000, 5_000, 15_000];
 
 /// The address that every unit serves: the box's network is its own.
 const HTTP: &str = "127.0.0.1:8080";
+
+const JOURNALD: &str = "systemd-journald.service";
 
 /// What happens to a server while it is busy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +65,73 @@ struct Cost {
     longest: Duration,
     /// Of the idle connections, those that it closed.
     closed: f64,
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// The access log
+// ---------------------------------------------------------------------------------------------------------------
+
+/// What the access log costs steadfast, each way of it, and journald beside it.
+pub(crate) fn measure_access_log(program: &Program, work: &Work, rounds: usize) -> Table {
+    const OFF: &str = "access = \"off\"\nslow = \"1h\"\n";
+    const FILE: &str = "access = \"all\"\naccess_file = \"/var/log/steadfast/access.log\"\n";
+    let service = Service { machine: Machine::boot(), program, unit: unit_of(program.kind) };
+    service.install(Path::new(""));
+    // journald takes all of it.
+    service.machine.write(
+        format!("/etc/systemd/system/{}.d/log.conf", service.unit),
+        "[Service]\nLogRateLimitIntervalSec=0\n",
+    );
+    service.machine.ok(["systemctl", "daemon-reload"]);
+    let mut table =
+        Table::new("A small fixed answer, and what becomes of its access", "µs of CPU per request");
+    for (point, log) in [
+        ("not logged", OFF.to_owned()),
+        ("an event in the journal", "access = \"all\"\n".to_owned()),
+        ("a combined line in a file", format!("{FILE}access_format = \"combined\"\n")),
+        ("a line of JSON in a file", format!("{FILE}access_format = \"json\"\n")),
+    ] {
+        service.configure(&format!("[log]\n{log}"));
+        service.machine.ok(["systemctl", "restart", service.unit]);
+        let samples = service.cpu_per_request(work, rounds);
+        let (own, journals): (Vec<_>, Vec<_>) = samples.into_iter().unzip();
+        table.add(point, vec![(program.name.clone(), own)]);
+        if log == "access = \"all\"\n" {
+            table.add("the same, of journald", vec![(program.name.clone(), journals)]);
+        }
+    }
+    table
+}
+
+impl Service<'_> {
+    /// The microseconds that a request costs it, and journald, round by round.
+    fn cpu_per_request(&self, work: &Work, rounds: usize) -> Vec<(f64, f64)> {
+        let each = u32::try_from(work.requests.div_ceil(work.connections)).expect("it is a small number");
+        let requests = f64::from(each) * count(work.connections);
+        self.machine.enter_network(|| {
+            let answer = Arc::new(Answer::of(&self.program.name, address(), "/", &work.body));
+            let round = |_| {
+                let mut load = load::Load::new(address(), &work.paths, &answer);
+                load.connect(work.connections, 0);
+                load.run(1);
+                let before = [self.unit, JOURNALD].map(|unit| self.cpu(unit));
+                load.run(each);
+                let after = [self.unit, JOURNALD].map(|unit| self.cpu(unit));
+                ((after[0] - before[0]) / requests, (after[1] - before[1]) / requests)
+            };
+            // In the first round heaps grow and caches fill.
+            (0..=rounds).map(round).skip(1).collect()
+        })
+    }
+
+    /// The CPU time that a unit has used so far, in microseconds.
+    fn cpu(&self, unit: &str) -> f64 {
+        let group = self.machine.show(unit, "ControlGroup");
+        let stat = std::fs::read_to_string(self.machine.path(format!("/sys/fs/cgroup{group}/cpu.stat")));
+        let stat = stat.expect("the unit runs");
+        let usage = stat.lines().find_map(|line| line.strip_prefix("usage_usec ")).expect("it has the usage");
+        usage.parse().expect("a number")
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -236,6 +308,15 @@ impl<'a> Service<'a> {
         self.machine.enter_network(|| (0..many).map(|_| wait_until("a connection", connect)).collect())
     }
 
+    /// Writes steadfast's config, with these sections beside the others.
+    fn configure(&self, sections: &str) {
+        let config = format!(
+            "[http]\nlisten = [\"{HTTP}\"]\nmax_connections = 20000\nrequests_per_connection = 1000000000\n\
+             [[route]]\npath = \"/\"\nrespond = \"{HELLO}\"\n{sections}"
+        );
+        self.machine.write("/etc/steadfast/config.toml", config);
+    }
+
     fn install(&self, peers: &Path) {
         let machine = &self.machine;
         let html = "text/html; charset=utf-8";
@@ -245,14 +326,7 @@ impl<'a> Service<'a> {
             Kind::Steadfast => {
                 let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging");
                 machine.install(&self.program.binary, &packaging);
-                machine.write(
-                    "/etc/steadfast/config.toml",
-                    format!(
-                        "[http]\nlisten = [\"{HTTP}\"]\nmax_connections = 20000\n\
-                         requests_per_connection = 1000000000\n\
-                         [[route]]\npath = \"/\"\nrespond = \"{HELLO}\"\n"
-                    ),
-                );
+                self.configure("");
                 drop_in.clear();
             }
             Kind::Nginx => {
