@@ -180,7 +180,8 @@ impl Request {
         {
             assert_eq!(got.field(gone), None, "{got:?}");
         }
-        let added = ["host", "x-mark", "content-length", "transfer-encoding", "forwarded", "via"];
+        let added =
+            ["host", "x-mark", "content-length", "transfer-encoding", "forwarded", "traceparent", "via"];
         for (name, _) in &got.fields {
             assert!(name.starts_with("x-") || added.contains(&name.as_str()), "{name} of nobody's: {got:?}");
         }
