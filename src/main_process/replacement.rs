@@ -198,11 +198,17 @@ impl MainProcess {
     fn promote(&mut self, pid: u32) {
         let old = self.workers.iter().position(|worker| worker.part == Part::Current);
         let limit = self.settings.ready_timeout;
+        let mut go = assign(key::GO, "1");
+        if old.is_some() || self.predecessors().next().is_some() {
+            go = format!("{go}\n{}", assign(key::SUCCEEDS, "1"));
+        }
+        let restarts = std::mem::take(&mut self.untold_restarts);
+        go = format!("{go}\n{}", assign(key::RESTARTS, &restarts.to_string()));
         let Some(worker) = self.worker(pid) else { return };
         worker.becomes(Part::Current);
         // The same time once more to say that it is ready.
         worker.kill_at = worker.kill_at.map(|_| worker.since + limit);
-        worker.tell(&assign(key::GO, "1"));
+        worker.tell(&go);
         self.settings = worker.settings.clone();
         self.answer_reloaded(pid);
         if let Some(old) = old {
@@ -361,6 +367,7 @@ impl MainProcess {
         let Settings { backoff, backoff_max, .. } = self.settings;
         let earlier = self.restarts.len();
         self.restarts.push_back(now);
+        self.untold_restarts += 1;
         let wait = match u32::try_from(earlier).unwrap_or(u32::MAX).checked_sub(1) {
             None => Duration::ZERO,
             Some(doublings) => backoff.saturating_mul(1 << doublings.min(20)).min(backoff_max),

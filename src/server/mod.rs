@@ -23,6 +23,7 @@ pub(crate) mod listener;
 mod offloaded;
 mod peer;
 mod registry;
+pub(crate) mod requests;
 pub(crate) mod route;
 pub(crate) mod stream;
 mod sweep;
@@ -67,6 +68,7 @@ use self::limits::{AtLimit, Limits, Trusted};
 use self::listener::Listener;
 use self::stream::{ClientStream, Socket};
 use self::threads::IoThreads;
+use self::totals::Refused;
 
 /// The least that hyper buffers of one connection, in either direction.
 const BUFFER: usize = 64 << 10;
@@ -188,8 +190,11 @@ impl Server {
     /// Returns a permit for one more connection. At the limit, connections wait in the backlog.
     async fn permit(&self) -> OwnedSemaphorePermit {
         let permits = Arc::clone(&self.permits);
-        if permits.available_permits() == 0 && self.limits.at_limit == AtLimit::Evict {
-            self.registry.evict();
+        if permits.available_permits() == 0 {
+            match self.limits.at_limit {
+                AtLimit::Evict => self.registry.evict(),
+                AtLimit::Wait => self.registry.totals().refused.add(Refused::Waited),
+            }
         }
         match permits.acquire_owned().await {
             Ok(permit) => permit,
@@ -226,7 +231,7 @@ impl Server {
             && !trusted
             && self.registry.connections_of(client) >= self.limits.connections_per_client
         {
-            self.registry.totals().turned_away.fetch_add(1, Relaxed);
+            self.registry.totals().refused.add(Refused::ConnectionsPerClient);
             return;
         }
         let thread = self.registry.totals().least_loaded();

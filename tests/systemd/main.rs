@@ -7,6 +7,7 @@
 
 mod admin;
 mod announce;
+mod counters;
 mod idle;
 mod journal;
 mod lingering;

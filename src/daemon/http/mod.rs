@@ -136,13 +136,15 @@ impl Http {
         &self.server
     }
 
-    /// Takes over the connections that a predecessor has left in the mailbox.
+    /// Takes over what a predecessor has left in the mailbox: its connections, and what it has counted.
     pub(super) fn take_over(&self) {
+        let ledger = self.daemon.metrics.ledger();
         if let Some(mailbox) = self.daemon.handover.mailbox()
-            && let Err(error) = self.server.take_over(mailbox)
+            && let Err(error) = self.server.take_over(mailbox, |counts| ledger.inherit(counts))
         {
             tracing::error!(%error, "cannot read the mailbox: connections of an earlier process are lost");
         }
+        ledger.looked();
     }
 
     /// Serves until it is told to stop, then drains. Until every child is ready, clients wait in the backlog.

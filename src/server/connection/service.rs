@@ -20,6 +20,7 @@ use super::http1::Seat;
 use super::{Command, Connection, InFlight};
 use crate::server::handler::{Answering, Handler, failed};
 use crate::server::route::RouteId;
+use crate::server::totals::Refused;
 
 /// Everything that the connections of a server share.
 #[derive(Debug)]
@@ -115,6 +116,7 @@ impl Serving {
             return Some(too_late());
         }
         if let Some(reason) = invalid_host(request) {
+            connection.count_refused(Refused::BadRequest);
             return Some(closing(StatusCode::BAD_REQUEST, reason));
         }
         if request.method() == Method::CONNECT {
@@ -124,6 +126,7 @@ impl Serving {
         }
         let limit = self.body_limit;
         http_body::Body::size_hint(request.body()).lower().gt(&limit).then(|| {
+            connection.count_refused(Refused::BodyTooLarge);
             (StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {limit} bytes\n"))
                 .into_response()
         })
