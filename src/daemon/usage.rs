@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::param::{clock_ticks_per_second, page_size};
 use rustix::process::{Resource, getrlimit};
@@ -47,14 +47,35 @@ impl Usage {
     }
 }
 
-/// The time at which this process started, in seconds since 1970; 0 if it cannot be known.
+/// The time at which this process started, in seconds since 1970.
 pub(super) fn started() -> f64 {
     static STARTED: OnceLock<f64> = OnceLock::new();
     *STARTED.get_or_init(|| {
-        // proc_stat(5): the boot, in seconds since 1970.
-        let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
-        let boot = stat.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse::<f64>().ok());
-        let ticks = process::started(std::process::id());
-        boot.zip(ticks).map_or(0.0, |(boot, ticks)| boot + as_f64(ticks) / as_f64(clock_ticks_per_second()))
+        // The kernel's own note of its boot, /proc/stat, is out of sight in a sandbox (systemd's `ProcSubset=pid`).
+        let age = process::started(std::process::id()).map_or(Duration::ZERO, |ticks| {
+            let since_boot = Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default();
+            let started = as_f64(ticks) / as_f64(clock_ticks_per_second());
+            since_boot.saturating_sub(Duration::try_from_secs_f64(started).unwrap_or_default())
+        });
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        now.saturating_sub(age).as_secs_f64()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    //! The kernel's figures are taken for what they are.
+
+    use super::*;
+
+    #[test]
+    fn a_process_takes_something_of_everything_and_started_a_moment_ago() {
+        let Usage { cpu, resident, addressed, descriptors, most_descriptors, threads } = Usage::now();
+        assert!(cpu > 0.0 && cpu < 3600.0, "{cpu}");
+        assert!(0.0 < resident && resident <= addressed, "{resident} of {addressed}");
+        assert!(3.0 <= descriptors && descriptors <= most_descriptors, "{descriptors} of {most_descriptors}");
+        assert!(threads >= 1.0, "{threads}");
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970").as_secs_f64();
+        assert!((now - 3600.0..=now).contains(&started()), "{} at {now}", started());
+    }
 }

@@ -203,6 +203,7 @@ impl MainProcess {
             go = format!("{go}\n{}", assign(key::SUCCEEDS, "1"));
         }
         let restarts = std::mem::take(&mut self.untold_restarts);
+        self.told_restarts += restarts;
         go = format!("{go}\n{}", assign(key::RESTARTS, &restarts.to_string()));
         let Some(worker) = self.worker(pid) else { return };
         worker.becomes(Part::Current);
@@ -319,7 +320,12 @@ impl MainProcess {
             }
             // The first one: its log, or its stderr, says why.
             Part::Candidate | Part::Current if self.phase == Phase::Starting => self.exit = Some(exit),
-            Part::Candidate | Part::Current => self.restart(pid, &how),
+            Part::Candidate => self.restart(pid, &how),
+            Part::Current => {
+                // It has told nobody.
+                self.untold_restarts += std::mem::take(&mut self.told_restarts);
+                self.restart(pid, &how);
+            }
             // Of one that an earlier main process has started it is not known how it ended.
             Part::Predecessor if code.is_some() || status.is_none() => {
                 tracing::info!(worker = pid, "worker {pid} {how}: it has finished");

@@ -12,6 +12,7 @@ mod idle;
 mod journal;
 mod lingering;
 mod listeners;
+mod prometheus;
 mod refused_reload;
 mod reload;
 mod replacement;
