@@ -59,7 +59,7 @@ impl<'a> Prometheus<'a> {
 
     /// The series that an expression gives; none while nobody answers.
     fn try_ask(&self, expression: &str) -> Option<Vec<Value>> {
-        let encoded: String = expression.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        let encoded = expression.bytes().map(|byte| format!("%{byte:02x}")).collect::<Vec<_>>().concat();
         let answer = self.0.enter_network(|| {
             Client::connect(API.parse().expect("an address"))?.get(&format!("/api/v1/query?query={encoded}"))
         });
