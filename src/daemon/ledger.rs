@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::exposition::Metric;
 use crate::handover::parcel::{Count, CountsNote};
+use crate::printable::printable;
 use crate::server::requests;
 
 /// A counter: its metric, and the values of its labels.
@@ -105,7 +106,7 @@ impl Ledger {
         let Some(metric) = (self.known)(name).filter(|metric| metric.kind.is_inherited()) else {
             return false;
         };
-        if labels.len() != metric.labels.len() || labels.iter().any(|label| label.len() > VALUE) {
+        if labels.len() != metric.labels.len() || !labels.iter().all(|label| is_label(label)) {
             return false;
         }
         let mut series = (metric.name, labels.clone());
@@ -160,6 +161,11 @@ impl Ledger {
         pages.told = Some(all);
         Ok(())
     }
+}
+
+/// True of a value that this program may have given a label: short, and fit to be shown.
+fn is_label(value: &str) -> bool {
+    value.len() <= VALUE && printable(value) == value
 }
 
 impl Pages {
@@ -253,6 +259,7 @@ mod tests {
             count("a_total", &[]),
             count("a_total", &["x", "y"]),
             count("a_total", &[&"x".repeat(VALUE + 1)]),
+            count("a_total", &["\u{1b}[2J"]),
         ];
         let ledger = of(CountsNote { counts: strangers.into(), ..CountsNote::default() });
         assert_eq!(ledger.shown(Counts::new), Counts::new());

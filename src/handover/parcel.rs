@@ -197,17 +197,15 @@ pub(crate) fn read(message: &[u8], descriptors: Vec<OwnedFd>) -> Vec<Result<Parc
             let mut own = descriptors.by_ref().take(announced);
             let (first, second) = (own.next(), own.next());
             own.for_each(drop);
-            let content = content.map_err(|refusal| match announced {
-                0 => Refusal::NoConnection(Box::new(refusal)),
-                _ => refusal,
-            })?;
             match (content, first, second) {
-                (Content::Connection(note), Some(socket), None) => Ok(Parcel::Connection(socket, note)),
-                (Content::Tunnel(note), Some(client), Some(upstream)) if announced == 2 => {
+                (Ok(Content::Connection(note)), Some(socket), None) => Ok(Parcel::Connection(socket, note)),
+                (Ok(Content::Tunnel(note)), Some(client), Some(upstream)) if announced == 2 => {
                     Ok(Parcel::Tunnel { client, upstream, note })
                 }
-                (Content::Counts(note), None, None) if announced == 0 => Ok(Parcel::Counts(note)),
-                (content, ..) => Err(Refusal::Descriptors(announced, content.descriptors())),
+                (Ok(Content::Counts(note)), None, None) if announced == 0 => Ok(Parcel::Counts(note)),
+                (Ok(content), ..) => Err(Refusal::Descriptors(announced, content.descriptors())),
+                (Err(refusal), ..) if announced == 0 => Err(Refusal::NoConnection(Box::new(refusal))),
+                (Err(refusal), ..) => Err(refusal),
             }
         })
         .collect()
