@@ -341,6 +341,7 @@ impl Daemon {
             link,
             go: CancellationToken::new(),
             alone: CancellationToken::new(),
+            told: CancellationToken::new(),
         };
 
         let tunnels = TaskTracker::new();

@@ -114,6 +114,8 @@ impl Tree {
         }
         let hands_over = lifecycle.cause().is_some_and(Cause::is_handover);
         if hands_over {
+            // At once: a client that comes now is the successor's.
+            http.subsystem.initiate_shutdown();
             for singleton in &user_children[singletons.clone()] {
                 singleton.subsystem.initiate_shutdown();
             }
@@ -126,6 +128,7 @@ impl Tree {
             // Nobody is shown these counts any more who could then be shown less by the successor.
             self.daemon.tell_successor().await;
         }
+        self.daemon.told.cancel();
         if self.daemon.handover.refuses(false).is_some() {
             // Also within `delay` an answer tells its client to connect elsewhere next time.
             self.http.server().announce_close();

@@ -168,6 +168,7 @@ impl Http {
     /// on from there: the connections are not the child's.
     pub(super) async fn finish(&self) {
         self.server.close(self.daemon.handover.keeps_listeners()).await;
+        self.daemon.told.cancelled().await;
         self.server.carry(self.linger).await;
     }
 
