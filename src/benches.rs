@@ -155,6 +155,7 @@ fn travel(parcel: Parcel) -> Work {
         let descriptors = match sent {
             Parcel::Connection(socket, _) => vec![socket],
             Parcel::Tunnel { client, upstream, .. } => vec![client, upstream],
+            Parcel::Counts(_) => Vec::new(),
         };
         parcel = parcel::read(&message, descriptors).pop().and_then(Result::ok);
     })

@@ -151,6 +151,11 @@ pub(super) trait BoundChild: Send + Sync {
         Vec::new()
     }
 
+    /// Is cancelled once it accepts no client any more; none for a child that does not listen.
+    fn closed(&self) -> Option<&CancellationToken> {
+        None
+    }
+
     /// True if it runs before the daemon has taken its predecessor's place.
     fn starts_first(&self) -> bool {
         false
@@ -177,6 +182,15 @@ pub(super) struct Context {
     pub(super) go: CancellationToken,
     /// Is cancelled when this daemon may run its singletons.
     pub(super) alone: CancellationToken,
+    /// Is cancelled when the successor, if there is one, has been told what was counted: connections may follow.
+    pub(super) told: CancellationToken,
+}
+
+impl Context {
+    /// Tells the next process what was counted here, and was not told yet.
+    pub(super) async fn tell_successor(&self) {
+        self.metrics.tell_successor(&self.observer, &self.handover).await;
+    }
 }
 
 /// The kinds of children of the caller's own.

@@ -1,44 +1,157 @@
-//! The metrics, read off the registry when somebody asks.
+//! The metrics: what they are called, and where their values are. They are read when somebody asks, and when a worker
+//! hands over: the successor goes on from what this one and its predecessors have counted (`ledger`).
 
-use std::fmt::{self, Write};
-use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
-use metrics::{counter, describe_counter, describe_gauge, gauge, with_local_recorder};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
-use metrics_process::Collector;
-
+use super::exposition::{Exposition, Kind, Metric, as_f64};
+use super::http::routes::Routes;
+use super::http::routes::proxy::Happened;
+use super::ledger::{Counts, Ledger};
 use super::phase::Phase;
 use super::status::Observer;
+use super::usage::{self, Usage};
+use crate::handover::Handover;
+use crate::handover::parcel::{CountsNote, Parcel};
 use crate::logging;
 use crate::server::durations::{BOUNDS, DurationsView};
+use crate::server::requests::{CODE, METHOD, ROUTE};
 
-const DURATION: &str = "steadfast_http_request_duration_seconds";
 const REQUESTS: &str = "steadfast_http_requests_total";
+const DURATION: &str = "steadfast_http_request_duration_seconds";
 const CLIENT_GONE: &str = "steadfast_http_requests_client_gone_total";
 const BROKEN_OFF: &str = "steadfast_http_requests_broken_off_total";
 const CUT: &str = "steadfast_http_requests_cut_total";
 const IN_FLIGHT: &str = "steadfast_http_requests_in_flight";
+const REFUSED: &str = "steadfast_http_refused_total";
 const ACCEPTED: &str = "steadfast_http_connections_accepted_total";
-const TURNED_AWAY: &str = "steadfast_http_connections_turned_away_total";
 const CONNECTIONS: &str = "steadfast_http_connections";
-const RESTARTS: &str = "steadfast_child_restarts_total";
-const READY: &str = "steadfast_ready";
+const RECEIVED: &str = "steadfast_http_received_bytes_total";
+const SENT: &str = "steadfast_http_sent_bytes_total";
+const UPSTREAM_REQUESTS: &str = "steadfast_upstream_requests_total";
+const UPSTREAM_FAILURES: &str = "steadfast_upstream_failures_total";
+const UPSTREAM_CONNECTS: &str = "steadfast_upstream_connects_total";
+const UPSTREAM_CONNECT_FAILURES: &str = "steadfast_upstream_connect_failures_total";
+const UPSTREAM_RETRIES: &str = "steadfast_upstream_retries_total";
+const UPSTREAM_IN_FLIGHT: &str = "steadfast_upstream_requests_in_flight";
+const UPSTREAM_IDLE: &str = "steadfast_upstream_connections_idle";
 const HANDED_OVER: &str = "steadfast_handover_handed_over_total";
 const TAKEN_OVER: &str = "steadfast_handover_taken_over_total";
+const LINGERED: &str = "steadfast_handover_lingered_total";
+const RELOADS: &str = "steadfast_reloads_total";
+const WORKER_RESTARTS: &str = "steadfast_worker_restarts_total";
+const CHILD_RESTARTS: &str = "steadfast_child_restarts_total";
+const PREDECESSORS: &str = "steadfast_predecessors";
+const PHASE: &str = "steadfast_phase";
+const READY: &str = "steadfast_ready";
 const STALE: &str = "steadfast_config_stale";
 const LOST: &str = "steadfast_log_lost_total";
 const ACCESS_LOST: &str = "steadfast_access_log_lost_total";
 const INFO: &str = "steadfast_build_info";
+const STARTED: &str = "steadfast_process_start_time_seconds";
+const PROCESS_CPU: &str = "process_cpu_seconds_total";
+const PROCESS_RESIDENT: &str = "process_resident_memory_bytes";
+const PROCESS_ADDRESSED: &str = "process_virtual_memory_bytes";
+const PROCESS_DESCRIPTORS: &str = "process_open_fds";
+const PROCESS_MOST_DESCRIPTORS: &str = "process_max_fds";
+const PROCESS_THREADS: &str = "process_threads";
+const PROCESS_STARTED: &str = "process_start_time_seconds";
 
-/// The daemon's own recorder: nothing global, so that one process may run several daemons.
+/// The label of a histogram's buckets, and among the counts its sum, in nanoseconds.
+const LE: &str = "le";
+const SUM: &str = "sum";
+/// The bound of the last bucket.
+const INFINITE: &str = "+Inf";
+
+const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
+    Metric { name, kind: Kind::Counter, labels, help }
+}
+
+const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
+    Metric { name, kind: Kind::Gauge, labels, help }
+}
+
+/// All of them, in the order in which they are shown.
+static METRICS: [Metric; 39] = [
+    counter(REQUESTS, &[ROUTE, METHOD, CODE], "Requests ended, by route, method and status."),
+    Metric {
+        name: DURATION,
+        kind: Kind::Histogram,
+        labels: &[LE],
+        help: "From a request's head to the last byte of its answer.",
+    },
+    gauge(IN_FLIGHT, &[], "Requests being answered, tunnels among them."),
+    counter(CLIENT_GONE, &[], "Requests whose client closed, or stalled, before the answer was whole."),
+    counter(BROKEN_OFF, &[], "Requests whose handler or upstream broke off its answer."),
+    counter(CUT, &[], "Requests that a stop, or the end of a handover, cut."),
+    counter(REFUSED, &["reason"], "Clients that were not served, or not to the end."),
+    gauge(CONNECTIONS, &["state"], "Open connections, by what they are doing."),
+    counter(ACCEPTED, &[], "Connections accepted."),
+    counter(RECEIVED, &[], "Bytes received from clients."),
+    counter(SENT, &[], "Bytes sent to clients."),
+    counter(UPSTREAM_REQUESTS, &["upstream"], "Requests to be passed on."),
+    counter(
+        UPSTREAM_FAILURES,
+        &["upstream"],
+        "Requests without an answer of the upstream's, or without all of it.",
+    ),
+    counter(UPSTREAM_CONNECTS, &["upstream"], "Connections made."),
+    counter(UPSTREAM_CONNECT_FAILURES, &["upstream"], "Attempts to connect that failed."),
+    counter(
+        UPSTREAM_RETRIES,
+        &["upstream"],
+        "Attempts, to connect or to send a request, that were made again.",
+    ),
+    gauge(UPSTREAM_IN_FLIGHT, &["upstream"], "Requests that the upstream has yet to answer; no tunnels."),
+    gauge(UPSTREAM_IDLE, &["upstream"], "Open connections that wait for a request."),
+    counter(HANDED_OVER, &["kind"], "Connections and tunnels given to the next process."),
+    counter(
+        TAKEN_OVER,
+        &["kind"],
+        "Connections and tunnels taken from an earlier process, and those not understood.",
+    ),
+    counter(LINGERED, &["reason"], "Connections that could not be given to the next process."),
+    counter(RELOADS, &["outcome"], "Reloads."),
+    counter(WORKER_RESTARTS, &[], "Workers started in the place of one that ended unasked."),
+    counter(CHILD_RESTARTS, &["child"], "Restarts of a child of the tree."),
+    gauge(PREDECESSORS, &[], "Workers that finish what they had in flight when another took over."),
+    gauge(PHASE, &["phase"], "1 for the phase that the process is in, 0 for the others."),
+    gauge(READY, &[], "1 while new clients should come, as /readyz says."),
+    gauge(STALE, &[], "1 while the last good config is served, because the one that is there is wrong."),
+    counter(LOST, &[], "Log events lost because the journal was too slow."),
+    counter(ACCESS_LOST, &[], "Requests that the access log had no room for."),
+    gauge(INFO, &["version"], "1, with the version as its label."),
+    gauge(STARTED, &[], "When the process started that has answered this scrape, in seconds since 1970."),
+    Metric {
+        name: PROCESS_CPU,
+        kind: Kind::CounterOfProcess,
+        labels: &[],
+        help: "Processor time of this process, in seconds.",
+    },
+    gauge(PROCESS_RESIDENT, &[], "Memory that this process has in use, in bytes."),
+    gauge(PROCESS_ADDRESSED, &[], "Address space of this process, in bytes."),
+    gauge(PROCESS_DESCRIPTORS, &[], "Open descriptors of this process."),
+    gauge(PROCESS_MOST_DESCRIPTORS, &[], "The most descriptors that this process may have."),
+    gauge(PROCESS_THREADS, &[], "Threads of this process."),
+    gauge(PROCESS_STARTED, &[], "When this process started, in seconds since 1970."),
+];
+
+/// The metric of a name.
+fn find(name: &str) -> Option<&'static Metric> {
+    METRICS.iter().find(|metric| metric.name == name)
+}
+
+/// The daemon's metrics: nothing global, so that one process may run several daemons.
 #[derive(Clone)]
 pub(crate) struct Metrics(Arc<Inner>);
 
 struct Inner {
-    recorder: PrometheusRecorder,
-    handle: PrometheusHandle,
-    process: Collector,
+    ledger: Ledger,
+    routes: OnceLock<Routes>,
+    reloads: [AtomicU64; 2],
+    worker_restarts: AtomicU64,
 }
 
 impl fmt::Debug for Metrics {
@@ -47,98 +160,246 @@ impl fmt::Debug for Metrics {
     }
 }
 
+// ---- what they learn -------------------------------------------------------------------------------------
+
 impl Metrics {
-    pub(crate) fn new() -> Self {
-        let recorder = PrometheusBuilder::new().build_recorder();
-        let handle = recorder.handle();
-        let process = Collector::default();
-        with_local_recorder(&recorder, || {
-            process.describe();
-            describe_counter!(REQUESTS, "Requests ended, by the class of their status.");
-            describe_counter!(CLIENT_GONE, "Requests whose client closed before the answer was whole.");
-            describe_counter!(BROKEN_OFF, "Requests whose handler or upstream broke off its answer.");
-            describe_counter!(CUT, "Requests that a stop cut.");
-            describe_gauge!(IN_FLIGHT, "Requests being answered.");
-            describe_counter!(ACCEPTED, "Connections accepted.");
-            describe_counter!(TURNED_AWAY, "Connections closed at once, for their client had too many.");
-            describe_gauge!(CONNECTIONS, "Open connections, by what they are doing.");
-            describe_counter!(RESTARTS, "Restarts of a child of the tree.");
-            describe_gauge!(READY, "1 while new clients should come, as /readyz says.");
-            describe_counter!(
-                HANDED_OVER,
-                "Connections given to the next process, and those that could not be."
-            );
-            describe_counter!(
-                TAKEN_OVER,
-                "Connections taken from an earlier process, and those not understood."
-            );
-            describe_gauge!(
-                STALE,
-                "1 while the last good config is served, because the one that is there is wrong."
-            );
-            describe_counter!(LOST, "Log events lost because the journal was too slow.");
-            describe_counter!(ACCESS_LOST, "Requests that the access log had no room for.");
-            describe_gauge!(INFO, "1, with the version as its label.");
-        });
-        Self(Arc::new(Inner { recorder, handle, process }))
+    /// Those of a daemon that may have had predecessors, through this handover.
+    pub(crate) fn new(handover: &Handover) -> Self {
+        Self(Arc::new(Inner {
+            ledger: Ledger::new(find, !handover.is_inherited()),
+            routes: OnceLock::new(),
+            reloads: Default::default(),
+            worker_restarts: AtomicU64::new(0),
+        }))
     }
 
-    /// The text that Prometheus scrapes (exposition format 0.0.4).
-    pub(crate) fn render(&self, observer: &Observer) -> String {
-        with_local_recorder(&self.0.recorder, || {
-            self.0.process.collect();
-            let registry = &observer.registry;
-            let totals = registry.totals();
-            for (class, count) in ["none", "1xx", "2xx", "3xx", "4xx", "5xx"].iter().zip(totals.by_class()) {
-                counter!(REQUESTS, "code" => *class).absolute(count);
+    /// The upstreams of these routes are to be shown.
+    pub(super) fn follow(&self, routes: Routes) {
+        // There are no others.
+        let _ = self.0.routes.set(routes);
+    }
+
+    /// Counts a reload, by its outcome.
+    pub(super) fn reloaded(&self, succeeded: bool) {
+        self.0.reloads[usize::from(succeeded)].fetch_add(1, Relaxed);
+    }
+
+    /// Counts workers that were started in the place of one that ended unasked.
+    pub(super) fn workers_restarted(&self, workers: u64) {
+        self.0.worker_restarts.fetch_add(workers, Relaxed);
+    }
+
+    /// What came from predecessors, and is yet to come.
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.0.ledger
+    }
+
+    /// Leaves in the mailbox what the successor has not been told yet of what was counted, waiting for room while
+    /// somebody makes it.
+    pub(super) async fn tell_successor(&self, observer: &Observer, handover: &Handover) {
+        let put = |note: CountsNote| handover.put(&mut vec![Parcel::Counts(note)]);
+        loop {
+            match self.0.ledger.tell(|| self.counts(observer), put) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && handover.has_room().await => {}
+                Err(error) => {
+                    return tracing::warn!(
+                        "the next process does not learn what this one has counted: {error}"
+                    );
+                }
+                Ok(()) => return,
             }
-            counter!(CLIENT_GONE).absolute(totals.client_gone());
-            counter!(BROKEN_OFF).absolute(totals.broken_off());
-            counter!(CUT).absolute(totals.cut());
-            counter!(TURNED_AWAY).absolute(totals.turned_away.load(Relaxed));
-            counter!(ACCEPTED).absolute(totals.accepted.load(Relaxed));
-            let handed_over = (HANDED_OVER, &totals.handed_over, totals.not_carried.total());
-            let taken_over = (TAKEN_OVER, &totals.taken_over, totals.not_understood.load(Relaxed));
-            for (name, carried, refused) in [handed_over, taken_over] {
-                let [connections, tunnels] = carried.counts();
-                counter!(name, "kind" => "connection").absolute(connections);
-                counter!(name, "kind" => "tunnel").absolute(tunnels);
-                counter!(name, "kind" => "refused").absolute(refused);
-            }
-            counter!(LOST).absolute(logging::lost());
-            counter!(ACCESS_LOST).absolute(logging::access_lost());
-            gauge!(IN_FLIGHT).set(as_f64(registry.in_flight()));
-            for (state, count) in observer.connections().by_state() {
-                gauge!(CONNECTIONS, "state" => state.name()).set(as_f64(count));
-            }
-            for child in observer.supervisor.children() {
-                counter!(RESTARTS, "child" => child.name().to_owned()).absolute(child.restarts().into());
-            }
-            gauge!(READY).set(if observer.lifecycle.phase() == Phase::Serving { 1.0 } else { 0.0 });
-            gauge!(STALE).set(if observer.stale_config.is_some() { 1.0 } else { 0.0 });
-            gauge!(INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-        });
-        self.0.handle.render() + &histogram(&observer.registry.totals().durations())
+        }
     }
 }
 
-/// The durations as a histogram. The recorder takes single durations alone, and these have been counted.
-fn histogram(durations: &DurationsView) -> String {
-    let mut text = format!(
-        "# HELP {DURATION} From a request's head to the last byte of its answer.\n# TYPE {DURATION} histogram\n"
-    );
-    let mut count = 0;
-    let bounds = BOUNDS.iter().map(ToString::to_string).chain(["+Inf".into()]);
-    for (bound, number) in bounds.zip(durations.buckets) {
+// ---- what they show --------------------------------------------------------------------------------------
+
+impl Metrics {
+    /// The text that Prometheus scrapes. Without `inherited` it has no counter that goes on from process to process.
+    pub(crate) fn render(&self, observer: &Observer, inherited: bool) -> String {
+        let counts = self.0.ledger.shown(|| self.counts(observer));
+        let gauges = self.gauges(observer);
+        let mut text = Exposition::default();
+        for metric in METRICS.iter().filter(|metric| inherited || !metric.kind.is_inherited()) {
+            text.begin(metric);
+            match metric.kind {
+                Kind::Histogram => histogram(&mut text, metric, &counts),
+                Kind::Counter => {
+                    for ((_, labels), count) in of(metric, &counts) {
+                        text.sample(metric.name, metric.labels.iter().copied().zip(labels), count);
+                    }
+                }
+                Kind::Gauge | Kind::CounterOfProcess => {
+                    for (_, label, value) in gauges.iter().filter(|(name, ..)| *name == metric.name) {
+                        text.sample(metric.name, metric.labels.iter().copied().zip(label), value);
+                    }
+                }
+            }
+        }
+        text.into_text()
+    }
+
+    /// What this process has counted itself.
+    fn counts(&self, observer: &Observer) -> Counts {
+        let totals = observer.registry.totals();
+        let mut counts = Counts::new();
+        let mut add = |name: &'static str, labels: &[&str], value: u64| {
+            let labels = labels.iter().map(|label| (*label).to_owned()).collect();
+            *counts.entry((name, labels)).or_default() += value;
+        };
+        for (labels, number) in totals.requests_apart() {
+            add(REQUESTS, &[&labels.route, &labels.method, &labels.code], number);
+        }
+        let DurationsView { buckets, sum } = totals.durations();
+        for (bound, number) in bounds().iter().zip(buckets) {
+            add(DURATION, &[bound], number);
+        }
+        add(DURATION, &[SUM], u64::try_from(sum.as_nanos()).unwrap_or(u64::MAX));
+        add(CLIENT_GONE, &[], totals.client_gone());
+        add(BROKEN_OFF, &[], totals.broken_off());
+        add(CUT, &[], totals.cut());
+        for (reason, number) in totals.refused.by_reason() {
+            add(REFUSED, &[reason.name()], number);
+        }
+        add(ACCEPTED, &[], totals.accepted.load(Relaxed));
+        let [received, sent] = observer.registry.moved();
+        add(RECEIVED, &[], received);
+        add(SENT, &[], sent);
+        for upstream in self.0.routes.get().into_iter().flat_map(Routes::upstreams) {
+            for (what, number) in upstream.happened {
+                let name = match what {
+                    Happened::Request => UPSTREAM_REQUESTS,
+                    Happened::Connect => UPSTREAM_CONNECTS,
+                    Happened::ConnectFailure => UPSTREAM_CONNECT_FAILURES,
+                    Happened::Retry => UPSTREAM_RETRIES,
+                    Happened::Failure => UPSTREAM_FAILURES,
+                };
+                add(name, &[&upstream.to], number);
+            }
+        }
+        for (name, carried) in [(HANDED_OVER, &totals.handed_over), (TAKEN_OVER, &totals.taken_over)] {
+            let [connections, tunnels] = carried.counts();
+            add(name, &["connection"], connections);
+            add(name, &["tunnel"], tunnels);
+        }
+        add(TAKEN_OVER, &["refused"], totals.not_understood.load(Relaxed));
+        for (reason, number) in totals.not_carried.by_reason() {
+            add(LINGERED, &[reason.name()], number);
+        }
+        for (outcome, number) in ["failed", "succeeded"].iter().zip(&self.0.reloads) {
+            add(RELOADS, &[outcome], number.load(Relaxed));
+        }
+        add(WORKER_RESTARTS, &[], self.0.worker_restarts.load(Relaxed));
+        for child in observer.supervisor.children() {
+            add(CHILD_RESTARTS, &[child.name()], child.restarts().into());
+        }
+        add(LOST, &[], logging::lost());
+        add(ACCESS_LOST, &[], logging::access_lost());
+        counts
+    }
+
+    /// What is as it is now.
+    fn gauges(&self, observer: &Observer) -> Vec<(&'static str, Option<String>, f64)> {
+        let as_f64 = |n: usize| as_f64(n as u64);
+        let one_if = |condition| if condition { 1.0 } else { 0.0 };
+        let phase = observer.lifecycle.phase();
+        let usage = Usage::now();
+        let plain = [
+            (IN_FLIGHT, as_f64(observer.registry.in_flight())),
+            (PREDECESSORS, as_f64(observer.predecessors().len())),
+            (READY, one_if(phase.is_ready())),
+            (STALE, one_if(observer.stale_config.is_some())),
+            (STARTED, usage::started()),
+            (PROCESS_CPU, usage.cpu),
+            (PROCESS_RESIDENT, usage.resident),
+            (PROCESS_ADDRESSED, usage.addressed),
+            (PROCESS_DESCRIPTORS, usage.descriptors),
+            (PROCESS_MOST_DESCRIPTORS, usage.most_descriptors),
+            (PROCESS_THREADS, usage.threads),
+            (PROCESS_STARTED, usage::started()),
+        ];
+        let mut gauges: Vec<_> = plain.into_iter().map(|(name, value)| (name, None, value)).collect();
+        for (state, count) in observer.connections().by_state() {
+            gauges.push((CONNECTIONS, Some(state.name().to_owned()), as_f64(count)));
+        }
+        for name in Phase::NAMES {
+            gauges.push((PHASE, Some(name.to_owned()), one_if(name == phase.name())));
+        }
+        gauges.push((INFO, Some(env!("CARGO_PKG_VERSION").to_owned()), 1.0));
+        let mut upstreams = std::collections::BTreeMap::<_, [f64; 2]>::new();
+        for upstream in self.0.routes.get().into_iter().flat_map(Routes::upstreams) {
+            let [in_flight, idle] = upstreams.entry(upstream.to).or_default();
+            *in_flight += super::exposition::as_f64(upstream.in_flight);
+            *idle += as_f64(upstream.idle);
+        }
+        for (to, [in_flight, idle]) in upstreams {
+            gauges.push((UPSTREAM_IN_FLIGHT, Some(to.clone()), in_flight));
+            gauges.push((UPSTREAM_IDLE, Some(to), idle));
+        }
+        gauges
+    }
+}
+
+/// The counts of a metric.
+fn of<'a>(
+    metric: &Metric,
+    counts: &'a Counts,
+) -> impl Iterator<Item = (&'a (&'static str, Vec<String>), &'a u64)> {
+    let name = metric.name;
+    counts.iter().filter(move |((other, _), _)| *other == name)
+}
+
+/// The bounds of the buckets, as they are written.
+fn bounds() -> [String; BOUNDS.len() + 1] {
+    std::array::from_fn(|bucket| BOUNDS.get(bucket).map_or(INFINITE.to_owned(), ToString::to_string))
+}
+
+/// Writes the durations.
+fn histogram(text: &mut Exposition, metric: &Metric, counts: &Counts) {
+    let count = |label: &str| counts.get(&(metric.name, vec![label.to_owned()])).copied().unwrap_or_default();
+    let mut total = 0;
+    for bound in bounds() {
         // Each bucket has those below it, too.
-        count += number;
-        let _ = writeln!(text, "{DURATION}_bucket{{le=\"{bound}\"}} {count}");
+        total += count(&bound);
+        text.sample(format_args!("{}_bucket", metric.name), [(LE, bound)], total);
     }
-    let _ = writeln!(text, "{DURATION}_sum {}\n{DURATION}_count {count}", durations.sum.as_secs_f64());
-    text
+    let sum = std::time::Duration::from_nanos(count(SUM)).as_secs_f64();
+    text.sample::<&str>(format_args!("{}_sum", metric.name), [], sum);
+    text.sample::<&str>(format_args!("{}_count", metric.name), [], total);
 }
 
-#[expect(clippy::cast_precision_loss, reason = "2^53 connections are not to be expected")]
-fn as_f64(n: usize) -> f64 {
-    n as f64
+#[cfg(test)]
+mod tests {
+    //! The documentation has each metric as it is.
+
+    use super::*;
+
+    const DOCUMENTED: &str = include_str!("../../docs/metrics.md");
+
+    #[test]
+    fn every_metric_is_documented_as_it_is() {
+        let rows = DOCUMENTED.lines().filter_map(|line| line.strip_prefix("| `"));
+        let documented: Vec<_> = rows
+            .map(|row| {
+                let cells: Vec<_> = row.split(" | ").collect();
+                let name = cells[0].trim_end_matches('`').to_owned();
+                let labels = cells[2].split(", ").filter(|label| !label.is_empty());
+                let labels: Vec<_> = labels.map(|label| label.trim_matches('`').to_owned()).collect();
+                assert!(cells[3].len() > 10, "{name} is not explained");
+                (name, cells[1].to_owned(), labels)
+            })
+            .collect();
+        let known = METRICS.iter().map(|metric| {
+            let labels = metric.labels.iter().map(|label| (*label).to_owned()).collect();
+            (metric.name.to_owned(), metric.kind.name().to_owned(), labels)
+        });
+        assert_eq!(documented, known.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_help_text_needs_no_escapes() {
+        for metric in &METRICS {
+            assert!(!metric.help.contains(['\\', '\n']), "{metric:?}");
+        }
+    }
 }

@@ -3,9 +3,11 @@
 pub(crate) mod admin;
 pub(crate) mod child;
 pub(crate) mod config;
+mod exposition;
 #[cfg(feature = "faults")]
 mod faults;
 pub(crate) mod http;
+mod ledger;
 mod link;
 mod metrics;
 pub(crate) mod phase;
@@ -17,6 +19,7 @@ pub(crate) mod supervisor;
 pub(crate) mod systemd;
 mod threads;
 mod tree;
+mod usage;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -308,7 +311,7 @@ impl Daemon {
                 error
             }
         };
-        let metrics = Metrics::new();
+        let metrics = Metrics::new(&handover);
         let io = threads.io(config.http.threads)?;
         let routes = RouteNames::new(config.http.routes.iter().map(|route| &*route.path));
         let totals = Totals::new(io.number(), AccessLog::open(&config.log)?, routes);
@@ -353,10 +356,12 @@ impl Daemon {
             link,
             go: CancellationToken::new(),
             alone: CancellationToken::new(),
+            told: CancellationToken::new(),
         };
 
         let tunnels = TaskTracker::new();
         let routes = Routes::new(&config.http.routes, router, users, &tunnels);
+        context.metrics.follow(routes.clone());
         let http = Http::bind(&config.http, context.shutdown.linger, routes, io, &context, &mut inherited)
             .map_err(beside)?;
         let others: Vec<Arc<dyn BoundChild>> = vec![

@@ -26,6 +26,9 @@ pub(crate) enum Phase {
 }
 
 impl Phase {
+    /// The names of all of them.
+    pub(crate) const NAMES: [&str; 4] = ["starting", "serving", "draining", "stopped"];
+
     /// Its name in `STATUS=`, in `/status` and in the log.
     #[must_use]
     pub(crate) fn name(self) -> &'static str {

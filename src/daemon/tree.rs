@@ -16,6 +16,7 @@ use super::http::Http;
 use super::link::Link;
 use super::phase::{Cause, Phase};
 use super::shutdown::{Stop, Stoppable};
+use super::supervisor::Supervisor;
 use crate::Exit;
 use crate::event;
 use crate::main_process::Settings;
@@ -112,15 +113,23 @@ impl Tree {
             // The systemd child says so as well, but may be the one that failed.
             self.daemon.manager.tell(&[NotifyState::Stopping]);
         }
-        if lifecycle.cause().is_some_and(Cause::is_handover) {
-            let listening: Vec<_> = self.servers().map(|(child, _)| child).collect();
-            for child in others.iter().filter(|child| listening.contains(&&*child.name)) {
-                child.subsystem.initiate_shutdown();
-            }
+        let hands_over = lifecycle.cause().is_some_and(Cause::is_handover);
+        if hands_over {
+            // At once: a client that comes now is the successor's.
+            http.subsystem.initiate_shutdown();
             for singleton in &user_children[singletons.clone()] {
                 singleton.subsystem.initiate_shutdown();
             }
         }
+        let is_followed = || self.daemon.handover.keeps_listeners();
+        if hands_over || self.daemon.link.is_some() && is_followed() {
+            leave_listeners(&self.others, &others, &supervisor).await;
+        }
+        if is_followed() {
+            // Nobody is shown these counts any more who could then be shown less by the successor.
+            self.daemon.tell_successor().await;
+        }
+        self.daemon.told.cancel();
         if self.daemon.handover.refuses(false).is_some() {
             // Also within `delay` an answer tells its client to connect elsewhere next time.
             self.http.server().announce_close();
@@ -143,6 +152,9 @@ impl Tree {
         lifecycle.enter(Phase::Stopped);
         for child in others.iter().rev() {
             child.stop_within(LAST_CHILDREN).await;
+        }
+        if is_followed() {
+            self.daemon.tell_successor().await;
         }
         if report.cut == 0 { Exit::Clean } else { Exit::Cut }
     }
@@ -286,4 +298,21 @@ async fn release(link: Option<&Link>, singletons: &[Stoppable]) -> Infallible {
         link.release_singletons();
     }
     std::future::pending().await
+}
+
+/// Stops the children that listen, and returns when they accept no client any more: the successor's do.
+async fn leave_listeners(children: &[Arc<dyn BoundChild>], running: &[Stoppable], supervisor: &Supervisor) {
+    for child in children.iter().filter(|child| !child.servers().is_empty()) {
+        if let Some(stoppable) = running.iter().find(|running| &*running.name == child.name()) {
+            stoppable.subsystem.initiate_shutdown();
+        }
+        if let Some(closed) = child.closed() {
+            tokio::select! {
+                () = closed.cancelled() => {}
+                // One that does not run accepts nothing.
+                () = supervisor.until_inactive(child.name()) => {}
+                () = tokio::time::sleep(LAST_CHILDREN) => {}
+            }
+        }
+    }
 }

@@ -22,7 +22,7 @@ use crate::systemd::memfd::{sealed, unsealed};
 const DESCRIPTORS: usize = 253;
 /// The most bytes that a message's memfd may hold.
 const BYTES: usize = 8 << 20;
-/// The beginning of a message; the number of its parcels follows, and all else is in its memfd.
+/// The beginning of a message; the number of its connections follows, and all else is in its memfd.
 const MARK: &[u8] = b"parcels";
 
 /// Both ends of the mailbox.
@@ -110,7 +110,8 @@ impl Mailbox {
             return Err(io::Error::other("too many descriptors in a message"));
         }
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let mark = mark(records.len());
+        let connections = records.iter().filter(|(parcel, _)| parcel.descriptors().next().is_some());
+        let mark = mark(connections.count());
         call_when_ready(&self.entrance, Interest::WRITABLE, || {
             Ok(sendmsg(self.entrance(), &[IoSlice::new(&mark)], &mut control, flags)?)
         })?;
@@ -138,16 +139,17 @@ impl Mailbox {
         let mut descriptors = descriptors.by_ref().flatten();
         let memfd = descriptors.next();
         let descriptors: Vec<_> = descriptors.collect();
-        let parcels = mark.get(..received.bytes).and_then(marked);
+        let connections = mark.get(..received.bytes).and_then(marked);
         let message = match memfd {
-            Some(memfd) if parcels.is_some() => unsealed(memfd, BYTES),
+            Some(memfd) if connections.is_some() => unsealed(memfd, BYTES),
             _ => Err(io::Error::from(io::ErrorKind::InvalidData)),
         };
         // A message that makes no sense is taken out all the same, or it would block the queue for ever. It costs each
         // of its connections, also those whose descriptors this process had no room for.
-        let lost = parcels.unwrap_or(descriptors.len()).max(1);
+        let lost = connections.unwrap_or(descriptors.len().max(1));
         Ok(Some(match message {
             Ok(bytes) => parcel::read(&bytes, descriptors),
+            Err(_) if lost == 0 => vec![Err(Refusal::NoConnection(Box::new(Refusal::Lost)))],
             Err(_) => std::iter::repeat_with(|| Err(Refusal::Lost)).take(lost).collect(),
         }))
     }
@@ -158,14 +160,14 @@ impl Mailbox {
     }
 }
 
-/// A message's own bytes: the mark, and the number of its parcels.
-fn mark(parcels: usize) -> Vec<u8> {
+/// A message's own bytes: the mark, and the number of its connections.
+fn mark(connections: usize) -> Vec<u8> {
     // At most as many as descriptors.
-    let parcels = u16::try_from(parcels).unwrap_or(u16::MAX);
-    [MARK, &parcels.to_le_bytes()].concat()
+    let connections = u16::try_from(connections).unwrap_or(u16::MAX);
+    [MARK, &connections.to_le_bytes()].concat()
 }
 
-/// The number of parcels that a message announces; `None` if it does not begin with the mark.
+/// The number of connections that a message announces; `None` if it does not begin with the mark.
 fn marked(mark: &[u8]) -> Option<usize> {
     let count = mark.strip_prefix(MARK)?.try_into().ok()?;
     Some(usize::from(u16::from_le_bytes(count)).min(DESCRIPTORS))
@@ -282,7 +284,7 @@ mod tests {
         let refused = parcels;
         let answered = |parcel: &Parcel| match parcel {
             Parcel::Connection(_, note) => note.answered,
-            Parcel::Tunnel { .. } => panic!("{parcel:?}"),
+            Parcel::Tunnel { .. } | Parcel::Counts(_) => panic!("{parcel:?}"),
         };
         assert_eq!(refused.iter().map(answered).collect::<Vec<_>>(), [2]);
         assert!(error.to_string().contains("too large"), "{error}");

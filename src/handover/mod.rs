@@ -1,8 +1,8 @@
 //! The handover: sockets on their way to the successor, the next process of the unit.
 //!
 //! The main process, and systemd, keep the listeners and the `mailbox`; each worker inherits them. One that hands over
-//! puts its idle connections into the mailbox, and the next one takes them out: at once if it runs already, as a
-//! rule, else when it starts. The rest of the program sees `Handover`.
+//! puts what it has counted and its idle connections into the mailbox, and the next one takes them out: at once if it runs
+//! already, as a rule, else when it starts. The rest of the program sees `Handover`.
 
 pub(crate) mod mailbox;
 pub(crate) mod parcel;
@@ -81,6 +81,16 @@ impl NotCarried {
     /// All reasons, in the order of their discriminants.
     pub(crate) const ALL: [Self; 4] =
         [Self::NoStore, Self::NoSuccessor, Self::SwitchedOff, Self::MailboxFull];
+
+    /// Its name in metrics.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::NoStore => "no_store",
+            Self::NoSuccessor => "no_successor",
+            Self::SwitchedOff => "switched_off",
+            Self::MailboxFull => "mailbox_full",
+        }
+    }
 }
 
 impl fmt::Display for NotCarried {
@@ -109,6 +119,8 @@ const ROOM: Duration = Duration::from_secs(5);
 pub(crate) struct Handover {
     config: Config,
     mailbox: Option<Mailbox>,
+    /// True if another process may have put something into it.
+    inherited: bool,
     /// True if the mailbox and the listeners outlive this process, in the manager's store.
     stored: bool,
     /// True once it is known that the main process has no store above it.
@@ -122,14 +134,15 @@ pub(crate) struct Handover {
 impl Handover {
     /// Takes the inherited mailbox, or makes one; none without a service manager, which alone can start a successor.
     pub(crate) fn bind(config: Config, inherited: &mut Inherited, manager: &Manager) -> io::Result<Self> {
-        let mailbox = match (inherited.take(ENTRANCE).pop(), inherited.take(EXIT).pop()) {
-            _ if !manager.listens() => None,
-            (Some(entrance), Some(exit)) => Some(Mailbox::adopt(entrance, exit)?),
-            _ => Some(Mailbox::new()?),
+        let (mailbox, inherited) = match (inherited.take(ENTRANCE).pop(), inherited.take(EXIT).pop()) {
+            _ if !manager.listens() => (None, false),
+            (Some(entrance), Some(exit)) => (Some(Mailbox::adopt(entrance, exit)?), true),
+            _ => (Some(Mailbox::new()?), false),
         };
         Ok(Self {
             config,
             mailbox,
+            inherited,
             stored: manager.stores(),
             lacks_store: AtomicBool::new(false),
             succeeded: AtomicBool::new(false),
@@ -143,6 +156,7 @@ impl Handover {
         Self {
             config: Config::default(),
             mailbox: Some(mailbox),
+            inherited: true,
             stored: true,
             lacks_store: AtomicBool::new(false),
             succeeded: AtomicBool::new(false),
@@ -219,6 +233,11 @@ impl Handover {
             Some(mailbox) if self.is_taken_out() => tokio::time::timeout(ROOM, mailbox.room()).await.is_ok(),
             _ => false,
         }
+    }
+
+    /// True if something may wait in the mailbox from before this process.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.inherited
     }
 
     /// The mailbox that a predecessor's connections come from.

@@ -1,4 +1,4 @@
-//! Parcels: connections on their way from one process to the next, as bytes and descriptors.
+//! Parcels: connections on their way from one process to the next, as bytes and descriptors; and counts, as bytes alone.
 //!
 //! A message is a list of records beside a list of descriptors:
 //!
@@ -30,7 +30,7 @@ pub(crate) const MAX_BODY: usize = 1 << 20;
 
 const HEADER: usize = 6;
 
-/// A connection on its way, with its descriptors.
+/// A connection on its way, with its descriptors; or what is no connection.
 #[derive(Debug)]
 pub(crate) enum Parcel {
     /// An HTTP connection between two requests.
@@ -44,6 +44,8 @@ pub(crate) enum Parcel {
         /// All that the successor must know of it.
         note: TunnelNote,
     },
+    /// What the process has counted.
+    Counts(CountsNote),
 }
 
 /// All that the successor must know of a connection.
@@ -89,13 +91,37 @@ pub(crate) struct Flow {
     pub ended: bool,
 }
 
-/// A record's body.
+/// What a process has counted, and has taken from others, since it last told a successor. Sums can be added in any order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CountsNote {
+    /// True of the first one of a process, which has all but what its last requests will add.
+    pub first: bool,
+    /// The first ones of other processes that this one still waits for: its successor has to, then.
+    pub awaited: u32,
+    /// The counts.
+    pub counts: Vec<Count>,
+}
+
+/// A count of what has happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Count {
+    /// The metric's name.
+    pub name: String,
+    /// The values of its labels, in the order of the metric's own.
+    pub labels: Vec<String>,
+    /// How often.
+    pub value: u64,
+}
+
+/// A record's body. New kinds come last: another program knows the others by their number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Content {
     /// One descriptor.
     Connection(ConnectionNote),
     /// Two: the client's and the upstream's.
     Tunnel(TunnelNote),
+    /// None.
+    Counts(CountsNote),
 }
 
 impl Content {
@@ -103,6 +129,7 @@ impl Content {
         match self {
             Self::Connection(_) => 1,
             Self::Tunnel(_) => 2,
+            Self::Counts(_) => 0,
         }
     }
 }
@@ -125,16 +152,20 @@ pub(crate) enum Refusal {
     /// Its message came without the memfd that describes it.
     #[error("the message came without its bytes; are there too few descriptors (LimitNOFILE=)?")]
     Lost,
+    /// It has no descriptors, so it is no connection.
+    #[error("{0}")]
+    NoConnection(Box<Refusal>),
 }
 
 impl Parcel {
     /// Its descriptors, in their order.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let (first, second) = match self {
-            Self::Connection(socket, _) => (socket, None),
-            Self::Tunnel { client, upstream, .. } => (client, Some(upstream)),
+            Self::Connection(socket, _) => (Some(socket), None),
+            Self::Tunnel { client, upstream, .. } => (Some(client), Some(upstream)),
+            Self::Counts(_) => (None, None),
         };
-        std::iter::once(first).chain(second).map(AsFd::as_fd)
+        first.into_iter().chain(second).map(AsFd::as_fd)
     }
 
     /// Adds its record to a message. `false`, with the message as it was, if it is too large to travel.
@@ -143,6 +174,7 @@ impl Parcel {
         let content = match self {
             Self::Connection(_, note) => Content::Connection(note.clone()),
             Self::Tunnel { note, .. } => Content::Tunnel(note.clone()),
+            Self::Counts(note) => Content::Counts(note.clone()),
         };
         let Ok(mut body) = postcard::to_allocvec(&content) else {
             return false;
@@ -172,12 +204,15 @@ pub(crate) fn read(message: &[u8], descriptors: Vec<OwnedFd>) -> Vec<Result<Parc
             let mut own = descriptors.by_ref().take(announced);
             let (first, second) = (own.next(), own.next());
             own.for_each(drop);
-            match (content?, first, second) {
-                (Content::Connection(note), Some(socket), None) => Ok(Parcel::Connection(socket, note)),
-                (Content::Tunnel(note), Some(client), Some(upstream)) if announced == 2 => {
+            match (content, first, second) {
+                (Ok(Content::Connection(note)), Some(socket), None) => Ok(Parcel::Connection(socket, note)),
+                (Ok(Content::Tunnel(note)), Some(client), Some(upstream)) if announced == 2 => {
                     Ok(Parcel::Tunnel { client, upstream, note })
                 }
-                (content, ..) => Err(Refusal::Descriptors(announced, content.descriptors())),
+                (Ok(Content::Counts(note)), None, None) if announced == 0 => Ok(Parcel::Counts(note)),
+                (Ok(content), ..) => Err(Refusal::Descriptors(announced, content.descriptors())),
+                (Err(refusal), ..) if announced == 0 => Err(Refusal::NoConnection(Box::new(refusal))),
+                (Err(refusal), ..) => Err(refusal),
             }
         })
         .collect()
@@ -300,6 +335,25 @@ mod tests {
             panic!("{read:?}");
         };
         assert_eq!(std::os::fd::AsRawFd::as_raw_fd(socket), number, "the right descriptor");
+    }
+
+    #[test]
+    fn counts_travel_without_a_descriptor_and_of_another_version_cost_no_connection() {
+        let count = Count { name: "requests".into(), labels: vec!["/\"*".into()], value: u64::MAX };
+        let note = CountsNote { first: true, awaited: 1, counts: vec![count] };
+        let mut message = Vec::new();
+        assert!(Parcel::Counts(note.clone()).write_to(&mut message));
+        let at = message.len();
+        assert!(Parcel::Counts(note.clone()).write_to(&mut message));
+        message[at] = VERSION + 1;
+        assert!(connection(b"").write_to(&mut message));
+        let read = read(&message, vec![socket()]);
+        let [Ok(Parcel::Counts(read)), Err(Refusal::NoConnection(why)), Ok(Parcel::Connection(..))] =
+            &read[..]
+        else {
+            panic!("{read:?}");
+        };
+        assert_eq!((read, why), (&note, &Box::new(Refusal::Version(VERSION + 1))));
     }
 
     #[test]

@@ -204,11 +204,18 @@ impl MainProcess {
     fn promote(&mut self, pid: u32) {
         let old = self.workers.iter().position(|worker| worker.part == Part::Current);
         let limit = self.settings.ready_timeout;
+        let mut go = assign(key::GO, "1");
+        if old.is_some() || self.predecessors().next().is_some() {
+            go = format!("{go}\n{}", assign(key::SUCCEEDS, "1"));
+        }
+        let restarts = std::mem::take(&mut self.untold_restarts);
+        self.told_restarts += restarts;
+        go = format!("{go}\n{}", assign(key::RESTARTS, &restarts.to_string()));
         let Some(worker) = self.worker(pid) else { return };
         worker.becomes(Part::Current);
         // The same time once more to say that it is ready.
         worker.kill_at = worker.kill_at.map(|_| worker.since + limit);
-        worker.tell(&assign(key::GO, "1"));
+        worker.tell(&go);
         self.settings = worker.settings.clone();
         self.answer_reloaded(pid);
         if let Some(old) = old {
@@ -321,7 +328,12 @@ impl MainProcess {
             }
             // The first one: its log, or its stderr, says why.
             Part::Candidate | Part::Current if self.phase == Phase::Starting => self.exit = Some(exit),
-            Part::Candidate | Part::Current => self.restart(pid, &how),
+            Part::Candidate => self.restart(pid, &how),
+            Part::Current => {
+                // It has told nobody.
+                self.untold_restarts += std::mem::take(&mut self.told_restarts);
+                self.restart(pid, &how);
+            }
             // Of one that an earlier main process has started it is not known how it ended.
             Part::Predecessor if code.is_some() || status.is_none() => {
                 tracing::info!(
@@ -384,6 +396,7 @@ impl MainProcess {
         let Settings { backoff, backoff_max, .. } = self.settings;
         let earlier = self.restarts.len();
         self.restarts.push_back(now);
+        self.untold_restarts += 1;
         let wait = match u32::try_from(earlier).unwrap_or(u32::MAX).checked_sub(1) {
             None => Duration::ZERO,
             Some(doublings) => backoff.saturating_mul(1 << doublings.min(20)).min(backoff_max),

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, sleep_until};
 
@@ -17,7 +20,7 @@ use super::totals::Carried;
 use super::{Server, tunnel};
 use crate::event;
 use crate::handover::mailbox::Mailbox;
-use crate::handover::parcel::Parcel;
+use crate::handover::parcel::{ConnectionNote, CountsNote, Parcel, Refusal, TunnelNote};
 use crate::handover::{Handover, NotCarried};
 use crate::printable::counted;
 
@@ -125,7 +128,7 @@ impl Server {
                 self.registry.totals().not_carried.add(NotCarried::MailboxFull, refused.len());
                 for parcel in refused {
                     // A connection that cannot be taken back either is closed.
-                    let _ = self.adopt(parcel);
+                    let _ = self.take_back(parcel);
                 }
                 self.announce_close();
                 finish.get_or_insert(Instant::now() + linger);
@@ -175,18 +178,31 @@ async fn at(instant: Option<Instant>) {
 // ---- from a predecessor ----------------------------------------------------------------------------------
 
 impl Server {
-    /// Takes over everything that waits in the mailbox.
-    pub(crate) fn take_over(&self, mailbox: &Mailbox) -> io::Result<()> {
+    /// Takes over everything that waits in the mailbox, and gives `counts` what is not for it.
+    pub(crate) fn take_over(&self, mailbox: &Mailbox, mut counts: impl FnMut(CountsNote)) -> io::Result<()> {
         let totals = self.registry.totals();
         while let Some(parcels) = mailbox.take()? {
             // A message's parcels are often lost together, for one reason.
             let mut lost = BTreeMap::<String, u64>::new();
             for parcel in parcels {
-                let taken_over = parcel.map_err(io::Error::other).and_then(|parcel| {
-                    let counter = totals.taken_over.counter(&parcel);
-                    self.adopt(parcel).map(|()| counter)
-                });
-                match taken_over {
+                let adopted = match parcel {
+                    Ok(Parcel::Counts(note)) => {
+                        counts(note);
+                        continue;
+                    }
+                    Ok(Parcel::Connection(socket, note)) => {
+                        self.adopt_connection(socket, &note).map(|()| &totals.taken_over.connections)
+                    }
+                    Ok(Parcel::Tunnel { client, upstream, note }) => {
+                        self.adopt_tunnel(client, upstream, note).map(|()| &totals.taken_over.tunnels)
+                    }
+                    Err(Refusal::NoConnection(why)) => {
+                        tracing::warn!("a note of the predecessor, not about a connection, is lost: {why}");
+                        continue;
+                    }
+                    Err(refusal) => Err(io::Error::other(refusal)),
+                };
+                match adopted {
                     Ok(counter) => _ = counter.fetch_add(1, Relaxed),
                     Err(error) => *lost.entry(error.to_string()).or_default() += 1,
                 }
@@ -205,29 +221,41 @@ impl Server {
         Ok(())
     }
 
-    /// Takes a connection over from a predecessor, or back if the mailbox refused it.
-    fn adopt(&self, parcel: Parcel) -> io::Result<()> {
-        // It comes even at the limit, without a permit: it was there before those that wait in the backlog.
-        let permit = Arc::clone(&self.permits).try_acquire_owned().ok();
-        let departures = self.departures.clone();
-        let thread = self.registry.totals().least_loaded();
-        let runtime = self.threads.runtime(thread);
-        let _entered = runtime.enter();
+    /// Takes back what the mailbox refused.
+    fn take_back(&self, parcel: Parcel) -> io::Result<()> {
         match parcel {
-            Parcel::Connection(descriptor, note) => {
-                let socket = Socket::adopt(descriptor)?;
-                let trusted = self.trusted.contains(note.peer.into());
-                let connection = self.registry.taken_over(thread, trusted, departures, &note);
-                let stream = Box::new(ClientStream::new(socket, note.read_ahead, connection, permit));
-                self.tasks.spawn(Serve::new(stream, &self.http1s));
-            }
-            Parcel::Tunnel { client, upstream, note } => {
-                let (client, upstream) = (Socket::adopt(client)?, Socket::adopt(upstream)?);
-                let connection = self.registry.tunnel_taken_over(thread, departures, &note)?;
-                let client = Box::new(ClientStream::new(client, Bytes::new(), connection, permit));
-                self.tasks.spawn(tunnel::resume(client, upstream, note.up, note.down));
-            }
+            Parcel::Connection(socket, note) => self.adopt_connection(socket, &note),
+            Parcel::Tunnel { client, upstream, note } => self.adopt_tunnel(client, upstream, note),
+            Parcel::Counts(_) => unreachable!("a server sends connections"),
         }
+    }
+
+    fn adopt_connection(&self, socket: OwnedFd, note: &ConnectionNote) -> io::Result<()> {
+        let (thread, runtime, permit) = self.place();
+        let _entered = runtime.enter();
+        let socket = Socket::adopt(socket)?;
+        let trusted = self.trusted.contains(note.peer.into());
+        let connection = self.registry.taken_over(thread, trusted, self.departures.clone(), note);
+        let stream = Box::new(ClientStream::new(socket, note.read_ahead.clone(), connection, permit));
+        self.tasks.spawn(Serve::new(stream, &self.http1s));
         Ok(())
+    }
+
+    fn adopt_tunnel(&self, client: OwnedFd, upstream: OwnedFd, note: TunnelNote) -> io::Result<()> {
+        let (thread, runtime, permit) = self.place();
+        let _entered = runtime.enter();
+        let (client, upstream) = (Socket::adopt(client)?, Socket::adopt(upstream)?);
+        let connection = self.registry.tunnel_taken_over(thread, self.departures.clone(), &note)?;
+        let client = Box::new(ClientStream::new(client, Bytes::new(), connection, permit));
+        self.tasks.spawn(tunnel::resume(client, upstream, note.up, note.down));
+        Ok(())
+    }
+
+    /// The place of a connection that was open before: a thread, its runtime, and a permit if there is one. It comes even at
+    /// the limit, for it was there before those that wait in the backlog.
+    fn place(&self) -> (usize, Handle, Option<OwnedSemaphorePermit>) {
+        let permit = Arc::clone(&self.permits).try_acquire_owned().ok();
+        let thread = self.registry.totals().least_loaded();
+        (thread, self.threads.runtime(thread), permit)
     }
 }

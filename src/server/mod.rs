@@ -24,6 +24,7 @@ mod offloaded;
 mod peer;
 mod registry;
 pub(crate) mod request_id;
+pub(crate) mod requests;
 pub(crate) mod route;
 pub(crate) mod stream;
 mod sweep;
@@ -70,6 +71,7 @@ use self::listener::Listener;
 use self::stream::{ClientStream, Socket};
 use self::threads::IoThreads;
 use crate::event;
+use self::totals::Refused;
 
 /// The least that hyper buffers of one connection, in either direction.
 const BUFFER: usize = 64 << 10;
@@ -191,8 +193,11 @@ impl Server {
     /// Returns a permit for one more connection. At the limit, connections wait in the backlog.
     async fn permit(&self) -> OwnedSemaphorePermit {
         let permits = Arc::clone(&self.permits);
-        if permits.available_permits() == 0 && self.limits.at_limit == AtLimit::Evict {
-            self.registry.evict();
+        if permits.available_permits() == 0 {
+            match self.limits.at_limit {
+                AtLimit::Evict => self.registry.evict(),
+                AtLimit::Wait => self.registry.totals().refused.add(Refused::Waited),
+            }
         }
         match permits.acquire_owned().await {
             Ok(permit) => permit,
@@ -229,7 +234,7 @@ impl Server {
             && !trusted
             && self.registry.connections_of(client) >= self.limits.connections_per_client
         {
-            self.registry.totals().turned_away.fetch_add(1, Relaxed);
+            self.registry.totals().refused.add(Refused::ConnectionsPerClient);
             return;
         }
         let thread = self.registry.totals().least_loaded();

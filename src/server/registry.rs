@@ -19,7 +19,7 @@ use super::connection::{Command, Connection, RequestView, Slot};
 use super::departures::Departures;
 use super::limits;
 use super::peer::Peer;
-use super::totals::Totals;
+use super::totals::{Refused, Totals};
 use crate::handover::parcel::{ConnectionNote, TunnelNote};
 
 /// The open connections, and how many each client address has.
@@ -27,6 +27,8 @@ use crate::handover::parcel::{ConnectionNote, TunnelNote};
 struct Open {
     connections: HashMap<u64, Arc<Connection>>,
     by_client: HashMap<IpAddr, usize>,
+    /// Bytes that those which are closed had received and sent.
+    moved_before: [u64; 2],
 }
 
 /// The connections of one server.
@@ -113,7 +115,10 @@ impl Registry {
     pub(super) fn remove(&self, connection: &Connection) {
         self.totals.closed(connection.slot().thread);
         let mut open = self.lock();
-        open.connections.remove(&connection.slot().id);
+        if open.connections.remove(&connection.slot().id).is_some() {
+            let moved = connection.moved();
+            open.moved_before = std::array::from_fn(|way| open.moved_before[way] + moved[way]);
+        }
         if let Some(client) = limits::client(connection.peer())
             && let Entry::Occupied(mut count) = open.by_client.entry(client)
         {
@@ -142,6 +147,17 @@ impl Registry {
     #[must_use]
     pub(crate) fn len(&self) -> usize {
         self.lock().connections.len()
+    }
+
+    /// Bytes received from clients, and sent to them, since the start. Under the lock, so that a connection that closes
+    /// meanwhile is counted once.
+    #[must_use]
+    pub(crate) fn moved(&self) -> [u64; 2] {
+        let open = self.lock();
+        open.connections
+            .values()
+            .map(|connection| connection.moved())
+            .fold(open.moved_before, |sum, moved| std::array::from_fn(|way| sum[way] + moved[way]))
     }
 
     /// True if no connection is open.
@@ -185,6 +201,7 @@ impl Registry {
         let first = candidates.min_by_key(|(since, c)| (limits::client(c.peer()).is_none(), *since));
         if let Some((_, connection)) = first {
             connection.commands().give(Command::Drop);
+            self.totals.refused.add(Refused::Evicted);
         }
     }
 

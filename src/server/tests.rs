@@ -108,7 +108,7 @@ impl Side {
         loop {
             self.departures.pass_on().await;
             let mailbox = self.handover.mailbox().expect("it was made with one");
-            other.server.take_over(mailbox).expect("the mailbox works");
+            other.server.take_over(mailbox, drop).expect("the mailbox works");
         }
     }
 }
@@ -245,7 +245,7 @@ async fn a_message_that_is_lost_is_one_line_of_the_log_and_each_of_its_connectio
         rustix::net::send(mailbox.entrance(), &message, SendFlags::DONTWAIT).expect("there is room");
     }
     let side = Side::new();
-    let lines = logged(|| side.server.take_over(&mailbox).expect("the mailbox works"));
+    let lines = logged(|| side.server.take_over(&mailbox, drop).expect("the mailbox works"));
     let [many, one] = &lines[..] else { panic!("{lines:#?}") };
     assert!(many.contains("WARN") && many.contains("closed 40 connections from the predecessor: "), "{many}");
     assert!(one.contains("WARN") && one.contains("closed 1 connection from the predecessor: "), "{one}");

@@ -7,6 +7,7 @@ use super::access::{self, AccessLog};
 use super::connection;
 use super::durations::{Durations, DurationsView};
 use super::peer::Peer;
+use super::requests::{Labels, Places, Requests};
 use super::route::{RouteId, RouteNames};
 use crate::handover::NotCarried;
 use crate::handover::parcel::Parcel;
@@ -63,8 +64,7 @@ pub(super) struct Ended {
 struct Shard {
     connections: AtomicUsize,
     in_flight: AtomicUsize,
-    /// By the first digit of their status; 0 is those that never had one.
-    by_class: [AtomicU64; 6],
+    requests: Requests,
     client_gone: AtomicU64,
     broken_off: AtomicU64,
     cut: AtomicU64,
@@ -77,10 +77,11 @@ pub(crate) struct Totals {
     shards: Box<[Shard]>,
     access: AccessLog,
     routes: RouteNames,
+    places: Places,
     /// Connections accepted.
     pub accepted: AtomicU64,
-    /// Connections closed at once, for their client had too many.
-    pub turned_away: AtomicU64,
+    /// Clients that were not served, or not to the end.
+    pub refused: RefusedCounts,
     /// Connections given to the successor.
     pub handed_over: Carried,
     /// Connections that could not be given to it: they linger.
@@ -118,14 +119,6 @@ impl Carried {
         self.connections.fetch_add(before[0] - left[0], Relaxed);
         self.tunnels.fetch_add(before[1] - left[1], Relaxed);
     }
-
-    /// The counter of a parcel's kind.
-    pub(in crate::server) fn counter(&self, parcel: &Parcel) -> &AtomicU64 {
-        match parcel {
-            Parcel::Connection(..) => &self.connections,
-            Parcel::Tunnel { .. } => &self.tunnels,
-        }
-    }
 }
 
 impl fmt::Display for Carried {
@@ -145,10 +138,88 @@ impl NotCarriedCounts {
         self.0[reason as usize].fetch_add(connections as u64, Relaxed);
     }
 
+    /// Those of each reason.
+    pub(crate) fn by_reason(&self) -> impl Iterator<Item = (NotCarried, u64)> {
+        NotCarried::ALL.into_iter().zip(&self.0).map(|(reason, number)| (reason, number.load(Relaxed)))
+    }
+
     /// All of them.
     #[must_use]
     pub(crate) fn total(&self) -> u64 {
         self.0.iter().map(|n| n.load(Relaxed)).sum()
+    }
+}
+
+/// The reasons for which a client is not served, or not to the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// It sent no request, or what no server may take for one (400).
+    BadRequest,
+    /// Its head was too large (431, or 414).
+    HeadTooLarge,
+    /// Its head did not come in time (408).
+    HeaderTimeout,
+    /// The body was too large (413).
+    BodyTooLarge,
+    /// The body did not come in time, or too slowly (408, or the connection was closed).
+    SlowBody,
+    /// The answer was not read in time, or too slowly.
+    SlowReader,
+    /// Its tunnel was silent for too long.
+    SilentTunnel,
+    /// It had too many connections.
+    ConnectionsPerClient,
+    /// It waited in the backlog, for there were too many connections.
+    Waited,
+    /// It was closed without a request in flight, for another to be served.
+    Evicted,
+}
+
+impl Refused {
+    const ALL: [Self; 10] = [
+        Self::BadRequest,
+        Self::HeadTooLarge,
+        Self::HeaderTimeout,
+        Self::BodyTooLarge,
+        Self::SlowBody,
+        Self::SlowReader,
+        Self::SilentTunnel,
+        Self::ConnectionsPerClient,
+        Self::Waited,
+        Self::Evicted,
+    ];
+
+    /// Its name in metrics.
+    #[must_use]
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad_request",
+            Self::HeadTooLarge => "head_too_large",
+            Self::HeaderTimeout => "header_timeout",
+            Self::BodyTooLarge => "body_too_large",
+            Self::SlowBody => "slow_body",
+            Self::SlowReader => "slow_reader",
+            Self::SilentTunnel => "silent_tunnel",
+            Self::ConnectionsPerClient => "connections_per_client",
+            Self::Waited => "waited",
+            Self::Evicted => "evicted",
+        }
+    }
+}
+
+/// Clients that were not served, by the reason.
+#[derive(Debug, Default)]
+pub(crate) struct RefusedCounts([AtomicU64; Refused::ALL.len()]);
+
+impl RefusedCounts {
+    /// Counts one.
+    pub(in crate::server) fn add(&self, reason: Refused) {
+        self.0[reason as usize].fetch_add(1, Relaxed);
+    }
+
+    /// Those of each reason.
+    pub(crate) fn by_reason(&self) -> impl Iterator<Item = (Refused, u64)> {
+        Refused::ALL.into_iter().zip(&self.0).map(|(reason, number)| (reason, number.load(Relaxed)))
     }
 }
 
@@ -178,8 +249,9 @@ impl Totals {
             shards: (0..threads).map(|_| Shard::default()).collect(),
             access,
             routes,
+            places: Places::new(),
             accepted: AtomicU64::default(),
-            turned_away: AtomicU64::default(),
+            refused: RefusedCounts::default(),
             handed_over: Carried::default(),
             not_carried: NotCarriedCounts::default(),
             taken_over: Carried::default(),
@@ -235,8 +307,7 @@ impl Totals {
             Outcome::BrokenOff => _ = shard.broken_off.fetch_add(1, Relaxed),
             Outcome::Cut => _ = shard.cut.fetch_add(1, Relaxed),
         }
-        let class = exchange.status.map_or(0, |s| usize::from(s.as_u16() / 100).min(5));
-        shard.by_class[class].fetch_add(1, Relaxed);
+        shard.requests.add(&self.places, route, &exchange.method, exchange.status);
         let took = exchange.started.elapsed();
         shard.durations.add(took);
         self.access.log(access::Ended {
@@ -256,10 +327,10 @@ impl Totals {
         self.shards.iter().map(|shard| shard.in_flight.load(Relaxed)).sum()
     }
 
-    /// Requests ended, by the first digit of their status; 0 is those that never had one.
-    #[must_use]
-    pub(crate) fn by_class(&self) -> [u64; 6] {
-        std::array::from_fn(|class| self.sum(|shard| &shard.by_class[class]))
+    /// Requests ended, by route, method and status.
+    pub(crate) fn requests_apart(&self) -> impl Iterator<Item = (Labels, u64)> {
+        let sum = |place| self.shards.iter().map(|shard| shard.requests.at(place)).sum();
+        self.places.all(&self.routes).map(move |(place, labels)| (labels, sum(place)))
     }
 
     /// Requests whose client went away.
@@ -283,7 +354,7 @@ impl Totals {
     /// Requests ended, in whatever way.
     #[must_use]
     pub(crate) fn requests(&self) -> u64 {
-        self.by_class().iter().sum()
+        self.shards.iter().map(|shard| shard.requests.total()).sum()
     }
 
     /// The time that requests took.

@@ -100,10 +100,10 @@ async fn the_metrics_are_what_the_clients_did() {
     assert_eq!(response.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
     let samples = samples(response.text());
     for (name, value) in [
-        ("steadfast_http_requests_total{code=\"2xx\"}", 7.0),
-        ("steadfast_http_requests_total{code=\"4xx\"}", 3.0),
-        ("steadfast_http_requests_total{code=\"5xx\"}", 1.0),
-        ("steadfast_http_requests_total{code=\"none\"}", 1.0),
+        ("steadfast_http_requests_total{route=\"router\",method=\"GET\",code=\"200\"}", 7.0),
+        ("steadfast_http_requests_total{route=\"router\",method=\"GET\",code=\"404\"}", 3.0),
+        ("steadfast_http_requests_total{route=\"router\",method=\"GET\",code=\"500\"}", 1.0),
+        ("steadfast_http_requests_total{route=\"router\",method=\"GET\",code=\"none\"}", 1.0),
         ("steadfast_http_requests_client_gone_total", 1.0),
         ("steadfast_http_requests_broken_off_total", 0.0),
         ("steadfast_http_requests_cut_total", 0.0),

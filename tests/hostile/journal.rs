@@ -166,7 +166,7 @@ fn a_client_with_too_many_connections_is_turned_away_and_no_other_is() {
     for _ in 0..20 {
         assert!(!served(&mut connect(2)));
     }
-    assert_eq!(metric(&machine, "steadfast_http_connections_turned_away_total"), 20);
+    assert_eq!(metric(&machine, "steadfast_http_refused_total{reason=\"connections_per_client\"}"), 20);
     // Others have connections of their own, and a trusted proxy is not one client.
     let mut others: Vec<TcpStream> = (3..9).map(connect).collect();
     assert!(others.iter_mut().all(served));

@@ -75,6 +75,11 @@ impl Site {
         metric_in(&self.metrics(), series)
     }
 
+    /// The number of requests that ended with a status of this class, its first digit.
+    pub(crate) fn requests(&self, class: char) -> u64 {
+        requests_in(&self.metrics(), class)
+    }
+
     pub(crate) fn metrics(&self) -> String {
         let answer = Client::connect(self.admin).and_then(|mut client| client.get("/metrics"));
         answer.expect("the admin child answers").text()
@@ -116,6 +121,14 @@ pub(crate) fn sum_in(metrics: &str, name: &str) -> u64 {
     let values: Vec<u64> = metrics.lines().filter_map(labelled).collect();
     assert!(!values.is_empty(), "no {name} in:\n{metrics}");
     values.iter().sum()
+}
+
+/// The number of requests in that text whose status begins with this digit.
+fn requests_in(metrics: &str, class: char) -> u64 {
+    let requests = metrics.lines().filter_map(|line| line.strip_prefix("steadfast_http_requests_total{"));
+    let codes =
+        requests.filter_map(|line| line.split_once("code=\"")).filter(|(_, code)| code.starts_with(class));
+    codes.filter_map(|(_, code)| code.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
 }
 
 /// A route that answers with a text.

@@ -180,6 +180,23 @@ fn wait_for_another_worker(service: &Service, old: &str) {
 /// end with what it held when it was warm.
 fn last_life(service: &Service, rng: &mut Rng, length: Duration, first: &Belongings) {
     service.restart();
+    // Counters go on from those of the processes before.
+    service.wait_for_one_worker();
+    let count = |class: char| -> u64 {
+        let metrics = service.admin("/metrics").text();
+        let requests = metrics.lines().filter_map(|line| line.strip_prefix("steadfast_http_requests_total{"));
+        let codes = requests.filter_map(|line| line.split_once("code=\"")?.1.rsplit_once(' '));
+        codes
+            .filter(|(code, _)| code.starts_with(class))
+            .filter_map(|(_, value)| value.parse::<u64>().ok())
+            .sum()
+    };
+    let child_restarts = || -> u64 {
+        let restarts = CHILDREN
+            .map(|child| service.metric(&format!("steadfast_child_restarts_total{{child=\"{child}\"}}")));
+        restarts.iter().sum()
+    };
+    let before = (count('2'), count('4'), child_restarts());
     let warm = warm_up(service);
     let early = Belongings::of(service);
     let (main, first_worker) = (service.main_pid(), worker(service));
@@ -200,12 +217,8 @@ fn last_life(service: &Service, rng: &mut Rng, length: Duration, first: &Belongi
 
     let now = (service.main_pid(), worker(service));
     assert_eq!(now, (main, first_worker), "{}", service.journal(UNIT, &["-n", "60"]));
-    let count = |class: &str| service.metric(&format!("steadfast_http_requests_total{{code=\"{class}\"}}"));
-    let counted: u64 = CHILDREN
-        .map(|child| service.metric(&format!("steadfast_child_restarts_total{{child=\"{child}\"}}")))
-        .iter()
-        .sum();
-    let (answered, large) = (count("2xx"), count("4xx"));
+    let counted = child_restarts() - before.2;
+    let (answered, large) = (count('2') - before.0, count('4') - before.1);
     print_figure(
         "soak, the last worker",
         format_args!(

@@ -7,10 +7,12 @@
 
 mod admin;
 mod announce;
+mod counters;
 mod idle;
 mod journal;
 mod lingering;
 mod listeners;
+mod prometheus;
 mod refused_reload;
 mod reload;
 mod replacement;

@@ -308,6 +308,12 @@ impl Service {
         line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {series} in:\n{metrics}"))
     }
 
+    /// A total of `/status`: of the process that serves.
+    pub(crate) fn total(&self, name: &str) -> u64 {
+        let status: Value = serde_json::from_slice(&self.admin("/status").body).expect("it is JSON");
+        status["totals"][name].as_u64().unwrap_or_else(|| panic!("no {name} in {status:#}"))
+    }
+
     fn wait_for_drain(&self) {
         wait_until("the status text to say that it drains", || {
             self.show(UNIT, "StatusText").starts_with("draining").then_some(())

@@ -15,6 +15,7 @@ use axum::{Json, Router};
 use tokio_util::sync::CancellationToken;
 
 use super::child::{self, BoundChild, BoxError, Child, Run};
+use super::phase::Phase;
 use super::reload::Outcome;
 use super::status::Status;
 use crate::event;
@@ -55,6 +56,9 @@ impl Config {
         self.listen.iter().cloned().chain(control_socket()).collect()
     }
 }
+
+/// The longest that a scrape waits for what predecessors have counted: much less than a scraper's own patience.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The limits of its listeners. Operators and their tools are few, and their requests small and quick. At the limit the
 /// longest idle connection is closed, so that an operator always gets in.
@@ -148,6 +152,10 @@ impl BoundChild for Admin {
     fn servers(&self) -> Vec<&Server> {
         vec![&self.server, &self.control]
     }
+
+    fn closed(&self) -> Option<&CancellationToken> {
+        Some(&self.closed)
+    }
 }
 
 /// Everything that the handlers need.
@@ -224,9 +232,20 @@ async fn readyz(State(context): State<Arc<Context>>) -> impl IntoResponse {
     (status, format!("{}\n", phase.name()))
 }
 
+/// The metrics. What a predecessor has counted is waited for: whoever has scraped that one must not see less here. If it does
+/// not come, as from one that has crashed, this worker begins anew; but not before it serves, for a predecessor may answer
+/// on the same listener until then.
 async fn render_metrics(State(context): State<Arc<Context>>) -> impl IntoResponse {
+    let child::Context { metrics, observer, .. } = &context.daemon;
+    let was_starting = observer.lifecycle.phase() == Phase::Starting;
+    let mut is_settled = tokio::time::timeout(PATIENCE, metrics.ledger().settled()).await.is_ok();
+    if !is_settled && !was_starting {
+        tracing::warn!("no predecessor has told what it has counted: the counters begin anew");
+        metrics.ledger().give_up();
+        is_settled = true;
+    }
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-    (content_type, context.daemon.metrics.render(&context.daemon.observer))
+    (content_type, metrics.render(observer, is_settled))
 }
 
 async fn status(State(context): State<Arc<Context>>) -> Json<Status> {

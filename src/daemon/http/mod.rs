@@ -137,13 +137,15 @@ impl Http {
         &self.server
     }
 
-    /// Takes over the connections that a predecessor has left in the mailbox.
+    /// Takes over what a predecessor has left in the mailbox: its connections, and what it has counted.
     pub(super) fn take_over(&self) {
+        let ledger = self.daemon.metrics.ledger();
         if let Some(mailbox) = self.daemon.handover.mailbox()
-            && let Err(error) = self.server.take_over(mailbox)
+            && let Err(error) = self.server.take_over(mailbox, |counts| ledger.inherit(counts))
         {
             tracing::error!(message_id = event::MAILBOX_FAILED, %error, "cannot read the mailbox: connections of an earlier process are lost");
         }
+        ledger.looked();
     }
 
     /// Serves until it is told to stop, then drains. Until every child is ready, clients wait in the backlog.
@@ -167,6 +169,7 @@ impl Http {
     /// on from there: the connections are not the child's.
     pub(super) async fn finish(&self) {
         self.server.close(self.daemon.handover.keeps_listeners()).await;
+        self.daemon.told.cancelled().await;
         self.server.carry(self.linger).await;
     }
 

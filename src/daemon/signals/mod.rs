@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
 
 use super::child::{BoundChild, BoxError, Child, Context, Run};
-use super::link::Command;
+use super::link::{Command, Link};
 use super::phase::{Cause, Lifecycle};
 use super::shutdown;
 use crate::event;
@@ -118,10 +118,21 @@ impl Signals {
     }
 
     fn obey(&self, command: Command, interim: &mut Option<(Instant, Cause)>) {
-        let Context { observer, manager, handover, reloads, shutdown, go, alone, link, .. } = &self.daemon;
+        let Context { observer, metrics, manager, handover, reloads, shutdown, go, alone, link, .. } =
+            &self.daemon;
         let lifecycle = &observer.lifecycle;
         match command {
-            Command::Go => go.cancel(),
+            Command::Go { succeeds, restarts } => {
+                if succeeds {
+                    metrics.ledger().await_predecessor();
+                }
+                metrics.workers_restarted(restarts);
+                if link.as_ref().is_some_and(Link::is_beside) {
+                    metrics.reloaded(true);
+                }
+                // Whoever waits for this shows what was noted before.
+                go.cancel();
+            }
             Command::Alone => alone.cancel(),
             Command::HandOver => {
                 handover.succeeded();
@@ -161,6 +172,10 @@ impl Signals {
             }
             Command::Cut(by) => lifecycle.cut(by),
             Command::Answer(message) => {
+                // It is told once, beside the answers to those who asked.
+                if message.value(key::REFUSED) == Some("0") {
+                    metrics.reloaded(false);
+                }
                 if let Some(reason) = reloads.answer(&message) {
                     observer.reload_failed(reason);
                     manager.tell(&[NotifyState::Status(&one_line(&observer.line()))]);

@@ -12,11 +12,11 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Request, Response, StatusCode, header};
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
-use http_body_util::Limited;
+use http_body_util::{LengthLimitError, Limited};
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 
-use super::{Command, Connection, Waiter, Waiting};
+use super::{Command, Connection, Refused, Waiter, Waiting};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -127,6 +127,11 @@ impl http_body::Body for RequestBody {
                 this.report(|connection, _| connection.progress.read_body(bytes));
             }
             _ => {
+                if let Some(Err(error)) = &frame
+                    && error.is::<LengthLimitError>()
+                {
+                    this.connection.count_refused(Refused::BodyTooLarge);
+                }
                 this.inner = None;
                 this.report(|connection, _| connection.body_read());
             }

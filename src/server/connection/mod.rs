@@ -46,7 +46,7 @@ use super::peer::Peer;
 use super::registry::Registry;
 use super::request_id::RequestId;
 use super::route::RouteId;
-use super::totals::{self, Outcome};
+use super::totals::{self, Outcome, Refused};
 use crate::handover::parcel::{ConnectionNote, Flow, Parcel, TunnelNote};
 
 /// The most bytes of interim answers that wait for a client; what comes beyond is not sent.
@@ -215,6 +215,11 @@ impl Connection {
     /// Its counters.
     pub(super) fn progress(&self) -> &Progress {
         &self.progress
+    }
+
+    /// Bytes received, and sent.
+    pub(super) fn moved(&self) -> [u64; 2] {
+        [self.progress.received(), self.progress.sent()]
     }
 
     /// Its state.
@@ -480,9 +485,31 @@ impl Connection {
         };
         let due = machine.due(&look);
         drop(machine);
-        if let Some(command) = due {
-            self.commands.give(command);
+        if let Some(command) = due
+            && self.commands.give(command)
+            && let Some(reason) = self.refused(command)
+        {
+            self.count_refused(reason);
         }
+    }
+
+    /// The reason for a command to a client that takes too long; none where that is the usual end of a connection.
+    fn refused(&self, command: Command) -> Option<Refused> {
+        match (self.state(), command) {
+            (State::Reading, Command::TimeOut) => Some(Refused::HeaderTimeout),
+            (State::Answering | State::Flushing, _) if self.progress.is_blocked() => {
+                Some(Refused::SlowReader)
+            }
+            (State::Answering | State::Flushing | State::Discarding, _) => Some(Refused::SlowBody),
+            (State::Tunnel, _) if self.progress.is_finished() => Some(Refused::SlowReader),
+            (State::Tunnel, _) => Some(Refused::SilentTunnel),
+            (State::Parked | State::Reading | State::Closing | State::Closed, _) => None,
+        }
+    }
+
+    /// Counts a client that is not served, or not to the end.
+    fn count_refused(&self, reason: Refused) {
+        self.registry.totals().refused.add(reason);
     }
 }
 

@@ -22,6 +22,7 @@ use crate::event;
 use crate::server::handler::{Answering, Handler, failed};
 use crate::server::request_id::{RequestId, X_REQUEST_ID};
 use crate::server::route::RouteId;
+use crate::server::totals::Refused;
 
 /// Everything that the connections of a server share.
 #[derive(Debug)]
@@ -122,6 +123,7 @@ impl Serving {
             return Some(too_late());
         }
         if let Some(reason) = invalid_host(request) {
+            connection.count_refused(Refused::BadRequest);
             return Some(closing(StatusCode::BAD_REQUEST, reason));
         }
         if request.method() == Method::CONNECT {
@@ -131,6 +133,7 @@ impl Serving {
         }
         let limit = self.body_limit;
         http_body::Body::size_hint(request.body()).lower().gt(&limit).then(|| {
+            connection.count_refused(Refused::BodyTooLarge);
             (StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {limit} bytes\n"))
                 .into_response()
         })

@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::http1::{Http1, Http1s};
 use super::{Command, Connection, State, Waiter};
 use crate::server::stream::ClientStream;
+use crate::server::totals::Refused;
 
 /// Serves a connection until it is closed, or leaves for the next process.
 ///
@@ -158,10 +159,16 @@ impl Active {
                 Stage::Gone
             }
             End::Closes => {
-                let unsent = stream.refused().map(last_answer);
-                Closing::stage(stream, unsent)
+                let refused = stream.refused();
+                if let Some(status) = refused {
+                    connection.count_refused(reason(status));
+                }
+                Closing::stage(stream, refused.map(last_answer))
             }
-            End::Http2 => Closing::stage(stream, Some(last_answer(StatusCode::BAD_REQUEST))),
+            End::Http2 => {
+                connection.count_refused(Refused::BadRequest);
+                Closing::stage(stream, Some(last_answer(StatusCode::BAD_REQUEST)))
+            }
             End::TimedOut => Closing::stage(stream, Some(last_answer(StatusCode::REQUEST_TIMEOUT))),
             End::BrokenOff => {
                 stream.broken_off();
@@ -290,6 +297,14 @@ impl Closing {
                 Poll::Ready(Ok(())) | Poll::Pending => return Poll::Ready(ended()),
             }
         }
+    }
+}
+
+/// The reason for which bytes were no request, by the status that hyper gave them.
+fn reason(status: StatusCode) -> Refused {
+    match status {
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE | StatusCode::URI_TOO_LONG => Refused::HeadTooLarge,
+        _ => Refused::BadRequest,
     }
 }
 

@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use self::files::Files;
 use self::path::{Reading, Unreadable};
-use self::proxy::Proxy;
+use self::proxy::{Proxy, UpstreamFigures};
 use self::respond::Respond;
 use crate::server::{Answering, Handler, InFlight, Offloaded, RouteId};
 
@@ -112,6 +112,14 @@ impl Routes {
             }
         });
         Self(Arc::new(table))
+    }
+
+    /// What has happened between this server and each upstream; one that two routes lead to is there twice.
+    pub(crate) fn upstreams(&self) -> impl Iterator<Item = UpstreamFigures> {
+        self.0.exact.values().chain(self.0.below.values()).filter_map(|(_, endpoint)| match endpoint {
+            Endpoint::Proxy(proxy) => Some(proxy.figures()),
+            _ => None,
+        })
     }
 }
 

@@ -162,7 +162,7 @@ impl http_body::Body for Download {
             Some(Err(Cut::Failed(error))) => BrokenOff::Failed(error),
         };
         this.connection = None;
-        this.exchange.log_failure(&broken);
+        this.exchange.failed(&broken);
         // What has come of the answer reaches the client first: hyper flushes when it has to wait.
         this.broken = Some(broken);
         cx.waker().wake_by_ref();

@@ -8,6 +8,7 @@
 //! becomes a `tunnel`. Interim answers (102, 103) are passed on as they come (RFC 9110, section 15.2); 100 is hyper's own to
 //! give, to whoever waits for it.
 
+mod account;
 mod body;
 mod connection;
 pub(crate) mod headers;
@@ -31,6 +32,9 @@ use hyper::client::conn::http1;
 use hyper::upgrade::OnUpgrade;
 use tokio_util::task::TaskTracker;
 
+pub(crate) use self::account::Happened;
+
+use self::account::Account;
 use self::body::Download;
 use self::connection::{Connection, Outcome};
 use self::pool::Pool;
@@ -118,6 +122,7 @@ struct Passing {
     /// The `Host` of a request that has none, which only HTTP/1.0 allows.
     host: HeaderValue,
     connector: Connector,
+    account: Account,
     http1: http1::Builder,
     pool: Pool,
     /// Where the tunnels run, and what goes on after an answer has ended.
@@ -136,10 +141,12 @@ impl Proxy {
         };
         let mut http1 = http1::Builder::new();
         http1.max_buf_size(BUFFER).max_headers(FIELDS).allow_spaces_after_header_name_in_responses(true);
+        let account = Account::default();
         Self(Arc::new(Passing {
             config: config.clone(),
             host: host.unwrap_or(HeaderValue::from_static("localhost")),
-            connector: Connector::new(config),
+            connector: Connector::new(config, account.clone()),
+            account,
             http1,
             pool: Pool::new(tasks),
             tasks: tasks.clone(),
@@ -162,9 +169,34 @@ impl Proxy {
             version: head.version,
             upgrade,
             in_flight,
+            _counted: self.0.account.begin(),
         };
         exchange.answer(head.headers, body)
     }
+
+    /// What has happened between this server and its upstream.
+    pub(super) fn figures(&self) -> UpstreamFigures {
+        let Passing { config, account, pool, .. } = &*self.0;
+        UpstreamFigures {
+            to: config.to.to_string(),
+            happened: Happened::ALL.map(|what| (what, account.number(what))),
+            in_flight: account.in_flight(),
+            idle: pool.len(),
+        }
+    }
+}
+
+/// What has happened between this server and an upstream.
+#[derive(Clone, Debug)]
+pub(crate) struct UpstreamFigures {
+    /// The upstream, as the config has it.
+    pub(crate) to: String,
+    /// How often something has happened.
+    pub(crate) happened: [(Happened, u64); Happened::ALL.len()],
+    /// The number of requests that it has yet to answer, to the end.
+    pub(crate) in_flight: u64,
+    /// The number of open connections that wait for a request.
+    pub(crate) idle: usize,
 }
 
 /// One request, on its way to the upstream and back.
@@ -178,6 +210,7 @@ struct Exchange {
     /// The protocols that the client asks to change to, and its end of the tunnel that would follow.
     upgrade: Option<(HeaderValue, OnUpgrade)>,
     in_flight: InFlight,
+    _counted: account::InFlight,
 }
 
 impl Exchange {
@@ -195,7 +228,7 @@ impl Exchange {
             }
             Err(failure) => {
                 if failure.is_upstreams() {
-                    self.log_failure(&failure);
+                    self.failed(&failure);
                 } else {
                     tracing::debug!(method = %self.method, uri = %self.uri, error = chain(&failure), "not passed on");
                 }
@@ -293,6 +326,7 @@ impl Exchange {
                 Some(headers) if broke && resends < RESENDS => {
                     tracing::debug!(upstream = %self.passing.config.to, error = chain(&error), "sending again");
                     resends += 1;
+                    self.passing.account.count(Happened::Retry);
                     let headers = headers.iter().cloned().collect();
                     request = self.to_upstream(headers, Body::empty())?;
                 }
@@ -304,6 +338,7 @@ impl Exchange {
     async fn connect(&self) -> Result<Box<Connection>, Failure> {
         self.in_flight.waiting_for(Waiting::UpstreamConnect);
         let socket = self.passing.connector.connect().await.map_err(Failure::NoConnection)?;
+        self.passing.account.count(Happened::Connect);
         Connection::new(socket, &self.passing.http1).await.map_err(Failure::Upstream)
     }
 
@@ -337,7 +372,9 @@ impl Exchange {
         self.passing.config.timeout
     }
 
-    fn log_failure(&self, error: &(dyn Error + 'static)) {
+    /// Counts and logs a request that has no answer of the upstream's, or not all of it.
+    fn failed(&self, error: &(dyn Error + 'static)) {
+        self.passing.account.count(Happened::Failure);
         let upstream = &self.passing.config.to;
         tracing::warn!(
             message_id = event::UPSTREAM_FAILED,

@@ -55,6 +55,11 @@ impl Pool {
         }
     }
 
+    /// The number of idle connections, on all threads.
+    pub(super) fn len(&self) -> usize {
+        self.threads.iter().map(|idle| lock(idle).connections.len()).sum()
+    }
+
     /// Keeps a connection that is idle.
     pub(super) fn put(&self, connection: Box<Connection>) {
         let idle = self.threads.get_or_default();

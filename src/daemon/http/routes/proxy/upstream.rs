@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::account::{Account, Happened};
 use super::{Config, Upstream};
 use crate::server::listener::set_tcp_options;
 use crate::server::stream::Socket;
@@ -22,6 +23,7 @@ pub(super) struct Connector {
     to: Upstream,
     retry_for: Duration,
     connect_timeout: Duration,
+    account: Account,
 }
 
 /// The reason why there is no connection to the upstream.
@@ -43,15 +45,20 @@ pub(super) enum ConnectError {
 }
 
 impl Connector {
-    pub(super) fn new(config: &Config) -> Self {
-        Self { to: config.to.clone(), retry_for: config.retry_for, connect_timeout: config.connect_timeout }
+    pub(super) fn new(config: &Config, account: Account) -> Self {
+        let Config { to, retry_for, connect_timeout, .. } = config.clone();
+        Self { to, retry_for, connect_timeout, account }
     }
 
     pub(super) async fn connect(&self) -> Result<Socket, ConnectError> {
         let began = Instant::now();
         let mut pause = FIRST_PAUSE;
         loop {
-            let error = match timeout(self.connect_timeout, self.attempt()).await {
+            let attempt = timeout(self.connect_timeout, self.attempt()).await;
+            if !matches!(attempt, Ok(Ok(_))) {
+                self.account.count(Happened::ConnectFailure);
+            }
+            let error = match attempt {
                 Ok(Ok(socket)) => return Ok(socket),
                 Ok(Err(error)) if is_refusal(&error) => error,
                 Ok(Err(error)) => return Err(ConnectError::Impossible(error)),
@@ -64,6 +71,7 @@ impl Connector {
             }
             tracing::debug!(upstream = %self.to, %error, "refused; trying again");
             sleep(pause.min(left)).await;
+            self.account.count(Happened::Retry);
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
