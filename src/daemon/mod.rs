@@ -5,9 +5,11 @@ pub(crate) mod child;
 pub(crate) mod config;
 #[cfg(feature = "faults")]
 mod faults;
+mod history;
 pub(crate) mod http;
 mod link;
 mod metrics;
+pub(crate) mod overview;
 pub(crate) mod phase;
 mod reload;
 pub(crate) mod shutdown;
@@ -33,6 +35,7 @@ use tokio_util::task::TaskTracker;
 use self::child::{BoundChild, BoxError, Child, Context, Kind, UserChild};
 pub use self::config::Config;
 use self::config::Source;
+use self::history::History;
 use self::http::Http;
 use self::http::routes::Routes;
 use self::link::Link;
@@ -306,7 +309,10 @@ impl Daemon {
             io: io.clone(),
             started: Instant::now(),
             reload_failure: Arc::default(),
-            predecessors: Arc::default(),
+            main_process: link.as_ref().map(Link::pid),
+            news: Arc::default(),
+            history: History::default(),
+            report: Arc::default(),
             stale_config: source.stale.as_ref().map(|stale| stale.in_short.clone()),
         };
         let last_good = match source {

@@ -95,6 +95,31 @@ pub(crate) struct Predecessor {
     pub(crate) since: f64,
     /// What it said last of its state.
     pub(crate) status: String,
+    /// Its requests in flight, as it said last; none if it has not said.
+    #[serde(default)]
+    pub(crate) in_flight: Option<u64>,
+    /// The seconds until it is cut; none without a deadline.
+    #[serde(default)]
+    pub(crate) left: Option<f64>,
+}
+
+/// What the main process knows, and its current worker's status shows.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct News {
+    /// The workers that finish what they had in flight when others took over, oldest first.
+    pub(crate) predecessors: Vec<Predecessor>,
+    /// The number of workers that were started in the place of others that failed.
+    pub(crate) restarts: u64,
+}
+
+/// How far a worker's drain is, as it tells the main process beside its STATUS. Another version may leave out any of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct DrainProgress {
+    /// The requests in flight.
+    pub(crate) in_flight: Option<u64>,
+    /// The seconds until the rest is cut; none without a deadline.
+    pub(crate) left: Option<f64>,
 }
 
 /// The reason why a reload changed nothing.
@@ -159,6 +184,8 @@ struct MainProcess {
     waiting: VecDeque<Asked>,
     /// The times of the last restarts of a worker that ended unasked.
     restarts: VecDeque<Instant>,
+    /// The number of all of them.
+    restarted: u64,
     /// The time of the next start of a worker, where none runs.
     start_at: Option<Instant>,
     phase: Phase,
@@ -193,7 +220,7 @@ impl MainProcess {
         channels.sort_by_cached_key(|(name, _)| pid_of(name).map(|pid| (process::started(pid), pid)));
         let kept = inherited.retain(|_| false);
         let (heard, events) = mpsc::channel(BACKLOG);
-        let State { current, wants_singletons, settings, last } = state;
+        let State { current, wants_singletons, settings, last, restarted } = state;
         let mut main = Self {
             program,
             store: Store::new(systemd.clone(), kept),
@@ -203,6 +230,7 @@ impl MainProcess {
             asked: Vec::new(),
             waiting: VecDeque::new(),
             restarts: VecDeque::new(),
+            restarted,
             start_at: None,
             phase: if current.is_some() { Phase::Serving } else { Phase::Starting },
             last,

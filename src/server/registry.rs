@@ -164,6 +164,16 @@ impl Registry {
         requests
     }
 
+    /// Bytes of answers sent, those of requests in flight among them.
+    #[must_use]
+    pub(crate) fn sent(&self) -> u64 {
+        let ended = self.totals.sent();
+        if self.in_flight() == 0 {
+            return ended;
+        }
+        ended + self.connections().iter().filter_map(|c| c.view()).map(|request| request.sent).sum::<u64>()
+    }
+
     /// The account of everything that this server has served.
     #[must_use]
     pub(crate) fn totals(&self) -> &Totals {

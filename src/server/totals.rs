@@ -55,6 +55,8 @@ struct Shard {
     client_gone: AtomicU64,
     broken_off: AtomicU64,
     cut: AtomicU64,
+    /// Bytes of the answers of requests that have ended.
+    sent: AtomicU64,
     durations: Durations,
 }
 
@@ -214,6 +216,7 @@ impl Totals {
         shard.by_class[class].fetch_add(1, Relaxed);
         let took = exchange.started.elapsed();
         shard.durations.add(took);
+        shard.sent.fetch_add(sent, Relaxed);
         self.access.log(&access::Record {
             method: &exchange.method,
             uri: &exchange.uri,
@@ -259,6 +262,12 @@ impl Totals {
     #[must_use]
     pub(crate) fn requests(&self) -> u64 {
         self.by_class().iter().sum()
+    }
+
+    /// Bytes of the answers of requests that have ended.
+    #[must_use]
+    pub(super) fn sent(&self) -> u64 {
+        self.sum(|shard| &shard.sent)
     }
 
     /// The time that requests took.
