@@ -90,7 +90,7 @@ impl Status {
     fn row(&self) -> Row {
         Row {
             name: format!("worker {}", self.pid),
-            state: self.phase.clone(),
+            state: printable(&self.phase).into_owned(),
             health: match &*self.phase {
                 "serving" => Health::Good,
                 _ => Health::Passing,
@@ -196,6 +196,7 @@ impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { phase, version, pid, uptime, drain, report, connections, totals, requests, rates, .. } =
             self;
+        let (version, phase) = (printable(version), printable(phase));
         writeln!(f, "steadfast {version}, process {pid}: {phase}, up {}", lasting(*uptime))?;
         for warning in self.warnings() {
             writeln!(f, "warning: {warning}")?;

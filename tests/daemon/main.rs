@@ -21,6 +21,7 @@ mod parking;
 mod process;
 mod readiness;
 mod refusal;
+mod screen;
 mod service;
 mod serving;
 mod signals;

@@ -70,7 +70,7 @@ impl Browser {
                 "goog:chromeOptions": {
                     "args": [
                         "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
-                        "--window-size=1200,1000", format!("--user-data-dir={}", browser._profile.path().display()),
+                        "--window-size=1000,900", format!("--user-data-dir={}", browser._profile.path().display()),
                     ],
                     "prefs": {"profile.managed_default_content_settings.javascript": scripts},
                 },

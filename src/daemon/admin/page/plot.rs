@@ -5,13 +5,15 @@ use crate::daemon::status::{History, Rates, lasting, rate};
 /// The size of what is drawn within the axes, in units of the picture.
 const WIDTH: f64 = 520.0;
 const HEIGHT: f64 = 110.0;
-/// The time that a plot shows, in seconds.
-const SPAN: f64 = 300.0;
+/// The times that a plot shows, in seconds: the shortest that has all of the history, or the last one.
+const SPANS: [f64; 3] = [60.0, 120.0, 300.0];
 
 /// A plot.
 #[derive(Debug)]
 pub(super) struct Plot {
     pub(super) title: &'static str,
+    /// The begin of the horizontal axis: "5 min ago".
+    pub(super) since: String,
     /// The labels of the vertical axis, with the height of each.
     pub(super) labels: [(f64, String); 3],
     pub(super) lines: Vec<Line>,
@@ -49,23 +51,36 @@ impl Plot {
         let top = round_above(values.fold(0.0, f64::max));
         let newest = |(name, value): &(&str, fn(&Rates) -> Option<f64>)| {
             let value = history.rates.iter().rev().find_map(value)?;
-            Some(format!("{name} {}", label(value)))
+            let value = label(value);
+            Some(if lines.len() > 1 { format!("{name} {value}") } else { value })
         };
         let summary: Vec<_> = lines.iter().filter_map(newest).collect();
+        let span = span(history);
         Self {
             title,
+            since: format!("{} ago", lasting(span)),
             labels: [1.0, 0.5, 0.0].map(|part| (HEIGHT * (1.0 - part), label(top * part))),
-            lines: lines.iter().map(|(name, value)| Line { name, way: way(history, top, value) }).collect(),
+            lines: lines
+                .iter()
+                .map(|(name, value)| Line { name, way: way(history, span, top, value) })
+                .collect(),
             summary: if summary.is_empty() { "no requests".to_owned() } else { summary.join(", ") },
         }
     }
 }
 
+/// The time that a plot of this history shows.
+#[expect(clippy::cast_precision_loss, reason = "there are few")]
+fn span(history: &History) -> f64 {
+    let length = history.rates.len() as f64 * history.interval;
+    SPANS.into_iter().find(|span| *span >= length).unwrap_or(SPANS[2])
+}
+
 /// The way of a line, with a gap where there is no value. The newest is at the right.
-fn way(history: &History, top: f64, value: impl Fn(&Rates) -> Option<f64>) -> String {
+fn way(history: &History, span: f64, top: f64, value: impl Fn(&Rates) -> Option<f64>) -> String {
     use std::fmt::Write;
 
-    let step = WIDTH * history.interval / SPAN;
+    let step = WIDTH * history.interval / span;
     let mut way = String::new();
     let (mut x, mut draws) = (WIDTH, false);
     for rates in history.rates.iter().rev() {
@@ -115,7 +130,7 @@ mod tests {
     fn a_line_has_a_gap_where_nothing_ended() {
         let [fast, slow] = [0.5, 1.0].map(|p50| Rates { p50: Some(p50), ..Rates::default() });
         let history = History { interval: 2.0, rates: vec![slow, Rates::default(), fast] };
-        assert_eq!(way(&history, 1.0, |rates| rates.p50), "M520.0 55.0h0M513.1 0.0h0");
+        assert_eq!(way(&history, 300.0, 1.0, |rates| rates.p50), "M520.0 55.0h0M513.1 0.0h0");
     }
 
     #[test]
@@ -123,8 +138,9 @@ mod tests {
         let history =
             History { interval: 2.0, rates: vec![Rates { requests: 3.0, ..Rates::default() }; 1000] };
         let plot = Plot::throughput(&history);
-        assert_eq!(plot.summary, "requests 3.0");
+        assert_eq!(plot.summary, "3.0");
         let points = plot.lines[0].way.matches(['M', 'L']).count();
         assert!((150..=151).contains(&points), "{points}");
+        assert_eq!(plot.since, "5 min ago");
     }
 }
