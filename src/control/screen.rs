@@ -347,7 +347,9 @@ mod tests {
 
     fn screen<const N: usize>(answers: [Answer; N]) -> Screen {
         let mut screen = Screen::new(status(|old| old["pid"] = json!(815)), true);
-        answers.into_iter().for_each(|answer| screen.hears(answer));
+        for answer in answers {
+            screen.hears(answer);
+        }
         screen
     }
 

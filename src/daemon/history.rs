@@ -159,7 +159,8 @@ mod tests {
         let start = Instant::now();
         assert_eq!(counts(start, 2, 1).since(&counts(start, 0, 5)), Rates::default());
         // Nor is there one in no time.
-        assert_eq!(counts(start, 0, 5).since(&counts(start, 0, 1)).requests, 0.0);
+        let at_once = counts(start, 0, 5).since(&counts(start, 0, 1));
+        assert_eq!((at_once.requests, at_once.sent), (0.0, 0));
     }
 
     #[test]

@@ -72,9 +72,8 @@ impl Status {
             }
             None => ("", "", ""),
         };
-        let mut worker = self.row();
-        worker.branch = if self.predecessors.is_empty() { last } else { fork }.to_owned();
-        rows.push(worker);
+        let branch = if self.predecessors.is_empty() { last } else { fork };
+        rows.push(Row { branch: branch.to_owned(), ..self.row() });
         for (n, child) in self.children.iter().enumerate() {
             let branch = if n + 1 == self.children.len() { "└── " } else { "├── " };
             rows.push(Row { branch: format!("{within}{branch}"), ..child.row() });

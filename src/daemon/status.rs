@@ -552,7 +552,9 @@ mod tests {
                 }
             }
             Value::Array(values) if values.iter().any(Value::is_object) => {
-                values.iter().for_each(|value| keys(value, &format!("{path}[]"), found));
+                for value in values {
+                    keys(value, &format!("{path}[]"), found);
+                }
             }
             _ => _ = found.insert(path.to_owned()),
         }

@@ -1,4 +1,4 @@
-//! Chromium, by the WebDriver protocol (W3C WebDriver) of `chromedriver`.
+//! Chromium, by the protocol of `chromedriver` (W3C, `WebDriver`).
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
@@ -21,7 +21,8 @@ pub(crate) struct Browser {
     driver: Child,
     address: SocketAddr,
     session: String,
-    _profile: TempDir,
+    /// Removed with this.
+    profile: TempDir,
 }
 
 impl Browser {
@@ -59,7 +60,7 @@ impl Browser {
             .find_map(|line| line.rsplit_once("successfully on port ")?.1.trim_end_matches('.').parse().ok());
         let address = (Ipv4Addr::LOCALHOST, port.expect("it says its port")).into();
         let profile = tempfile::tempdir().expect("a temporary folder");
-        let mut browser = Self { driver, address, session: String::new(), _profile: profile };
+        let mut browser = Self { driver, address, session: String::new(), profile };
         let scripts = if scripts { 1 } else { 2 };
         let answer = browser.ask(
             "POST",
@@ -70,7 +71,7 @@ impl Browser {
                 "goog:chromeOptions": {
                     "args": [
                         "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
-                        "--window-size=1000,900", format!("--user-data-dir={}", browser._profile.path().display()),
+                        "--window-size=1000,900", format!("--user-data-dir={}", browser.profile.path().display()),
                     ],
                     "prefs": {"profile.managed_default_content_settings.javascript": scripts},
                 },
@@ -101,7 +102,7 @@ impl Browser {
         self.ask("POST", &format!("/session/{}/{name}", self.session), body)
     }
 
-    /// A command of the Chrome DevTools Protocol.
+    /// A command of Chromium's own protocol.
     fn devtools(&self, name: &str, parameters: &Value) -> Value {
         self.command("goog/cdp/execute", &json!({"cmd": name, "params": parameters}))
     }

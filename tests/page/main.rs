@@ -206,6 +206,48 @@ fn on_a_phone_and_in_the_dark_all_of_it_can_be_read() {
     assert_no_complaint(&browser);
 }
 
+/// The pictures in `docs/images`, of a daemon that has been used for a while.
+#[test]
+#[ignore = "takes two minutes, and shows nothing that the others do not"]
+fn the_readmes_pictures() {
+    let Some(browser) = Browser::start(file!()) else { return };
+    let site = Site::start("handover.deadline = \"90s\"\nshutdown.deadline = \"90s\"");
+    let use_it = |rounds: [usize; 6]| {
+        for clients in rounds {
+            let load = Load::start(clients, site.address("http"), "/");
+            std::thread::sleep(std::time::Duration::from_secs(9));
+            let account = load.finish();
+            assert_eq!((account.refused, account.dropped), (0, 0), "{account}");
+        }
+    };
+    let (load, _idle) = site.used();
+    browser.open(&site.page());
+    use_it([1, 3, 6, 2, 4, 1]);
+    let requests = [site.in_flight("/app/reports/2026"), site.in_flight("/app/export")];
+    browser.wait_for("#requests", &["GET /app/export"]);
+    browser.keep_picture("readme-serving");
+    site.daemon.signal(Signal::HUP);
+    browser.wait_for("#tree", &["predecessor", "2 requests in flight"]);
+    use_it([2, 1, 4, 0, 1, 2]);
+    browser.keep_picture("readme-takeover");
+    answer(requests);
+    browser.wait_until("#tree", "no predecessor", |text| !text.contains("predecessor"));
+    let requests = [site.in_flight("/app/reports/2026"), site.in_flight("/app/export")];
+    browser.be_a_phone();
+    browser.be_dark();
+    browser.wait_for("#requests", &["GET /app/export"]);
+    browser.keep_picture("readme-dark-phone");
+    drop(browser);
+
+    let Some(browser) = Browser::start(file!()) else { return };
+    browser.open(&site.page());
+    drop(load);
+    site.daemon.signal(Signal::TERM);
+    browser.wait_for("#countdown", &["1 min 1"]);
+    browser.keep_picture("readme-draining");
+    answer(requests);
+}
+
 #[test]
 fn the_events_end_in_order_with_the_worker_and_the_head_has_the_policy() {
     let mut site = Site::start("");

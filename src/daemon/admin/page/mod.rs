@@ -4,6 +4,15 @@
 //! It is one document: its style and script are in it, its policy names them by their hash, and nothing else is loaded or
 //! run. It changes nothing, so that a page of another site that gets hold of it (DNS rebinding) can only read.
 
+#[expect(
+    clippy::inline_always,
+    clippy::trivially_copy_pass_by_ref,
+    clippy::unnecessary_wraps,
+    clippy::unused_self,
+    unreachable_pub,
+    reason = "askama and its macro have them so"
+)]
+mod filters;
 mod plot;
 
 use std::convert::Infallible;
@@ -26,7 +35,7 @@ use self::plot::Plot;
 use super::Context;
 use crate::daemon::overview::Row;
 use crate::daemon::phase::{Cause, Phase};
-use crate::daemon::status::{InFlightRequest, Status, lasting};
+use crate::daemon::status::{InFlightRequest, Status};
 use crate::printable::counted;
 
 const STYLE: &str = include_str!("page.css");
@@ -144,44 +153,6 @@ fn last_words(status: &Status, cause: Option<&Cause>) -> String {
     }
 }
 
-/// The functions of `printable.rs`, as the template calls them.
-#[expect(unreachable_pub, reason = "the macro makes them so")]
-mod filters {
-    use askama::{Result, Values, filter_fn};
-
-    use crate::printable as shown;
-
-    #[filter_fn]
-    pub(super) fn printable(text: &str, _: &dyn Values) -> Result<String> {
-        Ok(shown::printable(text).into_owned())
-    }
-
-    #[filter_fn]
-    pub(super) fn lasting(seconds: &f64, _: &dyn Values) -> Result<String> {
-        Ok(shown::lasting(*seconds))
-    }
-
-    #[filter_fn]
-    pub(super) fn rate(rate: &f64, _: &dyn Values) -> Result<String> {
-        Ok(shown::rate(*rate))
-    }
-
-    #[filter_fn]
-    pub(super) fn size(bytes: &u64, _: &dyn Values) -> Result<String> {
-        Ok(shown::size(*bytes))
-    }
-
-    #[filter_fn]
-    pub(super) fn grouped(number: &u64, _: &dyn Values) -> Result<String> {
-        Ok(shown::grouped(*number))
-    }
-
-    #[filter_fn]
-    pub(super) fn counted(number: &u64, _: &dyn Values, thing: &str) -> Result<String> {
-        Ok(shown::counted(*number, thing))
-    }
-}
-
 /// The whole document.
 #[derive(Template)]
 #[template(path = "page.html")]
@@ -225,12 +196,6 @@ impl Main {
 
     fn requests(&self) -> impl Iterator<Item = &InFlightRequest> {
         self.status.requests.iter().take(REQUESTS)
-    }
-
-    /// A duration of the recent requests, or that there is none.
-    #[expect(clippy::unused_self, reason = "the template calls it")]
-    fn or_none(&self, seconds: &Option<f64>) -> String {
-        seconds.map_or("–".to_owned(), lasting)
     }
 }
 

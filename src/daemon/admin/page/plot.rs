@@ -30,6 +30,9 @@ pub(super) struct Line {
     pub(super) way: String,
 }
 
+/// A value of a moment; none if it has none.
+type Value = fn(&Rates) -> Option<f64>;
+
 impl Plot {
     /// Requests in a second.
     pub(super) fn throughput(history: &History) -> Self {
@@ -44,12 +47,12 @@ impl Plot {
     fn new(
         title: &'static str,
         history: &History,
-        lines: &[(&'static str, fn(&Rates) -> Option<f64>)],
+        lines: &[(&'static str, Value)],
         label: fn(f64) -> String,
     ) -> Self {
         let values = lines.iter().flat_map(|(_, value)| history.rates.iter().filter_map(value));
         let top = round_above(values.fold(0.0, f64::max));
-        let newest = |(name, value): &(&str, fn(&Rates) -> Option<f64>)| {
+        let newest = |(name, value): &(&str, Value)| {
             let value = history.rates.iter().rev().find_map(value)?;
             let value = label(value);
             Some(if lines.len() > 1 { format!("{name} {value}") } else { value })
