@@ -52,6 +52,7 @@ use crate::rules::Violations;
 use crate::server::access::AccessLog;
 use crate::server::address::{Address, BindError};
 use crate::server::listener::RemovedListener;
+use crate::server::route::RouteNames;
 use crate::server::{Registry, Totals};
 use crate::systemd::activation::{Inherited, LAST_GOOD, Role, restore_stderr, role};
 use crate::systemd::manager::Manager;
@@ -297,7 +298,8 @@ impl Daemon {
         };
         let metrics = Metrics::new();
         let io = threads.io(config.http.threads)?;
-        let totals = Totals::new(io.number(), AccessLog::new(&config.log));
+        let routes = RouteNames::new(config.http.routes.iter().map(|route| &*route.path));
+        let totals = Totals::new(io.number(), AccessLog::new(&config.log), routes);
         let registry = Registry::new(totals);
         let users = threads.users();
         let supervisor = Supervisor::new(config.supervision.clone(), lifecycle.clone(), Manager::watchdog());

@@ -234,7 +234,9 @@ impl fmt::Display for Status {
             writeln!(f, "{what} over: {connections}, {tunnels}")?;
         }
         writeln!(f, "in flight: {}", requests.len())?;
-        for InFlightRequest { method, path, peer, age, sent, waiting_for } in requests.iter().take(REQUESTS) {
+        for InFlightRequest { method, path, peer, age, sent, waiting_for, .. } in
+            requests.iter().take(REQUESTS)
+        {
             // Escaped again: another version of the daemon may not have done it.
             let (method, path, peer) = (printable(method), printable(path), printable(peer));
             let (age, waiting_for) = (lasting(*age), printable(waiting_for));

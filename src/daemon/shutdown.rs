@@ -203,6 +203,7 @@ async fn cut_all(by: &str, registry: &Registry, http: &Stoppable, user_children:
             message_id = CUT_ID,
             method = &*method,
             path = &*path,
+            route = r.route,
             peer = %r.peer,
             age_ms = millis(r.age),
             sent = r.sent,

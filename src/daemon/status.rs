@@ -261,6 +261,9 @@ pub struct InFlightRequest {
     pub method: String,
     /// Its path: the first 1,024 bytes, with control characters as escapes.
     pub path: String,
+    /// The route that answers it: its pattern; `router`, or `none`.
+    #[serde(default)]
+    pub route: String,
     /// The client.
     pub peer: String,
     /// The time since its head was read.
@@ -276,6 +279,7 @@ impl From<&RequestView> for InFlightRequest {
         Self {
             method: excerpt(request.method.as_str()).into_owned(),
             path: excerpt(request.uri.path()).into_owned(),
+            route: printable(&request.route).into_owned(),
             peer: request.peer.to_string(),
             age: request.age.as_secs_f64(),
             sent: request.sent,
@@ -514,6 +518,7 @@ impl Status {
             requests: vec![InFlightRequest {
                 method: "GET".to_owned(),
                 path: "/app/export".to_owned(),
+                route: "/app/*".to_owned(),
                 peer: "192.0.2.7".to_owned(),
                 age: 12.3,
                 sent: 1 << 20,

@@ -14,6 +14,7 @@ use crate::printable::excerpt;
 pub(crate) struct Record<'a> {
     pub(super) method: &'a Method,
     pub(super) uri: &'a Uri,
+    pub(super) route: &'a str,
     pub(super) peer: Peer,
     pub(super) status: Option<StatusCode>,
     pub(super) outcome: Outcome,
@@ -59,6 +60,7 @@ fn emit(r: &Record<'_>) {
         method = &*method,
         path = &*path,
         query = r.uri.query().map(excerpt).as_deref(),
+        route = r.route,
         peer = %r.peer,
         status = r.status.map(|s| s.as_u16()),
         outcome = r.outcome.name(),

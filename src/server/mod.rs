@@ -23,6 +23,7 @@ pub(crate) mod listener;
 mod offloaded;
 mod peer;
 mod registry;
+pub(crate) mod route;
 pub(crate) mod stream;
 mod sweep;
 #[cfg(test)]
@@ -55,6 +56,7 @@ pub(crate) use self::handler::{Answering, Handler};
 pub(crate) use self::offloaded::Offloaded;
 pub use self::peer::Peer;
 pub(crate) use self::registry::Registry;
+pub(crate) use self::route::RouteId;
 pub(crate) use self::totals::Totals;
 
 use self::connection::http1::Http1s;

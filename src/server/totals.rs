@@ -4,9 +4,10 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use super::access::{self, AccessLog};
-use super::connection::Ended;
+use super::connection;
 use super::durations::{Durations, DurationsView};
 use super::peer::Peer;
+use super::route::{RouteId, RouteNames};
 use crate::handover::NotCarried;
 use crate::handover::parcel::Parcel;
 use crate::printable::counted;
@@ -43,6 +44,16 @@ impl Outcome {
     }
 }
 
+/// A request that has ended, with what its connection knows of it.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) request: connection::Ended,
+    pub(super) route: RouteId,
+    pub(super) peer: Peer,
+    /// Bytes of its answer that were sent.
+    pub(super) sent: u64,
+}
+
 /// The account of one thread's requests since the start, and its connections. On a cache line of its own (two, for
 /// processors fetch them in pairs): no thread waits for another to count.
 #[derive(Debug, Default)]
@@ -65,6 +76,7 @@ pub(crate) struct Totals {
     /// One for each thread that connections live on.
     shards: Box<[Shard]>,
     access: AccessLog,
+    routes: RouteNames,
     /// Connections accepted.
     pub accepted: AtomicU64,
     /// Connections closed at once, for their client had too many.
@@ -160,11 +172,12 @@ impl fmt::Debug for Totals {
 }
 
 impl Totals {
-    /// An account of so many threads, that tells `access` of each request.
-    pub(crate) fn new(threads: usize, access: AccessLog) -> Self {
+    /// An account of so many threads, by routes, that tells `access` of each request.
+    pub(crate) fn new(threads: usize, access: AccessLog, routes: RouteNames) -> Self {
         Self {
             shards: (0..threads).map(|_| Shard::default()).collect(),
             access,
+            routes,
             accepted: AtomicU64::default(),
             turned_away: AtomicU64::default(),
             handed_over: Carried::default(),
@@ -176,7 +189,7 @@ impl Totals {
 
     /// An account of one thread, without a log and metrics.
     pub(crate) fn unobserved() -> Self {
-        Self::new(1, AccessLog::off())
+        Self::new(1, AccessLog::off(), RouteNames::new([]))
     }
 
     /// The thread with the fewest connections.
@@ -200,9 +213,14 @@ impl Totals {
         self.shards[thread].in_flight.fetch_add(1, Relaxed);
     }
 
-    /// A request of a thread's has ended, with so many bytes of its answer sent.
-    pub(super) fn ended(&self, thread: usize, ended: Ended, peer: Peer, sent: u64) {
-        let Ended { exchange, outcome } = ended;
+    /// The names of the routes.
+    pub(crate) fn routes(&self) -> &RouteNames {
+        &self.routes
+    }
+
+    /// A request of a thread's has ended.
+    pub(super) fn ended(&self, thread: usize, ended: Ended) {
+        let Ended { request: connection::Ended { exchange, outcome }, route, peer, sent } = ended;
         let shard = &self.shards[thread];
         shard.in_flight.fetch_sub(1, Relaxed);
         match outcome {
@@ -220,6 +238,7 @@ impl Totals {
         self.access.log(&access::Record {
             method: &exchange.method,
             uri: &exchange.uri,
+            route: self.routes.name(route),
             peer,
             status: exchange.status,
             outcome,

@@ -58,6 +58,32 @@ fn access_off_logs_none() {
 }
 
 #[test]
+fn a_request_is_logged_under_the_route_that_answers_it() {
+    let keys = "[log]\nformat = \"json\"\naccess = \"all\"\n\
+        [[route]]\npath = \"/exact\"\nstatus = true\n[[route]]\npath = \"/below/*\"\nstatus = true\n";
+    let mut daemon = troubled(keys, unchanged);
+    let listening = daemon.wait_for_line("where it listens", |line| line.contains("\"child\":\"http\""));
+    let listening: Value = serde_json::from_str(&listening).unwrap();
+    let mut client = Client::connect(listening["address"].as_str().unwrap().parse().unwrap()).unwrap();
+    // All at once: the next head may be here before an answer is written.
+    let paths = ["/below/x?y", "/exact", "/nowhere", "/below/../exact", "/..", "/below/"];
+    let request = |path: &&str| format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
+    client.send(paths.iter().map(request).collect::<String>()).unwrap();
+    for _ in &paths {
+        client.receive().unwrap();
+    }
+    drop(client);
+    let log = stop(&mut daemon);
+    let routes: Vec<_> = log
+        .iter()
+        .map(|line| serde_json::from_str::<Value>(line).expect("an object a line"))
+        .filter(|event| event["target"] == "steadfast::access")
+        .map(|event| event["route"].as_str().expect("a route").to_owned())
+        .collect();
+    assert_eq!(routes, ["/below/*", "/exact", "router", "/exact", "none", "/below/*"], "{log:#?}");
+}
+
+#[test]
 fn a_slow_request_is_logged_whatever_access_says() {
     for access in ["all", "errors", "off"] {
         let keys = format!("log.access = \"{access}\"\nlog.slow = \"20ms\"\n");

@@ -18,7 +18,7 @@ mod tests;
 
 use std::future::poll_fn;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
@@ -44,7 +44,8 @@ use super::departures::Departures;
 use super::limits::Limits;
 use super::peer::Peer;
 use super::registry::Registry;
-use super::totals::Outcome;
+use super::route::RouteId;
+use super::totals::{self, Outcome};
 use crate::handover::parcel::{ConnectionNote, Flow, Parcel, TunnelNote};
 
 /// The most bytes of interim answers that wait for a client; what comes beyond is not sent.
@@ -74,6 +75,8 @@ pub(crate) struct Connection {
     refused: AtomicBool,
     /// True if the handler has said that its answer waits for nobody but the client.
     answers_alone: AtomicBool,
+    /// The route of the request that is being answered, as its bits.
+    route: AtomicU32,
     /// The newest request, and what is left of its body. Locked before the machine, where both are.
     unread: Mutex<Unread>,
 }
@@ -94,6 +97,8 @@ pub struct RequestView {
     pub method: Method,
     /// Its path and query.
     pub uri: Uri,
+    /// The name of the route that answers it: its pattern; `router`, or `none`.
+    pub route: String,
     /// The client.
     pub peer: Peer,
     /// The time since its head was read.
@@ -139,6 +144,7 @@ impl Connection {
             answered: AtomicU64::new(answered),
             refused: AtomicBool::new(false),
             answers_alone: AtomicBool::new(false),
+            route: AtomicU32::new(RouteId::NONE.bits()),
             unread: Mutex::default(),
         }
     }
@@ -216,6 +222,15 @@ impl Connection {
         self.answered.load(Relaxed)
     }
 
+    /// The route of the request that is being answered.
+    fn route(&self) -> RouteId {
+        RouteId::from_bits(self.route.load(Relaxed))
+    }
+
+    fn set_route(&self, route: RouteId) {
+        self.route.store(route.bits(), Relaxed);
+    }
+
     /// A copy of what is known of the request in flight.
     pub(super) fn view(&self) -> Option<RequestView> {
         let machine = self.machine();
@@ -223,6 +238,7 @@ impl Connection {
         Some(RequestView {
             method: exchange.method.clone(),
             uri: exchange.uri.clone(),
+            route: self.registry.totals().routes().name(self.route()).to_owned(),
             peer: self.peer,
             age: exchange.started.elapsed(),
             sent: self.progress.sent().saturating_sub(exchange.sent_before),
@@ -270,7 +286,9 @@ impl Connection {
         drop(machine);
         let afterwards = ended.exchange.afterwards;
         let sent = self.progress.sent().saturating_sub(ended.exchange.sent_before);
-        self.registry.totals().ended(self.slot.thread, ended, self.peer, sent);
+        // The next request has none before it is its turn.
+        let request = totals::Ended { request: ended, route: self.route(), peer: self.peer, sent };
+        self.registry.totals().ended(self.slot.thread, request);
         Some(afterwards)
     }
 
@@ -416,7 +434,9 @@ impl Connection {
     }
 
     fn end(&self, outcome: Outcome) {
-        while self.on(Event::End(outcome)).is_some() {}
+        while self.on(Event::End(outcome)).is_some() {
+            self.set_route(RouteId::NONE);
+        }
     }
 
     /// Says what the request in flight waits for.
@@ -510,6 +530,11 @@ impl InFlight {
         self.0.trusted
     }
 
+    /// Says which route answers the request.
+    pub(crate) fn routed(&self, route: RouteId) {
+        self.0.set_route(route);
+    }
+
     /// Says what the request waits for, for the log of a cut and for `/status`.
     pub fn waiting_for(&self, what: Waiting) {
         self.0.waiting_for(what);
@@ -542,7 +567,7 @@ impl InFlight {
     /// A request that nobody sent.
     #[cfg(any(test, feature = "benches"))]
     pub(crate) fn of(peer: Peer) -> Self {
-        let registry = Registry::new(super::totals::Totals::unobserved());
+        let registry = Registry::new(totals::Totals::unobserved());
         Self(registry.accepted(0, peer, false, None))
     }
 

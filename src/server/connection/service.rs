@@ -19,6 +19,7 @@ use super::body::{AnswerBody, RequestBody, announced};
 use super::http1::Seat;
 use super::{Command, Connection, InFlight};
 use crate::server::handler::{Answering, Handler, failed};
+use crate::server::route::RouteId;
 
 /// Everything that the connections of a server share.
 #[derive(Debug)]
@@ -95,6 +96,7 @@ impl Serving {
     /// Asks the handler for the answer, if the request is for it. If it panics, the panic hook has logged the message and
     /// its place.
     fn ask(&self, request: Request<Incoming>, connection: &Arc<Connection>) -> Answering {
+        connection.set_route(RouteId::NONE);
         if let Some(refusal) = self.refusal(&request, connection) {
             RequestBody::refuse(request, connection);
             return Either::Left(ready(refusal));

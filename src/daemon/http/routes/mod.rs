@@ -23,7 +23,7 @@ use self::files::Files;
 use self::path::{Reading, Unreadable};
 use self::proxy::Proxy;
 use self::respond::Respond;
-use crate::server::{Answering, Handler, InFlight, Offloaded};
+use crate::server::{Answering, Handler, InFlight, Offloaded, RouteId};
 
 /// One `[[route]]`: a path and its answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,19 +88,19 @@ impl Routes {
         tunnels: &TaskTracker,
     ) -> Self {
         let mut table = Table::default();
-        for route in routes {
+        for (index, route) in routes.iter().enumerate() {
             let Ok((is_folder, Reading { path, compared, .. })) = claim(&route.path) else {
                 continue;
             };
             let endpoints = if is_folder { &mut table.below } else { &mut table.exact };
             endpoints
                 .entry(compared.into_owned())
-                .or_insert_with(|| Endpoint::new(&route.action, &path, tunnels));
+                .or_insert_with(|| (RouteId::of_config(index), Endpoint::new(&route.action, &path, tunnels)));
         }
-        for (folder, endpoint) in &table.below {
+        for (folder, (id, endpoint)) in &table.below {
             let folder = folder.strip_suffix(b"/").unwrap_or_default();
             if matches!(endpoint, Endpoint::Files(_)) && !folder.is_empty() {
-                table.exact.entry(folder.to_vec()).or_insert(Endpoint::ToFolder);
+                table.exact.entry(folder.to_vec()).or_insert((*id, Endpoint::ToFolder));
             }
         }
         // `[http] body_limit` is the limit of a body, not axum's own default.
@@ -118,11 +118,14 @@ impl Routes {
 #[derive(Debug, Default)]
 struct Table {
     /// By their paths, as they are compared.
-    exact: BTreeMap<Vec<u8>, Endpoint>,
+    exact: BTreeMap<Vec<u8>, Routed>,
     /// By their folders, which end in a slash.
-    below: BTreeMap<Vec<u8>, Endpoint>,
+    below: BTreeMap<Vec<u8>, Routed>,
     fallback: Option<Box<dyn Handler>>,
 }
+
+/// A route, and what answers there.
+type Routed = (RouteId, Endpoint);
 
 /// The answering side of a route, ready to be called.
 #[derive(Clone, Debug)]
@@ -156,7 +159,7 @@ impl Endpoint {
 
 impl Table {
     /// The most specific route of a path: that of the exact path, or of the longest folder above it.
-    fn find(&self, path: &[u8]) -> Option<&Endpoint> {
+    fn find(&self, path: &[u8]) -> Option<&Routed> {
         let folders =
             || (1..=path.len()).rev().map(|end| &path[..end]).filter(|folder| folder.ends_with(b"/"));
         self.exact.get(path).or_else(|| folders().find_map(|folder| self.below.get(folder)))
@@ -164,7 +167,7 @@ impl Table {
 
     /// The route of a request; `None` where no route claims it. Where the answer depends on the path, the request is
     /// given the one that was compared.
-    fn route(&self, request: &mut Request) -> Result<Option<&Endpoint>, String> {
+    fn route(&self, request: &mut Request) -> Result<Option<&Routed>, String> {
         let sent = request.uri().path();
         let reading = match path::read(sent) {
             Ok(reading) => reading,
@@ -172,8 +175,8 @@ impl Table {
             Err(Unreadable::Relative) if matches!(sent, "" | "*") => return Ok(None),
             Err(unreadable) => return Err(format!("the path {unreadable}")),
         };
-        let endpoint = self.find(&reading.compared);
-        if let Some(reader) = endpoint.filter(|endpoint| endpoint.reads_the_path()) {
+        let routed = self.find(&reading.compared);
+        if let Some(reader) = routed.filter(|(_, endpoint)| endpoint.reads_the_path()) {
             if let Some(undivided) = &reading.undivided
                 && !self.find(undivided).is_some_and(|other| std::ptr::eq(reader, other))
             {
@@ -185,24 +188,31 @@ impl Table {
                     .map_err(|error| format!("the path cannot be passed on: {error}"))?;
             }
         }
-        Ok(endpoint)
+        Ok(routed)
     }
 }
 
 impl Handler for Routes {
     fn answer(&self, mut request: Request, in_flight: InFlight) -> Answering {
         let at_once = |response| Either::Left(ready(response));
-        match self.0.route(&mut request) {
-            Ok(Some(Endpoint::Respond(respond))) => at_once(respond.answer(request.method())),
-            Ok(Some(Endpoint::Status)) => at_once(status::answer(request.uri())),
-            Ok(Some(Endpoint::ToFolder)) => at_once(files::to_folder(request.uri(), "")),
-            Ok(Some(Endpoint::Files(files))) => Either::Right(Box::pin(files.answer(request, in_flight))),
-            Ok(Some(Endpoint::Proxy(proxy))) => Either::Right(Box::pin(proxy.answer(request, in_flight))),
-            Ok(None) => match &self.0.fallback {
-                Some(fallback) => fallback.answer(request, in_flight),
-                None => at_once(unclaimed(&request)),
-            },
-            Err(reason) => at_once(text(StatusCode::BAD_REQUEST, &reason)),
+        let endpoint = match (self.0.route(&mut request), &self.0.fallback) {
+            (Ok(Some((id, endpoint))), _) => {
+                in_flight.routed(*id);
+                endpoint
+            }
+            (Ok(None), Some(fallback)) => {
+                in_flight.routed(RouteId::ROUTER);
+                return fallback.answer(request, in_flight);
+            }
+            (Ok(None), None) => return at_once(unclaimed(&request)),
+            (Err(reason), _) => return at_once(text(StatusCode::BAD_REQUEST, &reason)),
+        };
+        match endpoint {
+            Endpoint::Respond(respond) => at_once(respond.answer(request.method())),
+            Endpoint::Status => at_once(status::answer(request.uri())),
+            Endpoint::ToFolder => at_once(files::to_folder(request.uri(), "")),
+            Endpoint::Files(files) => Either::Right(Box::pin(files.answer(request, in_flight))),
+            Endpoint::Proxy(proxy) => Either::Right(Box::pin(proxy.answer(request, in_flight))),
         }
     }
 }
