@@ -192,7 +192,7 @@ fn command(message: Message) -> Option<Command> {
         let known = [key::SECOND_SIGNAL, key::TOO_MANY];
         Some(Command::Cut(known.into_iter().find(|known| *known == by).unwrap_or("the main process")))
     } else if let Some(json) = message.value(key::PREDECESSORS) {
-        let restarts = message.value(key::RESTARTS).and_then(|number| number.parse().ok());
+        let restarts = message.value(key::RESTARTED).and_then(|number| number.parse().ok());
         let news = |predecessors| News { predecessors, restarts: restarts.unwrap_or_default() };
         serde_json::from_str(json).ok().map(news).map(Command::News)
     } else if message.has(key::RELOADED) || message.has(key::REFUSED) {

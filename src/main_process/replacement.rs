@@ -292,7 +292,7 @@ impl MainProcess {
             })
             .collect();
         if let Ok(json) = serde_json::to_string(&predecessors) {
-            let restarts = assign(key::RESTARTS, &self.restarted.to_string());
+            let restarts = assign(key::RESTARTED, &self.restarted.to_string());
             current.tell(&format!("{}\n{restarts}", assign(key::PREDECESSORS, &json)));
         }
     }

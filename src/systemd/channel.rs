@@ -71,7 +71,7 @@ pub(crate) mod key {
     /// To a worker: the predecessors that still finish, as JSON.
     pub(crate) const PREDECESSORS: &str = "X_STEADFAST_PREDECESSORS";
     /// To a worker, beside [`PREDECESSORS`]: the number of workers that were started in the place of others that failed.
-    pub(crate) const RESTARTS: &str = "X_STEADFAST_RESTARTS";
+    pub(crate) const RESTARTED: &str = "X_STEADFAST_RESTARTED";
     /// The text that goes with [`RELOADED`] and [`REFUSED`], as a JSON string: it may have line breaks.
     pub(crate) const TEXT: &str = "X_STEADFAST_TEXT";
 }
