@@ -105,13 +105,13 @@ fn way(history: &History, span: f64, top: f64, value: impl Fn(&Rates) -> Option<
     way
 }
 
-/// The least of 1, 2, 5, 10, 20, ... or of 0.1, 0.05, ... that is not below a value.
+/// The least number that is not below a value and has one figure, of which the half has two at most.
 fn round_above(value: f64) -> f64 {
     if value <= 0.0 {
         return 1.0;
     }
     let power = 10_f64.powf(value.log10().floor());
-    let steps = [1.0, 2.0, 5.0, 10.0];
+    let steps = [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0];
     steps.map(|step| step * power).into_iter().find(|step| *step >= value).unwrap_or(value)
 }
 
@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn an_axis_ends_at_a_round_number_above_all_values() {
         let tops = [0.0, 0.7, 1.0, 1.1, 4.9, 7.0, 1203.0, 0.0042].map(round_above);
-        for (top, expected) in tops.into_iter().zip([1.0, 1.0, 1.0, 2.0, 5.0, 10.0, 2000.0, 0.005]) {
+        for (top, expected) in tops.into_iter().zip([1.0, 0.8, 1.0, 2.0, 6.0, 8.0, 2000.0, 0.006]) {
             assert!((top - expected).abs() < 1e-9, "{top} is not {expected}");
         }
     }
