@@ -37,10 +37,10 @@ pub(crate) enum Command {
     AnnounceStop,
     /// Show what the running daemon is doing
     Status {
-        /// Once a second, until interrupted
+        /// Follow it on a screen; not on a terminal: print it each second
         #[arg(long)]
         watch: bool,
-        /// As JSON
+        /// As JSON, for scripts (docs/status.md)
         #[arg(long)]
         json: bool,
     },

@@ -12,7 +12,8 @@ pub(crate) const LONGEST: usize = 1024;
 /// The text without what drives a terminal or turns the order of its characters about: control characters (C0, DEL, C1)
 /// but for line feeds and tabs, line separators, and the bidirectional controls of UAX #9. They are written as in Rust,
 /// `\u{9b}`. Printable text is returned as it is, so a second call changes nothing.
-pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+#[must_use]
+pub fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(is_harmful) {
         return text.into();
     }
@@ -70,6 +71,76 @@ pub(crate) fn counted<N: Copy + Display + PartialEq + From<u8>>(number: N, thing
     format!("{number} {thing}{plural}")
 }
 
+/// A number with its thousands apart: "1,203".
+#[must_use]
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut shown = String::with_capacity(digits.len() + digits.len() / 3);
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            shown.push(',');
+        }
+        shown.push(digit);
+    }
+    shown
+}
+
+/// A rate: "0.3", "1,203".
+#[must_use]
+pub fn rate(rate: f64) -> String {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "it saturates, which is as good here"
+    )]
+    let whole = rate.round() as u64;
+    if rate > 0.0 && rate < 9.95 { format!("{rate:.1}") } else { grouped(whole) }
+}
+
+/// A number of bytes in the unit that suits it: "1.2 MiB".
+#[must_use]
+pub fn size(bytes: u64) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    #[expect(clippy::cast_precision_loss, reason = "one digit of it is shown")]
+    let (mut size, mut unit) = (bytes as f64 / 1024.0, units[0]);
+    for next in &units[1..] {
+        if size < 1023.95 {
+            break;
+        }
+        (size, unit) = (size / 1024.0, next);
+    }
+    format!("{size:.1} {unit}")
+}
+
+/// A time, in seconds, in the units that suit it: "0.3 ms", "4.2 s", "3 min 12 s", "2 h 5 min", "3 d 4 h".
+#[must_use]
+pub fn lasting(seconds: f64) -> String {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "it saturates, which is as good here"
+    )]
+    let whole = seconds.round() as u64;
+    let two = |large, large_unit, small, small_unit| match small {
+        0 => format!("{large} {large_unit}"),
+        _ => format!("{large} {large_unit} {small} {small_unit}"),
+    };
+    match whole {
+        _ if seconds <= 0.0 => "0 s".to_owned(),
+        _ if seconds < 0.000_95 => format!("{:.2} ms", seconds * 1e3),
+        _ if seconds < 0.009_95 => format!("{:.1} ms", seconds * 1e3),
+        _ if seconds < 0.9995 => format!("{:.0} ms", seconds * 1e3),
+        _ if seconds < 9.95 => format!("{seconds:.1} s"),
+        0..60 => format!("{whole} s"),
+        60..3_600 => two(whole / 60, "min", whole % 60, "s"),
+        3_600..86_400 => two(whole / 3_600, "h", whole % 3_600 / 60, "min"),
+        _ => two(whole / 86_400, "d", whole % 86_400 / 3_600, "h"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     //! Only text is shown, and no more than is wanted.
@@ -97,6 +168,28 @@ mod tests {
         assert_eq!(excerpt_of(5, "/paths"), "/path...(1 B more)");
         // Within a character nothing can be cut.
         assert_eq!(excerpt_of(4, "/abü"), "/ab...(2 B more)");
+    }
+
+    #[test]
+    fn numbers_are_in_units_that_people_read() {
+        let shown = [0, 999, 1203, 1_234_567].map(grouped);
+        assert_eq!(shown, ["0", "999", "1,203", "1,234,567"]);
+        let shown = [0, 1023, 1536, 1_048_570, 5_000_000_000].map(size);
+        assert_eq!(shown, ["0 B", "1023 B", "1.5 KiB", "1.0 MiB", "4.7 GiB"]);
+        let times = [0.0, 0.0003, 0.0042, 0.25, 4.2, 59.0, 192.0, 7200.0, 7500.0, 273_600.0];
+        let shown = [
+            "0 s",
+            "0.30 ms",
+            "4.2 ms",
+            "250 ms",
+            "4.2 s",
+            "59 s",
+            "3 min 12 s",
+            "2 h",
+            "2 h 5 min",
+            "3 d 4 h",
+        ];
+        assert_eq!(times.map(lasting), shown);
     }
 
     proptest! {

@@ -11,8 +11,15 @@
 //! # Ok::<(), serde_json::Error>(())
 //! ```
 
+pub use crate::daemon::overview::{Health, Row};
 pub use crate::daemon::status::{
-    ChildStatus, Connections, Drain, InFlightRequest, Predecessor, Status, Totals,
+    ChildStatus, Connections, Drain, History, InFlightRequest, MainProcess, Predecessor, Rates, Report,
+    Status, Totals,
 };
+
+/// What comes from outside, and numbers, fit to be shown to people.
+pub mod shown {
+    pub use crate::daemon::status::{grouped, lasting, printable, rate, size};
+}
 pub use crate::server::State;
 pub use crate::systemd::runtime::control_path;

@@ -59,6 +59,18 @@ impl Child {
     }
 }
 
+/// The reason why a child does not run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Pause {
+    /// It is about to.
+    #[default]
+    Starting,
+    /// It failed, and waits to be started again.
+    Waiting,
+    /// It has ended.
+    Ended,
+}
+
 /// The supervisor's record of a child.
 #[derive(Debug)]
 pub(crate) struct Vitals {
@@ -68,6 +80,8 @@ pub(crate) struct Vitals {
     pub(super) restarts: AtomicU32,
     /// The time of its last heartbeat, in milliseconds of the supervisor's clock; `u64::MAX` while it does not run.
     pub(super) beat: AtomicU64,
+    /// Why it does not run, while it does not; written by the supervisor.
+    pub(super) pause: Mutex<Pause>,
     pub(super) doing: Mutex<&'static str>,
     /// True once it is ready; written by the child. The root waits for it before anything is served.
     pub(super) ready: watch::Sender<bool>,
@@ -87,6 +101,7 @@ impl Vitals {
             is_users: false,
             restarts: AtomicU32::new(0),
             beat: AtomicU64::new(Self::NOT_RUNNING),
+            pause: Mutex::default(),
             doing: Mutex::new("starting"),
             ready: watch::Sender::new(true),
             panic: Mutex::default(),
@@ -111,6 +126,16 @@ impl Vitals {
     #[must_use]
     pub(crate) fn last_doing(&self) -> &'static str {
         *self.doing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why it does not run, while it does not.
+    pub(super) fn pause(&self) -> Pause {
+        *self.pause.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes why it does not run.
+    pub(super) fn pauses(&self, why: Pause) {
+        *self.pause.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
     /// Notes the message of a panic.

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use crate::main_process::{Predecessor, Settings};
+use crate::main_process::{News, Settings};
 use crate::systemd::activation::{CHANNEL, Inherited, Role, failed, role};
 use crate::systemd::channel::{Channel, Message, key};
 use crate::systemd::process::Process;
@@ -36,8 +36,8 @@ pub(super) enum Command {
     Cut(&'static str),
     /// The outcome of a reload.
     Answer(Message),
-    /// The predecessors that still finish.
-    Predecessors(Vec<Predecessor>),
+    /// What the main process knows, for the status.
+    News(News),
     /// The main process has ended.
     Gone,
     /// Nothing is kept for another main process either, so that there will be none.
@@ -53,6 +53,7 @@ struct Inner {
     channel: Arc<Channel>,
     /// Its process; none if it has ended already.
     process: Option<Process>,
+    pid: u32,
     gone: AtomicBool,
     orphaned: AtomicBool,
     beside: bool,
@@ -71,6 +72,7 @@ impl Link {
         Ok(Some(Self(Arc::new(Inner {
             channel,
             process,
+            pid: main.as_raw_nonzero().get().unsigned_abs(),
             gone: AtomicBool::new(false),
             orphaned: AtomicBool::new(false),
             beside,
@@ -81,6 +83,11 @@ impl Link {
     /// The channel to it.
     pub(super) fn channel(&self) -> &Arc<Channel> {
         &self.0.channel
+    }
+
+    /// Its process number; it may have ended.
+    pub(super) fn pid(&self) -> u32 {
+        self.0.pid
     }
 
     /// True if another worker serves, and goes on if this one cannot.
@@ -192,7 +199,9 @@ fn command(message: Message) -> Option<Command> {
         let known = [key::SECOND_SIGNAL, key::TOO_MANY];
         Some(Command::Cut(known.into_iter().find(|known| *known == by).unwrap_or("the main process")))
     } else if let Some(json) = message.value(key::PREDECESSORS) {
-        serde_json::from_str(json).ok().map(Command::Predecessors)
+        let restarts = message.value(key::RESTARTED).and_then(|number| number.parse().ok());
+        let news = |predecessors| News { predecessors, restarts: restarts.unwrap_or_default() };
+        serde_json::from_str(json).ok().map(news).map(Command::News)
     } else if message.has(key::RELOADED) || message.has(key::REFUSED) {
         Some(Command::Answer(message))
     } else {

@@ -6,10 +6,12 @@ pub(crate) mod config;
 mod exposition;
 #[cfg(feature = "faults")]
 mod faults;
+mod history;
 pub(crate) mod http;
 mod ledger;
 mod link;
 mod metrics;
+pub(crate) mod overview;
 pub(crate) mod phase;
 mod reload;
 pub(crate) mod shutdown;
@@ -36,6 +38,7 @@ use tokio_util::task::TaskTracker;
 use self::child::{BoundChild, BoxError, Child, Context, Kind, UserChild};
 pub use self::config::Config;
 use self::config::Source;
+use self::history::History;
 use self::http::Http;
 use self::http::routes::Routes;
 use self::link::Link;
@@ -273,23 +276,7 @@ impl Daemon {
         let Self { config, router, user_children, lifecycle, stop_when } = self;
         config.check()?;
         let source = &config.source;
-        if !source.name.is_empty() {
-            let (version, config) = (env!("CARGO_PKG_VERSION"), &*source.name);
-            tracing::info!(
-                message_id = event::STARTING,
-                version,
-                config,
-                "steadfast {version} with {config}"
-            );
-        }
-        if let Some(stale) = &source.stale {
-            tracing::error!(
-                message_id = event::LAST_GOOD_CONFIG,
-                cause = stale.in_short,
-                "the config is wrong, serving the last good one until a reload succeeds: {}",
-                stale.said
-            );
-        }
+        log_source(source);
         let is_beside = link.as_ref().is_some_and(Link::is_beside);
         let channel = link.as_ref().map(|link| Arc::clone(link.channel()));
         let manager = channel.clone().map_or_else(Manager::from_environment, Manager::main_process);
@@ -326,7 +313,10 @@ impl Daemon {
             io: io.clone(),
             started: Instant::now(),
             reload_failure: Arc::default(),
-            predecessors: Arc::default(),
+            main_process: link.as_ref().map(Link::pid),
+            news: Arc::default(),
+            history: History::default(),
+            report: Arc::default(),
             stale_config: source.stale.as_ref().map(|stale| stale.in_short.clone()),
         };
         let last_good = match source {
@@ -376,6 +366,22 @@ impl Daemon {
         }
 
         Ok(Tree { daemon: context, settings, last_good, http, others, user_children, stop_when, removed })
+    }
+}
+
+/// Says which config this is, and why it is not the one that is there.
+fn log_source(source: &Source) {
+    if !source.name.is_empty() {
+        let (version, config) = (env!("CARGO_PKG_VERSION"), &*source.name);
+        tracing::info!(message_id = event::STARTING, version, config, "steadfast {version} with {config}");
+    }
+    if let Some(stale) = &source.stale {
+        tracing::error!(
+            message_id = event::LAST_GOOD_CONFIG,
+            cause = stale.in_short,
+            "the config is wrong, serving the last good one until a reload succeeds: {}",
+            stale.said
+        );
     }
 }
 

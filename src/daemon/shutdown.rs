@@ -106,8 +106,10 @@ pub(super) struct Stop<'a> {
 }
 
 /// The outcome for the work in flight.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Report {
+    /// Requests that were finished.
+    pub(super) finished: u64,
     /// Requests and children that were cut.
     pub(super) cut: u64,
 }
@@ -203,7 +205,7 @@ impl Stop<'_> {
             took.as_millis(),
             counted(finished, "request"),
         );
-        Report { cut }
+        Report { finished, cut }
     }
 }
 

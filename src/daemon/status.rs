@@ -1,19 +1,23 @@
 //! One snapshot of the daemon, for `STATUS=`, `/status` and the metrics alike.
 
-use std::fmt::{self, Write};
+use std::fmt::Write;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use super::history;
 use super::phase::{Lifecycle, Phase};
+use super::shutdown;
 use super::supervisor::Supervisor;
 use crate::main_process;
-use crate::printable::{counted, excerpt, excerpt_of, printable};
+use crate::printable::{counted, excerpt, excerpt_of};
+pub use crate::printable::{grouped, lasting, printable, rate, size};
 use crate::server::threads::IoThreads;
 use crate::server::{Registry, RequestView, State};
+use crate::systemd::process;
 
 /// The most of a method that is shown in one line, in bytes.
 const METHOD: usize = 20;
@@ -31,8 +35,13 @@ pub(super) struct Observer {
     pub(super) started: Instant,
     /// The reason, on one line, why the last reload failed; none if it did not.
     pub(super) reload_failure: Arc<Mutex<Option<String>>>,
-    /// The workers that finish what they had in flight when others took over.
-    pub(super) predecessors: Arc<Mutex<Vec<main_process::Predecessor>>>,
+    /// The main process; none for a daemon without one.
+    pub(super) main_process: Option<u32>,
+    /// What the main process told last, and when.
+    pub(super) news: Arc<Mutex<Option<(main_process::News, Instant)>>>,
+    pub(super) history: history::History,
+    /// What became of the work in flight; set once, by the root, at the end of a stop.
+    pub(super) report: Arc<OnceLock<shutdown::Report>>,
     /// The reason, on one line, why the last good config is served and not the one that is there now.
     pub(super) stale_config: Option<String>,
 }
@@ -44,17 +53,29 @@ pub struct Status {
     pub phase: String,
     /// The daemon's version.
     pub version: String,
-    /// Its process.
+    /// Its process: the worker.
     pub pid: u32,
     /// The time since its start.
     pub uptime: f64,
-    /// Its drain, once a stop was asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Its drain, from when a stop was asked for until all work is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<Drain>,
-    /// The tree.
+    /// What became of the work in flight, once a stop has ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<Report>,
+    /// The process above the worker; absent for a daemon without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub main_process: Option<MainProcess>,
+    /// The tree of the worker.
     pub children: Vec<ChildStatus>,
     /// Its open connections.
     pub connections: Connections,
+    /// The rates of the last ten seconds.
+    #[serde(default)]
+    pub rates: Rates,
+    /// The rates of the last minutes.
+    #[serde(default)]
+    pub history: History,
     /// Everything that is counted since the start.
     pub totals: Totals,
     /// The requests in flight, oldest first.
@@ -65,6 +86,57 @@ pub struct Status {
     /// The reason why the last good config is served and not the one that is there now; absent if it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stale_config: Option<String>,
+    /// The reason why the last reload changed nothing; absent if it did not fail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reload_failure: Option<String>,
+}
+
+/// The process that starts workers and keeps what outlives them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MainProcess {
+    /// Its number.
+    pub pid: u32,
+    /// The time since its start; absent if it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uptime: Option<f64>,
+    /// The number of workers that it has started in the place of others that failed.
+    pub restarts: u64,
+}
+
+/// What became of the work that was in flight at a stop.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// Requests that were finished.
+    pub finished: u64,
+    /// Requests and children that were cut.
+    pub cut: u64,
+}
+
+/// What happened in each second of some time, and how long the requests took that ended in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Rates {
+    /// Requests ended in a second.
+    pub requests: f64,
+    /// Bytes of answers sent in a second.
+    pub sent: u64,
+    /// The time that half of the requests took at most; absent if none ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p50: Option<f64>,
+    /// The same of nine in ten.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p90: Option<f64>,
+    /// The same of 99 in 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p99: Option<f64>,
+}
+
+/// The rates of the last minutes.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct History {
+    /// The time that each is of.
+    pub interval: f64,
+    /// The rates, oldest first.
+    pub rates: Vec<Rates>,
 }
 
 /// A worker that finishes what it had in flight when another took over.
@@ -74,6 +146,12 @@ pub struct Predecessor {
     pub pid: u32,
     /// The time since another took over.
     pub since: f64,
+    /// Its requests in flight; absent if it has not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_flight: Option<u64>,
+    /// The time until what is left is cut; absent where there is no deadline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<f64>,
     /// What it said last of its state, for people to read: "draining: 2 requests, ...".
     pub status: String,
 }
@@ -86,7 +164,7 @@ pub struct Drain {
     /// The time since the stop was asked for.
     pub lasted: f64,
     /// The time until the rest is cut; absent where there is no deadline.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left: Option<f64>,
 }
 
@@ -97,8 +175,17 @@ pub struct ChildStatus {
     pub name: String,
     /// True while it has neither ended nor waits to be restarted.
     pub running: bool,
+    /// `starting`, `running`, `stuck`, `waiting` (to be restarted) or `ended`.
+    #[serde(default)]
+    pub state: String,
+    /// The time since its last heartbeat; absent while it does not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heartbeat: Option<f64>,
     /// The number of its restarts.
     pub restarts: u32,
+    /// What it said last that it is doing, for people to read.
+    #[serde(default)]
+    pub doing: String,
 }
 
 /// Open connections, by what they are doing.
@@ -205,61 +292,6 @@ impl From<&RequestView> for InFlightRequest {
     }
 }
 
-impl From<&main_process::Predecessor> for Predecessor {
-    fn from(told: &main_process::Predecessor) -> Self {
-        Self { pid: told.pid, since: told.since, status: told.status.clone() }
-    }
-}
-
-/// As `steadfast status` shows it.
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { phase, version, pid, uptime, drain, children, connections, totals, requests, .. } = self;
-        let Self { predecessors, stale_config, .. } = self;
-        writeln!(f, "steadfast {version}, process {pid}: {phase} for {uptime:.0} s")?;
-        if let Some(reason) = stale_config {
-            writeln!(f, "serving the last good config: {}", printable(reason))?;
-        }
-        if let Some(Drain { cause, lasted, left }) = drain {
-            let left = left.map_or("no deadline".into(), |s| format!("{s:.0} s left"));
-            writeln!(f, "draining for {lasted:.0} s because of {cause}, {left}")?;
-        }
-        for (n, child) in children.iter().enumerate() {
-            let branch = if n + 1 == children.len() { "└──" } else { "├──" };
-            let state = if child.running { "running" } else { "not running" };
-            writeln!(f, "{branch} {:<12}{state}, {}", child.name, counted(child.restarts, "restart"))?;
-        }
-        let states: Vec<_> = connections.by_state().map(|(s, n)| format!("{n} {}", s.name())).into();
-        writeln!(f, "connections: {} ({})", connections.total(), states.join(", "))?;
-        let Totals { connections, requests: ended, client_gone, broken_off, cut, handed_over, taken_over } =
-            totals;
-        writeln!(
-            f,
-            "since the start: {}, {}, {client_gone} given up, {broken_off} broken off, {cut} cut",
-            counted(*connections, "connection"),
-            counted(*ended, "request"),
-        )?;
-        for (what, [connections, tunnels]) in [("handed", handed_over), ("taken", taken_over)] {
-            let (connections, tunnels) = (counted(*connections, "connection"), counted(*tunnels, "tunnel"));
-            writeln!(f, "{what} over: {connections}, {tunnels}")?;
-        }
-        writeln!(f, "in flight: {}", requests.len())?;
-        for r in requests {
-            let InFlightRequest { method, path, peer, age, sent, waiting_for, .. } = r;
-            // Escaped again: another version of the daemon may not have done it.
-            let path = printable(path);
-            writeln!(
-                f,
-                "  {method} {path} from {peer}, {age:.1} s, {sent} bytes sent, waiting for {waiting_for}"
-            )?;
-        }
-        for Predecessor { pid, since, status } in predecessors {
-            writeln!(f, "predecessor: process {pid}, replaced {since:.0} s ago, {}", printable(status))?;
-        }
-        Ok(())
-    }
-}
-
 impl Observer {
     /// Notes that a reload failed: the program or config on disk is not the one that runs, which every snapshot shows
     /// from now on.
@@ -267,9 +299,52 @@ impl Observer {
         *self.reload_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
     }
 
-    /// The predecessors, as the main process told last.
-    pub(super) fn predecessors(&self) -> MutexGuard<'_, Vec<main_process::Predecessor>> {
-        self.predecessors.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Notes what the main process has told.
+    pub(super) fn told(&self, news: main_process::News) {
+        *self.news() = Some((news, Instant::now()));
+    }
+
+    /// Notes what became of the work in flight.
+    pub(super) fn stopped(&self, report: shutdown::Report) {
+        // There is one stop.
+        let _ = self.report.set(report);
+    }
+
+    fn news(&self) -> MutexGuard<'_, Option<(main_process::News, Instant)>> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The predecessors, as the main process told last. Time has passed since.
+    pub(super) fn predecessors(&self) -> Vec<Predecessor> {
+        let news = self.news();
+        let Some((news, told)) = &*news else { return Vec::new() };
+        let passed = told.elapsed().as_secs_f64();
+        let predecessor = |one: &main_process::Predecessor| Predecessor {
+            pid: one.pid,
+            since: one.since + passed,
+            in_flight: one.in_flight,
+            left: one.left.map(|left| (left - passed).max(0.0)),
+            status: one.status.clone(),
+        };
+        news.predecessors.iter().map(predecessor).collect()
+    }
+
+    fn reload_failure(&self) -> Option<String> {
+        self.reload_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The rates of the last seconds.
+    fn rates(&self) -> Rates {
+        self.history.rates(&self.registry)
+    }
+
+    /// How far the drain is, for the main process.
+    pub(super) fn drain_progress(&self) -> main_process::DrainProgress {
+        let left = match self.lifecycle.phase() {
+            Phase::Draining { until, .. } => until.map(|at| left(at).as_secs_f64()),
+            Phase::Starting | Phase::Serving | Phase::Stopped => None,
+        };
+        main_process::DrainProgress { in_flight: Some(self.registry.in_flight() as u64), left }
     }
 
     /// A snapshot of this moment.
@@ -289,17 +364,28 @@ impl Observer {
                 }),
                 Phase::Starting | Phase::Serving | Phase::Stopped => None,
             },
+            report: self.report.get().map(|&shutdown::Report { finished, cut }| Report { finished, cut }),
+            main_process: self.main_process.map(|pid| MainProcess {
+                pid,
+                uptime: process::age(pid).map(|age| age.as_secs_f64()),
+                restarts: self.news().as_ref().map_or(0, |(news, _)| news.restarts),
+            }),
             children: self
                 .supervisor
                 .children()
                 .iter()
-                .map(|c| ChildStatus {
-                    name: c.name().to_owned(),
-                    running: c.is_running(),
-                    restarts: c.restarts(),
+                .map(|child| ChildStatus {
+                    name: child.name().to_owned(),
+                    running: child.is_running(),
+                    state: self.supervisor.state_of(child).to_owned(),
+                    heartbeat: self.supervisor.heartbeat_of(child).map(|age| age.as_secs_f64()),
+                    restarts: child.restarts(),
+                    doing: child.last_doing().to_owned(),
                 })
                 .collect(),
             connections: self.connections(),
+            rates: self.rates(),
+            history: self.history.points(),
             totals: Totals {
                 connections: totals.accepted.load(Relaxed),
                 requests: totals.requests(),
@@ -310,8 +396,9 @@ impl Observer {
                 taken_over: totals.taken_over.counts(),
             },
             requests: self.registry.requests().iter().map(Into::into).collect(),
-            predecessors: self.predecessors().iter().map(Into::into).collect(),
+            predecessors: self.predecessors(),
             stale_config: self.stale_config.clone(),
+            reload_failure: self.reload_failure(),
         }
     }
 
@@ -344,21 +431,21 @@ impl Observer {
             }
             Phase::Serving => {
                 let connections = self.registry.len();
-                let answered = self.registry.totals().requests();
                 let mut line = format!(
-                    "serving: {}, {} in flight, {answered} answered",
+                    "serving: {}, {} in flight, {}",
                     counted(connections, "connection"),
                     counted(in_flight, "request"),
+                    rounded(self.rates().requests),
                 );
                 if let Some(reason) = &self.stale_config {
                     _ = write!(line, "; serving the last good config: {reason}");
                 }
-                match &**self.predecessors() {
+                match &*self.predecessors() {
                     [] => {}
                     [one] => _ = write!(line, "; 1 predecessor: {}", one.status),
                     several => _ = write!(line, "; {} predecessors", several.len()),
                 }
-                if let Some(reason) = &*self.reload_failure.lock().unwrap_or_else(PoisonError::into_inner) {
+                if let Some(reason) = self.reload_failure() {
                     _ = write!(line, "; the last reload failed: {reason}");
                 }
                 line
@@ -368,6 +455,178 @@ impl Observer {
     }
 }
 
+/// A rate as STATUS has it: in two figures, so that it is not another one each time without a reason.
+fn rounded(rate: f64) -> String {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a rate is neither negative nor that large"
+    )]
+    let whole = rate.round() as u64;
+    let step = 10_u64.pow(whole.checked_ilog10().unwrap_or_default().saturating_sub(1));
+    match whole {
+        0 if rate > 0.0 => "under 1 request/s".to_owned(),
+        1 => "1 request/s".to_owned(),
+        _ => format!("{} requests/s", grouped((whole + step / 2) / step * step)),
+    }
+}
+
 fn left(at: Instant) -> Duration {
     at.saturating_duration_since(Instant::now())
+}
+
+#[cfg(test)]
+impl Status {
+    /// One that has something of everything.
+    pub(crate) fn example() -> Self {
+        let child = |name: &str, state: &str, restarts, doing: &str| ChildStatus {
+            name: name.to_owned(),
+            running: matches!(state, "running" | "stuck"),
+            state: state.to_owned(),
+            heartbeat: matches!(state, "running" | "stuck").then_some(if state == "stuck" {
+                42.0
+            } else {
+                0.3
+            }),
+            restarts,
+            doing: doing.to_owned(),
+        };
+        let rates =
+            Rates { requests: 1203.4, sent: 5_000_000, p50: Some(0.0042), p90: Some(0.05), p99: Some(0.31) };
+        Self {
+            phase: "draining".to_owned(),
+            version: "0.1.0".to_owned(),
+            pid: 830,
+            uptime: 7500.0,
+            drain: Some(Drain { cause: "SIGTERM".to_owned(), lasted: 12.0, left: Some(18.0) }),
+            report: Some(Report { finished: 17, cut: 2 }),
+            main_process: Some(MainProcess { pid: 800, uptime: Some(273_600.0), restarts: 1 }),
+            children: vec![
+                child("signals", "running", 0, "waiting for a signal"),
+                child("http", "running", 0, "draining connections"),
+                child("admin", "stuck", 0, "accepting connections"),
+                child("worker", "waiting", 3, "waiting for the queue"),
+            ],
+            connections: Connections { parked: 298, answering: 12, tunnel: 2, ..Connections::default() },
+            totals: Totals {
+                connections: 4711,
+                requests: 1_234_567,
+                client_gone: 5,
+                broken_off: 1,
+                cut: 0,
+                handed_over: [298, 2],
+                taken_over: [30, 1],
+            },
+            rates,
+            history: History { interval: 2.0, rates: vec![rates; 10] },
+            requests: vec![InFlightRequest {
+                id: "4bf92f3577b34da6a3ce929d0e0e4736".to_owned(),
+                method: "GET".to_owned(),
+                path: "/app/export".to_owned(),
+                route: "/app/*".to_owned(),
+                peer: "192.0.2.7".to_owned(),
+                age: 12.3,
+                sent: 1 << 20,
+                waiting_for: "the upstream".to_owned(),
+            }],
+            predecessors: vec![Predecessor {
+                pid: 815,
+                since: 40.0,
+                in_flight: Some(2),
+                left: Some(17.5),
+                status: "draining: 2 requests, 18 s left".to_owned(),
+            }],
+            stale_config: Some("unknown key `listne`".to_owned()),
+            reload_failure: Some("the new process exited with code 78".to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! What is documented is what there is, and a line of STATUS changes only with a reason.
+
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    /// The paths of all keys: `drain.left`, `children[].name`.
+    fn keys(value: &Value, path: &str, found: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                    keys(value, &path, found);
+                }
+            }
+            Value::Array(values) if values.iter().any(Value::is_object) => {
+                for value in values {
+                    keys(value, &format!("{path}[]"), found);
+                }
+            }
+            _ => _ = found.insert(path.to_owned()),
+        }
+    }
+
+    #[test]
+    fn every_key_of_the_json_is_documented_and_no_other() {
+        let mut found = BTreeSet::new();
+        keys(&serde_json::to_value(Status::example()).expect("it is JSON"), "", &mut found);
+        let (_, table) =
+            include_str!("../../docs/status.md").split_once("\n## The JSON\n").expect("it is there");
+        let documented: BTreeSet<_> = table
+            .lines()
+            .filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned()))
+            .collect();
+        assert!(found.len() > 40, "{found:?}");
+        assert_eq!(found, documented);
+    }
+
+    #[test]
+    fn the_json_of_an_older_version_is_understood() {
+        let mut json = serde_json::to_value(Status::example()).expect("it is JSON");
+        let fields = json.as_object_mut().expect("an object");
+        for newer in ["report", "main_process", "rates", "history", "predecessors", "reload_failure"] {
+            fields.remove(newer);
+        }
+        for child in fields["children"].as_array_mut().expect("a list") {
+            for newer in ["state", "heartbeat", "doing"] {
+                child.as_object_mut().expect("an object").remove(newer);
+            }
+        }
+        let status: Status = serde_json::from_value(json).expect("it is a status");
+        assert!(status.to_string().contains("running, 0 restarts"), "{status}");
+    }
+
+    #[test]
+    fn a_rate_is_told_in_two_figures() {
+        let rates = [0.0, 0.4, 1.2, 9.6, 14.4, 1203.0, 1249.0, 1251.0, 98_765.0];
+        let told = rates.map(|rate| rounded(rate).replace(" requests/s", ""));
+        assert_eq!(
+            told,
+            ["0", "under 1 request/s", "1 request/s", "10", "14", "1,200", "1,200", "1,300", "99,000"]
+        );
+    }
+
+    #[test]
+    fn the_text_shows_the_tree_and_the_drain() {
+        let text = Status::example().to_string();
+        for shown in [
+            "main process 800",
+            "├── worker 830",
+            "│   ├── signals",
+            "└── predecessor 815",
+            "2 requests in flight, 18 s left",
+            "[################------------------------]",
+            "stuck, heartbeat 42 s ago",
+            "waiting to be restarted, 3 restarts",
+            "1,203 requests/s, 4.8 MiB/s; half within 4.2 ms",
+            "GET /app/export from 192.0.2.7",
+            "serving the last good config: unknown key",
+        ] {
+            assert!(text.contains(shown), "{shown} in:\n{text}");
+        }
+    }
 }

@@ -20,7 +20,7 @@ use tokio_graceful_shutdown::errors::{SubsystemError, SubsystemJoinError};
 use tokio_graceful_shutdown::{ErrorAction, SubsystemBuilder, SubsystemHandle};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::child::{BoundChild, BoxError, Child, Kind, Run, UserChild, Vitals};
+use super::child::{BoundChild, BoxError, Child, Kind, Pause, Run, UserChild, Vitals};
 use super::phase::{Cause, Lifecycle};
 use super::shutdown::Stoppable;
 use crate::event;
@@ -106,6 +106,29 @@ impl Supervisor {
         self.heartbeat
     }
 
+    /// The time without a heartbeat after which a child must be stuck.
+    fn stuck_after(&self) -> Duration {
+        self.heartbeat * 5
+    }
+
+    /// The time since a child's last heartbeat; none while it does not run.
+    pub(super) fn heartbeat_of(&self, child: &Vitals) -> Option<Duration> {
+        let beat = Some(child.beat.load(Relaxed)).filter(|beat| *beat != Vitals::NOT_RUNNING)?;
+        Some(Duration::from_millis(self.now().saturating_sub(beat)))
+    }
+
+    /// A child's state, as the status names it.
+    pub(super) fn state_of(&self, child: &Vitals) -> &'static str {
+        match (self.heartbeat_of(child), child.pause()) {
+            (Some(age), _) if age > self.stuck_after() => "stuck",
+            (Some(_), _) if !child.is_ready() => "starting",
+            (Some(_), _) => "running",
+            (None, Pause::Starting) => "starting",
+            (None, Pause::Waiting) => "waiting",
+            (None, Pause::Ended) => "ended",
+        }
+    }
+
     /// Every child that was started: those of the daemon, and after them the caller's own.
     #[must_use]
     pub(crate) fn children(&self) -> Vec<Arc<Vitals>> {
@@ -128,7 +151,7 @@ impl Supervisor {
 
     /// Returns when a child has had no heartbeat for so long that it must be stuck.
     pub(super) async fn until_stuck(&self, name: &str) {
-        let is_stuck = || self.stuck_for(self.heartbeat * 5).iter().any(|child| child.name() == name);
+        let is_stuck = || self.stuck_for(self.stuck_after()).iter().any(|child| child.name() == name);
         loop {
             if is_stuck() {
                 // After the whole process stood still every child looks stuck for a moment.
@@ -180,8 +203,11 @@ impl Supervisor {
         let name = Arc::clone(&vitals.name);
         self.children.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&vitals));
         let supervisor = self.clone();
-        let supervise =
-            async move |place: &mut SubsystemHandle| supervisor.supervise(place, &vitals, &child).await;
+        let supervise = async move |place: &mut SubsystemHandle| {
+            let ended = supervisor.supervise(place, &vitals, &child).await;
+            vitals.pauses(Pause::Ended);
+            ended
+        };
         let subsystem = tree.start(SubsystemBuilder::new(&*name, supervise).detached());
         Stoppable { name, subsystem }
     }
@@ -238,11 +264,13 @@ impl Supervisor {
                 "{name} {fault}; restarting it in {} ms",
                 wait.as_millis()
             );
+            vitals.pauses(Pause::Waiting);
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 // During a stop it is restarted at once: it may have work that it can still finish.
                 () = place.on_shutdown_requested() => {}
             }
+            vitals.pauses(Pause::Starting);
         }
     }
 

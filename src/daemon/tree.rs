@@ -149,6 +149,7 @@ impl Tree {
             never = release(self.daemon.link.as_ref(), &user_children[singletons]) => match never {},
         };
 
+        self.daemon.observer.stopped(report);
         lifecycle.enter(Phase::Stopped);
         for child in others.iter().rev() {
             child.stop_within(LAST_CHILDREN).await;

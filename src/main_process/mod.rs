@@ -96,6 +96,31 @@ pub(crate) struct Predecessor {
     pub(crate) since: f64,
     /// What it said last of its state.
     pub(crate) status: String,
+    /// Its requests in flight, as it said last; none if it has not said.
+    #[serde(default)]
+    pub(crate) in_flight: Option<u64>,
+    /// The seconds until it is cut; none without a deadline.
+    #[serde(default)]
+    pub(crate) left: Option<f64>,
+}
+
+/// What the main process knows, and its current worker's status shows.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct News {
+    /// The workers that finish what they had in flight when others took over, oldest first.
+    pub(crate) predecessors: Vec<Predecessor>,
+    /// The number of workers that were started in the place of others that failed.
+    pub(crate) restarts: u64,
+}
+
+/// How far a worker's drain is, as it tells the main process beside its STATUS. Another version may leave out any of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct DrainProgress {
+    /// The requests in flight.
+    pub(crate) in_flight: Option<u64>,
+    /// The seconds until the rest is cut; none without a deadline.
+    pub(crate) left: Option<f64>,
 }
 
 /// The reason why a reload changed nothing.
@@ -164,6 +189,8 @@ struct MainProcess {
     untold_restarts: u64,
     /// The number of those that a worker was told of, which tells its successor if it can.
     told_restarts: u64,
+    /// The number of all of them.
+    restarted: u64,
     /// The time of the next start of a worker, where none runs.
     start_at: Option<Instant>,
     phase: Phase,
@@ -198,7 +225,7 @@ impl MainProcess {
         channels.sort_by_cached_key(|(name, _)| pid_of(name).map(|pid| (process::started(pid), pid)));
         let kept = inherited.retain(|_| false);
         let (heard, events) = mpsc::channel(BACKLOG);
-        let State { current, wants_singletons, settings, last } = state;
+        let State { current, wants_singletons, settings, last, restarted } = state;
         let mut main = Self {
             program,
             store: Store::new(systemd.clone(), kept),
@@ -210,6 +237,7 @@ impl MainProcess {
             restarts: VecDeque::new(),
             untold_restarts: 0,
             told_restarts: 0,
+            restarted,
             start_at: None,
             phase: if current.is_some() { Phase::Serving } else { Phase::Starting },
             last,
@@ -428,4 +456,27 @@ fn patience() -> Duration {
 
 fn assign(key: &str, value: &str) -> String {
     format!("{key}={value}")
+}
+
+#[cfg(test)]
+mod tests {
+    //! What workers of other versions say is understood.
+
+    use super::*;
+
+    #[test]
+    fn a_worker_of_another_version_may_say_less_of_its_drain_or_more() {
+        let read = |json| serde_json::from_str::<DrainProgress>(json).expect("it is understood");
+        assert_eq!(read("{}"), DrainProgress::default());
+        let more = read(r#"{"in_flight":2,"left":17.5,"newer":[1]}"#);
+        assert_eq!(more, DrainProgress { in_flight: Some(2), left: Some(17.5) });
+    }
+
+    #[test]
+    fn a_main_process_of_another_version_may_say_less_of_predecessors_or_more() {
+        let json = r#"[{"pid":1,"since":2.5,"status":"draining"},
+                       {"pid":2,"since":1.5,"status":"draining","in_flight":3,"left":null,"newer":{}}]"#;
+        let read: Vec<Predecessor> = serde_json::from_str(json).expect("it is understood");
+        assert_eq!(read.iter().map(|one| one.in_flight).collect::<Vec<_>>(), [None, Some(3)]);
+    }
 }

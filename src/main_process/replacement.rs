@@ -95,6 +95,9 @@ impl MainProcess {
         if let Some(status) = message.value("STATUS") {
             one_line(status).clone_into(&mut worker.status);
         }
+        if let Some(drain) = message.value(key::DRAIN).and_then(|json| serde_json::from_str(json).ok()) {
+            worker.drain = Some((drain, Instant::now()));
+        }
         match message.value("WATCHDOG") {
             Some("1") => worker.beat = Some(Instant::now()),
             Some("trigger") => {
@@ -290,7 +293,7 @@ impl MainProcess {
         self.workers.iter().filter(|worker| worker.part == Part::Predecessor)
     }
 
-    /// Tells the current worker of its predecessors, for its status.
+    /// Tells the current worker of its predecessors and of restarts, for its status.
     pub(super) fn tell_predecessors(&self) {
         let Some(current) = self.current() else { return };
         let predecessors: Vec<_> = self
@@ -299,10 +302,13 @@ impl MainProcess {
                 pid: worker.pid,
                 since: worker.since.elapsed().as_secs_f64(),
                 status: worker.status.clone(),
+                in_flight: worker.drain.and_then(|(drain, _)| drain.in_flight),
+                left: worker.left().map(|left| left.as_secs_f64()),
             })
             .collect();
         if let Ok(json) = serde_json::to_string(&predecessors) {
-            current.tell(&assign(key::PREDECESSORS, &json));
+            let restarts = assign(key::RESTARTED, &self.restarted.to_string());
+            current.tell(&format!("{}\n{restarts}", assign(key::PREDECESSORS, &json)));
         }
     }
 
@@ -397,6 +403,7 @@ impl MainProcess {
         let earlier = self.restarts.len();
         self.restarts.push_back(now);
         self.untold_restarts += 1;
+        self.restarted += 1;
         let wait = match u32::try_from(earlier).unwrap_or(u32::MAX).checked_sub(1) {
             None => Duration::ZERO,
             Some(doublings) => backoff.saturating_mul(1 << doublings.min(20)).min(backoff_max),

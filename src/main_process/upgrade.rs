@@ -26,6 +26,8 @@ pub(super) struct State {
     pub(super) wants_singletons: bool,
     pub(super) settings: Settings,
     pub(super) last: bool,
+    #[serde(default)]
+    pub(super) restarted: u64,
 }
 
 impl MainProcess {
@@ -75,6 +77,7 @@ impl MainProcess {
             wants_singletons: self.current().is_some_and(|worker| worker.wants_singletons),
             settings: self.settings.clone(),
             last: self.last,
+            restarted: self.restarted,
         };
         let mut file = File::from(memfd_create("steadfast-state", MemfdFlags::CLOEXEC)?);
         serde_json::to_writer(&mut file, &state)?;

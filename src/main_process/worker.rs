@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::program::{self, Program};
 use super::store::Store;
-use super::{GRACE, Settings};
+use super::{DrainProgress, GRACE, Settings};
 use crate::event;
 use crate::systemd::activation::{ALONE, BESIDE, CHANNEL, STDERR, WORKER};
 use crate::systemd::channel::{Channel, Message};
@@ -54,6 +54,8 @@ pub(super) struct Worker {
     pub(super) since: Instant,
     /// What it said last of its state, for people to read.
     pub(super) status: String,
+    /// How far its drain is, as it said last, and when.
+    pub(super) drain: Option<(DrainProgress, Instant)>,
     /// The part of its config that concerns the main process.
     pub(super) settings: Settings,
     /// The reason that it gave for not serving.
@@ -148,6 +150,7 @@ impl Worker {
             part,
             since: now,
             status: String::new(),
+            drain: None,
             settings: Settings::default(),
             failed: None,
             beat: None,
@@ -191,6 +194,17 @@ impl Worker {
     /// Sets the end of the time that a predecessor has, and some more to end by itself.
     pub(super) fn finishes_within(&mut self, deadline: Option<Duration>) {
         self.kill_at = deadline.and_then(|limit| self.since.checked_add(limit + GRACE));
+    }
+
+    /// The time until it cuts what is left, or is made to; none without a deadline.
+    pub(super) fn left(&self) -> Option<Duration> {
+        let now = Instant::now();
+        let said = self.drain.and_then(|(drain, at)| {
+            let left = Duration::try_from_secs_f64(drain.left?).ok()?;
+            Some(left.saturating_sub(now.duration_since(at)))
+        });
+        // One that says nothing of it may be of an older version, or stuck.
+        said.or_else(|| Some(self.kill_at?.saturating_duration_since(now).saturating_sub(GRACE)))
     }
 
     /// Sends it a signal.

@@ -70,8 +70,8 @@ use self::limits::{AtLimit, Limits, Trusted};
 use self::listener::Listener;
 use self::stream::{ClientStream, Socket};
 use self::threads::IoThreads;
-use crate::event;
 use self::totals::Refused;
+use crate::event;
 
 /// The least that hyper buffers of one connection, in either direction.
 const BUFFER: usize = 64 << 10;

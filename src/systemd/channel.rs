@@ -71,8 +71,12 @@ pub(crate) mod key {
     pub(crate) const RELOADED: &str = "X_STEADFAST_RELOADED";
     /// To a worker: the reload of this number has changed nothing; [`TEXT`] says why.
     pub(crate) const REFUSED: &str = "X_STEADFAST_REFUSED";
+    /// From a worker, beside its STATUS: how far its drain is, as JSON.
+    pub(crate) const DRAIN: &str = "X_STEADFAST_DRAIN";
     /// To a worker: the predecessors that still finish, as JSON.
     pub(crate) const PREDECESSORS: &str = "X_STEADFAST_PREDECESSORS";
+    /// To a worker, beside [`PREDECESSORS`]: the number of workers that were started in the place of others that failed.
+    pub(crate) const RESTARTED: &str = "X_STEADFAST_RESTARTED";
     /// The text that goes with [`RELOADED`] and [`REFUSED`], as a JSON string: it may have line breaks.
     pub(crate) const TEXT: &str = "X_STEADFAST_TEXT";
 }

@@ -1,6 +1,7 @@
 //! Another process, by a descriptor of it: its end can be waited for, and no signal meant for it reaches another.
 
 use std::io;
+use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::net::UnixDatagram;
@@ -39,6 +40,16 @@ pub(crate) fn started(pid: u32) -> Option<u64> {
     from_the_third.split(' ').nth(22 - 3)?.parse().ok()
 }
 
+/// The time since a process started; `None` if it has ended.
+pub(crate) fn age(pid: u32) -> Option<Duration> {
+    // Of proc_uptime(5) the first figure is the time since the boot.
+    let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
+    let uptime: f64 = uptime.split(' ').next()?.parse().ok()?;
+    let ticks = u32::try_from(rustix::param::clock_ticks_per_second()).ok()?;
+    let started = Duration::from_secs(started(pid)?) / ticks;
+    Duration::try_from_secs_f64(uptime).ok()?.checked_sub(started).or(Some(Duration::ZERO))
+}
+
 #[cfg(test)]
 mod tests {
     //! The end of a process is seen, also by who comes late; and so is its start.
@@ -71,5 +82,7 @@ mod tests {
         child.kill().expect("it runs");
         child.wait().expect("it has ended");
         assert_eq!(started(child.id()), None);
+        assert_eq!(age(child.id()), None);
+        assert!(age(1) >= age(std::process::id()));
     }
 }

@@ -22,6 +22,7 @@ mod parking;
 mod process;
 mod readiness;
 mod refusal;
+mod screen;
 mod service;
 mod serving;
 mod signals;

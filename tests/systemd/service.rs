@@ -343,9 +343,14 @@ impl Service {
         self.enter_network(|| Client::connect(address(HTTP)))
     }
 
+    /// A connection to the admin listener.
+    pub(crate) fn connect_to_admin(&self) -> Client {
+        self.enter_network(|| Client::connect(address(ADMIN))).expect("the admin listener accepts")
+    }
+
     /// One answer of the admin listener.
     pub(crate) fn admin(&self, path: &str) -> Response {
-        self.enter_network(|| Client::connect(address(ADMIN))?.get(path)).expect("the admin listener answers")
+        self.connect_to_admin().get(path).expect("the admin listener answers")
     }
 
     /// An upstream in the box, where [`PROXY`] leads.

@@ -1,8 +1,10 @@
-//! The admin child: health, metrics and status on listeners of their own, and the commands that change anything on a
+//! The admin child: health, metrics, status and the live page on listeners of their own, and the commands that change anything on a
 //! socket that only the daemon's own user may open. It stops last, so that a drain can be watched to its end; in a
 //! reload it stops at once, because the successor answers on its listeners.
 //!
-//! Its loop waits on its listeners, and on being told to stop.
+//! Its loop waits on its listeners, on being told to stop, and looks at the counters every two seconds.
+
+mod page;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,7 +95,8 @@ impl Admin {
         // Registries of their own: the connections that ask for the figures are not counted in them.
         let registry = || Registry::new(Totals::unobserved());
         let closed = CancellationToken::new();
-        let context = Arc::new(Context { daemon: daemon.clone(), closed: closed.clone() });
+        let fields = page::Fields::new();
+        let context = Arc::new(Context { daemon: daemon.clone(), closed: closed.clone(), fields });
         let control = match control_socket() {
             Some(address) => Listener::bind_private(&address, inherited)?,
             None => Vec::new(),
@@ -107,7 +110,9 @@ impl Admin {
     async fn serve(self, child: Child) -> Result<(), BoxError> {
         self.warn_of_strangers();
         child.doing("accepting connections");
+        let observer = &self.daemon.observer;
         tokio::select! {
+            never = observer.history.keep(&observer.registry) => match never {},
             () = self.server.serve() => {}
             () = self.control.serve() => {}
             () = child.stopping() => {}
@@ -164,6 +169,8 @@ struct Context {
     daemon: child::Context,
     /// Cancelled once the child has stopped accepting: new connections reach the successor.
     closed: CancellationToken,
+    /// The fields of the page's head.
+    fields: page::Fields,
 }
 
 /// The only routes that change anything.
@@ -218,6 +225,8 @@ async fn reload(State(context): State<Arc<Context>>) -> impl IntoResponse {
 
 fn router(context: Arc<Context>) -> Router {
     Router::new()
+        .route("/", get(page::page))
+        .route("/events", get(page::events))
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/metrics", get(render_metrics))

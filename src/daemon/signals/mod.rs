@@ -181,7 +181,7 @@ impl Signals {
                     manager.tell(&[NotifyState::Status(&one_line(&observer.line()))]);
                 }
             }
-            Command::Predecessors(now) => *observer.predecessors() = now,
+            Command::News(news) => observer.told(news),
         }
     }
 }

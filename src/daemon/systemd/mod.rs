@@ -18,6 +18,7 @@ use super::child::{BoundChild, BoxError, Child, Context, Run};
 use super::phase::Phase;
 use super::status::Observer;
 use crate::event;
+use crate::systemd::channel::key;
 use crate::systemd::manager::{Manager, one_line};
 
 /// Its name in the tree.
@@ -35,14 +36,16 @@ const EXTENSION: Duration = Duration::from_secs(15);
 pub(super) struct Systemd {
     observer: Observer,
     manager: Manager,
+    /// True if the manager is a main process, which is told more than systemd.
+    has_main_process: bool,
     watchdog: Arc<OnceLock<Watchdog>>,
 }
 
 impl Systemd {
     /// It has nothing to configure: the unit does that.
     pub(super) fn bind(daemon: &Context) -> Self {
-        let Context { observer, manager, .. } = daemon.clone();
-        Self { observer, manager, watchdog: Arc::default() }
+        let Context { observer, manager, link, .. } = daemon.clone();
+        Self { observer, manager, has_main_process: link.is_some(), watchdog: Arc::default() }
     }
 
     /// Speaks for the daemon until it is told to stop.
@@ -81,6 +84,12 @@ impl Systemd {
         one_line(&self.observer.line())
     }
 
+    /// How far the drain is, for the main process, which tells the worker that serves.
+    fn progress(&self) -> Option<String> {
+        let json = serde_json::to_string(&self.observer.drain_progress()).ok()?;
+        self.has_main_process.then(|| format!("{}={json}", key::DRAIN))
+    }
+
     /// `told` is the line that the manager has.
     async fn report_serving(&self, mut told: String) -> std::convert::Infallible {
         loop {
@@ -100,8 +109,10 @@ impl Systemd {
         loop {
             // The first tick is now: the first extension must come before the unit's own timeout can pass.
             tick.tick().await;
-            self.manager
-                .tell(&[NotifyState::ExtendTimeoutUsec(extension), NotifyState::Status(&self.line())]);
+            let (line, progress) = (self.line(), self.progress());
+            let mut states = vec![NotifyState::ExtendTimeoutUsec(extension), NotifyState::Status(&line)];
+            states.extend(progress.as_deref().map(NotifyState::Custom));
+            self.manager.tell(&states);
         }
     }
 }

@@ -9,6 +9,7 @@ mod faults;
 mod figures;
 mod instances;
 mod lasting;
+mod seen;
 mod singletons;
 mod stops;
 mod under_way;

@@ -1,6 +1,8 @@
 //! The commands that talk to the running daemon, over its control socket.
 
-use std::io;
+mod screen;
+
+use std::io::{self, IsTerminal, Write};
 use std::process::Command;
 use std::time::Duration;
 
@@ -76,15 +78,26 @@ fn unit_is_stopped() -> Result<bool, Failure> {
     Ok(jobs.lines().any(|job| job.split_whitespace().nth(2) == Some("stop")))
 }
 
-/// `steadfast status`.
+/// `steadfast status`: once, or with `watch` again and again: on a screen where there is one.
 pub(crate) fn status(watch: bool, json: bool) -> Exit {
+    if watch && !json && io::stdout().is_terminal() && io::stdin().is_terminal() {
+        return finish(screen::watch(|| {
+            let text = block_on(ask_for_status())?;
+            Ok(serde_json::from_str(&text)?)
+        }));
+    }
     finish(block_on(async {
         loop {
-            let (_, text) = ask(Method::GET, "/status").await?;
+            let mut text = ask_for_status().await?;
             if json {
-                println!("{text}");
+                text.push('\n');
             } else {
-                print!("{}", serde_json::from_str::<Status>(&text)?);
+                text = serde_json::from_str::<Status>(&text)?.to_string();
+            }
+            match io::stdout().lock().write_all(text.as_bytes()) {
+                // Whoever read it has seen enough.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                written => written?,
             }
             if !watch {
                 return Ok(());
@@ -92,6 +105,11 @@ pub(crate) fn status(watch: bool, json: bool) -> Exit {
             tokio::time::sleep(WATCH).await;
         }
     }))
+}
+
+async fn ask_for_status() -> Result<String, Failure> {
+    let (_, text) = ask(Method::GET, "/status").await?;
+    Ok(text)
 }
 
 fn finish(result: Result<(), Failure>) -> Exit {

@@ -1,0 +1,270 @@
+//! The live page: the status for a browser, rendered here alone. Without scripts it is a page of tables that loads itself anew;
+//! with them its `<main>` comes again each second, as a server-sent event, for as long as somebody looks.
+//!
+//! It is one document: its style and script are in it, its policy names them by their hash, and nothing else is loaded or
+//! run. It changes nothing, so that a page of another site that gets hold of it (DNS rebinding) can only read.
+
+#[expect(
+    clippy::inline_always,
+    clippy::trivially_copy_pass_by_ref,
+    clippy::unnecessary_wraps,
+    clippy::unused_self,
+    unreachable_pub,
+    reason = "askama and its macro have them so"
+)]
+mod filters;
+mod plot;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use askama::Template;
+use axum::extract::State;
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::sse::{Event, Sse};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use futures_util::{Stream, stream};
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use self::plot::Plot;
+use super::Context;
+use crate::daemon::overview::Row;
+use crate::daemon::phase::{Cause, Phase};
+use crate::daemon::status::{InFlightRequest, Status};
+use crate::printable::counted;
+
+const STYLE: &str = include_str!("page.css");
+const SCRIPT: &str = include_str!("page.js");
+
+/// The time between two pictures.
+const TICK: Duration = Duration::from_secs(1);
+/// The time after which a browser comes again, once this process has ended what it sends.
+const RETRY: Duration = Duration::from_secs(1);
+/// The most requests in flight that are shown.
+const REQUESTS: usize = 100;
+
+/// The fields of the head that go with the page and its events.
+#[derive(Clone, Debug)]
+pub(super) struct Fields([(HeaderName, HeaderValue); 4]);
+
+impl Fields {
+    /// They are computed once, for each process.
+    pub(super) fn new() -> Self {
+        let hash = |text: &str| format!("'sha256-{}'", BASE64.encode(Sha256::digest(text)));
+        // `img-src` is for the icon, which is in the page as well.
+        let policy = format!(
+            "default-src 'none'; style-src {}; script-src {}; connect-src 'self'; img-src data:; base-uri 'none'; \
+             form-action 'none'; frame-ancestors 'none'",
+            hash(STYLE),
+            hash(SCRIPT)
+        );
+        // Base64 and ASCII words are a field's value.
+        let policy = HeaderValue::try_from(policy).unwrap_or(HeaderValue::from_static("default-src 'none'"));
+        Self([
+            (header::CONTENT_SECURITY_POLICY, policy),
+            (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+            (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+            (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        ])
+    }
+}
+
+/// `GET /`.
+pub(super) async fn page(State(context): State<Arc<Context>>) -> Response {
+    let main = Main::of(context.daemon.observer.status(), None);
+    let html = Page { main, style: STYLE, script: SCRIPT }.render();
+    let body = match html {
+        Ok(html) => ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], html).into_response(),
+        Err(error) => {
+            tracing::error!("cannot render the page: {error}");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    };
+    (context.fields.0.clone(), body).into_response()
+}
+
+/// `GET /events`: `now` each second, and at each change of the phase; `last` when this process answers here no more.
+pub(super) async fn events(State(context): State<Arc<Context>>) -> impl IntoResponse {
+    let fields = context.fields.0.clone();
+    (fields, Sse::new(Watcher::new(context).events()))
+}
+
+/// One who looks.
+struct Watcher {
+    context: Arc<Context>,
+    tick: Interval,
+    phase: watch::Receiver<Phase>,
+    has_ended: bool,
+}
+
+impl Watcher {
+    fn new(context: Arc<Context>) -> Self {
+        let phase = context.daemon.observer.lifecycle.watch();
+        let mut tick = interval(TICK);
+        // One who reads slowly gets fewer pictures.
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { context, tick, phase, has_ended: false }
+    }
+
+    fn events(self) -> impl Stream<Item = Result<Event, Infallible>> {
+        stream::unfold(self, async |mut watcher| {
+            let event = watcher.next().await?;
+            Some((Ok(event), watcher))
+        })
+    }
+
+    async fn next(&mut self) -> Option<Event> {
+        if self.has_ended {
+            return None;
+        }
+        tokio::select! {
+            biased;
+            // New connections reach the successor, if there is one.
+            () = self.context.closed.cancelled() => self.has_ended = true,
+            _ = self.tick.tick() => {}
+            // Its sender is part of the context.
+            _ = self.phase.changed() => {}
+        }
+        let status = self.context.daemon.observer.status();
+        let cause = self.context.daemon.observer.lifecycle.cause();
+        let last = self.has_ended.then(|| last_words(&status, cause));
+        let main = Main::of(status, last).render().ok()?;
+        let name = if self.has_ended { "last" } else { "now" };
+        // A carriage return would end a line of the event.
+        Some(Event::default().event(name).retry(RETRY).data(main.replace('\r', "")))
+    }
+}
+
+/// What the page says when this process answers no more.
+fn last_words(status: &Status, cause: Option<&Cause>) -> String {
+    match (cause, status.report) {
+        (Some(cause), _) if cause.is_handover() => {
+            format!("Worker {} has handed over because of {cause}.", status.pid)
+        }
+        (_, Some(report)) => {
+            format!("Stopped: {} finished, {} cut.", counted(report.finished, "request"), report.cut)
+        }
+        _ => "Stopped.".to_owned(),
+    }
+}
+
+/// The whole document.
+#[derive(Template)]
+#[template(path = "page.html")]
+struct Page {
+    main: Main,
+    style: &'static str,
+    script: &'static str,
+}
+
+/// The part of it that comes again and again.
+#[derive(Template)]
+#[template(path = "main.html")]
+struct Main {
+    status: Status,
+    says: String,
+    tree: Vec<Row>,
+    warnings: Vec<String>,
+    plots: [Plot; 2],
+    /// Requests in flight that are not shown.
+    more: u64,
+}
+
+impl Main {
+    /// `last` are the words with which this process ends.
+    fn of(status: Status, last: Option<String>) -> Self {
+        let says = last.unwrap_or_else(|| match (&*status.phase, &status.drain) {
+            ("draining", Some(drain)) => format!("Draining because of {}.", drain.cause),
+            ("starting", _) => "Starting.".to_owned(),
+            ("serving", _) => "Serving.".to_owned(),
+            _ => "Stopped.".to_owned(),
+        });
+        Self {
+            says,
+            tree: status.tree(),
+            warnings: status.warnings(),
+            plots: [Plot::throughput(&status.history), Plot::latency(&status.history)],
+            more: status.requests.len().saturating_sub(REQUESTS) as u64,
+            status,
+        }
+    }
+
+    fn requests(&self) -> impl Iterator<Item = &InFlightRequest> {
+        self.status.requests.iter().take(REQUESTS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! The page shows what it is given, and nothing that it is given becomes part of it.
+
+    use super::*;
+
+    fn page(change: impl FnOnce(&mut Status)) -> String {
+        let mut status = Status::example();
+        change(&mut status);
+        Page { main: Main::of(status, None), style: STYLE, script: SCRIPT }.render().expect("it renders")
+    }
+
+    #[test]
+    fn what_comes_from_outside_is_text() {
+        let hostile = "/<script>alert(1)</script>\"'&\r\u{1b}[31m";
+        let html = page(|status| {
+            status.requests[0].path = hostile.to_owned();
+            status.requests[0].method = hostile.to_owned();
+            status.requests[0].peer = hostile.to_owned();
+            status.children[0].name = hostile.to_owned();
+            status.children[0].doing = hostile.to_owned();
+            status.predecessors[0].status = hostile.to_owned();
+            status.predecessors[0].in_flight = None;
+            status.stale_config = Some(hostile.to_owned());
+            status.reload_failure = Some(hostile.to_owned());
+        });
+        assert!(html.matches("&#60;script&#62;alert(1)").count() >= 8, "{html}");
+        assert!(!html.contains("alert(1)</script>") && !html.contains(['\r', '\u{1b}']), "{html}");
+        assert_eq!(html.matches("<script").count(), 1);
+    }
+
+    #[test]
+    fn of_many_requests_the_oldest_are_shown_and_the_rest_is_counted() {
+        let html = page(|status| status.requests = vec![status.requests[0].clone(); 1203]);
+        assert!(html.contains("and 1,103 more"), "{html}");
+        assert_eq!(html.matches("/app/export").count(), 100);
+    }
+
+    #[test]
+    fn every_figure_of_the_status_is_on_it() {
+        let html = page(|_| {});
+        for shown in [
+            "main process 800",
+            "worker 830",
+            "predecessor 815",
+            "1,203",
+            "312",
+            "18 s left",
+            "4.2 ms",
+            "stuck",
+        ] {
+            assert!(html.contains(shown), "{shown} in {html}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_loaded_from_elsewhere_and_no_style_is_out_of_the_policy() {
+        let html = page(|_| {});
+        for absent in ["style=\"", " onclick", " onload", "src=", "@import", "url(", "https:"] {
+            assert!(!html.contains(absent), "{absent} in {html}");
+        }
+        let Fields([(_, policy), ..]) = Fields::new();
+        let policy = policy.to_str().expect("ASCII");
+        assert!(
+            policy.starts_with("default-src 'none'; style-src 'sha256-") && !policy.contains("unsafe"),
+            "{policy}"
+        );
+    }
+}

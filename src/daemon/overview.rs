@@ -1,0 +1,276 @@
+//! The status for people: the tree of processes and children as rows, the drain as a bar, and all of it as text. The page,
+//! the screen and `steadfast status` show the same rows.
+
+use std::fmt;
+
+use super::status::{
+    ChildStatus, Connections, Drain, InFlightRequest, MainProcess, Predecessor, Status, Totals,
+};
+use super::status::{grouped, lasting, printable, rate, size};
+use crate::printable::counted;
+
+/// The width of the drain's bar in text.
+const BAR: usize = 40;
+/// The width of a name in text, with the branch before it.
+const NAME: usize = 30;
+/// The most requests in flight that `steadfast status` shows.
+const REQUESTS: usize = 100;
+
+/// A row of the tree.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Row {
+    /// The branch before its name: "│   ├── ".
+    pub branch: String,
+    /// The name of a process or a child, with the process number.
+    pub name: String,
+    /// Its state: "running", "draining", "waiting to be restarted".
+    pub state: String,
+    /// The state's kind.
+    pub health: Health,
+    /// The seconds since its last heartbeat, if it has one.
+    pub heartbeat: Option<f64>,
+    /// The number of its restarts; of the main process: of its workers.
+    pub restarts: Option<u64>,
+    /// What it is doing, or since when.
+    pub doing: String,
+}
+
+/// A kind of state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Health {
+    /// As it should be.
+    #[default]
+    Good,
+    /// On its way from one state to another.
+    Passing,
+    /// Not as it should be.
+    Bad,
+}
+
+impl Health {
+    /// Its name in a page's style.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Passing => "passing",
+            Self::Bad => "bad",
+        }
+    }
+}
+
+impl Status {
+    /// The tree: the main process if there is one, the worker with its children, and the predecessors, oldest first.
+    #[must_use]
+    pub fn tree(&self) -> Vec<Row> {
+        let mut rows = Vec::new();
+        let (fork, last, within) = match &self.main_process {
+            Some(main) => {
+                rows.push(main.row());
+                let is_last = self.predecessors.is_empty();
+                ("├── ", "└── ", if is_last { "    " } else { "│   " })
+            }
+            None => ("", "", ""),
+        };
+        let branch = if self.predecessors.is_empty() { last } else { fork };
+        rows.push(Row { branch: branch.to_owned(), ..self.row() });
+        for (n, child) in self.children.iter().enumerate() {
+            let branch = if n + 1 == self.children.len() { "└── " } else { "├── " };
+            rows.push(Row { branch: format!("{within}{branch}"), ..child.row() });
+        }
+        for (n, predecessor) in self.predecessors.iter().enumerate() {
+            let branch = if n + 1 == self.predecessors.len() { last } else { fork };
+            rows.push(Row { branch: branch.to_owned(), ..predecessor.row() });
+        }
+        rows
+    }
+
+    /// The worker's own row.
+    fn row(&self) -> Row {
+        Row {
+            name: format!("worker {}", self.pid),
+            state: printable(&self.phase).into_owned(),
+            health: match &*self.phase {
+                "serving" => Health::Good,
+                _ => Health::Passing,
+            },
+            doing: format!("up {}", lasting(self.uptime)),
+            ..Row::default()
+        }
+    }
+
+    /// What is wrong though everything is served, for people to read.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let warning = |what: &str, reason: &Option<String>| {
+            reason.as_ref().map(|reason| format!("{what}: {}", printable(reason)))
+        };
+        let stale = warning("serving the last good config", &self.stale_config);
+        let failure = warning("the last reload failed and changed nothing", &self.reload_failure);
+        stale.into_iter().chain(failure).collect()
+    }
+}
+
+impl MainProcess {
+    fn row(&self) -> Row {
+        Row {
+            name: format!("main process {}", self.pid),
+            state: if self.uptime.is_some() { "running" } else { "ended" }.to_owned(),
+            health: if self.uptime.is_some() { Health::Good } else { Health::Bad },
+            restarts: Some(self.restarts),
+            doing: self.uptime.map(|uptime| format!("up {}", lasting(uptime))).unwrap_or_default(),
+            ..Row::default()
+        }
+    }
+}
+
+impl ChildStatus {
+    fn row(&self) -> Row {
+        let (state, health) = match (&*self.state, self.running) {
+            ("running", _) | ("", true) => ("running", Health::Good),
+            ("starting", _) => ("starting", Health::Passing),
+            ("ended", _) => ("ended", Health::Passing),
+            ("waiting", _) => ("waiting to be restarted", Health::Bad),
+            ("stuck", _) => ("stuck", Health::Bad),
+            _ => ("not running", Health::Bad),
+        };
+        Row {
+            name: printable(&self.name).into_owned(),
+            state: state.to_owned(),
+            health,
+            heartbeat: self.heartbeat,
+            restarts: Some(self.restarts.into()),
+            doing: printable(&self.doing).into_owned(),
+            ..Row::default()
+        }
+    }
+}
+
+impl Predecessor {
+    /// Its requests and its time: "2 requests in flight, 18 s left".
+    #[must_use]
+    pub fn progress(&self) -> String {
+        let Some(in_flight) = self.in_flight else { return printable(&self.status).into_owned() };
+        let left =
+            self.left.map_or("no deadline".to_owned(), |left| format!("{} left", lasting(left.ceil())));
+        format!("{} in flight, {left}", counted(in_flight, "request"))
+    }
+
+    fn row(&self) -> Row {
+        Row {
+            name: format!("predecessor {}", self.pid),
+            state: "draining".to_owned(),
+            health: Health::Passing,
+            doing: format!("{}; replaced {} ago", self.progress(), lasting(self.since)),
+            ..Row::default()
+        }
+    }
+}
+
+impl Drain {
+    /// The part of its time that has passed, from 0 to 1; `None` where there is no deadline.
+    #[must_use]
+    pub fn passed(&self) -> Option<f64> {
+        let whole = self.lasted + self.left?;
+        Some(if whole > 0.0 { (self.lasted / whole).clamp(0.0, 1.0) } else { 1.0 })
+    }
+
+    /// The time until the rest is cut, for people to read: "18 s left".
+    #[must_use]
+    pub fn countdown(&self) -> String {
+        self.left.map_or("no deadline".to_owned(), |left| format!("{} left", lasting(left.ceil())))
+    }
+}
+
+impl Connections {
+    /// With a request, but for those that are tunnels.
+    #[must_use]
+    pub fn active(&self) -> usize {
+        self.total() - self.parked - self.tunnel
+    }
+}
+
+/// As `steadfast status` shows it.
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { phase, version, pid, uptime, drain, report, connections, totals, requests, rates, .. } =
+            self;
+        let (version, phase) = (printable(version), printable(phase));
+        writeln!(f, "steadfast {version}, process {pid}: {phase}, up {}", lasting(*uptime))?;
+        for warning in self.warnings() {
+            writeln!(f, "warning: {warning}")?;
+        }
+        if let Some(drain) = drain {
+            let (cause, lasted) = (printable(&drain.cause), lasting(drain.lasted));
+            writeln!(f, "draining for {lasted} because of {cause}, {}", drain.countdown())?;
+            if let Some(passed) = drain.passed() {
+                writeln!(f, "{}", bar(passed))?;
+            }
+        }
+        if let Some(report) = report {
+            writeln!(f, "stopped: {} finished, {} cut", counted(report.finished, "request"), report.cut)?;
+        }
+        for row in self.tree() {
+            writeln!(f, "{}", line(&row))?;
+        }
+        let states: Vec<_> = connections.by_state().map(|(s, n)| format!("{n} {}", s.name())).into();
+        writeln!(f, "connections: {} ({})", connections.total(), states.join(", "))?;
+        write!(f, "lately: {} requests/s, {}/s", rate(rates.requests), size(rates.sent))?;
+        if let (Some(p50), Some(p90), Some(p99)) = (rates.p50, rates.p90, rates.p99) {
+            let [p50, p90, p99] = [p50, p90, p99].map(lasting);
+            write!(f, "; half within {p50}, 90 % within {p90}, 99 % within {p99}")?;
+        }
+        writeln!(f)?;
+        let Totals { connections, requests: ended, client_gone, broken_off, cut, handed_over, taken_over } =
+            totals;
+        writeln!(
+            f,
+            "since the start: {} connections, {} requests, {client_gone} given up, {broken_off} broken off, {cut} cut",
+            grouped(*connections),
+            grouped(*ended),
+        )?;
+        for (what, [connections, tunnels]) in [("handed", handed_over), ("taken", taken_over)] {
+            let (connections, tunnels) = (counted(*connections, "connection"), counted(*tunnels, "tunnel"));
+            writeln!(f, "{what} over: {connections}, {tunnels}")?;
+        }
+        writeln!(f, "in flight: {}", requests.len())?;
+        for InFlightRequest { method, path, peer, age, sent, waiting_for, .. } in
+            requests.iter().take(REQUESTS)
+        {
+            // Escaped again: another version of the daemon may not have done it.
+            let (method, path, peer) = (printable(method), printable(path), printable(peer));
+            let (age, waiting_for) = (lasting(*age), printable(waiting_for));
+            writeln!(
+                f,
+                "  {age:>8}  {method} {path} from {peer}, {sent} bytes sent, waiting for {waiting_for}"
+            )?;
+        }
+        match requests.len().checked_sub(REQUESTS) {
+            Some(more @ 1..) => writeln!(f, "  and {more} more"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A row of the tree as a line.
+fn line(row: &Row) -> String {
+    let Row { branch, name, state, heartbeat, restarts, doing, .. } = row;
+    let name = format!("{branch}{name}");
+    let mut rest = vec![state.clone()];
+    rest.extend(heartbeat.map(|age| format!("heartbeat {} ago", lasting(age))));
+    rest.extend(restarts.map(|number| counted(number, "restart")));
+    rest.extend(Some(doing.clone()).filter(|doing| !doing.is_empty()));
+    format!("{name:<NAME$}{}", rest.join(", "))
+}
+
+/// A part from 0 to 1 as a bar.
+fn bar(part: f64) -> String {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "of a bar"
+    )]
+    let filled = ((part * BAR as f64).round() as usize).min(BAR);
+    format!("[{}{}]", "#".repeat(filled), "-".repeat(BAR - filled))
+}
