@@ -141,6 +141,34 @@ fn sighup_hands_over_under_load_and_nothing_is_lost() {
 }
 
 #[test]
+fn over_sighup_counters_go_on_and_come_to_what_the_clients_count() {
+    let (daemon, load) = under_load();
+    for _ in 0..5 {
+        let old = daemon.worker();
+        daemon.signal(Signal::HUP);
+        load.advance(50);
+        wait_for_end(&daemon, old);
+    }
+    // One that fails counts, too.
+    fs::write(daemon.folder().join("config.toml"), "nonsense").unwrap();
+    daemon.signal(Signal::HUP);
+    daemon.wait_for_line("the reload failed", |line| line.contains("the reload failed"));
+    let account = load.finish();
+    for (series, value) in [
+        ("steadfast_http_requests_total{route=\"/\",method=\"GET\",code=\"200\"}", account.answered),
+        ("steadfast_http_connections_accepted_total", CLIENTS as u64),
+        ("steadfast_reloads_total{outcome=\"succeeded\"}", 5),
+        ("steadfast_reloads_total{outcome=\"failed\"}", 1),
+    ] {
+        let line = format!("{series} {value}");
+        wait_until(&line, || {
+            let metrics = connect(&daemon, "admin").get("/metrics").ok()?.text();
+            metrics.lines().any(|found| found == line).then_some(())
+        });
+    }
+}
+
+#[test]
 fn a_reload_leaves_a_request_in_flight_to_the_old_worker_and_takes_the_idle_connections_along() {
     let mut daemon = troubled("", None);
     let mut idle = connect(&daemon, "http");

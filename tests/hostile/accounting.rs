@@ -1,6 +1,7 @@
 //! Every request that was begun is ended, counted and logged, whatever its answer looks like and however late its
 //! client reads.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,7 +14,7 @@ use socket2::{Domain, Socket, Type};
 use steadfast_harness::{Client, Signal, wait_until};
 
 use crate::recorder::Recorder;
-use crate::site::{Site, files, proxy, respond};
+use crate::site::{IMPATIENT, Site, files, metric_in, proxy, respond};
 use crate::wire::{answer, connect, read_to_end};
 
 /// In `[log]`.
@@ -204,4 +205,63 @@ fn a_request_behind_an_answer_that_its_client_reads_late_is_answered_and_both_ar
         assert_eq!(logged(&site, &format!("POST /early/{length}")), 1, "{}", site.stderr());
     }
     assert_eq!(logged(&site, "GET /hello"), lengths.len(), "{}", site.stderr());
+}
+
+#[test]
+fn each_client_that_is_not_served_to_the_end_is_counted_by_the_reason() {
+    let recorder = Recorder::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    let limits = format!("{IMPATIENT}body_limit = \"1KiB\"\n");
+    let site = Site::start(&limits, &proxy("/*", recorder.address, ""));
+    let large = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(100_000));
+    let requests: [(&str, &str, &str); 8] = [
+        ("bad_request", "nonsense\r\n\r\n", "400"),
+        ("bad_request", "GET / HTTP/1.1\r\n\r\n", "400"),
+        ("bad_request", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "400"),
+        ("head_too_large", &large, "431"),
+        ("header_timeout", "GET / HTTP/1.1\r\nHo", "408"),
+        ("body_too_large", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2000\r\n\r\n", "413"),
+        (
+            "body_too_large",
+            &format!(
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n7d0\r\n{}\r\n0\r\n\r\n",
+                "x".repeat(2000)
+            ),
+            "413",
+        ),
+        ("slow_body", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello", "408"),
+    ];
+    let mut expected = BTreeMap::<_, u64>::new();
+    for (reason, request, status) in requests {
+        let mut client = connect(site.http);
+        // A server that refuses it early may close before all of it is sent.
+        let _ = client.write_all(request.as_bytes());
+        let answer = String::from_utf8_lossy(&read_to_end(&mut client)).into_owned();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request:.60}: {answer}");
+        *expected.entry(reason).or_default() += 1;
+    }
+    for (reason, number) in expected {
+        let series = format!("steadfast_http_refused_total{{reason=\"{reason}\"}}");
+        assert_eq!(site.metric(&series), number, "{reason}");
+    }
+}
+
+#[test]
+fn bytes_are_counted_while_their_connection_is_open_and_once_after_it_has_closed() {
+    let site = Site::start("", &respond("/*", "hello"));
+    let moved = || {
+        let metrics = site.metrics();
+        ["received", "sent"].map(|way| metric_in(&metrics, &format!("steadfast_http_{way}_bytes_total")))
+    };
+    assert_eq!(moved(), [0, 0]);
+    let request = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let answers: u64 = (0..2)
+        .map(|_| {
+            let mut client = connect(site.http);
+            client.write_all(request).unwrap();
+            read_to_end(&mut client).len() as u64
+        })
+        .sum();
+    assert_eq!(moved(), [2 * request.len() as u64, answers]);
+    wait_until("the connections to be closed", || (site.connections() == 0).then_some(()));
+    assert_eq!(moved(), [2 * request.len() as u64, answers]);
 }

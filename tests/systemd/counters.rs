@@ -183,3 +183,21 @@ fn counters_go_on_after_a_crash_of_the_main_process_and_begin_anew_after_that_of
     let counters = wait_for_requests(&service, 1);
     assert_eq!(counters.get("steadfast_worker_restarts_total"), Some(&0.0), "{counters:#?}");
 }
+
+#[test]
+fn a_predecessor_that_says_nothing_holds_up_a_scrape_for_a_moment_and_what_it_says_late_is_added() {
+    let Some(service) = Service::start(file!(), "") else {
+        return;
+    };
+    service.answered();
+    let worker = service.worker_pid();
+    service.ok(["kill", "-STOP", &worker]);
+    service.ok(["systemctl", "kill", "--signal=HUP", "--kill-whom=main", UNIT]);
+    service.wait_for_journal(&format!("takes over from worker {worker}"), 1);
+    service.answered();
+    wait_for_requests(&service, 1);
+    service.wait_for_journal("no predecessor has told what it has counted", 1);
+    service.ok(["kill", "-CONT", &worker]);
+    service.wait_for_the_end_of(&worker);
+    wait_for_requests(&service, 2);
+}

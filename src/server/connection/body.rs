@@ -77,6 +77,9 @@ impl RequestBody {
     }
 
     fn fail(&mut self, error: BoxError) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if error.is::<LengthLimitError>() {
+            self.connection.count_refused(Refused::BodyTooLarge);
+        }
         self.inner = None;
         self.report(|connection, _| connection.progress.lose_body());
         Poll::Ready(Some(Err(error)))
@@ -127,11 +130,6 @@ impl http_body::Body for RequestBody {
                 this.report(|connection, _| connection.progress.read_body(bytes));
             }
             _ => {
-                if let Some(Err(error)) = &frame
-                    && error.is::<LengthLimitError>()
-                {
-                    this.connection.count_refused(Refused::BodyTooLarge);
-                }
                 this.inner = None;
                 this.report(|connection, _| connection.body_read());
             }

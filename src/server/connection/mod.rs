@@ -484,26 +484,30 @@ impl Connection {
             limits,
         };
         let due = machine.due(&look);
+        // Now, for its task goes on as soon as it is told.
+        let reason = due.and_then(|command| self.refused(command));
         drop(machine);
-        if let Some(command) = due
-            && self.commands.give(command)
-            && let Some(reason) = self.refused(command)
+        if due.is_some_and(|command| self.commands.give(command))
+            && let Some(reason) = reason
         {
             self.count_refused(reason);
         }
     }
 
-    /// The reason for a command to a client that takes too long; none where that is the usual end of a connection.
+    /// The reason for a command to a client that takes too long; none where that is the usual end of a connection, or it
+    /// was told so before.
     fn refused(&self, command: Command) -> Option<Refused> {
         match (self.state(), command) {
+            _ if self.commands.strongest() >= Command::TimeOut => None,
             (State::Reading, Command::TimeOut) => Some(Refused::HeaderTimeout),
             (State::Answering | State::Flushing, _) if self.progress.is_blocked() => {
                 Some(Refused::SlowReader)
             }
-            (State::Answering | State::Flushing | State::Discarding, _) => Some(Refused::SlowBody),
+            (State::Answering | State::Flushing, _) => Some(Refused::SlowBody),
             (State::Tunnel, _) if self.progress.is_finished() => Some(Refused::SlowReader),
             (State::Tunnel, _) => Some(Refused::SilentTunnel),
-            (State::Parked | State::Reading | State::Closing | State::Closed, _) => None,
+            // Whose body is discarded has had its answer.
+            (State::Parked | State::Reading | State::Discarding | State::Closing | State::Closed, _) => None,
         }
     }
 
