@@ -311,7 +311,7 @@ impl Observer {
     }
 
     /// The predecessors, as the main process told last. Time has passed since.
-    fn predecessors(&self) -> Vec<Predecessor> {
+    pub(super) fn predecessors(&self) -> Vec<Predecessor> {
         let news = self.news();
         let Some((news, told)) = &*news else { return Vec::new() };
         let passed = told.elapsed().as_secs_f64();
