@@ -44,7 +44,7 @@
 //! steadfast
 //! ├── signals     reads signals and the main process's commands; the only one that does
 //! ├── http        listeners, connections, routes
-//! ├── admin       health, metrics, status; stops last
+//! ├── admin       health, metrics, status, the live page; stops last
 //! ├── systemd     readiness, status, watchdog; the only one that talks to the manager
 //! └── (yours)     each a function that is given a Child
 //! ```

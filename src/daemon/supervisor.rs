@@ -383,3 +383,30 @@ fn message(payload: &(dyn Any + Send)) -> &str {
         .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no message")
 }
+
+#[cfg(test)]
+mod tests {
+    //! The state of a child, as the status names it.
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn each_state_of_a_child_has_its_name() {
+        let supervisor = Supervisor::new(Config::default(), Lifecycle::new(), None);
+        let child = Vitals::new("worker");
+        assert_eq!((supervisor.state_of(&child), supervisor.heartbeat_of(&child)), ("starting", None));
+        child.beat.store(supervisor.now(), Relaxed);
+        child.ready.send_replace(false);
+        assert_eq!(supervisor.state_of(&child), "starting");
+        child.ready.send_replace(true);
+        assert_eq!(supervisor.state_of(&child), "running");
+        tokio::time::advance(HEARTBEAT * 6).await;
+        assert_eq!(supervisor.state_of(&child), "stuck");
+        assert_eq!(supervisor.heartbeat_of(&child), Some(HEARTBEAT * 6));
+        child.beat.store(Vitals::NOT_RUNNING, Relaxed);
+        for (pause, state) in [(Pause::Waiting, "waiting"), (Pause::Ended, "ended")] {
+            child.pauses(pause);
+            assert_eq!((supervisor.state_of(&child), supervisor.heartbeat_of(&child)), (state, None));
+        }
+    }
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::routing::get;
 use steadfast::{BoxError, Child, Daemon, Exit};
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tracing::Level;
 
 use crate::client::Lost;
@@ -74,6 +74,34 @@ async fn a_child_that_fails_is_restarted_and_the_log_says_why() {
         .await;
     assert_eq!(status["children"][4]["name"], "worker");
     assert_eq!(service.connect().await.get("/").await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn the_status_tells_what_a_child_waits_for_and_what_it_does() {
+    let keys = "supervision.backoff = \"1h\"\nsupervision.backoff_max = \"1h\"\n";
+    let queue = Arc::new(Notify::new());
+    let waited_for = Arc::clone(&queue);
+    let run = move |child: Child, start| {
+        let queue = Arc::clone(&waited_for);
+        async move {
+            if start == 1 {
+                return Err("no luck".into());
+            }
+            child.doing("waiting for the queue");
+            queue.notified().await;
+            Ok(())
+        }
+    };
+    let (service, _) = service(keys, run).await;
+    let is = |state: &'static str| move |s: &serde_json::Value| s["children"][4]["state"] == state;
+    let waiting = service.wait_for_status("that it waits", is("waiting")).await;
+    assert_eq!(waiting["children"][4].get("heartbeat"), None, "{waiting}");
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let running = service.wait_for_status("that it runs", is("running")).await;
+    assert_eq!(running["children"][4]["doing"], "waiting for the queue");
+    assert!(running["children"][4]["heartbeat"].as_f64().is_some_and(|age| age < 5.0), "{running}");
+    queue.notify_one();
+    service.wait_for_status("that it has ended", is("ended")).await;
 }
 
 #[tokio::test]

@@ -173,8 +173,11 @@ fn with_scripts_refused_the_page_shows_the_same_and_loads_itself_anew() {
     browser.open(&site.page());
     browser.wait_for("#tree", &["main process", "signals", "http"]);
     assert!(!browser.text("#requests").unwrap().contains("/app/"));
+    let loaded = browser.value("performance.timeOrigin");
     let request = site.in_flight("/app/export");
     browser.wait_for("#requests", &["GET /app/export"]);
+    // Scripts would have put it there without loading the page.
+    assert_ne!(browser.value("performance.timeOrigin"), loaded);
     answer([request]);
     assert_no_complaint(&browser);
 }
