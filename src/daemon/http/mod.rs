@@ -142,7 +142,11 @@ impl Http {
         if let Some(mailbox) = self.daemon.handover.mailbox()
             && let Err(error) = self.server.take_over(mailbox)
         {
-            tracing::error!(message_id = event::MAILBOX_FAILED, %error, "cannot read the mailbox: connections of an earlier process are lost");
+            tracing::error!(
+                message_id = event::MAILBOX_FAILED,
+                %error,
+                "cannot read the mailbox: connections of an earlier process are lost"
+            );
         }
     }
 
@@ -175,7 +179,11 @@ impl Http {
         let Some(mailbox) = self.daemon.handover.mailbox() else { return std::future::pending().await };
         loop {
             if let Err(error) = mailbox.filled().await {
-                tracing::error!(message_id = event::MAILBOX_FAILED, %error, "the mailbox failed: connections of an earlier process are lost");
+                tracing::error!(
+                    message_id = event::MAILBOX_FAILED,
+                    %error,
+                    "the mailbox failed: connections of an earlier process are lost"
+                );
                 return std::future::pending().await;
             }
             self.take_over();
