@@ -50,9 +50,10 @@ fn logged() -> BTreeMap<String, Logged> {
                 continue;
             }
             let arguments = arguments(rest);
-            let Some(event) = arguments.iter().find_map(|a| a.strip_prefix("message_id = event::")) else {
-                continue;
-            };
+            let id = arguments.iter().find_map(|argument| argument.strip_prefix("message_id = "));
+            let Some((_, event)) = id.and_then(|id| id.split_once("event::")) else { continue };
+            let event: String =
+                event.chars().take_while(|char| char.is_ascii_uppercase() || *char == '_').collect();
             let fields = arguments.iter().take_while(|argument| !argument.starts_with('"'));
             let names = fields.filter(|argument| !argument.starts_with("target:")).map(|argument| {
                 argument.split(" = ").next().expect("a name").trim_start_matches(['%', '?']).to_uppercase()
@@ -63,7 +64,7 @@ fn logged() -> BTreeMap<String, Logged> {
                 assert!(is_name && !name.starts_with('_'), "{}: {event} has {name}", file.display());
             }
             logged
-                .entry(event.to_owned())
+                .entry(event.clone())
                 .and_modify(|event| {
                     assert_eq!(event.level, level, "{}", file.display());
                     event.always.retain(|name| names.contains(name));

@@ -121,7 +121,11 @@ impl StartError {
         match self {
             Self::Config(violations) => {
                 violations.iter().for_each(|violation| {
-                    tracing::error!(message_id = event::CONFIG_REFUSED, cause = %violation, "the config is wrong: {violation}");
+                    tracing::error!(
+                        message_id = event::CONFIG_REFUSED,
+                        cause = %violation,
+                        "the config is wrong: {violation}"
+                    );
                 });
             }
             other => tracing::error!(message_id = event::START_FAILED, "{other}"),

@@ -71,7 +71,12 @@ impl Stoppable {
         tokio::select! {
             () = self.stop() => {}
             () = supervisor.until_stuck(&self.name) => {
-                tracing::warn!(message_id = event::CHILD_LATE, child = &*self.name, "{} is stuck: stopping without it", self.name);
+                tracing::warn!(
+                    message_id = event::CHILD_LATE,
+                    child = &*self.name,
+                    "{} is stuck: stopping without it",
+                    self.name
+                );
                 self.subsystem.abort();
             }
         }

@@ -66,7 +66,13 @@ impl Tree {
     pub(super) async fn run(self) -> Exit {
         for child in &self.others {
             if let Err(error) = child.install() {
-                tracing::error!(message_id = event::START_FAILED, child = child.name(), %error, "cannot start {}: {error}", child.name());
+                tracing::error!(
+                    message_id = event::START_FAILED,
+                    child = child.name(),
+                    %error,
+                    "cannot start {}: {error}",
+                    child.name()
+                );
                 return Exit::Failed;
             }
         }
@@ -222,7 +228,13 @@ impl Tree {
         for (child, listener) in listeners {
             let inherited = listener.is_inherited();
             let address = listener.address();
-            tracing::info!(message_id = event::LISTENING, child, %address, inherited, "listening on {address} for {child}");
+            tracing::info!(
+                message_id = event::LISTENING,
+                child,
+                %address,
+                inherited,
+                "listening on {address} for {child}"
+            );
             match listener.configured().stored_as() {
                 Some(name) if bound.contains(&name) => {
                     manager.store(&name, &*listener);

@@ -146,22 +146,25 @@ pub fn start(config: &Config) {
         // journald's rate limit counts by priority, and takes notice and info for one (`priority_map` in its
         // journald-rate-limit.c): debug is the only one in which many accesses use up nothing but their own share.
         .and_then(|events| Ok((events, journal(config.target, Priority::Debug)?)));
+    let mut has_ids = true;
     let (events, accesses) = match journals {
         Ok((Some(events), Some(accesses))) => (events.boxed(), accesses.boxed()),
         other => {
             if let Err(error) = other {
                 eprintln!("cannot reach journald, logging to stderr: {error}");
             }
+            has_ids = config.format == Format::Json;
             (stderr(config.format, io::stderr), stderr(config.format, gathered.clone()))
         }
     };
     match Queue::start(tracing_subscriber::registry().with(events).into()) {
         Ok(Some(queue)) => {
+            let queue = queue.with_ids(has_ids);
             let log = tracing_subscriber::registry().with(queue.with_filter(levels));
             if log.try_init().is_ok() {
                 let layers = tracing_subscriber::registry().with(accesses).into();
                 // The first, as that queue is.
-                let _ = EVENTS.set(Events { layers, stderr: gathered });
+                let _ = EVENTS.set(Events { layers, has_ids, stderr: gathered });
             }
         }
         Ok(None) => {}

@@ -45,6 +45,8 @@ pub(super) struct Queue {
     /// The memory of the waiting events, in bytes.
     bytes: Arc<AtomicUsize>,
     lost: Arc<AtomicU64>,
+    /// False where people read the events one after the other, and ids would only be in the way.
+    has_ids: bool,
 }
 
 impl Queue {
@@ -52,7 +54,7 @@ impl Queue {
     /// process. Once for a process; `None` ever after.
     pub(super) fn start(writer: Dispatch) -> std::io::Result<Option<Self>> {
         let (entries, waiting) = sync_channel(LENGTH);
-        let queue = Self { entries, bytes: Arc::default(), lost: Arc::default() };
+        let queue = Self { entries, bytes: Arc::default(), lost: Arc::default(), has_ids: true };
         if QUEUE.set(queue.clone()).is_err() {
             return Ok(None);
         }
@@ -63,6 +65,11 @@ impl Queue {
             dispatcher::with_default(&writer, || write(&waiting, &bytes, &lost, &writer));
         })?;
         Ok(Some(queue))
+    }
+
+    /// The same, for events with their `message_id`s or without.
+    pub(super) fn with_ids(self, has_ids: bool) -> Self {
+        Self { has_ids, ..self }
     }
 
     /// Puts an event in; false if there is no room.
@@ -106,6 +113,9 @@ impl<S: Subscriber + for<'s> LookupSpan<'s>> Layer<S> for Queue {
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let mut copied = Copied::new(event.metadata());
         event.record(&mut copied);
+        if !self.has_ids {
+            copied.remove("message_id");
+        }
         let scope = context.event_scope(event).into_iter().flat_map(Scope::from_root);
         let spans = scope.filter_map(|span| span.extensions().get::<Arc<Copied>>().cloned()).collect();
         if !self.put(copied, spans) {
@@ -222,6 +232,14 @@ impl Copied {
     fn set(&mut self, field: &Field, value: Owned) {
         if let Some(place) = self.values.get_mut(field.index()) {
             *place = Some(value);
+        }
+    }
+
+    fn remove(&mut self, name: &str) {
+        if let Some(field) = self.metadata.fields().field(name)
+            && let Some(place) = self.values.get_mut(field.index())
+        {
+            *place = None;
         }
     }
 

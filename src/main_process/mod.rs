@@ -164,7 +164,11 @@ pub(crate) fn run() -> Exit {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            tracing::error!(message_id = event::START_FAILED, %error, "cannot set up the main process: {error}");
+            tracing::error!(
+                message_id = event::START_FAILED,
+                %error,
+                "cannot set up the main process: {error}"
+            );
             return Exit::Failed;
         }
     };
@@ -281,7 +285,11 @@ impl MainProcess {
         }
         self.program.take_name();
         if let Err(error) = self.watch_signals() {
-            tracing::error!(message_id = event::START_FAILED, %error, "cannot install the signal handlers: {error}");
+            tracing::error!(
+                message_id = event::START_FAILED,
+                %error,
+                "cannot install the signal handlers: {error}"
+            );
             return Exit::Failed;
         }
         // A predecessor serves until the worker does. It is told then.

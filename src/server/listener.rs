@@ -160,7 +160,11 @@ impl Listener {
         };
         match bind(false) {
             Err(error) if early && error.kind() == io::ErrorKind::AddrNotAvailable => {
-                tracing::warn!(message_id = event::ADDRESS_ABSENT, %address, "{address} is not an address of this machine: it is served once it is");
+                tracing::warn!(
+                    message_id = event::ADDRESS_ABSENT,
+                    %address,
+                    "{address} is not an address of this machine: it is served once it is"
+                );
                 bind(true)
             }
             outcome => outcome,

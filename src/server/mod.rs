@@ -174,7 +174,11 @@ impl Server {
                     self.start(socket, peer, Some(permit));
                     if failed.is_some_and(|at| at.elapsed() >= ACCEPT_CALM) {
                         failed = None;
-                        tracing::info!(message_id = event::ACCEPTS_AGAIN, address = %listener.address(), "accepting again");
+                        tracing::info!(
+                            message_id = event::ACCEPTS_AGAIN,
+                            address = %listener.address(),
+                            "accepting again"
+                        );
                     }
                 }
                 // The client was gone before its turn.
@@ -182,7 +186,12 @@ impl Server {
                 Err(e) if is_of_one_connection(&e) => {}
                 Err(error) => {
                     if failed.replace(Instant::now()).is_none() {
-                        tracing::warn!(message_id = event::CANNOT_ACCEPT, address = %listener.address(), %error, "cannot accept; trying again until it can");
+                        tracing::warn!(
+                            message_id = event::CANNOT_ACCEPT,
+                            address = %listener.address(),
+                            %error,
+                            "cannot accept; trying again until it can"
+                        );
                     }
                     tokio::time::sleep(ACCEPT_BACKOFF).await;
                 }
@@ -244,7 +253,12 @@ impl Server {
             Ok(socket) => socket,
             // epoll(7) has no room: the client finds its connection closed, as where there is no descriptor for it.
             Err(error) => {
-                return tracing::warn!(message_id = event::CANNOT_ACCEPT, %peer, %error, "cannot serve a connection");
+                return tracing::warn!(
+                    message_id = event::CANNOT_ACCEPT,
+                    %peer,
+                    %error,
+                    "cannot serve a connection"
+                );
             }
         };
         let connection = self.registry.accepted(thread, peer, trusted, self.departures.clone());

@@ -341,7 +341,12 @@ impl ClientStream {
                 registration.connection.leave(Parcel::Connection(socket, note));
             }
             Err(error) => {
-                tracing::warn!(message_id = event::NOT_CARRIED, peer = %registration.connection.peer(), %error, "cannot take a connection apart");
+                tracing::warn!(
+                    message_id = event::NOT_CARRIED,
+                    peer = %registration.connection.peer(),
+                    %error,
+                    "cannot take a connection apart"
+                );
             }
         }
     }
@@ -357,10 +362,19 @@ impl ClientStream {
                 registration.connection.leave(Parcel::Tunnel { client, upstream, note });
             }
             (Ok(_), None) => {
-                tracing::warn!(message_id = event::NOT_CARRIED, peer = %registration.connection.peer(), "a tunnel has no request");
+                tracing::warn!(
+                    message_id = event::NOT_CARRIED,
+                    peer = %registration.connection.peer(),
+                    "a tunnel has no request"
+                );
             }
             (Err(error), _) => {
-                tracing::warn!(message_id = event::NOT_CARRIED, peer = %registration.connection.peer(), %error, "cannot take a tunnel apart");
+                tracing::warn!(
+                    message_id = event::NOT_CARRIED,
+                    peer = %registration.connection.peer(),
+                    %error,
+                    "cannot take a tunnel apart"
+                );
             }
         }
     }

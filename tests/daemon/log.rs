@@ -177,3 +177,11 @@ fn a_failure_that_ends_the_service_is_told_once_by_the_worker_and_once_by_the_ma
     let others: Vec<_> = errors[1..].iter().filter(|line| !line.contains("giving up")).collect();
     assert!(others.is_empty() && errors.len() <= 2, "{log:#?}");
 }
+
+#[test]
+fn an_object_has_the_id_of_its_kind_of_event_and_a_line_of_text_has_no_room_for_it() {
+    let text = log_of("log.access = \"all\"\n", &PATHS);
+    assert!(text.len() > 5 && !text.iter().any(|line| line.contains("message_id")), "{text:#?}");
+    let objects = stop(&mut troubled("log.format = \"json\"\n", unchanged));
+    assert!(objects.iter().any(|line| line.contains("\"message_id\":\"")), "{objects:#?}");
+}

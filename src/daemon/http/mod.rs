@@ -143,7 +143,11 @@ impl Http {
         if let Some(mailbox) = self.daemon.handover.mailbox()
             && let Err(error) = self.server.take_over(mailbox, |counts| ledger.inherit(counts))
         {
-            tracing::error!(message_id = event::MAILBOX_FAILED, %error, "cannot read the mailbox: connections of an earlier process are lost");
+            tracing::error!(
+                message_id = event::MAILBOX_FAILED,
+                %error,
+                "cannot read the mailbox: connections of an earlier process are lost"
+            );
         }
         ledger.looked();
     }
@@ -178,7 +182,11 @@ impl Http {
         let Some(mailbox) = self.daemon.handover.mailbox() else { return std::future::pending().await };
         loop {
             if let Err(error) = mailbox.filled().await {
-                tracing::error!(message_id = event::MAILBOX_FAILED, %error, "the mailbox failed: connections of an earlier process are lost");
+                tracing::error!(
+                    message_id = event::MAILBOX_FAILED,
+                    %error,
+                    "the mailbox failed: connections of an earlier process are lost"
+                );
                 return std::future::pending().await;
             }
             self.take_over();

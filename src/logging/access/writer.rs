@@ -33,6 +33,7 @@ pub(in crate::logging) static EVENTS: OnceLock<Events> = OnceLock::new();
 #[derive(Debug)]
 pub(in crate::logging) struct Events {
     pub(in crate::logging) layers: Dispatch,
+    pub(in crate::logging) has_ids: bool,
     pub(in crate::logging) stderr: Gathered,
 }
 
@@ -138,8 +139,8 @@ impl Writer {
     fn write(&mut self, record: &Record, account: &Account) {
         match self {
             Self::Events => match EVENTS.get() {
-                Some(events) => dispatcher::with_default(&events.layers, || emit(record)),
-                None => emit(record),
+                Some(events) => dispatcher::with_default(&events.layers, || emit(record, events.has_ids)),
+                None => emit(record, true),
             },
             Self::Lines { lines, text, number, .. } => {
                 lines.write(record, text);
@@ -175,11 +176,11 @@ impl Writer {
 }
 
 /// To the journal it has priority debug(7), see `logging::start`.
-fn emit(record: &Record) {
+fn emit(record: &Record, has_id: bool) {
     let (method, path) = (record.method(), record.path.to_string());
     tracing::info!(
         target: "steadfast::access",
-        message_id = event::ACCESS,
+        message_id = has_id.then_some(event::ACCESS),
         request_id = &*record.id,
         method = &*method,
         path = &*path,

@@ -96,7 +96,12 @@ impl Files {
     pub(super) fn new(config: &Config, path: &str) -> Self {
         if let Some(error) = unreadable(&config.root) {
             let root = config.root.display();
-            tracing::warn!(message_id = event::FILE_UNREADABLE, route = path, %error, "{root} cannot be read: nothing is found there until it can");
+            tracing::warn!(
+                message_id = event::FILE_UNREADABLE,
+                route = path,
+                %error,
+                "{root} cannot be read: nothing is found there until it can"
+            );
         }
         let prefix = path.rsplit_once('/').map_or("", |(prefix, _)| prefix);
         Self(Arc::new(Folder {
