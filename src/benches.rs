@@ -136,7 +136,8 @@ pub fn tunnel_parcel() -> Work {
         age_ms: 60_000,
         up: flow(0),
         down: flow(1000),
-        id: Some("0123456789abcdef0123456789abcdef".into()),
+        id: "0123456789abcdef0123456789abcdef".into(),
+        route: "/chat/*".into(),
     };
     travel(Parcel::Tunnel { client: descriptor(), upstream: descriptor(), note })
 }

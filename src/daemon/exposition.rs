@@ -1,6 +1,10 @@
-//! The text that Prometheus scrapes (exposition format 0.0.4).
+//! Metrics, and the text that Prometheus scrapes (exposition format 0.0.4). The library writes it: its own metrics are no
+//! use for what is counted elsewhere, or comes from another process.
 
-use std::fmt::{Display, Write};
+use prometheus::TextEncoder;
+use prometheus::proto::{
+    Bucket, Counter, Gauge, Histogram, LabelPair, Metric as Sample, MetricFamily, MetricType,
+};
 
 /// A metric, as `docs/metrics.md` lists it.
 #[derive(Debug)]
@@ -27,12 +31,12 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// Its name in the text.
-    pub(super) fn name(self) -> &'static str {
+    /// The kind as Prometheus knows it.
+    pub(super) fn as_type(self) -> MetricType {
         match self {
-            Self::Counter | Self::CounterOfProcess => "counter",
-            Self::Gauge => "gauge",
-            Self::Histogram => "histogram",
+            Self::Counter | Self::CounterOfProcess => MetricType::COUNTER,
+            Self::Gauge => MetricType::GAUGE,
+            Self::Histogram => MetricType::HISTOGRAM,
         }
     }
 
@@ -42,57 +46,76 @@ impl Kind {
     }
 }
 
-/// The text, being written.
-#[derive(Debug, Default)]
-pub(super) struct Exposition(String);
+/// A metric's samples, being gathered.
+pub(super) struct Samples {
+    metric: &'static Metric,
+    samples: Vec<Sample>,
+}
 
-impl Exposition {
-    /// Begins a metric. Its samples follow.
-    pub(super) fn begin(&mut self, metric: &Metric) {
-        let Metric { name, kind, help, .. } = metric;
-        self.write(format_args!("# HELP {name} {help}\n# TYPE {name} {}\n", kind.name()));
+impl Samples {
+    /// None yet.
+    pub(super) fn of(metric: &'static Metric) -> Self {
+        Self { metric, samples: Vec::new() }
     }
 
-    /// Adds a sample, with labels by name and value.
-    pub(super) fn sample<V: AsRef<str>>(
-        &mut self,
-        name: impl Display,
-        labels: impl IntoIterator<Item = (&'static str, V)>,
-        value: impl Display,
-    ) {
-        self.write(format_args!("{name}"));
-        let mut bracket = '{';
-        for (label, value) in labels {
-            self.write(format_args!("{bracket}{label}=\""));
-            self.0.extend(value.as_ref().chars().flat_map(escaped));
-            self.0.push('"');
-            bracket = ',';
+    /// Adds a value, with those of its labels.
+    pub(super) fn add<'a>(&mut self, labels: impl IntoIterator<Item = &'a str>, value: f64) {
+        let pair = |(name, value): (&&str, &str)| {
+            let mut pair = LabelPair::default();
+            pair.set_name((*name).to_owned());
+            pair.set_value(value.to_owned());
+            pair
+        };
+        let mut sample = Sample::from_label(self.metric.labels.iter().zip(labels).map(pair).collect());
+        if self.metric.kind.as_type() == MetricType::COUNTER {
+            let mut counter = Counter::default();
+            counter.set_value(value);
+            sample.set_counter(counter);
+        } else {
+            let mut gauge = Gauge::default();
+            gauge.set_value(value);
+            sample.set_gauge(gauge);
         }
-        if bracket == ',' {
-            self.0.push('}');
-        }
-        self.write(format_args!(" {value}\n"));
+        self.samples.push(sample);
     }
 
-    /// The whole text.
-    pub(super) fn into_text(self) -> String {
-        self.0
+    /// Adds a histogram: the bounds of its buckets, each with the number in it and in those below, and the sum of all.
+    pub(super) fn add_histogram(&mut self, buckets: impl IntoIterator<Item = (f64, u64)>, sum: f64) {
+        let buckets: Vec<_> = buckets
+            .into_iter()
+            .map(|(bound, number)| {
+                let mut bucket = Bucket::default();
+                bucket.set_upper_bound(bound);
+                bucket.set_cumulative_count(number);
+                bucket
+            })
+            .collect();
+        let mut histogram = Histogram::default();
+        histogram.set_sample_count(buckets.last().map_or(0, Bucket::cumulative_count));
+        histogram.set_sample_sum(sum);
+        histogram.set_bucket(buckets);
+        let mut sample = Sample::default();
+        sample.set_histogram(histogram);
+        self.samples.push(sample);
     }
 
-    fn write(&mut self, text: std::fmt::Arguments<'_>) {
-        // Writing to a string cannot fail.
-        let _ = self.0.write_fmt(text);
+    /// As the library has them; none where there is no sample, of which it would make an error.
+    fn family(self) -> Option<MetricFamily> {
+        let Metric { name, kind, help, .. } = self.metric;
+        let mut family = MetricFamily::default();
+        family.set_name((*name).to_owned());
+        family.set_help((*help).to_owned());
+        family.set_field_type(kind.as_type());
+        family.set_metric(self.samples);
+        Some(family).filter(|family| !family.get_metric().is_empty())
     }
 }
 
-/// A character of a label's value.
-fn escaped(char: char) -> impl Iterator<Item = char> {
-    let (backslash, char) = match char {
-        '\n' => (Some('\\'), 'n'),
-        '\\' | '"' => (Some('\\'), char),
-        char => (None, char),
-    };
-    backslash.into_iter().chain([char])
+/// The text of all.
+pub(super) fn text(all: impl IntoIterator<Item = Samples>) -> String {
+    let families: Vec<_> = all.into_iter().filter_map(Samples::family).collect();
+    // It fails for families without a name or a sample alone.
+    TextEncoder::new().encode_to_string(&families).unwrap_or_default()
 }
 
 /// A number as Prometheus has them.
@@ -108,10 +131,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_label_holds_any_text() {
-        let mut text = Exposition::default();
-        text.sample("a_total", [("route", "/\"\\\n{}*"), ("method", "GET")], 3);
-        text.sample::<&str>("b", [], 0.5);
-        assert_eq!(text.into_text(), "a_total{route=\"/\\\"\\\\\\n{}*\",method=\"GET\"} 3\nb 0.5\n");
+    fn a_label_holds_any_text_and_what_has_no_sample_is_left_out() {
+        static COUNTED: Metric =
+            Metric { name: "a_total", kind: Kind::Counter, labels: &["route", "method"], help: "Counted." };
+        static NONE: Metric = Metric { name: "b", kind: Kind::Gauge, labels: &[], help: "None." };
+        let mut counted = Samples::of(&COUNTED);
+        counted.add(["/\"\\\n{}*", "GET"], 3.0);
+        assert_eq!(
+            text([Samples::of(&NONE), counted]),
+            "# HELP a_total Counted.\n# TYPE a_total counter\n\
+             a_total{route=\"/\\\"\\\\\\n{}*\",method=\"GET\"} 3\n"
+        );
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use super::exposition::as_f64;
 use super::status::{History as Shown, Rates};
 use crate::server::Registry;
 use crate::server::durations::BOUNDS;
@@ -120,11 +121,6 @@ fn quantile(buckets: &[u64; BOUNDS.len() + 1], part: f64) -> Option<f64> {
 )]
 fn rounded(rate: f64) -> u64 {
     rate.round() as u64
-}
-
-#[expect(clippy::cast_precision_loss, reason = "2^53 requests, or bytes in a second, are not to be expected")]
-fn as_f64(number: u64) -> f64 {
-    number as f64
 }
 
 #[cfg(test)]

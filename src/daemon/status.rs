@@ -329,6 +329,11 @@ impl Observer {
         news.predecessors.iter().map(predecessor).collect()
     }
 
+    /// The time since the start of the main process, if it is there.
+    pub(super) fn main_process_age(&self) -> Option<Duration> {
+        self.main_process.and_then(process::age)
+    }
+
     fn reload_failure(&self) -> Option<String> {
         self.reload_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -367,7 +372,7 @@ impl Observer {
             report: self.report.get().map(|&shutdown::Report { finished, cut }| Report { finished, cut }),
             main_process: self.main_process.map(|pid| MainProcess {
                 pid,
-                uptime: process::age(pid).map(|age| age.as_secs_f64()),
+                uptime: self.main_process_age().map(|age| age.as_secs_f64()),
                 restarts: self.news().as_ref().map_or(0, |(news, _)| news.restarts),
             }),
             children: self

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) const VERSION: u8 = match option_env!("STEADFAST_PARCEL_VERSION") {
     // The tests build the program with another number, as another version.
     Some(number) => number.as_bytes()[0] - b'0',
-    None => 1,
+    None => 2,
 };
 
 /// The largest body that is written or read: more than any head, or any tunnel's two buffers, can be.
@@ -76,10 +76,10 @@ pub(crate) struct TunnelNote {
     pub up: Flow,
     /// The direction to the client.
     pub down: Flow,
-    /// The id of the request; none from a version that gave it none. It comes after the rest of the body, where such a
-    /// version does not look.
-    #[serde(skip)]
-    pub id: Option<String>,
+    /// Its id.
+    pub id: String,
+    /// The name of its route.
+    pub route: String,
 }
 
 /// One direction of a tunnel.
@@ -176,12 +176,9 @@ impl Parcel {
             Self::Tunnel { note, .. } => Content::Tunnel(note.clone()),
             Self::Counts(note) => Content::Counts(note.clone()),
         };
-        let Ok(mut body) = postcard::to_allocvec(&content) else {
+        let Ok(body) = postcard::to_allocvec(&content) else {
             return false;
         };
-        if let Content::Tunnel(TunnelNote { id: Some(id), .. }) = &content {
-            body.extend(id.as_bytes());
-        }
         let Some(length) = u32::try_from(body.len()).ok().filter(|_| body.len() <= MAX_BODY) else {
             return false;
         };
@@ -239,20 +236,12 @@ pub(crate) fn records(
         };
         rest = after;
         let content = match version {
-            VERSION if length <= MAX_BODY => content(body),
+            VERSION if length <= MAX_BODY => postcard::from_bytes(body).map_err(|_| Refusal::Body),
             VERSION => Err(Refusal::Body),
             other => Err(Refusal::Version(other)),
         };
         Some(Ok((usize::from(descriptors), content)))
     })
-}
-
-fn content(body: &[u8]) -> Result<Content, Refusal> {
-    let (mut content, rest) = postcard::take_from_bytes(body).map_err(|_| Refusal::Body)?;
-    if let Content::Tunnel(note) = &mut content {
-        note.id = std::str::from_utf8(rest).ok().filter(|id| !id.is_empty()).map(str::to_owned);
-    }
-    Ok(content)
 }
 
 #[cfg(test)]
@@ -287,7 +276,8 @@ mod tests {
             age_ms: 60_000,
             up: Flow { unsent: Bytes::from_static(b"to the upstream"), ended: false },
             down: Flow { unsent: Bytes::new(), ended: true },
-            id: Some("0123456789abcdef0123456789abcdef".into()),
+            id: "0123456789abcdef0123456789abcdef".into(),
+            route: "/chat/*".into(),
         };
         Parcel::Tunnel { client: socket(), upstream: socket(), note }
     }
@@ -309,17 +299,6 @@ mod tests {
         };
         assert_eq!(*note, written);
         assert_eq!(*tunnel_note, tunnel_written);
-    }
-
-    #[test]
-    fn a_tunnel_of_a_version_without_ids_has_none() {
-        let Parcel::Tunnel { note, .. } = tunnel() else { unreachable!() };
-        let body = postcard::to_allocvec(&Content::Tunnel(note.clone())).expect("bytes");
-        assert_eq!(content(&body), Ok(Content::Tunnel(TunnelNote { id: None, ..note.clone() })));
-        // And such a version does not mind what follows.
-        let (read, _) =
-            postcard::take_from_bytes::<Content>(&[&body[..], b"an id"].concat()).expect("a note");
-        assert_eq!(read, Content::Tunnel(TunnelNote { id: None, ..note }));
     }
 
     #[test]

@@ -35,6 +35,12 @@ impl RouteNames {
         Self(["none", "router"].into_iter().chain(patterns).map(Into::into).collect())
     }
 
+    /// The route of a name that another process has given; none if there is no such route any more.
+    pub(super) fn find(&self, name: &str) -> RouteId {
+        let index = self.0.iter().position(|other| **other == *name);
+        index.and_then(|index| u32::try_from(index).ok()).map_or(RouteId::NONE, RouteId)
+    }
+
     /// A route's name.
     pub(crate) fn name(&self, route: RouteId) -> &str {
         self.0.get(route.0 as usize).map_or("none", |name| name)

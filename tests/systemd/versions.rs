@@ -40,12 +40,12 @@ fn a_restart_across_two_versions_of_the_parcels_crashes_nothing() {
 
 /// The program with another version of the parcels, built where the next run finds it again.
 fn other_version() -> PathBuf {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("parcels-2");
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("parcels-3");
     let status = Command::new(env!("CARGO"))
         .args(["build", "--quiet", "--offline", "--bin", "steadfast", "--target-dir"])
         .arg(&target)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .env("STEADFAST_PARCEL_VERSION", "2")
+        .env("STEADFAST_PARCEL_VERSION", "3")
         // Nobody will debug it.
         .env("CARGO_PROFILE_DEV_DEBUG", "0")
         .env("CARGO_INCREMENTAL", "0")

@@ -187,14 +187,16 @@ impl Connection {
         let method = note.method.parse().map_err(io::Error::other)?;
         let uri = note.uri.parse().map_err(io::Error::other)?;
         let mut exchange = Exchange::new(method, uri, false);
-        // A predecessor of an earlier version has told none.
-        exchange.id = note.id.as_deref().and_then(RequestId::parse).unwrap_or(exchange.id);
+        exchange.id = RequestId::parse(&note.id).unwrap_or(exchange.id);
         let age = Duration::from_millis(note.age_ms);
         exchange.started = exchange.started.checked_sub(age).unwrap_or(exchange.started);
         exchange.status = Some(StatusCode::SWITCHING_PROTOCOLS);
         registry.totals().begun(slot.thread);
+        let route = registry.totals().routes().find(&note.route);
         let machine = Machine::Tunnel { exchange: Box::new(exchange) };
-        Ok(Self::new(slot, note.peer.into(), false, registry, departures, machine, 0))
+        let tunnel = Self::new(slot, note.peer.into(), false, registry, departures, machine, 0);
+        tunnel.set_route(route);
+        Ok(tunnel)
     }
 
     /// Its place in the registry.
@@ -561,7 +563,8 @@ impl Connection {
             age_ms: u64::try_from(exchange.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             up,
             down,
-            id: Some(exchange.id.to_string()),
+            id: exchange.id.to_string(),
+            route: self.registry.totals().routes().name(self.route()).to_owned(),
         })
     }
 }
