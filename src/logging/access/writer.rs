@@ -12,7 +12,7 @@ use tracing::{Dispatch, dispatcher};
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::line::Lines;
-use super::{Account, Config, Entry, OpenError, Record};
+use super::{Account, Config, Entry, LENGTH, OpenError, Record};
 use crate::event;
 use crate::logging::AccessFormat;
 use crate::logging::queue::Losses;
@@ -110,7 +110,10 @@ impl Writer {
         let mut losses = Losses::default();
         let mut flushes: Vec<Sender<()>> = Vec::new();
         while let Ok(first) = waiting.recv() {
-            for entry in std::iter::once(first).chain(waiting.try_iter()) {
+            let mut taken = 0;
+            // No more than wait at a time: others may come as fast as these are written.
+            for entry in std::iter::once(first).chain(waiting.try_iter().take(LENGTH)) {
+                taken += 1;
                 match entry {
                     Entry::Record(record) => {
                         self.write(&record, account);
@@ -132,7 +135,10 @@ impl Writer {
                     "{lost} requests could not be logged: the access log is written more slowly than they come"
                 );
             }
-            std::thread::sleep(GATHER);
+            // Where they come faster than this there is enough for the next call anyway.
+            if taken < LENGTH / 8 {
+                std::thread::sleep(GATHER);
+            }
         }
     }
 
