@@ -120,8 +120,8 @@ pub(super) struct Report {
 }
 
 impl Stop<'_> {
-    /// Stops the http child and the caller's own. Returns when they are gone.
-    pub(super) async fn run(self) -> Report {
+    /// Stops the http child and the caller's own, after `first`. Returns when they are gone.
+    pub(super) async fn run(self, first: impl Future<Output = ()>) -> Report {
         let Self { config, lifecycle, registry, supervisor, http, connections, user_children, beside } = self;
         let asked = Instant::now();
         let answered_before = registry.totals().requests();
@@ -155,6 +155,7 @@ impl Stop<'_> {
         let delayed = asked.elapsed();
 
         let work = async {
+            first.await;
             http.stop_or_leave(supervisor).await;
             // Connections that the child has left, if it failed or is stuck.
             connections.finish().await;

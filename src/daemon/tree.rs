@@ -128,14 +128,18 @@ impl Tree {
             }
         }
         let is_followed = || self.daemon.handover.keeps_listeners();
-        if hands_over || self.daemon.link.is_some() && is_followed() {
-            leave_listeners(&self.others, &others, &supervisor).await;
-        }
-        if is_followed() {
-            // Nobody is shown these counts any more who could then be shown less by the successor.
-            self.daemon.tell_successor().await;
-        }
-        self.daemon.told.cancel();
+        let told = self.daemon.told.clone().drop_guard();
+        let tell = async {
+            // Also if it is cut short, or before it begins.
+            let _told = told;
+            if hands_over || self.daemon.link.is_some() && is_followed() {
+                leave_listeners(&self.others, &others, &supervisor).await;
+            }
+            if is_followed() {
+                // Nobody is shown these counts any more who could then be shown less by the successor.
+                self.daemon.tell_successor().await;
+            }
+        };
         if self.daemon.handover.refuses(false).is_some() {
             // Also within `delay` an answer tells its client to connect elsewhere next time.
             self.http.server().announce_close();
@@ -151,7 +155,7 @@ impl Tree {
             beside: self.settings.deadline,
         };
         let report = tokio::select! {
-            report = stop.run() => report,
+            report = stop.run(tell) => report,
             never = release(self.daemon.link.as_ref(), &user_children[singletons]) => match never {},
         };
 
