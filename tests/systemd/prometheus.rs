@@ -14,10 +14,10 @@ use crate::service::{Service, UNIT};
 const API: &str = "127.0.0.1:9091";
 
 /// The time between two scrapes, and between two looks at the rules. The rules are those that are shipped.
-const INTERVAL: Duration = Duration::from_secs(1);
+const INTERVAL: Duration = Duration::from_secs(2);
 
 const CONFIG: &str = r#"
-global: { scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s }
+global: { scrape_interval: 2s, scrape_timeout: 2s, evaluation_interval: 2s }
 rule_files: [/usr/lib/prometheus/steadfast.rules.yml]
 scrape_configs:
   - job_name: steadfast
@@ -143,7 +143,7 @@ fn prometheus_sees_one_series_over_a_restart_and_a_reload_and_is_told_of_a_reque
     print_figure(
         "Prometheus over a restart and two reloads",
         format_args!(
-            "{} scrapes, one a second, at most {longest:.3} s apart; no counter was reset",
+            "{} scrapes, one every two seconds, at most {longest:.3} s apart; no counter was reset",
             times.len()
         ),
     );
