@@ -196,6 +196,7 @@ fn journal(target: Target, info: Priority) -> io::Result<Option<tracing_journald
     let journal = tracing_journald::layer()?
         // Fields keep their names: METHOD, PATH, MESSAGE_ID.
         .with_field_prefix(None)
+        .with_syslog_identifier(program())
         .with_priority_mappings(PriorityMappings {
             error: Priority::Error,
             warn: Priority::Warning,
@@ -204,6 +205,14 @@ fn journal(target: Target, info: Priority) -> io::Result<Option<tracing_journald
             trace: Priority::Debug,
         });
     Ok(Some(journal))
+}
+
+/// The program's name, by which `journalctl -t` finds it. The first argument is a title.
+fn program() -> String {
+    let path = std::env::current_exe().unwrap_or_default();
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    // As the kernel names a file that an upgrade has replaced.
+    name.trim_end_matches(" (deleted)").to_owned()
 }
 
 fn stderr(

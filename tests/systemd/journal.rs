@@ -26,6 +26,7 @@ fn the_fields_of_a_users_spans_are_fields_of_their_own_in_the_journal() {
         assert_eq!(entry[field], value, "{field} in {entry:#}");
     }
     assert_eq!(entry["SPAN_NAME"], json!(["traced", "step"]), "{entry:#}");
+    assert_eq!(entry["SYSLOG_IDENTIFIER"], "troubled", "`journalctl -t` finds it by its name: {entry:#}");
 }
 
 /// The id of an event, by the name of its constant.
