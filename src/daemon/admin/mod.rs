@@ -253,7 +253,7 @@ async fn render_metrics(State(context): State<Arc<Context>>) -> impl IntoRespons
         metrics.ledger().give_up();
         is_settled = true;
     }
-    let content_type = [(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)];
+    let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (content_type, metrics.render(observer, is_settled))
 }
 
