@@ -79,8 +79,14 @@ impl Samples {
         self.samples.push(sample);
     }
 
-    /// Adds a histogram: the bounds of its buckets, each with the number in it and in those below, and the sum of all.
-    pub(super) fn add_histogram(&mut self, buckets: impl IntoIterator<Item = (f64, u64)>, sum: f64) {
+    /// Adds a histogram: the bounds of its buckets, each with the number in it and in those below; the number, and the sum,
+    /// of all.
+    pub(super) fn add_histogram(
+        &mut self,
+        buckets: impl IntoIterator<Item = (f64, u64)>,
+        count: u64,
+        sum: f64,
+    ) {
         let buckets: Vec<_> = buckets
             .into_iter()
             .map(|(bound, number)| {
@@ -91,7 +97,7 @@ impl Samples {
             })
             .collect();
         let mut histogram = Histogram::default();
-        histogram.set_sample_count(buckets.last().map_or(0, Bucket::cumulative_count));
+        histogram.set_sample_count(count);
         histogram.set_sample_sum(sum);
         histogram.set_bucket(buckets);
         let mut sample = Sample::default();

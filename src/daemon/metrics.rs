@@ -373,15 +373,16 @@ fn bounds() -> [String; BOUNDS.len() + 1] {
 /// Adds the durations.
 fn histogram(samples: &mut Samples, metric: &Metric, counts: &Counts) {
     let count = |label: &str| counts.get(&(metric.name, vec![label.to_owned()])).copied().unwrap_or_default();
+    let sum = Duration::from_nanos(count(SUM)).as_secs_f64();
     let mut total = 0;
     let mut below = |label: String| {
         // Each bucket has those below it, too.
         total += count(&label);
         total
     };
-    let values = BOUNDS.into_iter().chain([f64::INFINITY]);
-    let buckets: Vec<_> = values.zip(bounds()).map(|(value, label)| (value, below(label))).collect();
-    samples.add_histogram(buckets, Duration::from_nanos(count(SUM)).as_secs_f64());
+    let buckets: Vec<_> = BOUNDS.into_iter().map(|bound| (bound, below(bound.to_string()))).collect();
+    let count = below(INFINITE.to_owned());
+    samples.add_histogram(buckets, count, sum);
 }
 
 #[cfg(test)]
