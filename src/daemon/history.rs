@@ -131,7 +131,7 @@ mod tests {
 
     fn counts(start: Instant, second: u64, requests: u64) -> Counts {
         let mut buckets = [0; BOUNDS.len() + 1];
-        buckets[1] = requests;
+        buckets[4] = requests;
         Counts { at: start + Duration::from_secs(second), sent: 1000 * requests, buckets }
     }
 
