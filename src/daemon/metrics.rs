@@ -118,7 +118,12 @@ static METRICS: [Metric; 42] = [
     ),
     counter(LINGERED, &["reason"], "Connections that could not be given to the next process."),
     counter(RELOADS, &["outcome"], "Reloads."),
-    counter(WORKER_RESTARTS, &[], "Workers started in the place of one that ended unasked."),
+    Metric {
+        name: WORKER_RESTARTS,
+        kind: Kind::CounterOfProcess,
+        labels: &[],
+        help: "Workers started in the place of one that ended unasked, since the start of the main process.",
+    },
     counter(CHILD_RESTARTS, &["child"], "Restarts of a child of the tree."),
     gauge(PREDECESSORS, &[], "Workers that finish what they had in flight when another took over."),
     gauge(PREDECESSOR_IN_FLIGHT, &["pid"], "Requests that such a worker still has in flight."),
@@ -158,7 +163,6 @@ struct Inner {
     ledger: Ledger,
     routes: OnceLock<Routes>,
     reloads: [AtomicU64; 2],
-    worker_restarts: AtomicU64,
 }
 
 impl fmt::Debug for Metrics {
@@ -176,7 +180,6 @@ impl Metrics {
             ledger: Ledger::new(find, !handover.is_inherited()),
             routes: OnceLock::new(),
             reloads: Default::default(),
-            worker_restarts: AtomicU64::new(0),
         }))
     }
 
@@ -189,11 +192,6 @@ impl Metrics {
     /// Counts a reload, by its outcome.
     pub(super) fn reloaded(&self, succeeded: bool) {
         self.0.reloads[usize::from(succeeded)].fetch_add(1, Relaxed);
-    }
-
-    /// Counts workers that were started in the place of one that ended unasked.
-    pub(super) fn workers_restarted(&self, workers: u64) {
-        self.0.worker_restarts.fetch_add(workers, Relaxed);
     }
 
     /// What came from predecessors, and is yet to come.
@@ -296,7 +294,6 @@ impl Metrics {
         for (outcome, number) in ["failed", "succeeded"].iter().zip(&self.0.reloads) {
             add(RELOADS, &[outcome], number.load(Relaxed));
         }
-        add(WORKER_RESTARTS, &[], self.0.worker_restarts.load(Relaxed));
         for child in observer.supervisor.children() {
             add(CHILD_RESTARTS, &[child.name()], child.restarts().into());
         }
@@ -305,7 +302,7 @@ impl Metrics {
         counts
     }
 
-    /// What is as it is now.
+    /// What is as it is now; and what processes count for themselves.
     fn gauges(&self, observer: &Observer) -> Vec<(&'static str, Option<String>, f64)> {
         let size = |n: usize| as_f64(n as u64);
         let one_if = |condition| if condition { 1.0 } else { 0.0 };
@@ -351,6 +348,7 @@ impl Metrics {
                 gauges.push((name, Some(pid.to_string()), value));
             }
         }
+        gauges.extend(observer.worker_restarts().map(|number| (WORKER_RESTARTS, None, as_f64(number))));
         gauges.extend(observer.main_process_age().map(|age| (MAIN_UPTIME, None, age.as_secs_f64())));
         gauges
     }

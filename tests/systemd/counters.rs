@@ -177,6 +177,10 @@ fn counters_go_on_after_a_crash_of_the_main_process_and_begin_anew_after_that_of
         // This one goes on: the main process knows.
         assert_eq!(counters.get("steadfast_worker_restarts_total"), Some(&crashes), "{counters:#?}");
     }
+    service.reload();
+    service.answered();
+    let counters = wait_for_requests(&service, 2);
+    assert_eq!(counters.get("steadfast_worker_restarts_total"), Some(&2.0), "{counters:#?}");
     service.stop();
     service.ok(["systemctl", "start", UNIT]);
     service.answered();
