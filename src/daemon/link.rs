@@ -14,7 +14,7 @@ use crate::systemd::process::Process;
 pub(super) enum Command {
     /// Serve.
     Go {
-        /// True if another worker serves, or did until now, and is going to hand over.
+        /// True if another worker serves, or did until now, and is going to tell what it has counted.
         succeeds: bool,
     },
     /// Run the singletons: no other worker does.

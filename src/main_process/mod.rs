@@ -261,6 +261,9 @@ impl MainProcess {
                         worker.wants_singletons = wants_singletons;
                         worker.holds_singletons = !wants_singletons;
                         worker.beat = Some(Instant::now());
+                    } else {
+                        // Those of an earlier main process may not have handed over yet.
+                        worker.has_heir = current.is_some();
                     }
                     main.systemd.stored(&name);
                     main.follow(worker);
@@ -397,6 +400,8 @@ impl MainProcess {
             self.replace_unasked(pid, &format!("is stuck: no heartbeat for {patience:?}"));
             if let Some(worker) = self.worker(pid) {
                 worker.kill_at = Some(now + GRACE);
+                // What it has counted is lost: nobody is to wait for it.
+                worker.has_heir = true;
             }
         }
     }

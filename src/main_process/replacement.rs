@@ -208,7 +208,12 @@ impl MainProcess {
         let old = self.workers.iter().position(|worker| worker.part == Part::Current);
         let limit = self.settings.ready_timeout;
         let mut go = assign(key::GO, "1");
-        if old.is_some() || self.predecessors().next().is_some() {
+        let mut succeeds = false;
+        for worker in self.workers.iter_mut().filter(|worker| worker.part != Part::Candidate) {
+            // One that has told another already tells no more than the rest.
+            succeeds |= !std::mem::replace(&mut worker.has_heir, true);
+        }
+        if succeeds {
             go = format!("{go}\n{}", assign(key::SUCCEEDS, "1"));
         }
         let Some(worker) = self.worker(pid) else { return };
