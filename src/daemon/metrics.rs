@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::exposition::{Kind, Metric, Samples, as_f64, text};
 use super::http::routes::Routes;
 use super::http::routes::proxy::Happened;
-use super::ledger::{Counts, Ledger};
+use super::ledger::{Counts, Ledger, of};
 use super::phase::Phase;
 use super::status::{Observer, Predecessor};
 use super::usage::{self, Usage};
@@ -230,8 +230,8 @@ impl Metrics {
             match metric.kind {
                 Kind::Histogram => histogram(&mut samples, metric, &counts),
                 Kind::Counter => {
-                    for ((_, labels), count) in of(metric, &counts) {
-                        samples.add(labels.iter().map(String::as_str), as_f64(*count));
+                    for (labels, count) in of(metric.name, &counts) {
+                        samples.add(labels.iter().map(String::as_str), as_f64(count));
                     }
                 }
                 Kind::Gauge | Kind::CounterOfProcess => {
@@ -354,33 +354,33 @@ impl Metrics {
     }
 }
 
-/// The counts of a metric.
-fn of<'a>(
-    metric: &Metric,
-    counts: &'a Counts,
-) -> impl Iterator<Item = (&'a (&'static str, Vec<String>), &'a u64)> {
-    let name = metric.name;
-    counts.iter().filter(move |((other, _), _)| *other == name)
-}
-
 /// The bounds of the buckets, as they are written.
 fn bounds() -> [String; BOUNDS.len() + 1] {
     std::array::from_fn(|bucket| BOUNDS.get(bucket).map_or(INFINITE.to_owned(), ToString::to_string))
 }
 
-/// Adds the durations.
+/// Adds the durations. What another version has counted up to a bound that this one has not is in the bucket of the next
+/// larger one.
 fn histogram(samples: &mut Samples, metric: &Metric, counts: &Counts) {
-    let count = |label: &str| counts.get(&(metric.name, vec![label.to_owned()])).copied().unwrap_or_default();
-    let sum = Duration::from_nanos(count(SUM)).as_secs_f64();
-    let mut total = 0;
-    let mut below = |label: String| {
-        // Each bucket has those below it, too.
-        total += count(&label);
+    let (mut buckets, mut sum) = ([0_u64; BOUNDS.len() + 1], Duration::ZERO);
+    for (labels, count) in of(metric.name, counts) {
+        match labels {
+            [label] if label == SUM => sum = Duration::from_nanos(count),
+            [label] => {
+                let bound = label.parse().unwrap_or(f64::INFINITY);
+                let bucket = BOUNDS.partition_point(|larger| *larger < bound);
+                buckets[bucket] = buckets[bucket].saturating_add(count);
+            }
+            _ => {}
+        }
+    }
+    // Each bucket has those below it, too.
+    let mut total = 0_u64;
+    let below = buckets.map(|count| {
+        total = total.saturating_add(count);
         total
-    };
-    let buckets: Vec<_> = BOUNDS.into_iter().map(|bound| (bound, below(bound.to_string()))).collect();
-    let count = below(INFINITE.to_owned());
-    samples.add_histogram(buckets, count, sum);
+    });
+    samples.add_histogram(BOUNDS.into_iter().zip(below), total, sum.as_secs_f64());
 }
 
 #[cfg(test)]
@@ -388,6 +388,33 @@ mod tests {
     //! The documentation has each metric as it is.
 
     use super::*;
+
+    #[test]
+    fn a_bucket_of_another_version_counts_in_the_next_larger_one() {
+        let count = |label: &str, value| ((DURATION, vec![label.to_owned()]), value);
+        let [first, second] = [BOUNDS[0], BOUNDS[1]];
+        let between = f64::midpoint(first, second).to_string();
+        let counts = [
+            count(&first.to_string(), 1),
+            count(&between, 10),
+            count("1e9", 100),
+            count("much", 1000),
+            count(INFINITE, 10_000),
+            count(SUM, 2_000_000_000),
+        ];
+        let metric = find(DURATION).expect("it is one");
+        let mut samples = Samples::of(metric);
+        histogram(&mut samples, metric, &counts.into());
+        let text = text([samples]);
+        let value = |series: String| {
+            let line = text.lines().find_map(|line| line.strip_prefix(&*series)?.strip_prefix(' '));
+            line.unwrap_or_else(|| panic!("no {series} in {text}")).to_owned()
+        };
+        let bucket = |bound: f64| value(format!("{DURATION}_bucket{{le=\"{bound}\"}}"));
+        assert_eq!([bucket(first), bucket(second), bucket(BOUNDS[BOUNDS.len() - 1])], ["1", "11", "11"]);
+        assert_eq!(value(format!("{DURATION}_count")), "11111");
+        assert_eq!(value(format!("{DURATION}_sum")), "2");
+    }
 
     const DOCUMENTED: &str = include_str!("../../docs/metrics.md");
 
