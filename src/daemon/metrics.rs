@@ -200,19 +200,20 @@ impl Metrics {
     }
 
     /// Leaves in the mailbox what the successor has not been told yet of what was counted, waiting for room while
-    /// somebody makes it.
-    pub(super) async fn tell_successor(&self, observer: &Observer, handover: &Handover) {
+    /// somebody makes it, for `limit` at most in all.
+    pub(super) async fn tell_successor(&self, observer: &Observer, handover: &Handover, limit: Duration) {
         let put = |note: CountsNote| handover.put(&mut vec![Parcel::Counts(note)]);
-        loop {
-            match self.0.ledger.tell(|| self.counts(observer), put) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && handover.has_room().await => {}
-                Err(error) => {
-                    return tracing::warn!(
-                        "the next process does not learn what this one has counted: {error}"
-                    );
+        let tell = async {
+            loop {
+                match self.0.ledger.tell(|| self.counts(observer), put) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock && handover.has_room().await => {}
+                    outcome => return outcome,
                 }
-                Ok(()) => return,
             }
+        };
+        let told = tokio::time::timeout(limit, tell).await;
+        if let Err(error) = told.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+            tracing::warn!("the next process does not learn what this one has counted: {error}");
         }
     }
 }

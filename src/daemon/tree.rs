@@ -28,6 +28,10 @@ use crate::systemd::memfd::sealed;
 /// The time that each of the last children may take to stop, and the tree to end after them.
 const LAST_CHILDREN: Duration = Duration::from_secs(2);
 
+/// The longest that it may take to tell the successor what was counted: connections follow, or the end of the process.
+const TELL_FIRST: Duration = Duration::from_secs(2);
+const TELL_LAST: Duration = Duration::from_secs(1);
+
 /// What becomes of the last good config, which is served should the next process find a broken one.
 pub(super) enum LastGood {
     /// It is this text now.
@@ -137,7 +141,7 @@ impl Tree {
             }
             if is_followed() {
                 // Nobody is shown these counts any more who could then be shown less by the successor.
-                self.daemon.tell_successor().await;
+                self.daemon.tell_successor(TELL_FIRST).await;
             }
         };
         if self.daemon.handover.refuses(false).is_some() {
@@ -165,7 +169,7 @@ impl Tree {
             child.stop_within(LAST_CHILDREN).await;
         }
         if is_followed() {
-            self.daemon.tell_successor().await;
+            self.daemon.tell_successor(TELL_LAST).await;
         }
         if report.cut == 0 { Exit::Clean } else { Exit::Cut }
     }
