@@ -136,11 +136,14 @@ impl Tree {
         let tell = async {
             // Also if it is cut short, or before it begins.
             let _told = told;
-            if hands_over || self.daemon.link.is_some() && is_followed() {
+            // Without a main process `admin` answers to the end, and its counts with it: they are told then.
+            let tells = self.daemon.link.is_some() && is_followed();
+            if hands_over || tells {
                 leave_listeners(&self.others, &others, &supervisor).await;
             }
-            if is_followed() {
-                // Nobody is shown these counts any more who could then be shown less by the successor.
+            if tells {
+                // From here on this worker's own scrapes stand still at what it has told (`Ledger::shown`): whoever
+                // comes now is to be answered by the successor.
                 self.daemon.tell_successor(TELL_FIRST).await;
             }
         };
