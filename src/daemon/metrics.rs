@@ -18,7 +18,7 @@ use crate::handover::Handover;
 use crate::handover::parcel::{CountsNote, Parcel};
 use crate::logging;
 use crate::server::durations::{BOUNDS, DurationsView};
-use crate::server::requests::{CODE, METHOD, ROUTE};
+use crate::server::requests::{CODE, METHOD, ROUTE, label};
 
 const REQUESTS: &str = "steadfast_http_requests_total";
 const DURATION: &str = "steadfast_http_request_duration_seconds";
@@ -280,7 +280,7 @@ impl Metrics {
                     Happened::Retry => UPSTREAM_RETRIES,
                     Happened::Failure => UPSTREAM_FAILURES,
                 };
-                add(name, &[&upstream.to], number);
+                add(name, &[&label(&upstream.to)], number);
             }
         }
         for (name, carried) in [(HANDED_OVER, &totals.handed_over), (TAKEN_OVER, &totals.taken_over)] {
@@ -296,7 +296,7 @@ impl Metrics {
             add(RELOADS, &[outcome], number.load(Relaxed));
         }
         for child in observer.supervisor.children() {
-            add(CHILD_RESTARTS, &[child.name()], child.restarts().into());
+            add(CHILD_RESTARTS, &[&label(child.name())], child.restarts().into());
         }
         add(LOST, &[], logging::lost());
         add(ACCESS_LOST, &[], logging::access_lost());
@@ -334,7 +334,7 @@ impl Metrics {
         gauges.push((INFO, Some(env!("CARGO_PKG_VERSION").to_owned()), 1.0));
         let mut upstreams = std::collections::BTreeMap::<_, [f64; 2]>::new();
         for upstream in self.0.routes.get().into_iter().flat_map(Routes::upstreams) {
-            let [in_flight, idle] = upstreams.entry(upstream.to).or_default();
+            let [in_flight, idle] = upstreams.entry(label(&upstream.to)).or_default();
             *in_flight += as_f64(upstream.in_flight);
             *idle += size(upstream.idle);
         }
