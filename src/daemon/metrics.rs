@@ -90,7 +90,11 @@ static METRICS: [Metric; 42] = [
     counter(CLIENT_GONE, &[], "Requests whose client closed, or stalled, before the answer was whole."),
     counter(BROKEN_OFF, &[], "Requests whose handler or upstream broke off its answer."),
     counter(CUT, &[], "Requests that a stop, or the end of a handover, cut."),
-    counter(REFUSED, &["reason"], "Clients that were not served, or not to the end."),
+    counter(
+        REFUSED,
+        &["reason"],
+        "Clients that were not served, or not to the end, or waited before they were.",
+    ),
     gauge(CONNECTIONS, &["state"], "Open connections, by what they are doing."),
     counter(ACCEPTED, &[], "Connections accepted."),
     counter(RECEIVED, &[], "Bytes received from clients."),
