@@ -141,7 +141,8 @@ impl Ledger {
         let mut series = (metric.name, labels.clone());
         let is_requests = *metric.labels == [requests::ROUTE, requests::METHOD, requests::CODE];
         let room = if is_requests { SERIES } else { FEW_SERIES };
-        if !counts.contains_key(&series) && of(metric.name, counts).count() >= room {
+        let is_full = counts.len() >= room && of(metric.name, counts).count() >= room;
+        if is_full && !counts.contains_key(&series) {
             if !is_requests {
                 return false;
             }
