@@ -11,6 +11,7 @@ use std::process::Command;
 use serde_json::Value;
 
 const METRICS: &str = include_str!("../docs/metrics.md");
+const JOURNAL: &str = include_str!("../docs/journal.md");
 
 fn shipped(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging").join(path)
@@ -83,6 +84,11 @@ fn the_alerts_ask_for_documented_metrics_and_each_fires_when_it_should() {
     for alert in rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
         let fires = tests.lines().any(|line| line.trim() == format!("alertname: {alert}"));
         assert!(fires, "nothing shows that {alert} fires");
+    }
+    let ids: Vec<_> = rules.split("MESSAGE_ID=").skip(1).filter_map(|rest| rest.get(..32)).collect();
+    assert!(!ids.is_empty(), "an alert names the events to look for");
+    for id in ids {
+        assert!(JOURNAL.contains(id), "{id} is not in docs/journal.md");
     }
 }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -212,9 +213,9 @@ pub(super) struct Context {
 }
 
 impl Context {
-    /// Tells the next process what was counted here, and was not told yet.
-    pub(super) async fn tell_successor(&self) {
-        self.metrics.tell_successor(&self.observer, &self.handover).await;
+    /// Tells the next process what was counted here, and was not told yet, within `limit`.
+    pub(super) async fn tell_successor(&self, limit: Duration) {
+        self.metrics.tell_successor(&self.observer, &self.handover, limit).await;
     }
 }
 

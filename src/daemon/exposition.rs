@@ -22,7 +22,7 @@ pub(super) struct Metric {
 pub(super) enum Kind {
     /// Only grows, also from one process to the next.
     Counter,
-    /// A counter of one process, which the next one begins anew.
+    /// A counter of one process, this one or the main process, which the next one begins anew.
     CounterOfProcess,
     /// Goes up and down.
     Gauge,

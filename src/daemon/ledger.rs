@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
+use tokio::time::{Duration, Instant};
 
 use super::exposition::Metric;
 use crate::handover::parcel::{Count, CountsNote};
@@ -17,8 +18,15 @@ pub(super) type Series = (&'static str, Vec<String>);
 /// Counters and what they have come to.
 pub(super) type Counts = BTreeMap<Series, u64>;
 
-/// The most series that are taken from predecessors. What is beyond counts as `other`, or is lost.
+/// The most series of requests that are taken from predecessors. What is beyond counts as `other`, or is lost.
 const SERIES: usize = 2048;
+
+/// The same of every other metric, each with room of its own. What is beyond is lost.
+const FEW_SERIES: usize = 256;
+
+/// The longest that a predecessor which lives is waited for: it has told, or has failed to, after a third of that (the time
+/// in which its listeners close, and in which it is given room in the mailbox, in `tree.rs` and `metrics.rs`).
+const LONGEST_WAIT: Duration = Duration::from_secs(12);
 
 /// The longest value of a label that is taken from a predecessor, in bytes.
 const VALUE: usize = 256;
@@ -41,6 +49,10 @@ struct Pages {
     told: Option<Counts>,
     /// The predecessors whose first word is waited for. Below 0 where it has come before it was.
     awaited: i64,
+    /// The time at which one was added to these last, or the mailbox was looked into.
+    since: Option<Instant>,
+    /// The predecessors that are not waited for any more, and have not told since.
+    given_up: i64,
     /// True once the mailbox has been looked into.
     looked: bool,
 }
@@ -54,17 +66,29 @@ impl Ledger {
 
     /// A predecessor still serves, and is going to tell what it has counted.
     pub(super) fn await_predecessor(&self) {
-        self.change(|pages| pages.awaited += 1);
+        self.change(|pages| pages.awaits(1));
     }
 
     /// The mailbox has been looked into.
     pub(super) fn looked(&self) {
-        self.change(|pages| pages.looked = true);
+        self.change(|pages| {
+            pages.looked = true;
+            pages.since = Some(Instant::now());
+        });
     }
 
-    /// Nobody is waited for any more.
+    /// True if a predecessor has been waited for longer than any needs that is going to tell.
+    pub(super) fn is_overdue(&self) -> bool {
+        self.pages().since.is_some_and(|since| since.elapsed() > LONGEST_WAIT)
+    }
+
+    /// Nobody is waited for any more. What they had counted is lost, also if it comes after all: who has been shown counters
+    /// that begin anew would take it for as many new requests.
     pub(super) fn give_up(&self) {
-        self.change(|pages| pages.awaited = pages.awaited.min(0));
+        self.change(|pages| {
+            pages.given_up += pages.awaited.max(0);
+            pages.awaited = pages.awaited.min(0);
+        });
     }
 
     /// Returns once all has come that predecessors had counted when they handed over.
@@ -89,8 +113,13 @@ impl Ledger {
     pub(super) fn inherit(&self, note: CountsNote) {
         let CountsNote { first, awaited, counts } = note;
         let lost = self.change(|pages| {
+            if first && pages.given_up > 0 {
+                pages.given_up += i64::from(awaited) - 1;
+                return 0;
+            }
             if first {
-                pages.awaited += i64::from(awaited) - 1;
+                pages.awaits(i64::from(awaited));
+                pages.awaited -= 1;
             }
             counts.iter().filter(|count| !self.add(&mut pages.inherited, count)).count()
         });
@@ -110,8 +139,13 @@ impl Ledger {
             return false;
         }
         let mut series = (metric.name, labels.clone());
-        if counts.len() >= SERIES && !counts.contains_key(&series) {
-            let [requests::ROUTE, requests::METHOD, requests::CODE] = metric.labels else { return false };
+        let is_requests = *metric.labels == [requests::ROUTE, requests::METHOD, requests::CODE];
+        let room = if is_requests { SERIES } else { FEW_SERIES };
+        let is_full = counts.len() >= room && of(metric.name, counts).count() >= room;
+        if is_full && !counts.contains_key(&series) {
+            if !is_requests {
+                return false;
+            }
             series.1[..2].fill_with(|| requests::OTHER.to_owned());
             // There are few of these.
             if !(labels[2] == "none" || labels[2].len() == 3 && labels[2].bytes().all(|b| b.is_ascii_digit()))
@@ -163,12 +197,26 @@ impl Ledger {
     }
 }
 
+/// The counts of a metric.
+pub(super) fn of<'a>(name: &'static str, counts: &'a Counts) -> impl Iterator<Item = (&'a [String], u64)> {
+    let all = counts.range((name, Vec::new())..).take_while(move |((other, _), _)| *other == name);
+    all.map(|((_, labels), count)| (labels.as_slice(), *count))
+}
+
 /// True of a value that this program may have given a label: short, and fit to be shown.
 fn is_label(value: &str) -> bool {
     value.len() <= VALUE && printable(value) == value
 }
 
 impl Pages {
+    /// So many more predecessors are waited for.
+    fn awaits(&mut self, predecessors: i64) {
+        self.awaited += predecessors;
+        if predecessors > 0 {
+            self.since = Some(Instant::now());
+        }
+    }
+
     /// What there is in all, given what this process has counted itself.
     fn all(&self, own: Counts) -> Counts {
         let mut all = own;
@@ -185,7 +233,7 @@ mod tests {
     //! Over any chain of processes each count is there once, and none is seen to go down.
 
     use proptest::prelude::*;
-    use tokio::time::{Duration, timeout};
+    use tokio::time::{advance, timeout};
 
     use super::super::exposition::Kind;
     use super::*;
@@ -198,10 +246,11 @@ mod tests {
         labels: &[requests::ROUTE, requests::METHOD, requests::CODE],
         help: "Requests.",
     };
+    const CUT: Metric = Metric { name: "cut_total", kind: Kind::Counter, labels: &[], help: "Cut." };
     const NOW: Metric = Metric { name: "now", kind: Kind::Gauge, labels: &[], help: "Now." };
 
     fn known(name: &str) -> Option<&'static Metric> {
-        [&COUNTED, &REQUESTS, &NOW].into_iter().find(|metric| metric.name == name)
+        [&COUNTED, &REQUESTS, &CUT, &NOW].into_iter().find(|metric| metric.name == name)
     }
 
     fn counts(value: u64) -> Counts {
@@ -271,6 +320,13 @@ mod tests {
         let others = (0..SERIES).map(|n| count(REQUESTS.name, &["/", "GET", &format!("{n:05}")])).collect();
         ledger.inherit(CountsNote { counts: others, ..CountsNote::default() });
         assert_eq!(ledger.shown(Counts::new).len(), SERIES + 1);
+        // They take no room from others, nor those from each other.
+        let few = (0..2 * FEW_SERIES).map(|n| count(COUNTED.name, &[&n.to_string()])).collect();
+        ledger.inherit(CountsNote { counts: few, ..CountsNote::default() });
+        ledger.inherit(CountsNote { counts: vec![count(CUT.name, &[])], ..CountsNote::default() });
+        let shown = ledger.shown(Counts::new);
+        assert_eq!(shown.len(), SERIES + 1 + FEW_SERIES + 1);
+        assert!(shown.contains_key(&(CUT.name, Vec::new())));
     }
 
     #[tokio::test(start_paused = true)]
@@ -294,6 +350,27 @@ mod tests {
         assert_eq!(note(&ledger, 0).awaited, 1);
         ledger.give_up();
         assert!(is_settled(&ledger).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_after_it_was_given_up_is_not_added_to_counters_that_have_begun_anew() {
+        let ledger = Ledger::new(known, true);
+        ledger.await_predecessor();
+        assert!(!ledger.is_overdue());
+        advance(LONGEST_WAIT * 2).await;
+        assert!(ledger.is_overdue());
+        ledger.await_predecessor();
+        assert!(!ledger.is_overdue(), "the time is the last one's");
+        ledger.give_up();
+        assert_eq!(ledger.shown(|| counts(2)), counts(2));
+        let predecessor = Ledger::new(known, true);
+        ledger.inherit(note(&predecessor, 100));
+        assert_eq!(ledger.shown(|| counts(2)), counts(2), "it was given up");
+        ledger.inherit(note(&predecessor, 103));
+        assert_eq!(ledger.shown(|| counts(2)), counts(5), "what it has finished since");
+        ledger.inherit(note(&Ledger::new(known, true), 100));
+        ledger.inherit(note(&Ledger::new(known, true), 100));
+        assert_eq!(ledger.shown(|| counts(2)), counts(105), "that one nobody had waited for");
     }
 
     proptest! {

@@ -14,10 +14,8 @@ use crate::systemd::process::Process;
 pub(super) enum Command {
     /// Serve.
     Go {
-        /// True if another worker serves, or did until now, and is going to hand over.
+        /// True if another worker serves, or did until now, and is going to tell what it has counted.
         succeeds: bool,
-        /// The workers that were started, since this was told last, in the place of one that ended unasked.
-        restarts: u64,
     },
     /// Run the singletons: no other worker does.
     Alone,
@@ -183,9 +181,7 @@ async fn once(done: &AtomicBool) {
 
 fn command(message: Message) -> Option<Command> {
     if message.has(key::GO) {
-        let restarts =
-            message.value(key::RESTARTS).and_then(|number| number.parse().ok()).unwrap_or_default();
-        Some(Command::Go { succeeds: message.has(key::SUCCEEDS), restarts })
+        Some(Command::Go { succeeds: message.has(key::SUCCEEDS) })
     } else if message.has(key::ALONE) {
         Some(Command::Alone)
     } else if let Some(how) = message.value(key::HAND_OVER) {

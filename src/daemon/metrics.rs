@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::exposition::{Kind, Metric, Samples, as_f64, text};
 use super::http::routes::Routes;
 use super::http::routes::proxy::Happened;
-use super::ledger::{Counts, Ledger};
+use super::ledger::{Counts, Ledger, of};
 use super::phase::Phase;
 use super::status::{Observer, Predecessor};
 use super::usage::{self, Usage};
@@ -18,7 +18,7 @@ use crate::handover::Handover;
 use crate::handover::parcel::{CountsNote, Parcel};
 use crate::logging;
 use crate::server::durations::{BOUNDS, DurationsView};
-use crate::server::requests::{CODE, METHOD, ROUTE};
+use crate::server::requests::{CODE, METHOD, ROUTE, label};
 
 const REQUESTS: &str = "steadfast_http_requests_total";
 const DURATION: &str = "steadfast_http_request_duration_seconds";
@@ -90,7 +90,11 @@ static METRICS: [Metric; 42] = [
     counter(CLIENT_GONE, &[], "Requests whose client closed, or stalled, before the answer was whole."),
     counter(BROKEN_OFF, &[], "Requests whose handler or upstream broke off its answer."),
     counter(CUT, &[], "Requests that a stop, or the end of a handover, cut."),
-    counter(REFUSED, &["reason"], "Clients that were not served, or not to the end."),
+    counter(
+        REFUSED,
+        &["reason"],
+        "Clients that were not served, or not to the end, or waited before they were.",
+    ),
     gauge(CONNECTIONS, &["state"], "Open connections, by what they are doing."),
     counter(ACCEPTED, &[], "Connections accepted."),
     counter(RECEIVED, &[], "Bytes received from clients."),
@@ -118,7 +122,12 @@ static METRICS: [Metric; 42] = [
     ),
     counter(LINGERED, &["reason"], "Connections that could not be given to the next process."),
     counter(RELOADS, &["outcome"], "Reloads."),
-    counter(WORKER_RESTARTS, &[], "Workers started in the place of one that ended unasked."),
+    Metric {
+        name: WORKER_RESTARTS,
+        kind: Kind::CounterOfProcess,
+        labels: &[],
+        help: "Workers started in the place of one that ended unasked, since the start of the main process.",
+    },
     counter(CHILD_RESTARTS, &["child"], "Restarts of a child of the tree."),
     gauge(PREDECESSORS, &[], "Workers that finish what they had in flight when another took over."),
     gauge(PREDECESSOR_IN_FLIGHT, &["pid"], "Requests that such a worker still has in flight."),
@@ -158,7 +167,6 @@ struct Inner {
     ledger: Ledger,
     routes: OnceLock<Routes>,
     reloads: [AtomicU64; 2],
-    worker_restarts: AtomicU64,
 }
 
 impl fmt::Debug for Metrics {
@@ -176,7 +184,6 @@ impl Metrics {
             ledger: Ledger::new(find, !handover.is_inherited()),
             routes: OnceLock::new(),
             reloads: Default::default(),
-            worker_restarts: AtomicU64::new(0),
         }))
     }
 
@@ -191,30 +198,26 @@ impl Metrics {
         self.0.reloads[usize::from(succeeded)].fetch_add(1, Relaxed);
     }
 
-    /// Counts workers that were started in the place of one that ended unasked.
-    pub(super) fn workers_restarted(&self, workers: u64) {
-        self.0.worker_restarts.fetch_add(workers, Relaxed);
-    }
-
     /// What came from predecessors, and is yet to come.
     pub(super) fn ledger(&self) -> &Ledger {
         &self.0.ledger
     }
 
     /// Leaves in the mailbox what the successor has not been told yet of what was counted, waiting for room while
-    /// somebody makes it.
-    pub(super) async fn tell_successor(&self, observer: &Observer, handover: &Handover) {
+    /// somebody makes it, for `limit` at most in all.
+    pub(super) async fn tell_successor(&self, observer: &Observer, handover: &Handover, limit: Duration) {
         let put = |note: CountsNote| handover.put(&mut vec![Parcel::Counts(note)]);
-        loop {
-            match self.0.ledger.tell(|| self.counts(observer), put) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && handover.has_room().await => {}
-                Err(error) => {
-                    return tracing::warn!(
-                        "the next process does not learn what this one has counted: {error}"
-                    );
+        let tell = async {
+            loop {
+                match self.0.ledger.tell(|| self.counts(observer), put) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock && handover.has_room().await => {}
+                    outcome => return outcome,
                 }
-                Ok(()) => return,
             }
+        };
+        let told = tokio::time::timeout(limit, tell).await;
+        if let Err(error) = told.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+            tracing::warn!("the next process does not learn what this one has counted: {error}");
         }
     }
 }
@@ -232,8 +235,8 @@ impl Metrics {
             match metric.kind {
                 Kind::Histogram => histogram(&mut samples, metric, &counts),
                 Kind::Counter => {
-                    for ((_, labels), count) in of(metric, &counts) {
-                        samples.add(labels.iter().map(String::as_str), as_f64(*count));
+                    for (labels, count) in of(metric.name, &counts) {
+                        samples.add(labels.iter().map(String::as_str), as_f64(count));
                     }
                 }
                 Kind::Gauge | Kind::CounterOfProcess => {
@@ -281,7 +284,7 @@ impl Metrics {
                     Happened::Retry => UPSTREAM_RETRIES,
                     Happened::Failure => UPSTREAM_FAILURES,
                 };
-                add(name, &[&upstream.to], number);
+                add(name, &[&label(&upstream.to)], number);
             }
         }
         for (name, carried) in [(HANDED_OVER, &totals.handed_over), (TAKEN_OVER, &totals.taken_over)] {
@@ -296,16 +299,15 @@ impl Metrics {
         for (outcome, number) in ["failed", "succeeded"].iter().zip(&self.0.reloads) {
             add(RELOADS, &[outcome], number.load(Relaxed));
         }
-        add(WORKER_RESTARTS, &[], self.0.worker_restarts.load(Relaxed));
         for child in observer.supervisor.children() {
-            add(CHILD_RESTARTS, &[child.name()], child.restarts().into());
+            add(CHILD_RESTARTS, &[&label(child.name())], child.restarts().into());
         }
         add(LOST, &[], logging::lost());
         add(ACCESS_LOST, &[], logging::access_lost());
         counts
     }
 
-    /// What is as it is now.
+    /// What is as it is now; and what processes count for themselves.
     fn gauges(&self, observer: &Observer) -> Vec<(&'static str, Option<String>, f64)> {
         let size = |n: usize| as_f64(n as u64);
         let one_if = |condition| if condition { 1.0 } else { 0.0 };
@@ -336,7 +338,7 @@ impl Metrics {
         gauges.push((INFO, Some(env!("CARGO_PKG_VERSION").to_owned()), 1.0));
         let mut upstreams = std::collections::BTreeMap::<_, [f64; 2]>::new();
         for upstream in self.0.routes.get().into_iter().flat_map(Routes::upstreams) {
-            let [in_flight, idle] = upstreams.entry(upstream.to).or_default();
+            let [in_flight, idle] = upstreams.entry(label(&upstream.to)).or_default();
             *in_flight += as_f64(upstream.in_flight);
             *idle += size(upstream.idle);
         }
@@ -351,18 +353,10 @@ impl Metrics {
                 gauges.push((name, Some(pid.to_string()), value));
             }
         }
+        gauges.extend(observer.worker_restarts().map(|number| (WORKER_RESTARTS, None, as_f64(number))));
         gauges.extend(observer.main_process_age().map(|age| (MAIN_UPTIME, None, age.as_secs_f64())));
         gauges
     }
-}
-
-/// The counts of a metric.
-fn of<'a>(
-    metric: &Metric,
-    counts: &'a Counts,
-) -> impl Iterator<Item = (&'a (&'static str, Vec<String>), &'a u64)> {
-    let name = metric.name;
-    counts.iter().filter(move |((other, _), _)| *other == name)
 }
 
 /// The bounds of the buckets, as they are written.
@@ -370,19 +364,28 @@ fn bounds() -> [String; BOUNDS.len() + 1] {
     std::array::from_fn(|bucket| BOUNDS.get(bucket).map_or(INFINITE.to_owned(), ToString::to_string))
 }
 
-/// Adds the durations.
+/// Adds the durations. What another version has counted up to a bound that this one has not is in the bucket of the next
+/// larger one.
 fn histogram(samples: &mut Samples, metric: &Metric, counts: &Counts) {
-    let count = |label: &str| counts.get(&(metric.name, vec![label.to_owned()])).copied().unwrap_or_default();
-    let sum = Duration::from_nanos(count(SUM)).as_secs_f64();
-    let mut total = 0;
-    let mut below = |label: String| {
-        // Each bucket has those below it, too.
-        total += count(&label);
+    let (mut buckets, mut sum) = ([0_u64; BOUNDS.len() + 1], Duration::ZERO);
+    for (labels, count) in of(metric.name, counts) {
+        match labels {
+            [label] if label == SUM => sum = Duration::from_nanos(count),
+            [label] => {
+                let bound = label.parse().unwrap_or(f64::INFINITY);
+                let bucket = BOUNDS.partition_point(|larger| *larger < bound);
+                buckets[bucket] = buckets[bucket].saturating_add(count);
+            }
+            _ => {}
+        }
+    }
+    // Each bucket has those below it, too.
+    let mut total = 0_u64;
+    let below = buckets.map(|count| {
+        total = total.saturating_add(count);
         total
-    };
-    let buckets: Vec<_> = BOUNDS.into_iter().map(|bound| (bound, below(bound.to_string()))).collect();
-    let count = below(INFINITE.to_owned());
-    samples.add_histogram(buckets, count, sum);
+    });
+    samples.add_histogram(BOUNDS.into_iter().zip(below), total, sum.as_secs_f64());
 }
 
 #[cfg(test)]
@@ -390,6 +393,33 @@ mod tests {
     //! The documentation has each metric as it is.
 
     use super::*;
+
+    #[test]
+    fn a_bucket_of_another_version_counts_in_the_next_larger_one() {
+        let count = |label: &str, value| ((DURATION, vec![label.to_owned()]), value);
+        let [first, second] = [BOUNDS[0], BOUNDS[1]];
+        let between = f64::midpoint(first, second).to_string();
+        let counts = [
+            count(&first.to_string(), 1),
+            count(&between, 10),
+            count("1e9", 100),
+            count("much", 1000),
+            count(INFINITE, 10_000),
+            count(SUM, 2_000_000_000),
+        ];
+        let metric = find(DURATION).expect("it is one");
+        let mut samples = Samples::of(metric);
+        histogram(&mut samples, metric, &counts.into());
+        let text = text([samples]);
+        let value = |series: String| {
+            let line = text.lines().find_map(|line| line.strip_prefix(&*series)?.strip_prefix(' '));
+            line.unwrap_or_else(|| panic!("no {series} in {text}")).to_owned()
+        };
+        let bucket = |bound: f64| value(format!("{DURATION}_bucket{{le=\"{bound}\"}}"));
+        assert_eq!([bucket(first), bucket(second), bucket(BOUNDS[BOUNDS.len() - 1])], ["1", "11", "11"]);
+        assert_eq!(value(format!("{DURATION}_count")), "11111");
+        assert_eq!(value(format!("{DURATION}_sum")), "2");
+    }
 
     const DOCUMENTED: &str = include_str!("../../docs/metrics.md");
 

@@ -241,7 +241,9 @@ async fn cut_all(by: &str, registry: &Registry, http: &Stoppable, user_children:
         );
     }
     registry.cut();
-    http.stop_within(AFTER_CUT).await;
+    // The requests end with their connections, which may outlive the child: they are to be in the metrics and the report.
+    let emptied = tokio::time::timeout(AFTER_CUT, registry.emptied());
+    let ((), _) = tokio::join!(http.stop_within(AFTER_CUT), emptied);
 
     let late: Vec<_> = user_children.iter().filter(|child| !child.subsystem.is_finished()).collect();
     for child in &late {

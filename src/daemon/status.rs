@@ -329,6 +329,11 @@ impl Observer {
         news.predecessors.iter().map(predecessor).collect()
     }
 
+    /// The number of workers that the main process has started in the place of others that failed; none without one.
+    pub(super) fn worker_restarts(&self) -> Option<u64> {
+        self.news().as_ref().map(|(news, _)| news.restarts)
+    }
+
     /// The time since the start of the main process, if it is there.
     pub(super) fn main_process_age(&self) -> Option<Duration> {
         self.main_process.and_then(process::age)
@@ -373,7 +378,7 @@ impl Observer {
             main_process: self.main_process.map(|pid| MainProcess {
                 pid,
                 uptime: self.main_process_age().map(|age| age.as_secs_f64()),
-                restarts: self.news().as_ref().map_or(0, |(news, _)| news.restarts),
+                restarts: self.worker_restarts().unwrap_or_default(),
             }),
             children: self
                 .supervisor

@@ -28,6 +28,10 @@ use crate::systemd::memfd::sealed;
 /// The time that each of the last children may take to stop, and the tree to end after them.
 const LAST_CHILDREN: Duration = Duration::from_secs(2);
 
+/// The longest that it may take to tell the successor what was counted: connections follow, or the end of the process.
+const TELL_FIRST: Duration = Duration::from_secs(2);
+const TELL_LAST: Duration = Duration::from_secs(1);
+
 /// What becomes of the last good config, which is served should the next process find a broken one.
 pub(super) enum LastGood {
     /// It is this text now.
@@ -132,12 +136,15 @@ impl Tree {
         let tell = async {
             // Also if it is cut short, or before it begins.
             let _told = told;
-            if hands_over || self.daemon.link.is_some() && is_followed() {
+            // Without a main process `admin` answers to the end, and its counts with it: they are told then.
+            let tells = self.daemon.link.is_some() && is_followed();
+            if hands_over || tells {
                 leave_listeners(&self.others, &others, &supervisor).await;
             }
-            if is_followed() {
-                // Nobody is shown these counts any more who could then be shown less by the successor.
-                self.daemon.tell_successor().await;
+            if tells {
+                // From here on this worker's own scrapes stand still at what it has told (`Ledger::shown`): whoever
+                // comes now is to be answered by the successor.
+                self.daemon.tell_successor(TELL_FIRST).await;
             }
         };
         if self.daemon.handover.refuses(false).is_some() {
@@ -165,7 +172,7 @@ impl Tree {
             child.stop_within(LAST_CHILDREN).await;
         }
         if is_followed() {
-            self.daemon.tell_successor().await;
+            self.daemon.tell_successor(TELL_LAST).await;
         }
         if report.cut == 0 { Exit::Clean } else { Exit::Cut }
     }

@@ -189,10 +189,6 @@ struct MainProcess {
     waiting: VecDeque<Asked>,
     /// The times of the last restarts of a worker that ended unasked.
     restarts: VecDeque<Instant>,
-    /// The number of all that no worker has been told of yet.
-    untold_restarts: u64,
-    /// The number of those that a worker was told of, which tells its successor if it can.
-    told_restarts: u64,
     /// The number of all of them.
     restarted: u64,
     /// The time of the next start of a worker, where none runs.
@@ -239,8 +235,6 @@ impl MainProcess {
             asked: Vec::new(),
             waiting: VecDeque::new(),
             restarts: VecDeque::new(),
-            untold_restarts: 0,
-            told_restarts: 0,
             restarted,
             start_at: None,
             phase: if current.is_some() { Phase::Serving } else { Phase::Starting },
@@ -267,6 +261,9 @@ impl MainProcess {
                         worker.wants_singletons = wants_singletons;
                         worker.holds_singletons = !wants_singletons;
                         worker.beat = Some(Instant::now());
+                    } else {
+                        // Those of an earlier main process may not have handed over yet.
+                        worker.has_heir = current.is_some();
                     }
                     main.systemd.stored(&name);
                     main.follow(worker);
@@ -403,6 +400,8 @@ impl MainProcess {
             self.replace_unasked(pid, &format!("is stuck: no heartbeat for {patience:?}"));
             if let Some(worker) = self.worker(pid) {
                 worker.kill_at = Some(now + GRACE);
+                // What it has counted is lost: nobody is to wait for it.
+                worker.has_heir = true;
             }
         }
     }

@@ -208,17 +208,18 @@ impl MainProcess {
         let old = self.workers.iter().position(|worker| worker.part == Part::Current);
         let limit = self.settings.ready_timeout;
         let mut go = assign(key::GO, "1");
-        if old.is_some() || self.predecessors().next().is_some() {
+        let mut succeeds = false;
+        for worker in self.workers.iter_mut().filter(|worker| worker.part != Part::Candidate) {
+            // One that has told another already tells no more than the rest.
+            succeeds |= !std::mem::replace(&mut worker.has_heir, true);
+        }
+        if succeeds {
             go = format!("{go}\n{}", assign(key::SUCCEEDS, "1"));
         }
-        let restarts = std::mem::take(&mut self.untold_restarts);
-        self.told_restarts += restarts;
-        go = format!("{go}\n{}", assign(key::RESTARTS, &restarts.to_string()));
         let Some(worker) = self.worker(pid) else { return };
         worker.becomes(Part::Current);
         // The same time once more to say that it is ready.
         worker.kill_at = worker.kill_at.map(|_| worker.since + limit);
-        worker.tell(&go);
         self.settings = worker.settings.clone();
         self.answer_reloaded(pid);
         if let Some(old) = old {
@@ -239,7 +240,11 @@ impl MainProcess {
             }
         }
         self.limit_predecessors();
+        // Before it serves: its first scrape shows them.
         self.tell_predecessors();
+        if let Some(worker) = self.worker(pid) {
+            worker.tell(&go);
+        }
         self.is_upgraded = old.is_some() && self.program.is_another();
         self.go_on_reloading();
     }
@@ -334,12 +339,7 @@ impl MainProcess {
             }
             // The first one: its log, or its stderr, says why.
             Part::Candidate | Part::Current if self.phase == Phase::Starting => self.exit = Some(exit),
-            Part::Candidate => self.restart(pid, &how),
-            Part::Current => {
-                // It has told nobody.
-                self.untold_restarts += std::mem::take(&mut self.told_restarts);
-                self.restart(pid, &how);
-            }
+            Part::Candidate | Part::Current => self.restart(pid, &how),
             // Of one that an earlier main process has started it is not known how it ended.
             Part::Predecessor if code.is_some() || status.is_none() => {
                 tracing::info!(
@@ -402,7 +402,6 @@ impl MainProcess {
         let Settings { backoff, backoff_max, .. } = self.settings;
         let earlier = self.restarts.len();
         self.restarts.push_back(now);
-        self.untold_restarts += 1;
         self.restarted += 1;
         let wait = match u32::try_from(earlier).unwrap_or(u32::MAX).checked_sub(1) {
             None => Duration::ZERO,

@@ -68,6 +68,8 @@ pub(super) struct Worker {
     pub(super) holds_singletons: bool,
     /// True if it wants to.
     pub(super) wants_singletons: bool,
+    /// True once there is another that awaits what this one has counted.
+    pub(super) has_heir: bool,
     /// How it ended, once it is reaped.
     pub(super) ended: Option<WaitStatus>,
     process: Arc<Process>,
@@ -158,6 +160,7 @@ impl Worker {
             // One of an earlier main process may: it says so if it does not.
             holds_singletons: part != Part::Candidate,
             wants_singletons: false,
+            has_heir: false,
             ended: None,
             process: Arc::new(process),
             channel: Arc::new(channel),

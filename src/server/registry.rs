@@ -149,15 +149,18 @@ impl Registry {
         self.lock().connections.len()
     }
 
-    /// Bytes received from clients, and sent to them, since the start. Under the lock, so that a connection that closes
-    /// meanwhile is counted once.
+    /// Bytes received from clients, and sent to them, since the start. A connection that closes meanwhile is counted once:
+    /// it is among the copies, and was not yet in `moved_before`.
     #[must_use]
     pub(crate) fn moved(&self) -> [u64; 2] {
-        let open = self.lock();
-        open.connections
-            .values()
+        let (before, connections) = {
+            let open = self.lock();
+            (open.moved_before, open.connections.values().cloned().collect::<Vec<_>>())
+        };
+        connections
+            .iter()
             .map(|connection| connection.moved())
-            .fold(open.moved_before, |sum, moved| std::array::from_fn(|way| sum[way] + moved[way]))
+            .fold(before, |sum, moved| std::array::from_fn(|way| sum[way] + moved[way]))
     }
 
     /// True if no connection is open.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use axum::http::{Method, StatusCode};
 
 use super::route::{RouteId, RouteNames};
-use crate::printable::excerpt_of;
+use crate::printable::{excerpt_of, printable};
 
 /// The most combinations that are told apart. Those that come later count as route and method `other`: an upstream may
 /// invent statuses.
@@ -16,8 +16,8 @@ const APART: usize = 1024;
 /// three digits, and there is "none").
 const PLACES: usize = 2048;
 
-/// The most of a route's pattern in a label, in bytes.
-const PATTERN: usize = 128;
+/// The most of a route's pattern, or of another text of the config's, in a label, in bytes.
+const LABEL: usize = 128;
 
 /// The names of the labels.
 pub(crate) const ROUTE: &str = "route";
@@ -39,6 +39,12 @@ const METHODS: [Method; 9] = [
     Method::TRACE,
     Method::PATCH,
 ];
+
+/// A text of the config's, or of the program's, as a label: of a length that a successor takes, and fit to be shown.
+pub(crate) fn label(text: &str) -> String {
+    // First made printable, for escapes are longer.
+    excerpt_of(LABEL, &printable(text)).into_owned()
+}
 
 /// A route, a method and a status, in one word; 0 is none of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +90,7 @@ impl Key {
         let [route @ .., method, _, _, _] = self.0.to_le_bytes();
         let route = match u32::from_le_bytes(route) {
             Self::OTHER_ROUTE => OTHER.into(),
-            route => excerpt_of(PATTERN, routes.name(RouteId::from_bits(route))).into_owned(),
+            route => label(routes.name(RouteId::from_bits(route))),
         };
         let method = METHODS.get(usize::from(method)).map_or(OTHER, Method::as_str).to_owned();
         let code = match self.status() {
@@ -123,15 +129,25 @@ impl Places {
     /// The place of a request.
     fn find(&self, route: RouteId, method: &Method, status: Option<StatusCode>) -> usize {
         let key = Key::new(route, method, status);
-        self.place(key, || {
-            self.apart.fetch_update(Relaxed, Relaxed, |n| (n < APART).then_some(n + 1)).is_ok()
-        })
-        .or_else(|| self.place(key.not_apart(), || true))
-        .unwrap_or_default()
+        let mut counted = false;
+        let place = self.place(key, || {
+            counted = self.apart.fetch_update(Relaxed, Relaxed, |n| (n < APART).then_some(n + 1)).is_ok();
+            counted
+        });
+        match place {
+            Some((place, is_new)) => {
+                if counted && !is_new {
+                    // Another thread has just found a place for the same.
+                    self.apart.fetch_sub(1, Relaxed);
+                }
+                place
+            }
+            None => self.place(key.not_apart(), || true).map_or(0, |(place, _)| place),
+        }
     }
 
-    /// The place of a key; a new one if it may have it.
-    fn place(&self, key: Key, may_be_new: impl FnOnce() -> bool) -> Option<usize> {
+    /// The place of a key, and true if it is a new one; that only if it may have it.
+    fn place(&self, key: Key, may_be_new: impl FnOnce() -> bool) -> Option<(usize, bool)> {
         let mut may_be_new = Some(may_be_new);
         for place in (0..PLACES).map(|step| (key.place() + step) % PLACES) {
             let mut there = self.keys[place].load(Relaxed);
@@ -142,13 +158,13 @@ impl Places {
                     return None;
                 }
                 match self.keys[place].compare_exchange(0, key.0, Relaxed, Relaxed) {
-                    Ok(_) => return Some(place),
+                    Ok(_) => return Some((place, true)),
                     // Another thread was quicker.
                     Err(taken) => there = taken,
                 }
             }
             if there == key.0 {
-                return Some(place);
+                return Some((place, false));
             }
         }
         None
@@ -231,6 +247,31 @@ mod tests {
             ("other /1/* 418", 1),
         ];
         assert_eq!(counted, expected.map(|(labels, number)| (labels.to_owned(), number)));
+    }
+
+    #[test]
+    fn a_combination_takes_one_place_however_many_threads_have_it_at_once() {
+        for _ in 0..200 {
+            let (places, barrier) = (Places::new(), std::sync::Barrier::new(2));
+            let find_all = || {
+                barrier.wait();
+                for status in 100..1000 {
+                    places.find(RouteId::of_config(0), &Method::GET, StatusCode::from_u16(status).ok());
+                }
+            };
+            std::thread::scope(|scope| {
+                scope.spawn(find_all);
+                scope.spawn(find_all);
+            });
+            assert_eq!(places.apart.load(Relaxed), 900);
+        }
+    }
+
+    #[test]
+    fn a_label_is_short_and_printable_whatever_the_config_says() {
+        assert_eq!(label("/app/*"), "/app/*");
+        let label = label(&"\u{9b}".repeat(1000));
+        assert!(label.len() < 256 && printable(&label) == label, "{label}");
     }
 
     #[test]

@@ -43,11 +43,8 @@ pub(crate) mod key {
     pub(crate) const ALONE: &str = "X_STEADFAST_ALONE";
     /// To a worker: serve.
     pub(crate) const GO: &str = "X_STEADFAST_GO";
-    /// To a worker, with [`GO`]: there are predecessors, the last of which is going to hand over to it.
+    /// To a worker, with [`GO`]: there is a predecessor that is going to tell it what was counted, or has just done so.
     pub(crate) const SUCCEEDS: &str = "X_STEADFAST_SUCCEEDS";
-    /// To a worker, with [`GO`]: the number of workers that were started in the place of one that ended unasked, since a
-    /// worker was told last.
-    pub(crate) const RESTARTS: &str = "X_STEADFAST_RESTARTS";
     /// To a worker: hand over what can be carried, finish the rest; the value says when, [`BESIDE`] or [`LEFT`].
     pub(crate) const HAND_OVER: &str = "X_STEADFAST_HAND_OVER";
     /// When to hand over: now, for its successor serves.

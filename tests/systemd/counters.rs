@@ -177,6 +177,10 @@ fn counters_go_on_after_a_crash_of_the_main_process_and_begin_anew_after_that_of
         // This one goes on: the main process knows.
         assert_eq!(counters.get("steadfast_worker_restarts_total"), Some(&crashes), "{counters:#?}");
     }
+    service.reload();
+    service.answered();
+    let counters = wait_for_requests(&service, 2);
+    assert_eq!(counters.get("steadfast_worker_restarts_total"), Some(&2.0), "{counters:#?}");
     service.stop();
     service.ok(["systemctl", "start", UNIT]);
     service.answered();
@@ -184,20 +188,75 @@ fn counters_go_on_after_a_crash_of_the_main_process_and_begin_anew_after_that_of
     assert_eq!(counters.get("steadfast_worker_restarts_total"), Some(&0.0), "{counters:#?}");
 }
 
-#[test]
-fn a_predecessor_that_says_nothing_holds_up_a_scrape_for_a_moment_and_what_it_says_late_is_added() {
-    let Some(service) = Service::start(file!(), "") else {
-        return;
-    };
+/// Freezes the worker, and reloads: its successor serves, and has not been told anything. Returns the process, and the
+/// counters before.
+fn replace_frozen_worker(service: &Service) -> (String, BTreeMap<String, f64>) {
     service.answered();
+    let before = counters(&service.admin("/metrics").text());
     let worker = service.worker_pid();
     service.ok(["kill", "-STOP", &worker]);
     service.ok(["systemctl", "kill", "--signal=HUP", "--kill-whom=main", UNIT]);
     service.wait_for_journal(&format!("takes over from worker {worker}"), 1);
     service.answered();
+    let scrape = service.admin("/metrics").text();
+    assert!(scrape.contains("steadfast_predecessors 1"), "{scrape}");
+    assert!(!scrape.contains(REQUESTS), "what the predecessor has counted is not known yet: {scrape}");
+    (worker, before)
+}
+
+#[test]
+fn while_a_predecessor_says_nothing_a_scrape_has_no_counters_so_that_none_is_seen_to_go_down() {
+    let Some(service) = Service::start(file!(), "") else {
+        return;
+    };
+    let (worker, before) = replace_frozen_worker(&service);
+    service.ok(["kill", "-CONT", &worker]);
+    let now = || counters(&service.admin("/metrics").text());
+    wait_with(
+        || {
+            let now = now();
+            for (series, before) in &before {
+                assert!(now.get(series).is_none_or(|now| now >= before), "{series} was {before}: {now:#?}");
+            }
+            Some(()).filter(|()| sum(&now, REQUESTS).to_string() == "2")
+        },
+        || format!("2 requests in {:#?}\n{}", now(), service.journal(UNIT, &[])),
+    );
+    let journal = service.journal(UNIT, &[]);
+    assert!(!journal.contains("the counters begin anew"), "{journal}");
+}
+
+#[test]
+fn counters_begin_anew_after_a_predecessor_that_was_killed_before_it_had_told() {
+    let Some(service) = Service::start(file!(), "") else {
+        return;
+    };
+    let (worker, _) = replace_frozen_worker(&service);
+    service.ok(["kill", "-KILL", &worker]);
+    service.wait_for_the_end_of(&worker);
     wait_for_requests(&service, 1);
     service.wait_for_journal("no predecessor has told what it has counted", 1);
-    service.ok(["kill", "-CONT", &worker]);
-    service.wait_for_the_end_of(&worker);
+}
+
+#[test]
+fn after_a_crash_beside_a_lingering_predecessor_no_scrape_waits_for_what_cannot_come() {
+    let Some((service, upstream)) = Service::start_with_upstream(file!(), "") else {
+        return;
+    };
+    let (mut client, exchange) = service.in_flight(&upstream, "/app/slow");
+    service.reload();
+    service.answered();
+    wait_for_requests(&service, 1);
+    let worker = service.worker_pid();
+    service.kill_worker();
+    service.wait_for_another_worker(&worker);
+    service.answered();
+    wait_for_requests(&service, 1);
+    let scrape = service.admin("/metrics").text();
+    assert!(scrape.contains("steadfast_predecessors 1"), "{scrape}");
+    let journal = service.journal(UNIT, &[]);
+    assert!(!journal.contains("no predecessor has told"), "it was waited for: {journal}");
+    exchange.answer(200, "worth the wait");
+    assert_eq!(client.receive().unwrap().status, 200);
     wait_for_requests(&service, 2);
 }

@@ -90,6 +90,8 @@ fn a_frozen_worker_is_replaced_by_the_main_process() {
     service.wait_for_another_worker(&worker);
     assert_eq!(service.connect().get("/").unwrap().status, 200);
     assert_eq!((service.main_pid(), service.show(UNIT, "NRestarts")), (main, "0".into()));
+    let scrape = service.admin("/metrics").text();
+    assert!(scrape.contains("\nsteadfast_worker_restarts_total 1\n"), "{scrape}");
 }
 
 #[test]

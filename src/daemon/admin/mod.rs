@@ -59,7 +59,8 @@ impl Config {
     }
 }
 
-/// The longest that a scrape waits for what predecessors have counted: much less than a scraper's own patience.
+/// The time after which a scrape is answered without what predecessors have counted: much less than a scraper's own
+/// patience.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The limits of its listeners. Operators and their tools are few, and their requests small and quick. At the limit the
@@ -241,14 +242,16 @@ async fn readyz(State(context): State<Arc<Context>>) -> impl IntoResponse {
     (status, format!("{}\n", phase.name()))
 }
 
-/// The metrics. What a predecessor has counted is waited for: whoever has scraped that one must not see less here. If it does
-/// not come, as from one that has crashed, this worker begins anew; but not before it serves, for a predecessor may answer
-/// on the same listener until then.
+/// The metrics. What a predecessor has counted is waited for: whoever has scraped that one must not see less here. While it
+/// may still come the counters are left out. If it cannot, as from one that has crashed, this worker begins anew; but not
+/// before it serves, for a predecessor may answer on the same listener until then.
 async fn render_metrics(State(context): State<Arc<Context>>) -> impl IntoResponse {
     let child::Context { metrics, observer, .. } = &context.daemon;
     let was_starting = observer.lifecycle.phase() == Phase::Starting;
+    // Looked at before the wait: in that time arrives what one has told that has just ended.
+    let was_alone = observer.predecessors().is_empty();
     let mut is_settled = tokio::time::timeout(PATIENCE, metrics.ledger().settled()).await.is_ok();
-    if !is_settled && !was_starting {
+    if !is_settled && !was_starting && (was_alone || metrics.ledger().is_overdue()) {
         tracing::warn!("no predecessor has told what it has counted: the counters begin anew");
         metrics.ledger().give_up();
         is_settled = true;

@@ -122,11 +122,10 @@ impl Signals {
             &self.daemon;
         let lifecycle = &observer.lifecycle;
         match command {
-            Command::Go { succeeds, restarts } => {
+            Command::Go { succeeds } => {
                 if succeeds {
                     metrics.ledger().await_predecessor();
                 }
-                metrics.workers_restarted(restarts);
                 if link.as_ref().is_some_and(Link::is_beside) {
                     metrics.reloaded(true);
                 }
