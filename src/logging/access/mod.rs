@@ -8,7 +8,6 @@
 mod line;
 mod writer;
 
-use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,14 +16,14 @@ use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
 use std::time::{Duration, SystemTime};
 use std::{fmt, io};
 
-use axum::http::{HeaderValue, Method, Uri, Version};
+use axum::http::{HeaderValue, Version};
 use tracing::subscriber::NoSubscriber;
 use tracing::{Dispatch, dispatcher};
 
 use self::writer::Writer;
 pub(super) use self::writer::{EVENTS, Events, Gathered};
 use super::Config;
-use crate::printable::{LONGEST, beginning, excerpt, split};
+use crate::printable::{LONGEST, beginning, split};
 
 /// The most records that may wait to be written, and the most bytes that they may hold: whichever is reached first.
 const LENGTH: usize = 8192;
@@ -43,7 +42,7 @@ pub(crate) fn lost() -> u64 {
 pub(crate) struct Record {
     pub(crate) ended: SystemTime,
     pub(crate) id: Box<str>,
-    pub(crate) method: Method,
+    pub(crate) method: Excerpt,
     pub(crate) path: Excerpt,
     pub(crate) query: Option<Excerpt>,
     pub(crate) version: Version,
@@ -62,25 +61,13 @@ pub(crate) struct Record {
 
 impl Record {
     fn bytes(&self) -> usize {
-        let excerpts = [Some(&self.path), self.query.as_ref()].into_iter().flatten();
+        let excerpts = [Some(&self.method), Some(&self.path), self.query.as_ref()].into_iter().flatten();
         let fields = [&self.referer, &self.user_agent].into_iter().flatten();
         size_of::<Self>()
             + self.id.len()
             + self.route.len()
             + excerpts.map(|excerpt| excerpt.text.len()).sum::<usize>()
             + fields.map(|field| field.len()).sum::<usize>()
-            // Only the longer ones are on the heap.
-            + self.method.as_str().len()
-    }
-
-    /// The method, fit to be shown.
-    fn method(&self) -> Cow<'_, str> {
-        excerpt(self.method.as_str())
-    }
-
-    /// The path and the query of a request's target.
-    pub(crate) fn target(uri: &Uri) -> (Excerpt, Option<Excerpt>) {
-        (Excerpt::of(uri.path()), uri.query().map(Excerpt::of))
     }
 
     /// What is kept of a field's value.
@@ -103,7 +90,7 @@ pub(crate) struct Excerpt {
 }
 
 impl Excerpt {
-    fn of(text: &str) -> Self {
+    pub(crate) fn of(text: &str) -> Self {
         let (begin, rest) = split(LONGEST, text);
         Self { text: begin.into(), more: rest.len() }
     }

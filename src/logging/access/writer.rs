@@ -183,7 +183,7 @@ impl Writer {
 
 /// To the journal it has priority debug(7), see `logging::start`.
 fn emit(record: &Record, has_id: bool) {
-    let (method, path) = (record.method(), record.path.to_string());
+    let (method, path) = (record.method.to_string(), record.path.to_string());
     tracing::info!(
         target: "steadfast::access",
         message_id = has_id.then_some(event::ACCESS),
