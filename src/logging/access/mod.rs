@@ -9,6 +9,7 @@ mod line;
 mod writer;
 
 use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -126,6 +127,9 @@ fn cannot_open(path: &Path, error: &io::Error) -> String {
             "; let the user that runs steadfast write there (LogsDirectory= of the unit)"
         }
         io::ErrorKind::ReadOnlyFilesystem => "; allow it in the unit (LogsDirectory=, ReadWritePaths=)",
+        _ if path.metadata().is_ok_and(|file| file.file_type().is_fifo()) => {
+            "; nobody reads this pipe: start its reader first"
+        }
         _ => "",
     };
     format!("cannot open the access log {}: {error}{help}", path.display())

@@ -3,11 +3,13 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use tracing::{Dispatch, dispatcher};
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -77,6 +79,15 @@ fn write_out(text: &mut Vec<u8>, out: &mut impl Write) -> io::Result<()> {
     written
 }
 
+/// Opens a file to add to, or makes it.
+fn open(path: &Path) -> io::Result<File> {
+    // To open a pipe that nobody reads would wait for its reader otherwise (fifo(7)).
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path)?;
+    fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
+    Ok(file)
+}
+
 /// The destination of records, and their format.
 pub(super) enum Writer {
     Events,
@@ -97,10 +108,8 @@ impl Writer {
             AccessFormat::Combined => Lines::combined(),
             AccessFormat::Json => Lines::Json,
         };
-        let open = |path: &std::path::PathBuf| {
-            let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path);
-            file.map_err(|source| OpenError::File { path: path.clone(), source })
-        };
+        let open =
+            |path: &PathBuf| open(path).map_err(|source| OpenError::File { path: path.clone(), source });
         let file = config.access_file.as_ref().map(open).transpose()?;
         Ok(Self::Lines { lines, text: Vec::new(), number: 0, file })
     }
