@@ -88,5 +88,7 @@ pub(crate) const FILE_UNREADABLE: &str = "3d514af682f74a2588132cf232250adc";
 pub(crate) const UPSTREAM_FAILED: &str = "8bc149d6c3c042139508e0e7200d1e15";
 /// A request has ended.
 pub(crate) const ACCESS: &str = "f572c0f3258540fb90d22913183e5886";
+/// The log cannot be written.
+pub(crate) const LOG_FAILED: &str = "c0d5b7f2a94e4e1c8f6a37d12be95084";
 /// The log could not keep up.
 pub(crate) const LOG_LOST: &str = "e87d5ae24d6048e4a51ec5d4192bd701";
