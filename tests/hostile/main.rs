@@ -25,6 +25,7 @@ mod table;
 mod trickling;
 mod tunnels;
 mod uncooperative;
+mod unwritten;
 mod upgrades;
 mod upstreams;
 mod wire;
