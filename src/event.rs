@@ -66,6 +66,8 @@ pub(crate) const CHILD_STUCK: &str = "69749713218240a8815d7f95461fa632";
 pub(crate) const HANDLER_BLOCKED: &str = "b994820b68e34daba1b3db536b008dbd";
 /// A handler has given an answer that is none.
 pub(crate) const HANDLER_WRONG: &str = "96ed8655d8ea4fa4bcff4c0dd258672d";
+/// A handler has panicked.
+pub(crate) const HANDLER_PANICKED: &str = "1d3fa7c26e9b4d05b8c4e27f90a6d318";
 /// Some code has panicked.
 pub(crate) const PANIC: &str = "8efe011a25c6485a879821bc03d9e6fd";
 /// The config is wrong.

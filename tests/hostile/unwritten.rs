@@ -70,7 +70,8 @@ fn requests_are_served_while_the_access_logs_disk_is_full_and_each_that_is_lost_
     site.signal(Signal::TERM);
     assert_eq!(site.wait(), 0);
     let log = site.stderr().0;
-    let reason = "requests could not be logged: cannot write the access log /dev/full: No space left on device";
+    let reason =
+        "requests could not be logged: cannot write the access log /dev/full: No space left on device";
     let said = log.iter().filter(|line| line.contains("ERROR") && line.contains(reason));
     let lost = said.map(|line| line.split("lost=").nth(1).expect("a number").split(' ').next().unwrap());
     let lost: u64 = lost.map(|number| number.parse::<u64>().expect("a number")).sum();
@@ -83,7 +84,7 @@ fn requests_are_served_while_stderr_takes_nothing_and_all_that_is_lost_is_counte
     for log in ["format = \"text\"", "format = \"json\"", "access_format = \"combined\""] {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("http.sock");
-        let mut daemon = start(socket.to_str().unwrap(), log, "/dev/full");
+        let mut daemon = start(&format!("unix:{}", socket.display()), log, "/dev/full");
         let mut client = Client::connect_unix(&socket).unwrap();
         for _ in 0..REQUESTS {
             assert_eq!(client.get("/").unwrap().status, 200);
