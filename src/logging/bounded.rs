@@ -116,7 +116,7 @@ pub(super) struct Taken {
 
 impl Taken {
     /// Tells those who wait for it that all is written.
-    pub(super) fn is_written(self) {
+    pub(super) fn tell_written(self) {
         for waiting in self.flushes {
             // It may have given up.
             let _ = waiting.send(());

@@ -113,23 +113,16 @@ pub(crate) fn flush(limit: Duration) {
 }
 
 fn write(mut outlet: Outlet<InSpans>, mut destination: Option<Destination>, writer: &Dispatch) {
-    let after_event = |destination: &mut Option<Destination>| match destination {
-        Some(destination) => destination.after_event(),
-        None => Ok(()),
-    };
-    let flush = |destination: &mut Option<Destination>| match destination {
-        Some(destination) => destination.flush(),
-        None => Ok(()),
-    };
     while let Some(taken) = outlet.take(|(event, spans)| {
         write_event(&event, &spans, writer);
-        after_event(&mut destination)
+        destination.as_mut().map_or(Ok(()), Destination::after_event)
     }) {
-        outlet.count(flush(&mut destination));
+        let mut flush = || destination.as_mut().map_or(Ok(()), Destination::flush);
+        outlet.count(flush());
         // Not by the queue, of which this is the end.
         outlet.say_losses(&taken);
-        outlet.count(flush(&mut destination));
-        taken.is_written();
+        outlet.count(flush());
+        taken.tell_written();
     }
 }
 

@@ -14,7 +14,7 @@ const BATCH: usize = 64 << 10;
 /// The most bytes that a pipe takes as a whole, whoever else writes to it (`PIPE_BUF`, pipe(7)).
 const WHOLE: usize = 4096;
 
-/// Where journald takes events (systemd.io/JOURNAL_NATIVE_PROTOCOL).
+/// Where journald takes events (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>).
 const JOURNAL: &str = "/run/systemd/journal/socket";
 
 /// A number of entries that could not be written, and why.

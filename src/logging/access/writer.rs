@@ -125,7 +125,7 @@ impl Writer {
             outlet.count(self.flush());
             outlet.say_losses(&taken);
             let number = taken.number;
-            taken.is_written();
+            taken.tell_written();
             // Where they come faster than this there is enough for the next call anyway.
             if number < LENGTH / 8 {
                 std::thread::sleep(GATHER);
@@ -135,16 +135,14 @@ impl Writer {
 
     fn write(&mut self, record: &Record) -> Result<(), Unwritten> {
         match self {
-            Self::Events => match EVENTS.get() {
-                Some(events) => {
-                    dispatcher::with_default(&events.layers, || emit(record, events.has_ids));
-                    events.destination(Destination::after_event)
-                }
-                None => {
+            Self::Events => {
+                let Some(events) = EVENTS.get() else {
                     emit(record, true);
-                    Ok(())
-                }
-            },
+                    return Ok(());
+                };
+                dispatcher::with_default(&events.layers, || emit(record, events.has_ids));
+                events.destination(Destination::after_event)
+            }
             Self::Lines { lines, text, output } => {
                 text.add(|text| lines.write(record, text));
                 if text.is_enough() { output.write(text) } else { Ok(()) }
