@@ -66,6 +66,8 @@ pub(crate) const CHILD_STUCK: &str = "69749713218240a8815d7f95461fa632";
 pub(crate) const HANDLER_BLOCKED: &str = "b994820b68e34daba1b3db536b008dbd";
 /// A handler has given an answer that is none.
 pub(crate) const HANDLER_WRONG: &str = "96ed8655d8ea4fa4bcff4c0dd258672d";
+/// A handler has panicked.
+pub(crate) const HANDLER_PANICKED: &str = "1d3fa7c26e9b4d05b8c4e27f90a6d318";
 /// Some code has panicked.
 pub(crate) const PANIC: &str = "8efe011a25c6485a879821bc03d9e6fd";
 /// The config is wrong.
@@ -88,5 +90,7 @@ pub(crate) const FILE_UNREADABLE: &str = "3d514af682f74a2588132cf232250adc";
 pub(crate) const UPSTREAM_FAILED: &str = "8bc149d6c3c042139508e0e7200d1e15";
 /// A request has ended.
 pub(crate) const ACCESS: &str = "f572c0f3258540fb90d22913183e5886";
+/// The log cannot be written.
+pub(crate) const LOG_FAILED: &str = "c0d5b7f2a94e4e1c8f6a37d12be95084";
 /// The log could not keep up.
 pub(crate) const LOG_LOST: &str = "e87d5ae24d6048e4a51ec5d4192bd701";

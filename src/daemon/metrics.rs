@@ -136,8 +136,8 @@ static METRICS: [Metric; 42] = [
     gauge(PHASE, &["phase"], "1 for the phase that the process is in, 0 for the others."),
     gauge(READY, &[], "1 while new clients should come, as /readyz says."),
     gauge(STALE, &[], "1 while the last good config is served, because the one that is there is wrong."),
-    counter(LOST, &[], "Log events lost because the journal was too slow."),
-    counter(ACCESS_LOST, &[], "Requests that the access log had no room for."),
+    counter(LOST, &[], "Log events that could not be logged."),
+    counter(ACCESS_LOST, &[], "Requests that could not be logged."),
     gauge(INFO, &["version"], "1, with the version as its label."),
     gauge(STARTED, &[], "When the process started that has answered this scrape, in seconds since 1970."),
     Metric {

@@ -1,25 +1,28 @@
 //! The log: events on their way to journald or to stderr, and the access log.
 
 pub(crate) mod access;
+mod bounded;
 mod queue;
+mod sink;
 
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use tracing::Level;
 use tracing::level_filters::LevelFilter;
 use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::{Layer, Registry};
 
 pub use self::access::OpenError as AccessLogError;
 pub(crate) use self::access::lost as access_lost;
-use self::access::{EVENTS, Events, Gathered};
+use self::access::{EVENTS, Events};
 use self::queue::Queue;
 pub(crate) use self::queue::lost;
+use self::sink::{Destination, Gathered};
 use crate::event;
 use crate::rules::Check;
 use crate::systemd::activation::restore_stderr;
@@ -109,7 +112,7 @@ pub enum Access {
     All,
     /// Those answered with 5xx, and those that were broken off or cut.
     Errors,
-    /// None.
+    /// None but the slow ones.
     Off,
 }
 
@@ -141,30 +144,32 @@ pub fn start(config: &Config) {
         .with_default(config.level.map_or(LevelFilter::OFF, LevelFilter::from_level))
         // The tree's own account of a stop, and of a child that failed for good, repeats ours.
         .with_target("tokio_graceful_shutdown", LevelFilter::OFF);
-    let gathered = Gathered::default();
     let journals = journal(config.target, Priority::Informational)
         // journald's rate limit counts by priority, and takes notice and info for one (`priority_map` in its
         // journald-rate-limit.c): debug is the only one in which many accesses use up nothing but their own share.
         .and_then(|events| Ok((events, journal(config.target, Priority::Debug)?)));
     let mut has_ids = true;
     let (events, accesses) = match journals {
-        Ok((Some(events), Some(accesses))) => (events.boxed(), accesses.boxed()),
+        Ok((Some((events, journal)), Some((accesses, same_journal)))) => {
+            ((events.boxed(), journal), (accesses.boxed(), same_journal))
+        }
         other => {
             if let Err(error) = other {
                 eprintln!("cannot reach journald, logging to stderr: {error}");
             }
             has_ids = config.format == Format::Json;
-            (stderr(config.format, io::stderr), stderr(config.format, gathered.clone()))
+            (stderr(config.format), stderr(config.format))
         }
     };
-    match Queue::start(tracing_subscriber::registry().with(events).into()) {
+    let ((events, of_events), (accesses, of_accesses)) = (events, accesses);
+    match Queue::start(tracing_subscriber::registry().with(events).into(), Some(of_events)) {
         Ok(Some(queue)) => {
             let queue = queue.with_ids(has_ids);
             let log = tracing_subscriber::registry().with(queue.with_filter(levels));
             if log.try_init().is_ok() {
                 let layers = tracing_subscriber::registry().with(accesses).into();
                 // The first, as that queue is.
-                let _ = EVENTS.set(Events { layers, has_ids, stderr: gathered });
+                let _ = EVENTS.set(Events { layers, has_ids, destination: Mutex::new(of_accesses) });
             }
         }
         Ok(None) => {}
@@ -184,7 +189,7 @@ pub(crate) fn flush_access(log: &access::AccessLog) {
 }
 
 /// The journal, if events go there, with this priority for those of level info.
-fn journal(target: Target, info: Priority) -> io::Result<Option<tracing_journald::Layer>> {
+fn journal(target: Target, info: Priority) -> io::Result<Option<(tracing_journald::Layer, Destination)>> {
     let wanted = match target {
         Target::Auto => is_to_journal(),
         Target::Journald => true,
@@ -204,7 +209,7 @@ fn journal(target: Target, info: Priority) -> io::Result<Option<tracing_journald
             debug: Priority::Debug,
             trace: Priority::Debug,
         });
-    Ok(Some(journal))
+    Ok(Some((journal, Destination::journal()?)))
 }
 
 /// The program's name, by which `journalctl -t` finds it. The first argument is a title.
@@ -215,15 +220,16 @@ fn program() -> String {
     name.trim_end_matches(" (deleted)").to_owned()
 }
 
-fn stderr(
-    format: Format,
-    writer: impl for<'w> MakeWriter<'w> + Send + Sync + 'static,
-) -> Box<dyn Layer<Registry> + Send + Sync> {
-    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
-    match format {
+/// Stderr, and the layer that writes there in this format.
+fn stderr(format: Format) -> (Box<dyn Layer<Registry> + Send + Sync>, Destination) {
+    let text = Gathered::default();
+    let destination = Destination::stderr(&text);
+    let layer = tracing_subscriber::fmt::layer().with_writer(text);
+    let layer = match format {
         Format::Text => layer.with_ansi(io::stderr().is_terminal()).boxed(),
         Format::Json => layer.json().flatten_event(true).boxed(),
-    }
+    };
+    (layer, destination)
 }
 
 /// True if systemd connected stderr to journald: then `$JOURNAL_STREAM` names stderr's device and inode

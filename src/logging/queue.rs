@@ -9,10 +9,9 @@
 //! that each layer shows them in its own way: text before the message, JSON as objects, the journal as fields.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tracing::field::{Field, ValueSet, Visit, display};
 use tracing::span::{Attributes, Id, Record};
@@ -21,48 +20,39 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::{LookupSpan, Scope};
 
-use crate::event;
+use super::bounded::{Entrance, Outlet, bounded};
+use super::sink::Destination;
 use crate::printable::{excerpt, printable};
 
-/// The most events that may wait to be written, and the most bytes that they may hold: whichever is reached first.
-const LENGTH: usize = 8192;
-const BYTES: usize = 8 << 20;
+/// The events that could not be logged.
+static LOST: AtomicU64 = AtomicU64::new(0);
 
 static QUEUE: OnceLock<Queue> = OnceLock::new();
 
-/// An entry of the queue.
-enum Entry {
-    /// An event, and the spans it was logged in, outermost first.
-    Event(Copied, Vec<Arc<Copied>>),
-    /// A request to be told when all before it is written.
-    Flush(Sender<()>),
-}
+/// An event, and the spans it was logged in, outermost first.
+type InSpans = (Copied, Vec<Arc<Copied>>);
 
 /// The layer that copies events into the queue.
 #[derive(Clone, Debug)]
 pub(super) struct Queue {
-    entries: SyncSender<Entry>,
-    /// The memory of the waiting events, in bytes.
-    bytes: Arc<AtomicUsize>,
-    lost: Arc<AtomicU64>,
+    entrance: Entrance<InSpans>,
     /// False where people read the events one after the other, and ids would only be in the way.
     has_ids: bool,
 }
 
 impl Queue {
-    /// Starts the thread that gives the events to `writer`, which must let all of them pass. It lives as long as the
-    /// process. Once for a process; `None` ever after.
-    pub(super) fn start(writer: Dispatch) -> std::io::Result<Option<Self>> {
-        let (entries, waiting) = sync_channel(LENGTH);
-        let queue = Self { entries, bytes: Arc::default(), lost: Arc::default(), has_ids: true };
+    /// Starts the thread that gives the events to `writer`, which must let all of them pass; they end up in
+    /// `destination`. It lives as long as the process. Once for a process; `None` ever after.
+    pub(super) fn start(writer: Dispatch, destination: Option<Destination>) -> std::io::Result<Option<Self>> {
+        let (entrance, outlet) = bounded(&LOST, "events", "events");
+        let queue = Self { entrance, has_ids: true };
         if QUEUE.set(queue.clone()).is_err() {
             return Ok(None);
         }
-        let (bytes, lost) = (Arc::clone(&queue.bytes), Arc::clone(&queue.lost));
         std::thread::Builder::new().name("log".into()).spawn(move || {
             // A span that closes also closes its parent, through the thread's default subscriber: that must be the
             // writer.
-            dispatcher::with_default(&writer, || write(&waiting, &bytes, &lost, &writer));
+            dispatcher::with_default(&writer, || write(outlet, destination, &writer));
         })?;
         Ok(Some(queue))
     }
@@ -71,25 +61,11 @@ impl Queue {
     pub(super) fn with_ids(self, has_ids: bool) -> Self {
         Self { has_ids, ..self }
     }
-
-    /// Puts an event in; false if there is no room.
-    fn put(&self, event: Copied, spans: Vec<Arc<Copied>>) -> bool {
-        let bytes = memory(&event, &spans);
-        let grown = |waiting: usize| waiting.checked_add(bytes).filter(|waiting| *waiting <= BYTES);
-        if self.bytes.fetch_update(Relaxed, Relaxed, grown).is_err() {
-            return false;
-        }
-        let put = self.entries.try_send(Entry::Event(event, spans)).is_ok();
-        if !put {
-            self.bytes.fetch_sub(bytes, Relaxed);
-        }
-        put
-    }
 }
 
 /// The memory of an event and its spans, in bytes. A span is counted for each of its events.
 fn memory(event: &Copied, spans: &[Arc<Copied>]) -> usize {
-    size_of::<Entry>() + event.bytes() + spans.iter().map(|span| span.bytes()).sum::<usize>()
+    event.bytes() + spans.iter().map(|span| span.bytes()).sum::<usize>()
 }
 
 impl<S: Subscriber + for<'s> LookupSpan<'s>> Layer<S> for Queue {
@@ -117,79 +93,50 @@ impl<S: Subscriber + for<'s> LookupSpan<'s>> Layer<S> for Queue {
             copied.remove("message_id");
         }
         let scope = context.event_scope(event).into_iter().flat_map(Scope::from_root);
-        let spans = scope.filter_map(|span| span.extensions().get::<Arc<Copied>>().cloned()).collect();
-        if !self.put(copied, spans) {
-            self.lost.fetch_add(1, Relaxed);
-        }
+        let spans: Vec<_> =
+            scope.filter_map(|span| span.extensions().get::<Arc<Copied>>().cloned()).collect();
+        let bytes = memory(&copied, &spans);
+        self.entrance.put((copied, spans), bytes);
     }
 }
 
 /// The number of events that could not be logged.
 pub(crate) fn lost() -> u64 {
-    QUEUE.get().map_or(0, |queue| queue.lost.load(Relaxed))
+    LOST.load(Relaxed)
 }
 
 /// Waits until what was logged so far is written, for `limit` at most.
 pub(crate) fn flush(limit: Duration) {
-    let (written, wait) = channel();
-    if let Some(queue) = QUEUE.get()
-        && queue.entries.try_send(Entry::Flush(written)).is_ok()
-    {
-        // Events that a journal has not taken by then are lost.
-        let _ = wait.recv_timeout(limit);
+    if let Some(queue) = QUEUE.get() {
+        queue.entrance.flush(limit);
     }
 }
 
-/// What was lost, as the log itself says it: seldom, for it may be much.
-#[derive(Debug, Default)]
-pub(super) struct Losses {
-    told: u64,
-    at: Option<Instant>,
-}
-
-impl Losses {
-    /// The number of those that were lost and not told of, if it is time to tell.
-    pub(super) fn due(&mut self, lost: u64) -> Option<u64> {
-        const SELDOM: Duration = Duration::from_secs(60);
-        if lost == self.told || self.at.is_some_and(|at| at.elapsed() < SELDOM) {
-            return None;
-        }
-        self.at = Some(Instant::now());
-        Some(lost - std::mem::replace(&mut self.told, lost))
+fn write(mut outlet: Outlet<InSpans>, mut destination: Option<Destination>, writer: &Dispatch) {
+    while let Some(taken) = outlet.take(|(event, spans)| {
+        write_event(&event, &spans, writer);
+        destination.as_mut().map_or(Ok(()), Destination::after_event)
+    }) {
+        let mut flush = || destination.as_mut().map_or(Ok(()), Destination::flush);
+        outlet.count(flush());
+        // Not by the queue, of which this is the end.
+        outlet.say_losses(&taken);
+        outlet.count(flush());
+        taken.tell_written();
     }
 }
 
-fn write(waiting: &Receiver<Entry>, bytes: &AtomicUsize, lost: &AtomicU64, writer: &Dispatch) {
-    let mut losses = Losses::default();
-    for entry in waiting {
-        if let Some(lost) = losses.due(lost.load(Relaxed)) {
-            // Not by the queue, of which this is the end.
-            tracing::warn!(
-                message_id = event::LOG_LOST,
-                log = "events",
-                lost,
-                "{lost} events could not be logged: they came faster than the log takes them"
-            );
-        }
-        match entry {
-            Entry::Event(event, spans) => {
-                let open = |span: &Arc<Copied>| {
-                    let id =
-                        span.with_values(|values| writer.new_span(&Attributes::new(span.metadata, values)));
-                    writer.enter(&id);
-                    id
-                };
-                let opened: Vec<Id> = spans.iter().map(open).collect();
-                event.with_values(|values| writer.event(&Event::new(event.metadata, values)));
-                for id in opened.into_iter().rev() {
-                    writer.exit(&id);
-                    writer.try_close(id);
-                }
-                bytes.fetch_sub(memory(&event, &spans), Relaxed);
-            }
-            // The waiting thread may have given up.
-            Entry::Flush(written) => _ = written.send(()),
-        }
+fn write_event(event: &Copied, spans: &[Arc<Copied>], writer: &Dispatch) {
+    let open = |span: &Arc<Copied>| {
+        let id = span.with_values(|values| writer.new_span(&Attributes::new(span.metadata, values)));
+        writer.enter(&id);
+        id
+    };
+    let opened: Vec<Id> = spans.iter().map(open).collect();
+    event.with_values(|values| writer.event(&Event::new(event.metadata, values)));
+    for id in opened.into_iter().rev() {
+        writer.exit(&id);
+        writer.try_close(id);
     }
 }
 
@@ -356,7 +303,8 @@ mod tests {
         dispatcher::with_default(&writer(&direct), log);
 
         let queued = Written::default();
-        let queue = Queue::start(writer(&queued)).expect("a thread").expect("the first in this process");
+        let queue =
+            Queue::start(writer(&queued), None).expect("a thread").expect("the first in this process");
         tracing::subscriber::with_default(tracing_subscriber::registry().with(queue), log);
         flush(Duration::from_secs(60));
 
@@ -388,7 +336,7 @@ mod tests {
         )) {
             return;
         }
-        let queue = Queue::start(tracing_subscriber::registry().with(Frozen).into());
+        let queue = Queue::start(tracing_subscriber::registry().with(Frozen).into(), None);
         let queue = queue.expect("a thread").expect("the first in this process");
         let text = "x".repeat(1 << 20);
         tracing::subscriber::with_default(tracing_subscriber::registry().with(queue), || {

@@ -8,7 +8,7 @@ use tracing::Level;
 use super::connection::Exchange;
 use super::peer::Peer;
 use super::totals::Outcome;
-use crate::logging::access::{self, OpenError, Record};
+use crate::logging::access::{self, Excerpt, OpenError, Record};
 use crate::logging::{self, Access, AccessFormat};
 
 /// A request that ended, as its account has it.
@@ -94,15 +94,14 @@ impl AccessLog {
 impl From<Ended<'_>> for Record {
     fn from(ended: Ended<'_>) -> Self {
         let Ended { exchange, route, peer, outcome, took, sent, body } = ended;
-        let (path, query) = Self::target(&exchange.uri);
         let ClientSays { referer, user_agent } =
             exchange.client_says.map_or(ClientSays { referer: None, user_agent: None }, |says| *says);
         Self {
             ended: SystemTime::now(),
             id: exchange.id.to_string().into(),
-            method: exchange.method,
-            path,
-            query,
+            method: Excerpt::of(exchange.method.as_str()),
+            path: Excerpt::of(exchange.uri.path()),
+            query: exchange.uri.query().map(Excerpt::of),
             version: exchange.version,
             route: route.into(),
             peer: peer.address(),

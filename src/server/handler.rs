@@ -15,6 +15,7 @@ use super::connection::InFlight;
 use super::peer::Peer;
 use super::request_id::X_REQUEST_ID;
 use super::trace;
+use crate::event;
 
 /// Answers the requests of a server.
 ///
@@ -31,6 +32,20 @@ pub(crate) type Answering = Either<Ready<Response>, Pin<Box<dyn Future<Output = 
 /// The answer of a handler that has failed.
 pub(super) fn failed() -> Response {
     (StatusCode::INTERNAL_SERVER_ERROR, "the handler failed\n").into_response()
+}
+
+/// The answer of a handler that has panicked. The panic hook has logged the message and its place, and knows nothing of
+/// requests.
+pub(super) fn panicked(in_flight: &InFlight) -> Response {
+    let request_id = in_flight.id();
+    let path = in_flight.path();
+    tracing::error!(
+        message_id = event::HANDLER_PANICKED,
+        %request_id,
+        path,
+        "a handler has panicked: its client gets a 500"
+    );
+    failed()
 }
 
 impl Handler for Router {

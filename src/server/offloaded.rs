@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::connection::InFlight;
-use super::handler::{Answering, Handler, failed};
+use super::handler::{Answering, Handler, failed, panicked};
 
 /// The most bytes of an answer that are gathered, if they are there at once, before it is given over.
 const AT_ONCE: usize = 64 << 10;
@@ -48,11 +48,14 @@ impl Handler for Offloaded {
         let (give, given) = oneshot::channel();
         // Until its first poll is over the handler may answer at once.
         in_flight.waits_for_nobody();
-        let task = self.runtime.spawn(run(self.router.clone(), request, in_flight, give));
+        let task = self.runtime.spawn(run(self.router.clone(), request, in_flight.clone(), give));
         let task = AbortOnDropHandle::new(task);
         Either::Right(Box::pin(async move {
-            // Without an answer the handler has panicked.
-            let Ok(Given { head, ready, rest }) = given.await else { return failed() };
+            let Ok(Given { head, ready, rest }) = given.await else {
+                // Else the runtime has ended.
+                let has_panicked = task.await.is_err_and(|error| error.is_panic());
+                return if has_panicked { panicked(&in_flight) } else { failed() };
+            };
             let rest = rest.map(|(pieces, size)| Rest { pieces, size, task });
             Response::from_parts(head, Body::new(Relayed { ready, rest }))
         }))

@@ -1,8 +1,12 @@
-//! The id of a request: in its answer, in the request that an upstream or a caller's `Router` gets, in the log and status.
+//! The id of a request: in its answer, in the request that an upstream or a caller's `Router` gets, in the log and in
+//! `/status`.
 
+use std::cell::RefCell;
 use std::fmt;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use fastrand::Rng;
+use rustix::rand::{GetRandomFlags, getrandom};
 
 /// The field that a request's id stands in.
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -10,10 +14,28 @@ pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-i
 /// The longest id that is taken from a trusted proxy, in bytes.
 const LONGEST: usize = 128;
 
+thread_local! {
+    /// Begins with what the kernel gives: fastrand's own beginning is made of the time and the thread's number, which
+    /// many machines, or many processes of one, can have alike.
+    static RANDOM: RefCell<Rng> = RefCell::new(seed().map_or_else(Rng::new, Rng::with_seed));
+}
+
+/// A number from the kernel's generator; none where it has no such call (getrandom(2)).
+fn seed() -> Option<u64> {
+    let mut seed = [0; 8];
+    let taken = getrandom(&mut seed, GetRandomFlags::empty()).ok()?;
+    (taken == seed.len()).then(|| u64::from_ne_bytes(seed))
+}
+
+/// What the thread's generator gives.
+pub(super) fn random<T>(draw: impl FnOnce(&mut Rng) -> T) -> T {
+    RANDOM.with_borrow_mut(draw)
+}
+
 /// A request's id. No secret: it tells requests apart, and is not hard to guess.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RequestId {
-    /// 128 random bits.
+    /// 128 bits of a generator that each thread begins at random.
     Own([u8; 16]),
     /// What a trusted proxy has sent: visible ASCII characters.
     Given(HeaderValue),
@@ -22,7 +44,7 @@ pub(crate) enum RequestId {
 impl RequestId {
     /// The id of a request that has none.
     pub(crate) fn fresh() -> Self {
-        Self::Own(fastrand::u128(..).to_ne_bytes())
+        Self::Own(random(|random| random.u128(..)).to_ne_bytes())
     }
 
     /// The id in the fields of a trusted proxy's request, if there is one that can be kept.

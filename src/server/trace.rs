@@ -2,7 +2,7 @@
 
 use axum::http::{HeaderMap, HeaderName};
 
-use super::request_id::{RequestId, field, hex, is_hex_id};
+use super::request_id::{RequestId, field, hex, is_hex_id, random};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
@@ -18,8 +18,8 @@ pub(crate) fn pass_on(headers: &mut HeaderMap, id: &RequestId) {
     }
     // Nobody can tell whose it is (section 3.3.1.1).
     headers.remove(TRACESTATE);
-    let trace = id.trace().unwrap_or_else(|| hex::<16, 32>(&fastrand::u128(..).to_ne_bytes()));
-    let parent = hex::<8, 16>(&fastrand::u64(1..).to_ne_bytes());
+    let trace = id.trace().unwrap_or_else(|| hex::<16, 32>(&random(|random| random.u128(..)).to_ne_bytes()));
+    let parent = hex::<8, 16>(&random(|random| random.u64(1..)).to_ne_bytes());
     let mut begun = [b'-'; LENGTH];
     begun[..2].copy_from_slice(b"00");
     begun[3..35].copy_from_slice(&trace);

@@ -2,10 +2,12 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::Value;
 use steadfast_harness::{Client, Daemon, Signal, Upstream, wait_until};
 
@@ -268,4 +270,25 @@ fn a_file_that_cannot_be_opened_refuses_a_start_and_a_reload_and_says_what_to_do
     assert!(said.contains("cannot open the access log") && said.contains("make its directory"), "{said}");
     assert_eq!(daemon.worker(), worker, "the old one goes on");
     assert_eq!(connect(&daemon, "http").get("/").unwrap().status, 200);
+}
+
+#[test]
+fn a_pipe_gets_lines_while_somebody_reads_it_and_refuses_a_start_while_nobody_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::from(0o600), 0).unwrap();
+    let config_of_it =
+        format!("log = {{ access = \"all\", access_format = \"json\", access_file = {pipe:?} }}\n{RESPOND}");
+    let mut refused = Daemon::spawn(BINARY, &config(&config_of_it));
+    assert_eq!(refused.wait(), 1);
+    let said = refused.stderr().to_string();
+    assert!(said.contains("nobody reads this pipe"), "{said}");
+
+    // For writing as well, so that to open it does not wait for the daemon.
+    let reader = fs::File::options().read(true).write(true).open(&pipe).unwrap();
+    let daemon = steadfast(&config_of_it);
+    ask(&daemon, "/x");
+    let mut line = String::new();
+    BufReader::new(reader).read_line(&mut line).unwrap();
+    assert!(line.contains("\"path\":\"/x\""), "{line}");
 }

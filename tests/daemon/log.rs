@@ -97,6 +97,9 @@ fn a_panic_is_logged_with_its_message_and_its_place() {
     let log = log_of("", &[("/panic", 500), ("/", 200)]).join("\n");
     assert!(log.contains("the handler's own words"), "{log}");
     assert!(log.contains("tests/daemon/troubled.rs:"), "{log}");
+    let of_request =
+        log.lines().find(|line| line.contains("a handler has panicked")).expect("of which request");
+    assert!(of_request.contains("path=\"/panic\"") && of_request.contains("request_id="), "{of_request}");
 }
 
 #[test]

@@ -80,6 +80,31 @@ fn no_request_waits_for_the_journal_and_what_it_does_not_take_is_counted() {
 }
 
 #[test]
+fn what_is_logged_while_there_is_no_journal_is_counted_as_lost() {
+    const REQUESTS: u64 = 100;
+    let Some(machine) = start(
+        "[http]\nlisten = [\"127.0.0.1:8080\"]\n[log]\naccess = \"all\"\n[[route]]\npath = \"/\"\nrespond = \"hello\"\n",
+    ) else {
+        return;
+    };
+    let (socket, moved) = ("/run/systemd/journal/socket", "/run/systemd/journal/moved");
+    machine.ok(["mv", socket, moved]);
+    let mut client = machine.enter_network(|| Client::connect(HTTP.into())).unwrap();
+    for _ in 0..REQUESTS {
+        assert_eq!(client.get("/").unwrap().status, 200);
+    }
+    wait_until("each to be counted", || (metric(&machine, ACCESS_LOST) == REQUESTS).then_some(()));
+    // The event that says so is lost itself.
+    wait_until("an event to be counted", || (metric(&machine, LOST) > 0).then_some(()));
+    machine.ok(["mv", moved, socket]);
+    assert_eq!(client.get("/?after").unwrap().status, 200);
+    wait_until("the journal to have a line again", || {
+        machine.journal_json(UNIT, &["-n", "50"]).contains("after").then_some(())
+    });
+    assert_eq!(metric(&machine, ACCESS_LOST), REQUESTS);
+}
+
+#[test]
 fn a_flood_of_accesses_takes_no_room_from_what_an_operator_must_see() {
     let Some(machine) = start(
         "[http]\nlisten = [\"127.0.0.1:8080\"]\n[log]\naccess = \"all\"\n[[route]]\npath = \"/\"\nrespond = \"hello\"\n\

@@ -2,8 +2,7 @@
 //! what is wrong with the right status or a close, and passes nothing on that no client has asked for.
 //!
 //! All of it against the running binary, with clients and upstreams that write and read raw bytes ([`wire`]). Load
-//! goes to the loopback, or into a box of the test's own. The daemon writes no file, so a full disk is none of its
-//! troubles.
+//! goes to the loopback, or into a box of the test's own. The only file that the daemon writes is its access log.
 
 mod accounting;
 mod closing;
@@ -26,6 +25,7 @@ mod table;
 mod trickling;
 mod tunnels;
 mod uncooperative;
+mod unwritten;
 mod upgrades;
 mod upstreams;
 mod wire;

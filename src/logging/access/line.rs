@@ -46,8 +46,8 @@ fn timestamp(time: SystemTime) -> Timestamp {
     Timestamp::try_from(time).unwrap_or_default()
 }
 
-/// `192.0.2.1 - - [28/Nov/2026:21:08:54 +0000] "GET /x?y HTTP/1.1" 200 12 "referer" "user agent"`, as nginx writes it: the
-/// size is that of the body, and a request without an answer has the status 000. The time is UTC.
+/// `192.0.2.1 - - [28/Nov/2026:21:08:54 +0000] "GET /x?y HTTP/1.1" 200 12 "referer" "user agent"`, as nginx writes
+/// it: the size is that of the body, and a request without an answer has the status 000. The time is UTC.
 fn combined(record: &Record, time: &str, text: &mut Vec<u8>) {
     // Nothing here can fail: a `Vec` takes all.
     match record.peer {
@@ -55,7 +55,7 @@ fn combined(record: &Record, time: &str, text: &mut Vec<u8>) {
         None => text.extend(b"unix"),
     }
     _ = write!(text, " - - [{time}] \"");
-    escape(record.method.as_str().as_bytes(), text);
+    whole(&record.method, text);
     text.push(b' ');
     whole(&record.path, text);
     if let Some(query) = &record.query {
@@ -82,8 +82,8 @@ fn whole(excerpt: &Excerpt, text: &mut Vec<u8>) {
     }
 }
 
-/// Writes quotes, backslashes, and whatever is not printable ASCII as nginx does, `\x22`: none of them can end a field or
-/// a line.
+/// Writes quotes, backslashes, and whatever is not printable ASCII as nginx does, `\x22`: none of them can end a field
+/// or a line.
 fn escape(value: &[u8], text: &mut Vec<u8>) {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     for &byte in value {
@@ -100,7 +100,7 @@ fn escape(value: &[u8], text: &mut Vec<u8>) {
 struct Json<'a> {
     time: String,
     request_id: &'a str,
-    method: &'a str,
+    method: String,
     path: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     query: Option<String>,
@@ -127,7 +127,7 @@ fn json(record: &Record, text: &mut Vec<u8>) {
     let object = Json {
         time: format!("{}.{:06}Z", timestamp(whole).strftime("%Y-%m-%dT%H:%M:%S"), since.subsec_micros()),
         request_id: &record.id,
-        method: &record.method(),
+        method: record.method.to_string(),
         path: record.path.to_string(),
         query: record.query.as_ref().map(ToString::to_string),
         route: &record.route,
@@ -147,7 +147,7 @@ fn json(record: &Record, text: &mut Vec<u8>) {
 mod tests {
     //! One record is one line, which is read back as what it was, whatever a client sends.
 
-    use axum::http::{HeaderValue, Method, Uri};
+    use axum::http::{HeaderValue, Uri};
     use proptest::prelude::*;
     use serde_json::Value;
 
@@ -155,13 +155,12 @@ mod tests {
 
     fn record(target: &str, referer: Option<&[u8]>, user_agent: Option<&[u8]>) -> Record {
         let uri: Uri = target.parse().expect("a target");
-        let (path, query) = Record::target(&uri);
         Record {
             ended: SystemTime::UNIX_EPOCH + Duration::new(1_795_900_134, 5_000),
             id: "0123456789abcdef0123456789abcdef".into(),
-            method: Method::GET,
-            path,
-            query,
+            method: Excerpt::of("GET"),
+            path: Excerpt::of(uri.path()),
+            query: uri.query().map(Excerpt::of),
             version: Version::HTTP_11,
             route: "/*".into(),
             peer: Some(([192, 0, 2, 7], 50_000).into()),
@@ -264,6 +263,12 @@ mod tests {
         assert!(object["path"].as_str().expect("a path").ends_with("aaa...(3977 B more)"), "{object}");
         let field = Record::field(&HeaderValue::from_bytes(&[b'u'; 5000]).expect("a value"));
         assert_eq!(field.len(), 1024);
+        let method = Record { method: Excerpt::of(&"M".repeat(60 << 10)), ..record("/", None, None) };
+        assert!(method.bytes() < 2048, "{} B", method.bytes());
+        let combined = line(Lines::combined(), &method);
+        assert!(combined.contains("MMM... / HTTP/1.1\" 200") && combined.len() < 1200, "{combined}");
+        let object: Value = serde_json::from_str(&line(Lines::Json, &method)).expect("an object");
+        assert!(object["method"].as_str().expect("a method").ends_with("MMM...(60416 B more)"), "{object}");
     }
 
     proptest! {

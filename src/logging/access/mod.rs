@@ -8,27 +8,22 @@
 mod line;
 mod writer;
 
-use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 use std::{fmt, io};
 
-use axum::http::{HeaderValue, Method, Uri, Version};
+use axum::http::{HeaderValue, Version};
 use tracing::subscriber::NoSubscriber;
 use tracing::{Dispatch, dispatcher};
 
 use self::writer::Writer;
-pub(super) use self::writer::{EVENTS, Events, Gathered};
+pub(super) use self::writer::{EVENTS, Events};
 use super::Config;
-use crate::printable::{LONGEST, beginning, excerpt, split};
-
-/// The most records that may wait to be written, and the most bytes that they may hold: whichever is reached first.
-const LENGTH: usize = 8192;
-const BYTES: usize = 8 << 20;
+use super::bounded::{Entrance, bounded};
+use crate::printable::{LONGEST, beginning, split};
 
 /// The records that could not be logged, of all access logs of this process.
 static LOST: AtomicU64 = AtomicU64::new(0);
@@ -43,7 +38,7 @@ pub(crate) fn lost() -> u64 {
 pub(crate) struct Record {
     pub(crate) ended: SystemTime,
     pub(crate) id: Box<str>,
-    pub(crate) method: Method,
+    pub(crate) method: Excerpt,
     pub(crate) path: Excerpt,
     pub(crate) query: Option<Excerpt>,
     pub(crate) version: Version,
@@ -62,25 +57,13 @@ pub(crate) struct Record {
 
 impl Record {
     fn bytes(&self) -> usize {
-        let excerpts = [Some(&self.path), self.query.as_ref()].into_iter().flatten();
+        let excerpts = [Some(&self.method), Some(&self.path), self.query.as_ref()].into_iter().flatten();
         let fields = [&self.referer, &self.user_agent].into_iter().flatten();
         size_of::<Self>()
             + self.id.len()
             + self.route.len()
             + excerpts.map(|excerpt| excerpt.text.len()).sum::<usize>()
             + fields.map(|field| field.len()).sum::<usize>()
-            // Only the longer ones are on the heap.
-            + self.method.as_str().len()
-    }
-
-    /// The method, fit to be shown.
-    fn method(&self) -> Cow<'_, str> {
-        excerpt(self.method.as_str())
-    }
-
-    /// The path and the query of a request's target.
-    pub(crate) fn target(uri: &Uri) -> (Excerpt, Option<Excerpt>) {
-        (Excerpt::of(uri.path()), uri.query().map(Excerpt::of))
     }
 
     /// What is kept of a field's value.
@@ -103,7 +86,7 @@ pub(crate) struct Excerpt {
 }
 
 impl Excerpt {
-    fn of(text: &str) -> Self {
+    pub(crate) fn of(text: &str) -> Self {
         let (begin, rest) = split(LONGEST, text);
         Self { text: begin.into(), more: rest.len() }
     }
@@ -139,75 +122,41 @@ fn cannot_open(path: &Path, error: &io::Error) -> String {
             "; let the user that runs steadfast write there (LogsDirectory= of the unit)"
         }
         io::ErrorKind::ReadOnlyFilesystem => "; allow it in the unit (LogsDirectory=, ReadWritePaths=)",
+        _ if path.metadata().is_ok_and(|file| file.file_type().is_fifo()) => {
+            "; nobody reads this pipe: start its reader first"
+        }
         _ => "",
     };
     format!("cannot open the access log {}: {error}{help}", path.display())
 }
 
-/// An entry of the queue.
-enum Entry {
-    Record(Box<Record>),
-    /// A request to be told when all before it is written.
-    Flush(Sender<()>),
-}
-
 /// An access log: the way of records to the thread that writes them, which ends after the last one.
 #[derive(Clone, Debug)]
-pub(crate) struct AccessLog {
-    entries: SyncSender<Entry>,
-    account: Arc<Account>,
-}
-
-/// What the queue's two ends share.
-#[derive(Debug, Default)]
-struct Account {
-    /// The memory of the waiting records, in bytes.
-    bytes: AtomicUsize,
-    lost: AtomicU64,
-}
-
-impl Account {
-    fn lose(&self, records: u64) {
-        self.lost.fetch_add(records, Relaxed);
-        LOST.fetch_add(records, Relaxed);
-    }
-}
+pub(crate) struct AccessLog(Entrance<Box<Record>>);
 
 impl AccessLog {
     /// Opens the file, if there is one, and starts the thread.
     pub(crate) fn start(config: &Config) -> Result<Self, OpenError> {
         let writer = Writer::open(config)?;
-        let (entries, waiting) = sync_channel(LENGTH);
-        let account = Arc::<Account>::default();
-        let log = Self { entries, account: Arc::clone(&account) };
+        let (entrance, outlet) = bounded(&LOST, "access", "requests");
         // Whoever takes the events of the thread that opens the log takes those of the log as well.
         let subscriber = dispatcher::get_default(Dispatch::clone);
         let write = move || {
             let _scope = (!subscriber.is::<NoSubscriber>()).then(|| dispatcher::set_default(&subscriber));
-            writer.run(&waiting, &account);
+            writer.run(outlet);
         };
         std::thread::Builder::new().name("access log".into()).spawn(write).map_err(OpenError::Thread)?;
-        Ok(log)
+        Ok(Self(entrance))
     }
 
     /// Has a record written, if there is room for it.
     pub(crate) fn put(&self, record: Record) {
         let bytes = record.bytes();
-        let grown = |waiting: usize| waiting.checked_add(bytes).filter(|waiting| *waiting <= BYTES);
-        if self.account.bytes.fetch_update(Relaxed, Relaxed, grown).is_err() {
-            self.account.lose(1);
-        } else if self.entries.try_send(Entry::Record(Box::new(record))).is_err() {
-            self.account.bytes.fetch_sub(bytes, Relaxed);
-            self.account.lose(1);
-        }
+        self.0.put(Box::new(record), bytes);
     }
 
     /// Waits until what was put in so far is written, for `limit` at most.
     pub(crate) fn flush(&self, limit: Duration) {
-        let (written, wait) = channel();
-        if self.entries.try_send(Entry::Flush(written)).is_ok() {
-            // What is not written by then is lost.
-            let _ = wait.recv_timeout(limit);
-        }
+        self.0.flush(limit);
     }
 }

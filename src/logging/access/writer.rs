@@ -1,80 +1,100 @@
 //! The thread that writes the access log: many records with one call where that is possible.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::mpsc::{Receiver, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use tracing::{Dispatch, dispatcher};
-use tracing_subscriber::fmt::MakeWriter;
 
 use super::line::Lines;
-use super::{Account, Config, Entry, LENGTH, OpenError, Record};
+use super::{Config, OpenError, Record, cannot_open};
 use crate::event;
 use crate::logging::AccessFormat;
-use crate::logging::queue::Losses;
+use crate::logging::bounded::{LENGTH, Outlet};
+use crate::logging::sink::{Destination, Sink, Text, Unwritten};
 
 /// The time in which records gather for the next call. Whoever puts one in meanwhile need not wake the thread, which
 /// costs more than the record.
 const GATHER: Duration = Duration::from_millis(5);
 
-/// The most bytes that are written with one call.
-const BATCH: usize = 64 << 10;
+/// The time between two looks if the file is still there.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// Where records go as events, if this process has set up its log itself. Otherwise they go where all events of the
 /// program do.
 pub(in crate::logging) static EVENTS: OnceLock<Events> = OnceLock::new();
 
 /// The layers that write accesses as events. They are others than those of the events that an operator must see: to the
-/// journal these have another priority, and on stderr many are written at once.
+/// journal these have another priority.
 #[derive(Debug)]
 pub(in crate::logging) struct Events {
     pub(in crate::logging) layers: Dispatch,
     pub(in crate::logging) has_ids: bool,
-    pub(in crate::logging) stderr: Gathered,
+    pub(in crate::logging) destination: Mutex<Destination>,
 }
 
-/// Text for stderr that is written once there is enough of it, or no more for now.
-#[derive(Clone, Debug, Default)]
-pub(in crate::logging) struct Gathered(Arc<Mutex<Vec<u8>>>);
-
-impl Gathered {
-    fn text(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+impl Events {
+    fn destination<T>(&self, with: impl FnOnce(&mut Destination) -> T) -> T {
+        with(&mut self.destination.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-impl Write for Gathered {
-    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-        let mut gathered = self.text();
-        gathered.extend_from_slice(text);
-        if gathered.len() >= BATCH {
-            write_out(&mut gathered, &mut io::stderr())?;
+/// Where lines go.
+#[derive(Debug)]
+pub(super) struct Output {
+    sink: Sink,
+    /// None for stderr.
+    path: Option<PathBuf>,
+    next_look: Instant,
+}
+
+impl Output {
+    fn open(path: Option<&PathBuf>) -> Result<Self, OpenError> {
+        let sink = match path {
+            Some(path) => {
+                open(path).map(Sink::file).map_err(|source| OpenError::File { path: path.clone(), source })?
+            }
+            None => Sink::stderr(),
+        };
+        Ok(Self { sink, path: path.cloned(), next_look: Instant::now() + LOOK })
+    }
+
+    /// Writes lines, and leaves none of them.
+    fn write(&mut self, text: &mut Text) -> Result<(), Unwritten> {
+        if let Some(path) = &self.path
+            && !text.is_empty()
+            && Instant::now() >= self.next_look
+        {
+            if self.sink.is_deleted() {
+                match open(path) {
+                    Ok(file) => self.sink = Sink::file(file),
+                    // Nobody could read them any more, so the next ones try again.
+                    Err(error) => return Err(text.give_up(cannot_open(path, &error))),
+                }
+            }
+            self.next_look = Instant::now() + LOOK;
         }
-        Ok(text.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        write_out(&mut self.text(), &mut io::stderr())
-    }
-}
-
-impl MakeWriter<'_> for Gathered {
-    type Writer = Self;
-
-    fn make_writer(&self) -> Self {
-        self.clone()
+        self.sink.write(text).map_err(|(number, error)| {
+            let error = match &self.path {
+                Some(path) => format!("cannot write the access log {}: {error}", path.display()),
+                None => format!("cannot write the access log to stderr: {error}"),
+            };
+            Unwritten { number, error }
+        })
     }
 }
 
-/// Writes all of a text, and leaves none of it. Of stderr nobody else writes meanwhile.
-fn write_out(text: &mut Vec<u8>, out: &mut impl Write) -> io::Result<()> {
-    let written = out.write_all(text);
-    text.clear();
-    written
+/// Opens a file to add to, or makes it.
+fn open(path: &Path) -> io::Result<File> {
+    // To open a pipe that nobody reads would wait for its reader otherwise (fifo(7)).
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path)?;
+    fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
+    Ok(file)
 }
 
 /// The destination of records, and their format.
@@ -82,11 +102,9 @@ pub(super) enum Writer {
     Events,
     Lines {
         lines: Lines,
-        /// Those that are to be written, and their number.
-        text: Vec<u8>,
-        number: u64,
-        /// None for stderr.
-        file: Option<File>,
+        /// Those that are to be written.
+        text: Text,
+        output: Output,
     },
 }
 
@@ -97,93 +115,52 @@ impl Writer {
             AccessFormat::Combined => Lines::combined(),
             AccessFormat::Json => Lines::Json,
         };
-        let open = |path: &std::path::PathBuf| {
-            let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path);
-            file.map_err(|source| OpenError::File { path: path.clone(), source })
-        };
-        let file = config.access_file.as_ref().map(open).transpose()?;
-        Ok(Self::Lines { lines, text: Vec::new(), number: 0, file })
+        let output = Output::open(config.access_file.as_ref())?;
+        Ok(Self::Lines { lines, text: Text::default(), output })
     }
 
     /// Writes what comes, until nobody is left who could put anything in.
-    pub(super) fn run(mut self, waiting: &Receiver<Entry>, account: &Account) {
-        let mut losses = Losses::default();
-        let mut flushes: Vec<Sender<()>> = Vec::new();
-        while let Ok(first) = waiting.recv() {
-            let mut taken = 0;
-            // No more than wait at a time: others may come as fast as these are written.
-            for entry in std::iter::once(first).chain(waiting.try_iter().take(LENGTH)) {
-                taken += 1;
-                match entry {
-                    Entry::Record(record) => {
-                        self.write(&record, account);
-                        account.bytes.fetch_sub(record.bytes(), Relaxed);
-                    }
-                    Entry::Flush(written) => flushes.push(written),
-                }
-            }
-            self.flush(account);
-            for written in flushes.drain(..) {
-                // The waiting thread may have given up.
-                let _ = written.send(());
-            }
-            if let Some(lost) = losses.due(account.lost.load(Relaxed)) {
-                tracing::warn!(
-                    message_id = event::LOG_LOST,
-                    log = "access",
-                    lost,
-                    "{lost} requests could not be logged: the access log is written more slowly than they come"
-                );
-            }
+    pub(super) fn run(mut self, mut outlet: Outlet<Box<Record>>) {
+        while let Some(taken) = outlet.take(|record| self.write(&record)) {
+            outlet.count(self.flush());
+            outlet.say_losses(&taken);
+            let number = taken.number;
+            taken.tell_written();
             // Where they come faster than this there is enough for the next call anyway.
-            if taken < LENGTH / 8 {
+            if number < LENGTH / 8 {
                 std::thread::sleep(GATHER);
             }
         }
     }
 
-    fn write(&mut self, record: &Record, account: &Account) {
+    fn write(&mut self, record: &Record) -> Result<(), Unwritten> {
         match self {
-            Self::Events => match EVENTS.get() {
-                Some(events) => dispatcher::with_default(&events.layers, || emit(record, events.has_ids)),
-                None => emit(record, true),
-            },
-            Self::Lines { lines, text, number, .. } => {
-                lines.write(record, text);
-                *number += 1;
-                if text.len() >= BATCH {
-                    self.flush(account);
-                }
+            Self::Events => {
+                let Some(events) = EVENTS.get() else {
+                    emit(record, true);
+                    return Ok(());
+                };
+                dispatcher::with_default(&events.layers, || emit(record, events.has_ids));
+                events.destination(Destination::after_event)
+            }
+            Self::Lines { lines, text, output } => {
+                text.add(|text| lines.write(record, text));
+                if text.is_enough() { output.write(text) } else { Ok(()) }
             }
         }
     }
 
-    fn flush(&mut self, account: &Account) {
+    fn flush(&mut self) -> Result<(), Unwritten> {
         match self {
-            Self::Events => {
-                if let Some(events) = EVENTS.get() {
-                    // There is no other place to say that stderr takes nothing.
-                    let _ = events.stderr.clone().flush();
-                }
-            }
-            Self::Lines { text, number, file, .. } => {
-                let written = match file {
-                    Some(file) => write_out(text, file),
-                    None => write_out(text, &mut io::stderr()),
-                };
-                if written.is_err() {
-                    // Some may have been written, of which no one can tell how many.
-                    account.lose(*number);
-                }
-                *number = 0;
-            }
+            Self::Events => EVENTS.get().map_or(Ok(()), |events| events.destination(Destination::flush)),
+            Self::Lines { text, output, .. } => output.write(text),
         }
     }
 }
 
 /// To the journal it has priority debug(7), see `logging::start`.
 fn emit(record: &Record, has_id: bool) {
-    let (method, path) = (record.method(), record.path.to_string());
+    let (method, path) = (record.method.to_string(), record.path.to_string());
     tracing::info!(
         target: "steadfast::access",
         message_id = has_id.then_some(event::ACCESS),
@@ -204,4 +181,43 @@ fn emit(record: &Record, has_id: bool) {
         record.outcome,
         record.duration.as_millis(),
     );
+}
+
+#[cfg(test)]
+mod tests {
+    //! A file that is deleted is there again before long.
+
+    use std::fs;
+
+    use super::*;
+
+    fn write(output: &mut Output, line: &str) -> Result<(), String> {
+        let mut text = Text::default();
+        text.add(|text| text.extend_from_slice(line.as_bytes()));
+        output.write(&mut text).map_err(|unwritten| format!("{} lost: {}", unwritten.number, unwritten.error))
+    }
+
+    #[test]
+    fn a_file_that_was_deleted_is_opened_anew_and_while_it_cannot_be_lines_are_lost() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("logs/access.log");
+        let logs = path.parent().expect("its folder");
+        fs::create_dir(logs).expect("a folder");
+        let mut output = Output::open(Some(&path)).expect("a file");
+        assert_eq!(write(&mut output, "one\n"), Ok(()));
+
+        fs::remove_dir_all(logs).expect("it is deleted");
+        output.next_look = Instant::now();
+        let error = write(&mut output, "two\n").expect_err("it has no folder");
+        assert!(error.starts_with("1 lost: cannot open the access log /"), "{error}");
+        fs::create_dir(logs).expect("a folder");
+        assert_eq!(write(&mut output, "three\n"), Ok(()));
+        assert_eq!(fs::read_to_string(&path).expect("a file"), "three\n");
+
+        fs::remove_file(&path).expect("it is deleted");
+        assert_eq!(write(&mut output, "before it is looked for\n"), Ok(()));
+        output.next_look = Instant::now();
+        assert_eq!(write(&mut output, "four\n"), Ok(()));
+        assert_eq!(fs::read_to_string(&path).expect("a file"), "four\n");
+    }
 }

@@ -593,6 +593,11 @@ impl InFlight {
         self.0.machine().exchange().map_or_else(RequestId::fresh, |exchange| exchange.id.clone())
     }
 
+    /// The path of the request.
+    pub(in crate::server) fn path(&self) -> String {
+        self.0.machine().exchange().map_or_else(String::new, |exchange| exchange.uri.path().to_owned())
+    }
+
     /// Says which route answers the request.
     pub(crate) fn routed(&self, route: RouteId) {
         self.0.set_route(route);

@@ -19,7 +19,7 @@ use super::body::{AnswerBody, RequestBody, announced};
 use super::http1::Seat;
 use super::{Command, Connection, InFlight};
 use crate::event;
-use crate::server::handler::{Answering, Handler, failed};
+use crate::server::handler::{Answering, Handler, failed, panicked};
 use crate::server::request_id::{RequestId, X_REQUEST_ID};
 use crate::server::route::RouteId;
 use crate::server::totals::Refused;
@@ -83,7 +83,7 @@ impl Serving {
         let asks_for_the_end = asks_to_close(&request);
         match self.ask(request, &connection) {
             Either::Left(response) if connection.progress.body_left() == 0 => {
-                let response = checked(response.into_inner(), &connection);
+                let response = checked(response.into_inner(), &id, &connection);
                 let last = asks_for_the_end || self.is_last(&response, &connection);
                 Either::Left(ready(Ok(decided(response, &id, last, bodyless, connection))))
             }
@@ -91,7 +91,8 @@ impl Serving {
                 let serving = Arc::clone(self);
                 Either::Right(Box::pin(async move {
                     let answer = AssertUnwindSafe(answering).catch_unwind().await;
-                    let response = checked(answer.unwrap_or_else(|_| failed()), &connection);
+                    let answer = answer.unwrap_or_else(|_| panicked(&InFlight(Arc::clone(&connection))));
+                    let response = checked(answer, &id, &connection);
                     let last = asks_for_the_end
                         || serving.is_last(&response, &connection)
                         || connection.is_ended_by_body(response.status()).await;
@@ -101,8 +102,7 @@ impl Serving {
         }
     }
 
-    /// Asks the handler for the answer, if the request is for it. If it panics, the panic hook has logged the message and
-    /// its place.
+    /// Asks the handler for the answer, if the request is for it.
     fn ask(&self, request: Request<Incoming>, connection: &Arc<Connection>) -> Answering {
         connection.set_route(RouteId::NONE);
         if let Some(refusal) = self.refusal(&request, connection) {
@@ -112,7 +112,7 @@ impl Serving {
         let request = RequestBody::wrap(request, connection, self.body_limit);
         let in_flight = InFlight(Arc::clone(connection));
         let answering = catch_unwind(AssertUnwindSafe(|| self.handler.answer(request, in_flight)));
-        answering.unwrap_or_else(|_| Either::Left(ready(failed())))
+        answering.unwrap_or_else(|_| Either::Left(ready(panicked(&InFlight(Arc::clone(connection))))))
     }
 
     /// The answer to a request that is not for any handler.
@@ -149,7 +149,7 @@ impl Serving {
 }
 
 /// A handler's answer, or what takes its place.
-fn checked(response: Response<Body>, connection: &Connection) -> Response<Body> {
+fn checked(response: Response<Body>, id: &RequestId, connection: &Connection) -> Response<Body> {
     if connection.commands.strongest() == Command::TimeOut {
         // It was made without the rest of the body.
         return too_late();
@@ -158,6 +158,7 @@ fn checked(response: Response<Body>, connection: &Connection) -> Response<Body> 
         let status = response.status().as_u16();
         tracing::error!(
             message_id = event::HANDLER_WRONG,
+            request_id = %id,
             status,
             "a handler answered with status {}, which is no answer",
             response.status()

@@ -135,7 +135,7 @@ impl Folder {
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, OPTIONS"));
             return response;
         }
-        self.read(asked, in_flight).await.unwrap_or_else(|error| failed(asked.uri.path(), &error))
+        self.read(asked, in_flight).await.unwrap_or_else(|error| failed(asked.uri.path(), in_flight, &error))
     }
 
     async fn read(&self, asked: &Parts, in_flight: &InFlight) -> io::Result<Response> {
@@ -244,13 +244,20 @@ impl Folder {
     }
 }
 
-fn failed(path: &str, error: &io::Error) -> Response {
+fn failed(path: &str, in_flight: &InFlight, error: &io::Error) -> Response {
     match error.kind() {
         NotFound | NotADirectory | InvalidFilename | InvalidInput => {
             text(StatusCode::NOT_FOUND, "no such file")
         }
         kind => {
-            tracing::warn!(message_id = event::FILE_UNREADABLE, path, %error, "cannot read a file");
+            let request_id = in_flight.id();
+            tracing::warn!(
+                message_id = event::FILE_UNREADABLE,
+                %request_id,
+                path,
+                %error,
+                "cannot read a file"
+            );
             match kind {
                 PermissionDenied => text(StatusCode::FORBIDDEN, "the file is not readable"),
                 _ => text(StatusCode::INTERNAL_SERVER_ERROR, "the file cannot be read"),
