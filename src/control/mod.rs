@@ -185,3 +185,18 @@ async fn ask_once(method: &Method, path: &str) -> Result<(StatusCode, String), F
     let (answer, _) = tokio::join!(answer, connection);
     answer
 }
+
+#[cfg(test)]
+mod tests {
+    //! What the daemon says that is no answer is passed on.
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_said_with_its_status_and_its_reason() {
+        let said = |status, text: &str| refusal((status, text.to_owned())).to_string();
+        let (failed, draining) = (StatusCode::INTERNAL_SERVER_ERROR, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(said(failed, ""), "the daemon answers 500 Internal Server Error");
+        assert_eq!(said(draining, "draining\n"), "the daemon answers 503 Service Unavailable draining");
+    }
+}
