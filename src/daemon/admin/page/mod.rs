@@ -279,6 +279,11 @@ impl Main {
         }
     }
 
+    /// The style and the script that this goes with: a page that outlives an upgrade loads itself anew by it.
+    fn build(&self) -> String {
+        BASE64.encode(Sha256::new().chain_update(STYLE).chain_update(SCRIPT).finalize())
+    }
+
     fn requests(&self) -> impl Iterator<Item = &InFlightRequest> {
         self.status.requests.iter().take(REQUESTS)
     }
