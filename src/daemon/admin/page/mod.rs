@@ -311,6 +311,7 @@ mod tests {
             status.requests[0].path = hostile.to_owned();
             status.requests[0].method = hostile.to_owned();
             status.requests[0].peer = hostile.to_owned();
+            status.requests[0].id = hostile.to_owned();
             status.children[0].name = hostile.to_owned();
             status.children[0].doing = hostile.to_owned();
             status.predecessors[0].status = hostile.to_owned();
@@ -341,6 +342,8 @@ mod tests {
             "312",
             "18 s left",
             "4.2 ms",
+            "/app/*",
+            "title=\"4bf92f3577b34da6a3ce929d0e0e4736\">4bf92f35<",
             "stuck",
         ] {
             assert!(html.contains(shown), "{shown} in {html}");
