@@ -165,16 +165,13 @@ pub(super) async fn page(State(context): State<Arc<Context>>) -> Response {
 /// 503 while there are as many viewers as there may be: the page's script comes again by itself.
 pub(super) async fn events(State(context): State<Arc<Context>>) -> Response {
     let fields = context.page.fields.0.clone();
-    let body = match Arc::clone(&context.page.places).try_acquire_owned() {
-        Ok(place) => {
-            let events = Body::from_stream(Viewer::new(context, place).events());
-            ([(header::CONTENT_TYPE, "text/event-stream")], events).into_response()
-        }
-        Err(_) => {
-            let retry = [(header::RETRY_AFTER, HeaderValue::from(RETRY.as_secs()))];
-            let reason = format!("{VIEWERS} look at the page, and no more may at a time: try again later\n");
-            (StatusCode::SERVICE_UNAVAILABLE, retry, reason).into_response()
-        }
+    let body = if let Ok(place) = Arc::clone(&context.page.places).try_acquire_owned() {
+        let events = Body::from_stream(Viewer::new(context, place).events());
+        ([(header::CONTENT_TYPE, "text/event-stream")], events).into_response()
+    } else {
+        let retry = [(header::RETRY_AFTER, HeaderValue::from(RETRY.as_secs()))];
+        let reason = format!("{VIEWERS} look at the page, and no more may at a time: try again later\n");
+        (StatusCode::SERVICE_UNAVAILABLE, retry, reason).into_response()
     };
     (fields, body).into_response()
 }
@@ -248,6 +245,8 @@ struct Page {
 #[derive(Template)]
 #[template(path = "main.html")]
 struct Main {
+    /// The hash of the style and the script that it goes with: by it, a page that outlives an upgrade loads itself anew.
+    build: String,
     status: Status,
     says: String,
     tree: Vec<Row>,
@@ -269,6 +268,7 @@ impl Main {
             _ => "Stopped.".to_owned(),
         });
         Self {
+            build: BASE64.encode(Sha256::new().chain_update(STYLE).chain_update(SCRIPT).finalize()),
             says,
             tree: status.tree(),
             warnings: status.warnings(),
@@ -277,11 +277,6 @@ impl Main {
             more: in_flight.saturating_sub(REQUESTS) as u64,
             status,
         }
-    }
-
-    /// The style and the script that this goes with: a page that outlives an upgrade loads itself anew by it.
-    fn build(&self) -> String {
-        BASE64.encode(Sha256::new().chain_update(STYLE).chain_update(SCRIPT).finalize())
     }
 
     fn requests(&self) -> impl Iterator<Item = &InFlightRequest> {
