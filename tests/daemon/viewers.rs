@@ -28,8 +28,8 @@ fn viewer(daemon: &Daemon) -> Client {
     viewer
 }
 
-/// A client of the admin child that has asked for the page many times, and then for what comes after it, and reads nothing: by
-/// now the daemon waits for it.
+/// A client of the admin child that has asked for the page many times, then for its events, and reads nothing: by now the
+/// daemon waits for it.
 fn one_who_reads_nothing(daemon: &Daemon) -> UnixStream {
     let mut socket = UnixStream::connect(daemon.control_socket()).unwrap();
     let page = "GET / HTTP/1.1\r\nHost: test\r\n\r\n".repeat(100);
