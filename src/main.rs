@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         }
         Command::Reload => control::reload(),
         Command::AnnounceStop => control::announce_stop(),
-        Command::Status { watch, json } => control::status(watch, json),
+        Command::Status { watch, json } => return control::status(watch, json),
     };
     exit.into()
 }

@@ -3,7 +3,7 @@
 mod screen;
 
 use std::io::{self, IsTerminal, Write};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -50,7 +50,7 @@ pub(crate) fn announce_stop() -> Exit {
         }
         match block_on(ask(Method::POST, "/announce-stop"))? {
             (status, _) if status.is_success() => Ok(()),
-            (status, text) => Err(format!("the daemon answers {status} {}", text.trim_end()).into()),
+            refused => Err(refusal(refused)),
         }
     });
     // The unit goes on with the stop all the same ("ExecStop=-"): what is lost by that is a warning.
@@ -78,15 +78,20 @@ fn unit_is_stopped() -> Result<bool, Failure> {
     Ok(jobs.lines().any(|job| job.split_whitespace().nth(2) == Some("stop")))
 }
 
-/// `steadfast status`: once, or with `watch` again and again: on a screen where there is one.
-pub(crate) fn status(watch: bool, json: bool) -> Exit {
+/// `steadfast status`: once, or with `watch` again and again: on a screen where there is one. A signal that ends the
+/// screen makes the exit code 128 and its number, as a shell has it.
+pub(crate) fn status(watch: bool, json: bool) -> ExitCode {
     if watch && !json && io::stdout().is_terminal() && io::stdin().is_terminal() {
-        return finish(screen::watch(|| {
+        let ended = screen::watch(|| {
             let text = block_on(ask_for_status())?;
             Ok(serde_json::from_str(&text)?)
-        }));
+        });
+        return match ended {
+            Ok(Some(signal)) => (128 + signal).into(),
+            ended => finish(ended.map(drop)).into(),
+        };
     }
-    finish(block_on(async {
+    let told = finish(block_on(async {
         loop {
             let mut text = ask_for_status().await?;
             if json {
@@ -104,12 +109,20 @@ pub(crate) fn status(watch: bool, json: bool) -> Exit {
             }
             tokio::time::sleep(WATCH).await;
         }
-    }))
+    }));
+    told.into()
 }
 
 async fn ask_for_status() -> Result<String, Failure> {
-    let (_, text) = ask(Method::GET, "/status").await?;
-    Ok(text)
+    match ask(Method::GET, "/status").await? {
+        (StatusCode::OK, text) => Ok(text),
+        refused => Err(refusal(refused)),
+    }
+}
+
+/// The error of an answer that is none.
+fn refusal((status, text): (StatusCode, String)) -> Failure {
+    format!("the daemon answers {status} {}", text.trim()).trim_end().into()
 }
 
 fn finish(result: Result<(), Failure>) -> Exit {
@@ -126,8 +139,8 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 
-/// One request to the daemon. A process that is being replaced may close a connection before it has been asked; then its
-/// successor is. No request means anything else for being made twice.
+/// One request to the daemon. A process that is being replaced may close a connection before it has been asked; then
+/// its successor is. No request means anything else for being made twice.
 async fn ask(method: Method, path: &str) -> Result<(StatusCode, String), Failure> {
     let mut attempts = ATTEMPTS;
     loop {
@@ -171,4 +184,19 @@ async fn ask_once(method: &Method, path: &str) -> Result<(StatusCode, String), F
     };
     let (answer, _) = tokio::join!(answer, connection);
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    //! What the daemon says that is no answer is passed on.
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_said_with_its_status_and_its_reason() {
+        let said = |status, text: &str| refusal((status, text.to_owned())).to_string();
+        let (failed, draining) = (StatusCode::INTERNAL_SERVER_ERROR, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(said(failed, ""), "the daemon answers 500 Internal Server Error");
+        assert_eq!(said(draining, "draining\n"), "the daemon answers 503 Service Unavailable draining");
+    }
 }

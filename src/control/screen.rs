@@ -1,9 +1,10 @@
-//! The screen of `steadfast status --watch`.
+//! The screen of `status --watch`.
 //!
-//! One thread asks the daemon each second, the other draws what was answered last and reads the keys: a daemon that does not
-//! answer keeps nobody from leaving. Where it cannot be asked, as while it is restarted, the last picture stays, and says so.
+//! One thread asks the daemon each second, the other draws what was answered last and reads the keys: a daemon that does
+//! not answer keeps nobody from leaving. Where it cannot be asked, as while it is restarted, the last picture stays, and
+//! says so. A third thread waits for signals, so that the terminal is put back before the process ends.
 
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
@@ -14,8 +15,9 @@ use ratatui::widgets::{Block, Borders, Cell, Gauge, Paragraph, Row, Sparkline, T
 use ratatui::{DefaultTerminal, Frame};
 use steadfast::status::shown::{grouped, lasting, printable, rate, size};
 use steadfast::status::{Health, Status};
+use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Failure, WATCH};
+use super::{Failure, WATCH, block_on};
 
 /// The longest that a key, or an answer, waits to be noticed.
 const GLANCE: Duration = Duration::from_millis(100);
@@ -25,34 +27,84 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// What the asking thread says: a status, or why there is none.
 type Answer = Result<Status, String>;
 
-/// Shows the daemon until a key ends it. The terminal is as it was afterwards, also after a panic.
+/// Shows the daemon until a key or a signal ends it; returns the number of the signal. The terminal is as it was
+/// afterwards, also after a panic.
 ///
 /// # Errors
 /// There is no daemon to begin with.
-pub(super) fn watch(ask: impl Fn() -> Result<Status, Failure> + Send + 'static) -> Result<(), Failure> {
+pub(super) fn watch(
+    ask: impl Fn() -> Result<Status, Failure> + Send + 'static,
+) -> Result<Option<u8>, Failure> {
     let has_colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let mut screen = Screen::new(ask()?, has_colours);
     let (answers, answered) = channel();
-    // It ends with the process, or at its next answer once nobody takes it.
+    let (signals, signalled) = channel();
+    // Both end with the process.
+    std::thread::Builder::new().name("signals".into()).spawn(move || wait_for_signal(&signals))?;
+    // Only once the signals are waited for is the terminal changed.
+    signalled.recv()??;
     std::thread::Builder::new().name("ask".into()).spawn(move || {
         while answers.send(ask().map_err(|error| error.to_string())).is_ok() {
             std::thread::sleep(WATCH);
         }
     })?;
-    let outcome = run(&mut screen, &mut ratatui::try_init()?, &answered);
-    ratatui::restore();
-    outcome
+    // Dropped last: a terminal that is dropped shows its cursor again.
+    let _restored = Restored;
+    run(&mut screen, &mut ratatui::try_init()?, &answered, &signalled)
+}
+
+/// Puts the terminal back when it is dropped, whatever of it was changed by then.
+struct Restored;
+
+impl Drop for Restored {
+    fn drop(&mut self) {
+        // There may be no terminal any more.
+        let _ = ratatui::try_restore();
+    }
+}
+
+/// What the thread says that waits for signals: first that it does, as no signal, then which one came.
+type Signalled = Result<Option<u8>, Failure>;
+
+/// Waits for a signal that ends a program on a terminal.
+fn wait_for_signal(signals: &Sender<Signalled>) {
+    let wait = async {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let mut quit = signal(SignalKind::quit())?;
+        let _ = signals.send(Ok(None));
+        let kind = tokio::select! {
+            _ = interrupt.recv() => SignalKind::interrupt(),
+            _ = terminate.recv() => SignalKind::terminate(),
+            _ = hangup.recv() => SignalKind::hangup(),
+            _ = quit.recv() => SignalKind::quit(),
+        };
+        Ok(u8::try_from(kind.as_raw_value()).ok())
+    };
+    // Nobody takes it once a key has ended the screen.
+    let _ = signals.send(block_on(wait));
 }
 
 fn run(
     screen: &mut Screen,
     terminal: &mut DefaultTerminal,
     answered: &Receiver<Answer>,
-) -> Result<(), Failure> {
+    signalled: &Receiver<Signalled>,
+) -> Result<Option<u8>, Failure> {
     let mut is_old = true;
     loop {
-        for answer in answered.try_iter() {
-            screen.hears(answer);
+        if let Ok(signal) = signalled.try_recv() {
+            return signal;
+        }
+        loop {
+            match answered.try_recv() {
+                Ok(answer) => screen.hears(answer),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => {
+                    return Err("the daemon is not asked any more, by a defect: start this again".into());
+                }
+            }
             is_old = true;
         }
         if is_old || screen.lacks().is_some() {
@@ -65,7 +117,7 @@ fn run(
                     let is_interrupt =
                         key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c');
                     if is_interrupt || matches!(key.code, KeyCode::Char('q') | KeyCode::Esc) {
-                        return Ok(());
+                        return Ok(None);
                     }
                 }
                 Event::Resize(..) => is_old = true,

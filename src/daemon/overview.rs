@@ -151,9 +151,7 @@ impl Predecessor {
     #[must_use]
     pub fn progress(&self) -> String {
         let Some(in_flight) = self.in_flight else { return printable(&self.status).into_owned() };
-        let left =
-            self.left.map_or("no deadline".to_owned(), |left| format!("{} left", lasting(left.ceil())));
-        format!("{} in flight, {left}", counted(in_flight, "request"))
+        format!("{} in flight, {}", counted(in_flight, "request"), countdown(self.left))
     }
 
     fn row(&self) -> Row {
@@ -178,8 +176,13 @@ impl Drain {
     /// The time until the rest is cut, for people to read: "18 s left".
     #[must_use]
     pub fn countdown(&self) -> String {
-        self.left.map_or("no deadline".to_owned(), |left| format!("{} left", lasting(left.ceil())))
+        countdown(self.left)
     }
+}
+
+/// The seconds that are left, for people to read: "18 s left".
+fn countdown(left: Option<f64>) -> String {
+    left.map_or("no deadline".to_owned(), |left| format!("{} left", lasting(left.ceil())))
 }
 
 impl Connections {

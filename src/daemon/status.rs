@@ -13,7 +13,7 @@ use super::phase::{Lifecycle, Phase};
 use super::shutdown;
 use super::supervisor::Supervisor;
 use crate::main_process;
-use crate::printable::{counted, excerpt, excerpt_of};
+use crate::printable::{LONGEST, counted, excerpt_of};
 pub use crate::printable::{grouped, lasting, printable, rate, size};
 use crate::server::threads::IoThreads;
 use crate::server::{Registry, RequestView, State};
@@ -277,12 +277,13 @@ pub struct InFlightRequest {
     pub waiting_for: String,
 }
 
-impl From<&RequestView> for InFlightRequest {
-    fn from(request: &RequestView) -> Self {
+impl InFlightRequest {
+    /// It, with the first `longest` bytes of its method and of its path.
+    fn of(request: &RequestView, longest: usize) -> Self {
         Self {
             id: request.id.clone(),
-            method: excerpt(request.method.as_str()).into_owned(),
-            path: excerpt(request.uri.path()).into_owned(),
+            method: excerpt_of(longest, request.method.as_str()).into_owned(),
+            path: excerpt_of(longest, request.uri.path()).into_owned(),
             route: printable(&request.route).into_owned(),
             peer: request.peer.to_string(),
             age: request.age.as_secs_f64(),
@@ -359,6 +360,19 @@ impl Observer {
 
     /// A snapshot of this moment.
     pub(super) fn status(&self) -> Status {
+        let requests = self.registry.requests();
+        self.status_with(requests.iter().map(|request| InFlightRequest::of(request, LONGEST)).collect())
+    }
+
+    /// The same with the oldest requests alone, at most so many, and the number of all. Of their methods and paths there
+    /// are the first `longest` bytes.
+    pub(super) fn brief_status(&self, most: usize, longest: usize) -> (Status, usize) {
+        let (oldest, number) = self.registry.oldest_requests(most);
+        let oldest = oldest.iter().map(|request| InFlightRequest::of(request, longest));
+        (self.status_with(oldest.collect()), number)
+    }
+
+    fn status_with(&self, requests: Vec<InFlightRequest>) -> Status {
         let phase = self.lifecycle.phase();
         let totals = self.registry.totals();
         Status {
@@ -405,7 +419,7 @@ impl Observer {
                 handed_over: totals.handed_over.counts(),
                 taken_over: totals.taken_over.counts(),
             },
-            requests: self.registry.requests().iter().map(Into::into).collect(),
+            requests,
             predecessors: self.predecessors(),
             stale_config: self.stale_config.clone(),
             reload_failure: self.reload_failure(),

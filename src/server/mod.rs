@@ -293,6 +293,11 @@ impl Server {
         self.registry.emptied().await;
     }
 
+    /// Closes every connection now, whatever is in flight.
+    pub(crate) fn cut(&self) {
+        self.registry.cut();
+    }
+
     fn command_all(&self, command: Command) {
         for connection in self.registry.connections() {
             connection.commands().give(command);

@@ -183,6 +183,17 @@ impl Registry {
         requests
     }
 
+    /// The oldest requests in flight, at most so many, and the number of all. Nothing is copied of the others.
+    #[must_use]
+    pub(crate) fn oldest_requests(&self, most: usize) -> (Vec<RequestView>, usize) {
+        let connections = self.connections();
+        let mut requests: Vec<_> = connections.iter().filter_map(|c| Some((c.request_since()?, c))).collect();
+        let number = requests.len();
+        requests.sort_unstable_by_key(|(since, _)| *since);
+        // One may have ended meanwhile.
+        (requests.iter().take(most).filter_map(|(_, c)| c.view()).collect(), number)
+    }
+
     /// The account of everything that this server has served.
     #[must_use]
     pub(crate) fn totals(&self) -> &Totals {

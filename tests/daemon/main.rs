@@ -31,4 +31,5 @@ mod supervision;
 mod terminal;
 mod threads;
 mod upgrade;
+mod viewers;
 mod without_systemd;

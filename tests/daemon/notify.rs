@@ -3,7 +3,7 @@
 use std::net::TcpStream;
 use std::time::Duration;
 
-use steadfast_harness::{Daemon, Signal};
+use steadfast_harness::{Daemon, Signal, wait_until};
 
 use crate::process::{BINARY, begin_upload, connect, serving, troubled};
 
@@ -56,6 +56,19 @@ fn the_status_line_says_what_goes_on() {
 }
 
 #[test]
+fn the_status_of_an_idle_daemon_is_said_once() {
+    // The pings, one at least each second, tell the time: there is a look at the status each 5 s.
+    let daemon = troubled("", |command| {
+        command.env("WATCHDOG_USEC", Duration::from_secs(2).as_micros().to_string());
+    });
+    wait_for_ready(&daemon);
+    let since = || daemon.notifications().into_iter().map(|n| n.at).max();
+    let ready = since().expect("it was said");
+    wait_until("two looks", || (since()? - ready > Duration::from_secs(11)).then_some(()));
+    assert_eq!(said(&daemon, "STATUS"), ["serving: 0 connections, 0 requests in flight, 0 requests/s"]);
+}
+
+#[test]
 fn a_drain_says_stopping_and_extends_its_time_at_once_and_each_second() {
     let mut daemon = troubled("shutdown.linger = \"0s\"\nshutdown.deadline = \"4s\"\n", |_| {});
     wait_for_ready(&daemon);
@@ -88,7 +101,7 @@ fn the_watchdog_is_fed_at_least_twice_in_its_period() {
         command.env("WATCHDOG_USEC", period.as_micros().to_string());
     });
     wait_for_ready(&daemon);
-    steadfast_harness::wait_until("five pings", || (said(&daemon, "WATCHDOG").len() >= 5).then_some(()));
+    wait_until("five pings", || (said(&daemon, "WATCHDOG").len() >= 5).then_some(()));
     let pings: Vec<_> =
         daemon.notifications().into_iter().filter(|n| n.text.contains("WATCHDOG=1")).collect();
     for pair in pings.windows(2) {
@@ -124,7 +137,7 @@ fn a_worker_that_stands_still_is_replaced_although_no_watchdog_is_fed_from_it() 
     let named = format!("worker {stuck} is stuck: no heartbeat for 2s");
     daemon.wait_for_line(&named, |line| line.contains("ERROR") && line.contains(&named));
     daemon.wait_for_line("another", |line| line.contains(&format!("worker {stuck} was ended by signal")));
-    steadfast_harness::wait_until("another worker", || (daemon.workers() != [stuck]).then_some(()));
+    wait_until("another worker", || (daemon.workers() != [stuck]).then_some(()));
     assert_eq!(connect(&daemon, "http").get("/").unwrap().status, 200);
     let pings = daemon.notifications().into_iter().filter(|n| n.text.contains("WATCHDOG=1"));
     for pair in pings.collect::<Vec<_>>().windows(2) {
@@ -150,7 +163,7 @@ fn a_daemon_that_stood_still_as_a_whole_is_not_stuck() {
             let later = all.into_iter().filter(|n| n.at > continued && n.text.contains("WATCHDOG="));
             later.collect::<Vec<_>>()
         };
-        steadfast_harness::wait_until("two pings", || (pings().len() >= 2).then_some(()));
+        wait_until("two pings", || (pings().len() >= 2).then_some(()));
         assert!(pings().iter().all(|n| n.text.contains("WATCHDOG=1")), "{}", daemon.stderr());
         let first = pings()[0].at - continued;
         // The manager's patience is almost at its end: the ping comes with the first look, not with the next turn.

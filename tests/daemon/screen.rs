@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+use rustix::process::{Pid, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 use steadfast_harness::{Daemon, Signal, Upstream, wait_until, wait_with};
@@ -148,6 +149,23 @@ fn the_screen_follows_the_daemon_and_its_terminal_and_leaves_that_as_it_was() {
     assert!(status.success(), "{status}");
     wait_until("the screen that was", || (!terminal.parser().screen().alternate_screen()).then_some(()));
     assert!(!terminal.is_raw() && !terminal.parser().screen().hide_cursor());
+}
+
+#[test]
+fn a_signal_that_ends_the_screen_leaves_the_terminal_as_it_was() {
+    let upstream = Upstream::start();
+    let daemon = start(&upstream);
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
+        let mut terminal = Terminal::run(&mut watch(&daemon), 24, 80);
+        terminal.wait_for(&["└── worker", "serving"]);
+        assert!(terminal.is_raw());
+        kill_process(Pid::from_child(&terminal.program), signal).unwrap();
+        let program = &mut terminal.program;
+        let status = wait_until("it to leave", || program.try_wait().expect("it is our child"));
+        assert_eq!(status.code(), Some(128 + signal.as_raw()), "{status}");
+        wait_until("the screen that was", || (!terminal.parser().screen().alternate_screen()).then_some(()));
+        assert!(!terminal.is_raw() && !terminal.parser().screen().hide_cursor());
+    }
 }
 
 #[test]

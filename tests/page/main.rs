@@ -5,7 +5,7 @@ mod browser;
 
 use std::net::SocketAddr;
 
-use steadfast_harness::{Client, Daemon, Exchange, Load, Signal, Upstream};
+use steadfast_harness::{Client, Daemon, Exchange, Load, Signal, Upstream, wait_until};
 
 use crate::browser::Browser;
 
@@ -164,6 +164,21 @@ fn a_worker_that_is_killed_is_seen_to_be_gone_and_the_page_goes_on_with_the_next
     browser.wait_until("#tree", "the restart", |text| {
         text.lines().any(|line| line.starts_with("main process") && line.contains(" 1 "))
     });
+}
+
+#[test]
+fn a_page_of_another_version_loads_itself_anew() {
+    let Some(browser) = Browser::start(file!()) else { return };
+    let site = Site::start("");
+    browser.open(&site.page());
+    browser.wait_for("#says", &["Serving."]);
+    let loaded = browser.value("performance.timeOrigin");
+    browser.value("document.querySelector('main').dataset.build = 'another'");
+    wait_until("another page", || (browser.value("performance.timeOrigin") != loaded).then_some(()));
+    browser.wait_for("#says", &["Serving."]);
+    let build = browser.value("document.querySelector('main').dataset.build");
+    assert_ne!(build, "another");
+    assert_no_complaint(&browser);
 }
 
 #[test]

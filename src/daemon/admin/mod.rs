@@ -1,6 +1,6 @@
-//! The admin child: health, metrics, status and the live page on listeners of their own, and the commands that change anything on a
-//! socket that only the daemon's own user may open. It stops last, so that a drain can be watched to its end; in a
-//! reload it stops at once, because the successor answers on its listeners.
+//! The admin child: health, metrics, status and the live page on listeners of their own, and the commands that change
+//! anything on a socket that only the daemon's own user may open. It stops last, so that a drain can be watched to its
+//! end; in a reload it stops at once, because the successor answers on its listeners.
 //!
 //! Its loop waits on its listeners, on being told to stop, and looks at the counters every two seconds.
 
@@ -63,8 +63,12 @@ impl Config {
 /// patience.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// The time that clients have for their last answers, or the page's last picture, once nothing is accepted any more.
+const LAST_ANSWERS: Duration = Duration::from_millis(250);
+
 /// The limits of its listeners. Operators and their tools are few, and their requests small and quick. At the limit the
-/// longest idle connection is closed, so that an operator always gets in.
+/// longest idle connection is closed, but none with a request: those who look at the page, whose requests last, have a
+/// limit of their own, much lower, so that an operator gets in.
 fn limits() -> Limits {
     Limits {
         max_connections: 256,
@@ -96,8 +100,8 @@ impl Admin {
         // Registries of their own: the connections that ask for the figures are not counted in them.
         let registry = || Registry::new(Totals::unobserved());
         let closed = CancellationToken::new();
-        let fields = page::Fields::new();
-        let context = Arc::new(Context { daemon: daemon.clone(), closed: closed.clone(), fields });
+        let context =
+            Arc::new(Context { daemon: daemon.clone(), closed: closed.clone(), page: page::Shared::new() });
         let control = match control_socket() {
             Some(address) => Listener::bind_private(&address, inherited)?,
             None => Vec::new(),
@@ -107,7 +111,7 @@ impl Admin {
         Ok(Self { server, control, daemon: daemon.clone(), closed })
     }
 
-    /// Serves until it is told to stop; what it is answering then is finished.
+    /// Serves until it is told to stop; what it is answering then is finished, if its client reads it.
     async fn serve(self, child: Child) -> Result<(), BoxError> {
         self.warn_of_strangers();
         child.doing("accepting connections");
@@ -123,7 +127,15 @@ impl Admin {
         self.server.close(keeps_listeners).await;
         self.control.close(keeps_listeners).await;
         self.closed.cancel();
-        tokio::join!(self.server.drain(Duration::ZERO), self.control.drain(Duration::ZERO));
+        let drain = async {
+            tokio::join!(self.server.drain(Duration::ZERO), self.control.drain(Duration::ZERO));
+        };
+        tokio::pin!(drain);
+        if tokio::time::timeout(LAST_ANSWERS, &mut drain).await.is_err() {
+            self.server.cut();
+            self.control.cut();
+            drain.await;
+        }
         Ok(())
     }
 
@@ -170,8 +182,8 @@ struct Context {
     daemon: child::Context,
     /// Cancelled once the child has stopped accepting: new connections reach the successor.
     closed: CancellationToken,
-    /// The fields of the page's head.
-    fields: page::Fields,
+    /// What all who look at the page share.
+    page: page::Shared,
 }
 
 /// The only routes that change anything.

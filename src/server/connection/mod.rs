@@ -93,31 +93,31 @@ pub(super) struct Slot {
 
 /// A copy of what is known of a request in flight.
 #[derive(Clone, Debug)]
-pub struct RequestView {
+pub(crate) struct RequestView {
     /// Its id, as it stands in `X-Request-Id`.
-    pub id: String,
+    pub(crate) id: String,
     /// Its method.
-    pub method: Method,
+    pub(crate) method: Method,
     /// Its path and query.
-    pub uri: Uri,
+    pub(crate) uri: Uri,
     /// The name of the route that answers it: its pattern; `router`, or `none`.
-    pub route: String,
+    pub(crate) route: String,
     /// The client.
-    pub peer: Peer,
+    pub(crate) peer: Peer,
     /// The time since its head was read.
-    pub age: Duration,
+    pub(crate) age: Duration,
     /// Bytes of the answer written to the socket.
-    pub sent: u64,
+    pub(crate) sent: u64,
     /// The step that it waits for.
-    pub waiting: Waiting,
+    pub(crate) waiting: Waiting,
     /// True if it is a tunnel: it became another protocol.
-    pub upgraded: bool,
+    pub(crate) upgraded: bool,
 }
 
 impl RequestView {
     /// The step that it waits for, for people to read.
     #[must_use]
-    pub fn waiting_for(&self) -> String {
+    pub(crate) fn waiting_for(&self) -> String {
         if self.upgraded { "either side of the upgraded connection".into() } else { self.waiting.to_string() }
     }
 }
@@ -241,6 +241,11 @@ impl Connection {
 
     fn set_route(&self, route: RouteId) {
         self.route.store(route.bits(), Relaxed);
+    }
+
+    /// The moment at which the head of the request in flight was read, if there is one.
+    pub(super) fn request_since(&self) -> Option<tokio::time::Instant> {
+        Some(self.machine().exchange()?.started)
     }
 
     /// A copy of what is known of the request in flight.

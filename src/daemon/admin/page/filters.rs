@@ -9,6 +9,12 @@ pub(super) fn printable(text: &str, _: &dyn Values) -> Result<String> {
     Ok(shown::printable(text).into_owned())
 }
 
+/// The first eight characters, by which people tell one from another.
+#[filter_fn]
+pub(super) fn beginning(id: &str, _: &dyn Values) -> Result<String> {
+    Ok(shown::printable(id).chars().take(8).collect())
+}
+
 #[filter_fn]
 pub(super) fn lasting(seconds: &f64, _: &dyn Values) -> Result<String> {
     Ok(shown::lasting(*seconds))

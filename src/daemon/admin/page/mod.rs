@@ -1,8 +1,9 @@
-//! The live page: the status for a browser, rendered here alone. Without scripts it is a page of tables that loads itself anew;
-//! with them its `<main>` comes again each second, as a server-sent event, for as long as somebody looks.
+//! The live page: the status for a browser, rendered here alone. Without scripts it is a page of tables that loads itself
+//! anew; with them its `<main>` comes again each second, as a server-sent event, for as long as somebody looks. It is
+//! rendered once, for all who look.
 //!
-//! It is one document: its style and script are in it, its policy names them by their hash, and nothing else is loaded or
-//! run. It changes nothing, so that a page of another site that gets hold of it (DNS rebinding) can only read.
+//! It is one document: its style and script are in it, its policy names them by their hash, and nothing else is loaded
+//! or run. It changes nothing, so that a page of another site that gets hold of it (DNS rebinding) can only read.
 
 #[expect(
     clippy::inline_always,
@@ -16,26 +17,28 @@ mod filters;
 mod plot;
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::fmt::Write;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use askama::Template;
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
-use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
 use futures_util::{Stream, stream};
 use sha2::{Digest, Sha256};
-use tokio::sync::watch;
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use self::plot::Plot;
 use super::Context;
 use crate::daemon::overview::Row;
 use crate::daemon::phase::{Cause, Phase};
-use crate::daemon::status::{InFlightRequest, Status};
+use crate::daemon::status::{InFlightRequest, Observer, Status};
 use crate::printable::counted;
 
 const STYLE: &str = include_str!("page.css");
@@ -47,14 +50,87 @@ const TICK: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(1);
 /// The most requests in flight that are shown.
 const REQUESTS: usize = 100;
+/// The most of a method or a path that is shown, in bytes.
+const LONGEST: usize = 200;
+/// The most who may look at a time: each has a connection of the admin listener for as long as it looks.
+const VIEWERS: usize = 32;
+
+/// What all who look at the page share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    fields: Fields,
+    /// One for each who may look.
+    places: Arc<Semaphore>,
+    /// The ticks of all are counted from here, so that all ask for a picture at the same time.
+    began: Instant,
+    /// The last event that was rendered, and of when: whoever comes first at a tick, or after a change of the phase,
+    /// renders it for the others.
+    latest: Mutex<Option<(Moment, Bytes)>>,
+}
+
+/// The time that a picture is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Moment {
+    tick: u128,
+    phase: Phase,
+    /// True once this process answers here no more.
+    is_last: bool,
+}
+
+impl Shared {
+    pub(super) fn new() -> Self {
+        Self {
+            fields: Fields::new(),
+            places: Arc::new(Semaphore::new(VIEWERS)),
+            began: Instant::now(),
+            latest: Mutex::default(),
+        }
+    }
+
+    /// The event of this moment; none if it cannot be rendered.
+    fn event(&self, observer: &Observer, is_last: bool) -> Option<Bytes> {
+        // Held while it is rendered: the others wait for it, where they would render the same.
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let tick = self.began.elapsed().as_nanos() / TICK.as_nanos();
+        let now = Moment { tick, phase: observer.lifecycle.phase(), is_last };
+        if let Some((moment, event)) = &*latest
+            && *moment == now
+        {
+            return Some(event.clone());
+        }
+        let (status, in_flight) = observer.brief_status(REQUESTS, LONGEST);
+        let last = is_last.then(|| last_words(&status, observer.lifecycle.cause()));
+        let main = rendered(&Main::of(status, in_flight, last))?;
+        let event = event(if is_last { "last" } else { "now" }, &main);
+        *latest = Some((now, event.clone()));
+        Some(event)
+    }
+}
+
+/// A template's text; `None`, and an event in the log, if it has none.
+fn rendered(template: &impl Template) -> Option<String> {
+    template.render().inspect_err(|error| tracing::error!("cannot render the page: {error}")).ok()
+}
+
+/// A server-sent event (HTML Living Standard, 9.2.5).
+fn event(name: &str, html: &str) -> Bytes {
+    let mut event = format!("event: {name}\nretry: {}\n", RETRY.as_millis());
+    // A carriage return would end a line of the event.
+    for line in html.split(['\n', '\r']) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(event, "data: {line}");
+    }
+    event.push('\n');
+    event.into()
+}
 
 /// The fields of the head that go with the page and its events.
 #[derive(Clone, Debug)]
-pub(super) struct Fields([(HeaderName, HeaderValue); 4]);
+struct Fields([(HeaderName, HeaderValue); 4]);
 
 impl Fields {
     /// They are computed once, for each process.
-    pub(super) fn new() -> Self {
+    fn new() -> Self {
         let hash = |text: &str| format!("'sha256-{}'", BASE64.encode(Sha256::digest(text)));
         // `img-src` is for the icon, which is in the page as well.
         let policy = format!(
@@ -76,49 +152,58 @@ impl Fields {
 
 /// `GET /`.
 pub(super) async fn page(State(context): State<Arc<Context>>) -> Response {
-    let main = Main::of(context.daemon.observer.status(), None);
-    let html = Page { main, style: STYLE, script: SCRIPT }.render();
-    let body = match html {
-        Ok(html) => ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], html).into_response(),
-        Err(error) => {
-            tracing::error!("cannot render the page: {error}");
-            StatusCode::INTERNAL_SERVER_ERROR.into_response()
-        }
+    let (status, in_flight) = context.daemon.observer.brief_status(REQUESTS, LONGEST);
+    let page = Page { main: Main::of(status, in_flight, None), style: STYLE, script: SCRIPT };
+    let body = match rendered(&page) {
+        Some(html) => ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], html).into_response(),
+        None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     };
-    (context.fields.0.clone(), body).into_response()
+    (context.page.fields.0.clone(), body).into_response()
 }
 
 /// `GET /events`: `now` each second, and at each change of the phase; `last` when this process answers here no more.
-pub(super) async fn events(State(context): State<Arc<Context>>) -> impl IntoResponse {
-    let fields = context.fields.0.clone();
-    (fields, Sse::new(Watcher::new(context).events()))
+/// 503 while there are as many viewers as there may be: the page's script comes again by itself.
+pub(super) async fn events(State(context): State<Arc<Context>>) -> Response {
+    let fields = context.page.fields.0.clone();
+    let body = if let Ok(place) = Arc::clone(&context.page.places).try_acquire_owned() {
+        let events = Body::from_stream(Viewer::new(context, place).events());
+        ([(header::CONTENT_TYPE, "text/event-stream")], events).into_response()
+    } else {
+        let retry = [(header::RETRY_AFTER, HeaderValue::from(RETRY.as_secs()))];
+        let reason = format!("{VIEWERS} look at the page, and no more may at a time: try again later\n");
+        (StatusCode::SERVICE_UNAVAILABLE, retry, reason).into_response()
+    };
+    (fields, body).into_response()
 }
 
 /// One who looks.
-struct Watcher {
+struct Viewer {
     context: Arc<Context>,
     tick: Interval,
     phase: watch::Receiver<Phase>,
     has_ended: bool,
+    /// Free again when the viewer has gone.
+    _place: OwnedSemaphorePermit,
 }
 
-impl Watcher {
-    fn new(context: Arc<Context>) -> Self {
+impl Viewer {
+    fn new(context: Arc<Context>, place: OwnedSemaphorePermit) -> Self {
         let phase = context.daemon.observer.lifecycle.watch();
-        let mut tick = interval(TICK);
+        // The first tick is now, and the next ones are those of all.
+        let mut tick = interval_at(context.page.began, TICK);
         // One who reads slowly gets fewer pictures.
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { context, tick, phase, has_ended: false }
+        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        Self { context, tick, phase, has_ended: false, _place: place }
     }
 
-    fn events(self) -> impl Stream<Item = Result<Event, Infallible>> {
-        stream::unfold(self, async |mut watcher| {
-            let event = watcher.next().await?;
-            Some((Ok(event), watcher))
+    fn events(self) -> impl Stream<Item = Result<Bytes, Infallible>> {
+        stream::unfold(self, async |mut viewer| {
+            let event = viewer.next().await?;
+            Some((Ok(event), viewer))
         })
     }
 
-    async fn next(&mut self) -> Option<Event> {
+    async fn next(&mut self) -> Option<Bytes> {
         if self.has_ended {
             return None;
         }
@@ -130,13 +215,7 @@ impl Watcher {
             // Its sender is part of the context.
             _ = self.phase.changed() => {}
         }
-        let status = self.context.daemon.observer.status();
-        let cause = self.context.daemon.observer.lifecycle.cause();
-        let last = self.has_ended.then(|| last_words(&status, cause));
-        let main = Main::of(status, last).render().ok()?;
-        let name = if self.has_ended { "last" } else { "now" };
-        // A carriage return would end a line of the event.
-        Some(Event::default().event(name).retry(RETRY).data(main.replace('\r', "")))
+        self.context.page.event(&self.context.daemon.observer, self.has_ended)
     }
 }
 
@@ -166,18 +245,22 @@ struct Page {
 #[derive(Template)]
 #[template(path = "main.html")]
 struct Main {
+    /// The hash of the style and the script that it goes with: by it, a page that outlives an upgrade loads itself anew.
+    build: String,
     status: Status,
     says: String,
     tree: Vec<Row>,
     warnings: Vec<String>,
     plots: [Plot; 2],
-    /// Requests in flight that are not shown.
+    /// Requests in flight, also those that are not shown.
+    in_flight: u64,
+    /// Those that are not.
     more: u64,
 }
 
 impl Main {
-    /// `last` are the words with which this process ends.
-    fn of(status: Status, last: Option<String>) -> Self {
+    /// The status has the oldest of the requests `in_flight`; `last` are the words with which this process ends.
+    fn of(status: Status, in_flight: usize, last: Option<String>) -> Self {
         let says = last.unwrap_or_else(|| match (&*status.phase, &status.drain) {
             ("draining", Some(drain)) => format!("Draining because of {}.", drain.cause),
             ("starting", _) => "Starting.".to_owned(),
@@ -185,11 +268,13 @@ impl Main {
             _ => "Stopped.".to_owned(),
         });
         Self {
+            build: BASE64.encode(Sha256::new().chain_update(STYLE).chain_update(SCRIPT).finalize()),
             says,
             tree: status.tree(),
             warnings: status.warnings(),
             plots: [Plot::throughput(&status.history), Plot::latency(&status.history)],
-            more: status.requests.len().saturating_sub(REQUESTS) as u64,
+            in_flight: in_flight as u64,
+            more: in_flight.saturating_sub(REQUESTS) as u64,
             status,
         }
     }
@@ -208,7 +293,10 @@ mod tests {
     fn page(change: impl FnOnce(&mut Status)) -> String {
         let mut status = Status::example();
         change(&mut status);
-        Page { main: Main::of(status, None), style: STYLE, script: SCRIPT }.render().expect("it renders")
+        let in_flight = status.requests.len();
+        Page { main: Main::of(status, in_flight, None), style: STYLE, script: SCRIPT }
+            .render()
+            .expect("it renders")
     }
 
     #[test]
@@ -218,6 +306,7 @@ mod tests {
             status.requests[0].path = hostile.to_owned();
             status.requests[0].method = hostile.to_owned();
             status.requests[0].peer = hostile.to_owned();
+            status.requests[0].id = hostile.to_owned();
             status.children[0].name = hostile.to_owned();
             status.children[0].doing = hostile.to_owned();
             status.predecessors[0].status = hostile.to_owned();
@@ -248,6 +337,8 @@ mod tests {
             "312",
             "18 s left",
             "4.2 ms",
+            "/app/*",
+            "title=\"4bf92f3577b34da6a3ce929d0e0e4736\">4bf92f35<",
             "stuck",
         ] {
             assert!(html.contains(shown), "{shown} in {html}");

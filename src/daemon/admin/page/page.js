@@ -16,6 +16,12 @@ const write = (element, text) => {
 const show = (html) => {
   const old = main();
   const fresh = new DOMParser().parseFromString(html, "text/html").querySelector("main");
+  if (!fresh) return;
+  if (old.dataset.build !== fresh.dataset.build) {
+    // Another version's page, which comes with a style and a script of its own.
+    location.reload();
+    return;
+  }
   if (old.dataset.worker !== fresh.dataset.worker) {
     write(news, `Worker ${fresh.dataset.worker} took over from worker ${old.dataset.worker} at ${now()}.`);
   } else if (old.classList.contains("past")) {
