@@ -64,7 +64,7 @@ impl Config {
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The time that clients have for their last answers, or the page's last picture, once nothing is accepted any more.
-const LAST_ANSWERS: Duration = Duration::from_millis(250);
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// The limits of its listeners. Operators and their tools are few, and their requests small and quick. At the limit the
 /// longest idle connection is closed, but none with a request: those who look at the page, whose requests last, have a
