@@ -228,7 +228,7 @@ impl fmt::Display for Status {
             totals;
         writeln!(
             f,
-            "since the start: {} connections, {} requests, {client_gone} given up, {broken_off} broken off, {cut} cut",
+            "since the start: connections {}, requests {}; {client_gone} given up, {broken_off} broken off, {cut} cut",
             grouped(*connections),
             grouped(*ended),
         )?;
