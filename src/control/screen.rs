@@ -1,10 +1,13 @@
 //! The screen of `status --watch`.
 //!
-//! One thread asks the daemon each second, the other draws what was answered last and reads the keys: a daemon that does
+//! One thread asks the daemon each second, another draws what was answered last and reads the keys: a daemon that does
 //! not answer keeps nobody from leaving. Where it cannot be asked, as while it is restarted, the last picture stays, and
-//! says so. A third thread waits for signals, so that the terminal is put back before the process ends.
+//! says so. The main thread waits for the end, or a signal, and puts the terminal back: a terminal that has gone away may
+//! never let go of who reads it.
 
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
@@ -16,6 +19,8 @@ use ratatui::{DefaultTerminal, Frame};
 use steadfast::status::shown::{grouped, lasting, printable, rate, size};
 use steadfast::status::{Health, Status};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::{Failure, WATCH, block_on};
 
@@ -23,6 +28,8 @@ use super::{Failure, WATCH, block_on};
 const GLANCE: Duration = Duration::from_millis(100);
 /// The longest that an answer may take before the screen says that there is none.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The time that the drawing thread has to end by itself once a signal has come.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// What the asking thread says: a status, or why there is none.
 type Answer = Result<Status, String>;
@@ -38,11 +45,6 @@ pub(super) fn watch(
     let has_colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let mut screen = Screen::new(ask()?, has_colours);
     let (answers, answered) = channel();
-    let (signals, signalled) = channel();
-    // Both end with the process.
-    std::thread::Builder::new().name("signals".into()).spawn(move || wait_for_signal(&signals))?;
-    // Only once the signals are waited for is the terminal changed.
-    signalled.recv()??;
     std::thread::Builder::new().name("ask".into()).spawn(move || {
         while answers.send(ask().map_err(|error| error.to_string())).is_ok() {
             std::thread::sleep(WATCH);
@@ -50,7 +52,30 @@ pub(super) fn watch(
     })?;
     // Dropped last: a terminal that is dropped shows its cursor again.
     let _restored = Restored;
-    run(&mut screen, &mut ratatui::try_init()?, &answered, &signalled)
+    block_on(async {
+        // Only once signals are waited for is the terminal changed.
+        let signalled = signalled()?;
+        let (end, mut ended) = oneshot::channel();
+        let leaves = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&leaves);
+        // It ends with the process at the latest.
+        std::thread::Builder::new().name("screen".into()).spawn(move || {
+            let mut run = || run(&mut screen, &mut ratatui::try_init()?, &answered, &told);
+            // Nobody waits for it any more once a signal has come.
+            let _ = end.send(run());
+        })?;
+        tokio::select! {
+            outcome = &mut ended => {
+                outcome.map_err(|_| "the screen has ended by a defect: start this again")??;
+                Ok(None)
+            }
+            signal = signalled => {
+                leaves.store(true, Relaxed);
+                let _ = timeout(GRACE, ended).await;
+                Ok(Some(signal))
+            }
+        }
+    })
 }
 
 /// Puts the terminal back when it is dropped, whatever of it was changed by then.
@@ -63,39 +88,35 @@ impl Drop for Restored {
     }
 }
 
-/// What the thread says that waits for signals: first that it does, as no signal, then which one came.
-type Signalled = Result<Option<u8>, Failure>;
-
-/// Waits for a signal that ends a program on a terminal.
-fn wait_for_signal(signals: &Sender<Signalled>) {
-    let wait = async {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut hangup = signal(SignalKind::hangup())?;
-        let mut quit = signal(SignalKind::quit())?;
-        let _ = signals.send(Ok(None));
+/// Waits for a signal that ends a program on a terminal, from now on; returns its number.
+fn signalled() -> Result<impl Future<Output = u8>, Failure> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut quit = signal(SignalKind::quit())?;
+    Ok(async move {
         let kind = tokio::select! {
             _ = interrupt.recv() => SignalKind::interrupt(),
             _ = terminate.recv() => SignalKind::terminate(),
             _ = hangup.recv() => SignalKind::hangup(),
             _ = quit.recv() => SignalKind::quit(),
         };
-        Ok(u8::try_from(kind.as_raw_value()).ok())
-    };
-    // Nobody takes it once a key has ended the screen.
-    let _ = signals.send(block_on(wait));
+        // They are below 32 (signal(7)).
+        u8::try_from(kind.as_raw_value()).unwrap_or_default()
+    })
 }
 
+/// Draws and reads keys until one of them, or `leaves`, ends it.
 fn run(
     screen: &mut Screen,
     terminal: &mut DefaultTerminal,
     answered: &Receiver<Answer>,
-    signalled: &Receiver<Signalled>,
-) -> Result<Option<u8>, Failure> {
+    leaves: &AtomicBool,
+) -> Result<(), Failure> {
     let mut is_old = true;
     loop {
-        if let Ok(signal) = signalled.try_recv() {
-            return signal;
+        if leaves.load(Relaxed) {
+            return Ok(());
         }
         loop {
             match answered.try_recv() {
@@ -117,7 +138,7 @@ fn run(
                     let is_interrupt =
                         key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c');
                     if is_interrupt || matches!(key.code, KeyCode::Char('q') | KeyCode::Esc) {
-                        return Ok(None);
+                        return Ok(());
                     }
                 }
                 Event::Resize(..) => is_old = true,

@@ -12,7 +12,7 @@ use std::thread;
 use rustix::process::{Pid, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
-use steadfast_harness::{Daemon, Signal, Upstream, wait_until, wait_with};
+use steadfast_harness::{Daemon, Signal, Upstream, runs, wait_until, wait_with};
 use vt100::Parser;
 
 use crate::process::{BINARY, config, connect, serving};
@@ -166,6 +166,42 @@ fn a_signal_that_ends_the_screen_leaves_the_terminal_as_it_was() {
         wait_until("the screen that was", || (!terminal.parser().screen().alternate_screen()).then_some(()));
         assert!(!terminal.is_raw() && !terminal.parser().screen().hide_cursor());
     }
+}
+
+#[test]
+fn the_screen_ends_with_its_terminal() {
+    let upstream = Upstream::start();
+    let daemon = start(&upstream);
+    // `script` (util-linux) holds the other end of the terminal; killed, it leaves nobody who does.
+    let mut command = Command::new("script");
+    command
+        .args([
+            "--quiet",
+            "--command",
+            &format!("stty rows 24 cols 80; exec {BINARY} status --watch"),
+            "/dev/null",
+        ])
+        .env("RUNTIME_DIRECTORY", daemon.folder().join("run"))
+        .env("TERM", "xterm");
+    let mut holder = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("it runs");
+    let mut shown = holder.stdout.take().expect("a pipe");
+    let (mut parser, mut bytes) = (Parser::new(size(24), size(80), 0), [0; 4096]);
+    while !parser.screen().contents().contains("signals") {
+        let read = shown.read(&mut bytes).expect("it is shown");
+        assert!(read > 0, "it has ended: {}", parser.screen().contents());
+        parser.process(&bytes[..read]);
+    }
+    let on_it = |pid: u32| {
+        let children =
+            std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        children.split_whitespace().map(|pid| pid.parse().expect("a number")).collect::<Vec<u32>>()
+    };
+    let mut programs = on_it(holder.id());
+    programs.extend(programs.clone().into_iter().flat_map(on_it));
+    assert!(!programs.is_empty());
+    holder.kill().expect("it runs");
+    holder.wait().expect("it has ended");
+    wait_until("the screen to end", || programs.iter().all(|pid| !runs(*pid)).then_some(()));
 }
 
 #[test]
