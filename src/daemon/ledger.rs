@@ -91,6 +91,11 @@ impl Ledger {
         });
     }
 
+    /// A predecessor has told what this version does not understand: nobody needs to wait for it.
+    pub(super) fn not_understood(&self) {
+        self.change(|pages| pages.awaited -= i64::from(pages.awaited > 0));
+    }
+
     /// Returns once all has come that predecessors had counted when they handed over.
     pub(super) async fn settled(&self) {
         // The sender lives as long as `self`, so the wait cannot fail.
@@ -347,6 +352,11 @@ mod tests {
         ledger.inherit(CountsNote { first: true, ..CountsNote::default() });
         assert!(is_settled(&ledger).await);
         ledger.await_predecessor();
+        ledger.not_understood();
+        assert!(is_settled(&ledger).await, "of another version");
+        ledger.not_understood();
+        ledger.await_predecessor();
+        assert!(!is_settled(&ledger).await, "of another predecessor");
         assert_eq!(note(&ledger, 0).awaited, 1);
         ledger.give_up();
         assert!(is_settled(&ledger).await);

@@ -178,8 +178,13 @@ async fn at(instant: Option<Instant>) {
 // ---- from a predecessor ----------------------------------------------------------------------------------
 
 impl Server {
-    /// Takes over everything that waits in the mailbox, and gives `counts` what is not for it.
-    pub(crate) fn take_over(&self, mailbox: &Mailbox, mut counts: impl FnMut(CountsNote)) -> io::Result<()> {
+    /// Takes over everything that waits in the mailbox, and gives `counts` what is not for it; none for a note that is
+    /// not understood.
+    pub(crate) fn take_over(
+        &self,
+        mailbox: &Mailbox,
+        mut counts: impl FnMut(Option<CountsNote>),
+    ) -> io::Result<()> {
         let totals = self.registry.totals();
         while let Some(parcels) = mailbox.take()? {
             // A message's parcels are often lost together, for one reason.
@@ -187,7 +192,7 @@ impl Server {
             for parcel in parcels {
                 let adopted = match parcel {
                     Ok(Parcel::Counts(note)) => {
-                        counts(note);
+                        counts(Some(note));
                         continue;
                     }
                     Ok(Parcel::Connection(socket, note)) => {
@@ -198,6 +203,7 @@ impl Server {
                     }
                     Err(Refusal::NoConnection(why)) => {
                         tracing::warn!("a note of the predecessor, not about a connection, is lost: {why}");
+                        counts(None);
                         continue;
                     }
                     Err(refusal) => Err(io::Error::other(refusal)),

@@ -141,7 +141,10 @@ impl Http {
     pub(super) fn take_over(&self) {
         let ledger = self.daemon.metrics.ledger();
         if let Some(mailbox) = self.daemon.handover.mailbox()
-            && let Err(error) = self.server.take_over(mailbox, |counts| ledger.inherit(counts))
+            && let Err(error) = self.server.take_over(mailbox, |note| match note {
+                Some(note) => ledger.inherit(note),
+                None => ledger.not_understood(),
+            })
         {
             tracing::error!(
                 message_id = event::MAILBOX_FAILED,
