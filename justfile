@@ -31,9 +31,9 @@ test:
 harness:
     cargo test -p steadfast-harness
 
-# every fault of every child in every situation
+# every fault of every child in every situation. Two at a time: each has load, and deadlines of a few seconds
 faults:
-    cargo test --features faults --test faults
+    RUST_TEST_THREADS=2 cargo test --features faults --test faults
 
 # load, restarts, reloads, faults and hostile clients at random: `just soak 30m`
 soak length="60s":
