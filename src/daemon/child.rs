@@ -12,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::link::Link;
 use super::metrics::Metrics;
+use super::observer::Observer;
 use super::reload::Reloads;
 use super::shutdown;
-use super::status::Observer;
 use crate::handover::Handover;
 use crate::server::Server;
 use crate::systemd::manager::Manager;

@@ -15,8 +15,8 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use self::watchdog::Watchdog;
 use super::child::{BoundChild, BoxError, Child, Context, Run};
+use super::observer::Observer;
 use super::phase::Phase;
-use super::status::Observer;
 use crate::event;
 use crate::systemd::channel::key;
 use crate::systemd::manager::{Manager, one_line};

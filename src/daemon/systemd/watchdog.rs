@@ -19,8 +19,8 @@ use sd_notify::NotifyState;
 use tokio::runtime::Handle;
 
 use crate::daemon::http;
+use crate::daemon::observer::Observer;
 use crate::daemon::phase::Phase;
-use crate::daemon::status::Observer;
 use crate::event;
 use crate::logging;
 use crate::printable::excerpt;

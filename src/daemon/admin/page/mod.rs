@@ -36,9 +36,10 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use self::plot::Plot;
 use super::Context;
+use crate::daemon::observer::Observer;
 use crate::daemon::overview::Row;
 use crate::daemon::phase::{Cause, Phase};
-use crate::daemon::status::{InFlightRequest, Observer, Status};
+use crate::daemon::status::{InFlightRequest, Status};
 use crate::printable::counted;
 
 const STYLE: &str = include_str!("page.css");
