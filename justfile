@@ -11,7 +11,7 @@ _default:
     @just --list --unsorted
 
 # everything that CI checks
-check: fmt lint test harness faults soak doc package deny instructions configs metrics fuzz
+check: fmt lint test harness faults soak doc package deb deny instructions configs metrics fuzz
 
 # the formatting, without changing it
 fmt:
@@ -46,6 +46,32 @@ doc:
 # what crates.io would get builds by itself; nothing is sent
 package:
     cargo publish --dry-run
+
+# the Debian package, and what judges it, its manual and its scripts
+deb: shell
+    mandoc -T lint packaging/man/*
+    cargo deb --quiet --locked
+    lintian --fail-on error {{ target }}/debian/steadfast_*.deb
+
+# the scripts that are run or shipped
+shell:
+    shellcheck .ci/run packaging/release.sh packaging/debian/{preinst,postinst,prerm,postrm}
+    shellcheck --shell=sh tests/harness/src/machine.sh
+
+# what is published of a commit, in target/dist/published
+release commit="HEAD":
+    packaging/release.sh {{ commit }} {{ target }}/dist
+
+# a release made twice, in two folders, is the same to the byte
+reproducible commit="HEAD":
+    #!/usr/bin/env bash
+    set -euo pipefail
+    folder=$(mktemp -d)
+    trap 'rm -r "$folder"' EXIT
+    packaging/release.sh {{ commit }} "$folder/one"
+    packaging/release.sh {{ commit }} "$folder/another/of/another/depth"
+    diff --recursive "$folder/one/published" "$folder/another/of/another/depth/published"
+    echo "both are the same"
 
 # steadfast measured beside other servers, all of it or some groups: `just bench files`
 bench *groups:
