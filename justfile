@@ -51,7 +51,7 @@ package:
 deb: shell
     mandoc -T lint packaging/man/*
     cargo deb --quiet --locked
-    lintian --fail-on error {{ target }}/debian/steadfast_*.deb
+    lintian --fail-on error,warning {{ target }}/debian/steadfast_*.deb
 
 # the scripts that are run or shipped
 shell:
