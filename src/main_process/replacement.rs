@@ -189,7 +189,8 @@ impl MainProcess {
     /// Passes on to systemd what the current worker says of the service.
     fn pass_on(&self, message: &Message) {
         let mut states = Vec::new();
-        if message.has("READY") {
+        // While another worker is about to take over it would end that reload: this process says when it has ended.
+        if message.has("READY") && self.candidate().is_none() {
             states.push(NotifyState::Ready);
         }
         if message.has("STOPPING") && self.is_stopping() {
@@ -306,7 +307,7 @@ impl MainProcess {
             .map(|worker| Predecessor {
                 pid: worker.pid,
                 since: worker.since.elapsed().as_secs_f64(),
-                status: worker.status.clone(),
+                status: worker.drain_status().to_owned(),
                 in_flight: worker.drain.and_then(|(drain, _)| drain.in_flight),
                 left: worker.left().map(|left| left.as_secs_f64()),
             })

@@ -120,6 +120,13 @@ impl Service {
         self.ok(["systemctl", "daemon-reload"]);
     }
 
+    /// Copies a shipped drop-in to where it says itself.
+    pub(crate) fn add_drop_in(&self, name: &str) {
+        let shipped = Path::new(PACKAGING).join("systemd/drop-ins").join(name);
+        self.copy(&shipped, format!("/etc/systemd/system/{UNIT}.d/{name}"), "0644");
+        self.ok(["systemctl", "daemon-reload"]);
+    }
+
     /// Begins `systemctl stop` and returns when the daemon says that it drains.
     pub(crate) fn begin_stop<'scope>(
         &'scope self,

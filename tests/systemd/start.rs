@@ -29,10 +29,22 @@ fn the_daemon_runs_as_its_own_user_without_roots_powers() {
     for pid in [service.main_pid(), service.worker_pid()] {
         let status = service.ok(["cat", &format!("/proc/{pid}/status")]);
         assert!(status.contains(&format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}\n")), "{status}");
-        // Ports below 1024, and nothing else.
-        assert!(status.contains("CapEff:\t0000000000000400\n"), "{status}");
+        assert!(status.contains("CapEff:\t0000000000000000\n"), "{status}");
+        assert!(status.contains("CapBnd:\t0000000000000000\n"), "{status}");
         assert!(status.contains("NoNewPrivs:\t1\n"), "{status}");
     }
+}
+
+#[test]
+fn the_status_knows_that_the_main_process_runs() {
+    let Some(service) = Service::start(file!(), "") else {
+        return;
+    };
+    let status = service.ok(["steadfast", "status"]);
+    let row = format!("main process {}", service.main_pid());
+    let line = status.lines().find(|line| line.starts_with(&row)).unwrap_or_else(|| panic!("{status}"));
+    assert!(line.contains("running") && line.contains(", up "), "{line}");
+    assert!(!service.admin("/metrics").text().contains("steadfast_main_process_uptime_seconds 0\n"));
 }
 
 #[test]
@@ -57,9 +69,14 @@ fn a_port_below_1024_can_be_served() {
     let Some(service) = Service::install(file!(), "") else {
         return;
     };
+    service.add_drop_in("privileged-ports.conf");
     service
         .write("/etc/steadfast/config.toml", "[http]\nlisten = [\"127.0.0.1:80\"]\n[admin]\nlisten = []\n");
     service.ok(["systemctl", "start", UNIT]);
+    let pid = service.main_pid();
+    let status = service.ok(["cat", &format!("/proc/{pid}/status")]);
+    // And nothing else that root may do.
+    assert!(status.contains("CapEff:\t0000000000000400\n"), "{status}");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -27,10 +27,6 @@ const SCRIPT: &str = include_str!("machine.sh");
 
 /// The longest that one command in a box may take: longer than any drain a test asks for.
 const COMMAND_BOUND: Duration = Duration::from_secs(180);
-
-/// One box at a time in a process: tests measure how long a stop takes, and two
-/// boxes at once would measure each other.
-static TURN: Mutex<()> = Mutex::new(());
 
 /// Tells the boxes of this process apart in the machine's cgroups.
 static BOXES: AtomicU32 = AtomicU32::new(0);
@@ -48,8 +44,6 @@ pub struct Machine {
     init: u32,
     /// The box's network namespace.
     network: File,
-    /// The next box boots when this one is gone.
-    _turn: MutexGuard<'static, ()>,
 }
 
 /// The output of a command in the box, and its exit status.
@@ -123,8 +117,6 @@ impl Machine {
     /// If it does not boot, with whatever it printed.
     #[must_use]
     pub fn boot() -> Self {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-
         // The script travels as an argument: standard input is the lifeline,
         // and a file might lie where the box puts its own folders.
         let cgroup =
@@ -160,7 +152,7 @@ impl Machine {
         });
         let network = File::open(format!("/proc/{init}/ns/net")).expect("the box has a network namespace");
 
-        let machine = Self { keeper, lifeline, init, network, _turn: turn };
+        let machine = Self { keeper, lifeline, init, network };
         let state = wait_until("systemd in the box to answer", || {
             let output = machine.run(["systemctl", "is-system-running", "--wait"]);
             let state = output.stdout.trim().to_owned();
@@ -413,7 +405,12 @@ impl Machine {
 }
 
 /// Every file below a folder, in order.
-fn files_below(folder: &Path) -> Vec<PathBuf> {
+///
+/// # Panics
+///
+/// If it cannot be read.
+#[must_use]
+pub fn files_below(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
