@@ -79,7 +79,7 @@ deb: shell
 
 # the scripts that are run or shipped
 shell:
-    shellcheck .ci/run packaging/release.sh packaging/debian/{preinst,postinst,prerm,postrm}
+    shellcheck .ci/run packaging/*.sh packaging/*/*.sh packaging/debian/{preinst,postinst,prerm,postrm}
     shellcheck --shell=sh tests/harness/src/machine.sh
 
 # what is published of a commit, in target/dist/published

@@ -269,16 +269,27 @@ fn an_upgrade_with_a_config_that_is_broken_leaves_what_runs_as_it_is() {
 }
 
 #[test]
-fn an_upgrade_leaves_stopped_what_the_operator_has_stopped() {
+fn an_upgrade_hands_over_each_instance_and_leaves_stopped_what_the_operator_has_stopped() {
     let Some((service, packages)) = start(file!()) else {
         return;
     };
     service.dpkg(&packages.older);
     service.stop();
     service.ok(["systemctl", "disable", UNIT]);
+    let config = "[http]\nlisten = [\"127.0.0.1:8081\"]\n[admin]\nlisten = []\n";
+    service.write("/etc/steadfast/one.toml", config);
+    let one = "steadfast@one.service";
+    service.ok(["systemctl", "enable", "--now", one]);
+    let main = service.show(one, "MainPID");
+
     service.dpkg(&packages.newer);
     assert_eq!(service.show(UNIT, "ActiveState"), "inactive");
     assert_eq!(service.show(UNIT, "UnitFileState"), "disabled");
+    assert_eq!(service.show(one, "MainPID"), main);
+    assert_eq!(service.program_of(&main), "/usr/bin/steadfast");
+
+    service.ok(["dpkg", "--purge", "steadfast"]);
+    assert_eq!(service.run(["find", "/etc/systemd", "/run", "-name", "steadfast*"]).stdout, "");
 }
 
 #[test]
