@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use steadfast_harness::{Account, Machine, print_figure};
+use steadfast_harness::{Account, Machine, print_figure, wait_until};
 
 use crate::service::{BINARY, CONFIG, Service, UNIT};
 
@@ -94,16 +94,20 @@ impl Service {
         output.stdout + &output.stderr
     }
 
-    /// The program that a process runs, as it is called now: "(deleted)" if another has taken its place.
-    fn program_of(&self, process: &str) -> String {
-        self.ok(["readlink", &format!("/proc/{process}/exe")]).trim().to_owned()
-    }
-
-    /// What the main process and its worker run is what is installed.
+    /// What the main process and its worker run is what is installed, or soon is.
     fn assert_up_to_date(&self) {
         for process in [self.main_pid(), self.worker_pid()] {
-            assert_eq!(self.program_of(&process), "/usr/bin/steadfast");
+            self.wait_for_the_installed_program(&process);
         }
+    }
+
+    /// Returns when a process runs what is installed: a main process becomes it once its new worker serves.
+    fn wait_for_the_installed_program(&self, process: &str) {
+        wait_until(&format!("process {process} to be the installed program"), || {
+            // That of another inode is "(deleted)".
+            let program = self.run(["readlink", &format!("/proc/{process}/exe")]).stdout;
+            (program.trim() == "/usr/bin/steadfast").then_some(())
+        });
     }
 
     /// Installs a package under load. Returns the main processes before and after, and what the clients lost: nothing.
@@ -286,7 +290,7 @@ fn an_upgrade_hands_over_each_instance_and_leaves_stopped_what_the_operator_has_
     assert_eq!(service.show(UNIT, "ActiveState"), "inactive");
     assert_eq!(service.show(UNIT, "UnitFileState"), "disabled");
     assert_eq!(service.show(one, "MainPID"), main);
-    assert_eq!(service.program_of(&main), "/usr/bin/steadfast");
+    service.wait_for_the_installed_program(&main);
 
     service.ok(["dpkg", "--purge", "steadfast"]);
     assert_eq!(service.run(["find", "/etc/systemd", "/run", "-name", "steadfast*"]).stdout, "");

@@ -213,10 +213,13 @@ impl Service {
 
     /// Returns when so many workers finish what they had in flight beside the one that serves.
     pub(crate) fn wait_for_predecessors(&self, count: usize) {
-        wait_until("the predecessors to be as many as expected, and to drain", || {
+        let are_there = || {
             let predecessors = self.predecessors();
             (predecessors.len() == count && predecessors.iter().all(|p| p.starts_with("draining")))
                 .then_some(())
+        };
+        wait_with(are_there, || {
+            format!("{count} predecessors to drain: {:?}\n{}", self.predecessors(), self.journal(UNIT, &[]))
         });
     }
 
