@@ -92,8 +92,9 @@ reproducible commit="HEAD":
     set -euo pipefail
     folder=$(mktemp -d)
     trap 'rm -r "$folder"' EXIT
-    packaging/release.sh {{ commit }} "$folder/one"
-    packaging/release.sh {{ commit }} "$folder/another/of/another/depth"
+    commit=$(git rev-parse {{ commit }}) # HEAD may be another one by the second time
+    packaging/release.sh "$commit" "$folder/one"
+    packaging/release.sh "$commit" "$folder/another/of/another/depth"
     diff --recursive "$folder/one/published" "$folder/another/of/another/depth/published"
     echo "both are the same"
 
