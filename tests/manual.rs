@@ -275,7 +275,7 @@ fn folded(page: &str) -> String {
         while !as_it_is && !rest.starts_with(['.', '\'']) && rest.len() > LONGEST {
             // A line that began with a period or an apostrophe would be an instruction.
             let fits = |at: &usize| *at <= LONGEST && !rest[at + 1..].starts_with(['.', '\'']);
-            let Some(at) = rest.match_indices(' ').map(|(at, _)| at).filter(fits).next_back() else { break };
+            let Some(at) = rest.match_indices(' ').map(|(at, _)| at).rfind(fits) else { break };
             folded.push_str(&rest[..at]);
             folded.push('\n');
             rest = &rest[at + 1..];
