@@ -37,6 +37,7 @@ host=$(rustc -vV | sed -n 's/^host: //p')
 version=$(cargo pkgid --locked)
 version=${version##*[#@]}
 name=steadfast-$version-${host%%-*}-linux
+# With glibc: with musl, whose allocator is slower, a request took half as much CPU time again, and the start no less.
 # With a target of its own, for build scripts and macros cannot be static.
 RUSTFLAGS="$flags -C target-feature=+crt-static" cargo build --quiet --release --locked --bin steadfast --target "$host"
 
