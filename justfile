@@ -11,7 +11,7 @@ _default:
     @just --list --unsorted
 
 # everything that CI checks
-check: fmt lint test harness faults soak doc package deny instructions configs metrics fuzz
+check: fmt lint test harness faults soak doc package deny instructions configs balancer metrics fuzz
 
 # the formatting, without changing it
 fmt:
@@ -102,6 +102,10 @@ configs: _binary
         {{ steadfast }} check --config "$config"
     done
     echo "${#configs[@]} shipped configs are right"
+
+# HAProxy has nothing to say about the config that is shipped for it
+balancer:
+    HOST1=192.0.2.11 HOST2=192.0.2.12 HOST3=192.0.2.13 haproxy -c -dW -f packaging/haproxy/haproxy.cfg
 
 # `promtool check metrics` over a scrape of the running binary
 metrics: _binary

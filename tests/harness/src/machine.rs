@@ -13,13 +13,13 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::network;
 use crate::wait::wait_until;
 
 /// The script that boots the box and takes it down.
@@ -28,9 +28,12 @@ const SCRIPT: &str = include_str!("machine.sh");
 /// The longest that one command in a box may take: longer than any drain a test asks for.
 const COMMAND_BOUND: Duration = Duration::from_secs(180);
 
-/// One box at a time in a process: tests measure how long a stop takes, and two
-/// boxes at once would measure each other.
-static TURN: Mutex<()> = Mutex::new(());
+/// One test's boxes at a time in a process: tests measure how long a stop takes, and
+/// would measure each other. True while a test has its turn.
+static TAKEN: Mutex<bool> = Mutex::new(false);
+
+/// Told when a test's turn has ended.
+static ENDED: Condvar = Condvar::new();
 
 /// Tells the boxes of this process apart in the machine's cgroups.
 static BOXES: AtomicU32 = AtomicU32::new(0);
@@ -48,8 +51,27 @@ pub struct Machine {
     init: u32,
     /// The box's network namespace.
     network: File,
-    /// The next box boots when this one is gone.
-    _turn: MutexGuard<'static, ()>,
+    /// The next test's box boots when this one is gone, and those that were booted beside it.
+    turn: Arc<Turn>,
+}
+
+/// A test's turn to have boxes.
+#[derive(Debug)]
+struct Turn;
+
+impl Turn {
+    fn take() -> Self {
+        let taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        *ENDED.wait_while(taken, |taken| *taken).unwrap_or_else(PoisonError::into_inner) = true;
+        Self
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *TAKEN.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        ENDED.notify_one();
+    }
 }
 
 /// The output of a command in the box, and its exit status.
@@ -99,11 +121,24 @@ impl Machine {
     /// If systemd is required and there is none, or if the box does not boot.
     #[must_use]
     pub fn boot_or_skip(file: &str) -> Option<Self> {
+        match Self::available() {
+            Ok(()) => Some(Self::boot()),
+            Err(reason) => {
+                Self::skip(file, &reason);
+                None
+            }
+        }
+    }
+
+    /// Says in one visible line that the tests of `file` are skipped, and why. With
+    /// `STEADFAST_REQUIRE_SYSTEMD=1` in the environment that is a failure instead.
+    ///
+    /// # Panics
+    ///
+    /// If systemd is required.
+    pub fn skip(file: &str, reason: &str) {
         static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-        let Err(reason) = Self::available() else {
-            return Some(Self::boot());
-        };
         assert!(
             std::env::var_os("STEADFAST_REQUIRE_SYSTEMD").is_none_or(|value| value != "1"),
             "STEADFAST_REQUIRE_SYSTEMD=1, but {file} cannot run because {reason}"
@@ -113,7 +148,6 @@ impl Machine {
             said.push(file.to_owned());
             print_visibly(&format!("skipped: {file} (systemd), because {reason}"));
         }
-        None
     }
 
     /// Boots a box and returns when its systemd has reached its target.
@@ -123,8 +157,20 @@ impl Machine {
     /// If it does not boot, with whatever it printed.
     #[must_use]
     pub fn boot() -> Self {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::boot_in(Arc::new(Turn::take()))
+    }
 
+    /// Boots another box beside this one, for a test that needs several.
+    ///
+    /// # Panics
+    ///
+    /// If it does not boot, with whatever it printed.
+    #[must_use]
+    pub fn boot_beside(&self) -> Self {
+        Self::boot_in(Arc::clone(&self.turn))
+    }
+
+    fn boot_in(turn: Arc<Turn>) -> Self {
         // The script travels as an argument: standard input is the lifeline,
         // and a file might lie where the box puts its own folders.
         let cgroup =
@@ -160,7 +206,7 @@ impl Machine {
         });
         let network = File::open(format!("/proc/{init}/ns/net")).expect("the box has a network namespace");
 
-        let machine = Self { keeper, lifeline, init, network, _turn: turn };
+        let machine = Self { keeper, lifeline, init, network, turn };
         let state = wait_until("systemd in the box to answer", || {
             let output = machine.run(["systemctl", "is-system-running", "--wait"]);
             let state = output.stdout.trim().to_owned();
@@ -388,16 +434,12 @@ impl Machine {
         T: Send,
         F: FnOnce() -> T + Send,
     {
-        let network = self.network.as_fd();
-        let result = thread::scope(|scope| {
-            let inside = move || {
-                move_into_link_name_space(network, Some(LinkNameSpaceType::Network))
-                    .expect("root may enter the box's network");
-                work()
-            };
-            scope.spawn(inside).join()
-        });
-        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        network::enter(self.network.as_fd(), work)
+    }
+
+    /// The box's PID 1, as numbered outside of it.
+    pub(crate) fn init(&self) -> u32 {
+        self.init
     }
 
     /// The path outside of the box to a path inside of it, for a unix socket to

@@ -1,0 +1,186 @@
+//! Three machines, their balancer, and the network between them.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::ops::Deref;
+use std::path::Path;
+use std::thread;
+
+use steadfast_harness::{Account, Cable, Client, Exchange, Load, Machine, Network, Upstream, wait_until};
+
+use crate::balancer::Balancer;
+
+/// The unit under test.
+pub(crate) const UNIT: &str = "steadfast.service";
+
+/// The addresses of `docs/fleet.md`.
+const BALANCER: &str = "192.0.2.10";
+const HOSTS: [&str; 3] = ["192.0.2.11", "192.0.2.12", "192.0.2.13"];
+
+/// The routes of each machine: an answer, and what waits for the test.
+const ROUTES: &str = r#"
+[[route]]
+path = "/"
+respond = "<h1>Hello World</h1>"
+
+[[route]]
+path = "/app/*"
+proxy = "http://127.0.0.1:3000"
+"#;
+
+/// A block of `docs/fleet.md` by its language and what its first line begins with.
+fn documented(language: &str, start: &str) -> String {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/fleet.md"))
+        .expect("the page is there");
+    let mut blocks = page.split(&format!("\n```{language}\n")).skip(1);
+    let block = blocks.find(|block| block.starts_with(start)).and_then(|block| block.split("```").next());
+    block.unwrap_or_else(|| panic!("docs/fleet.md has no {language} that begins with {start}")).to_owned()
+}
+
+/// A machine with steadfast.
+pub(crate) struct Host {
+    /// Its name in `haproxy.cfg`.
+    pub(crate) name: String,
+    machine: Machine,
+    pub(crate) cable: Cable,
+    /// The server behind its `/app`.
+    upstream: Upstream,
+}
+
+impl Deref for Host {
+    type Target = Machine;
+
+    fn deref(&self) -> &Machine {
+        &self.machine
+    }
+}
+
+/// The machines behind their balancer.
+pub(crate) struct Fleet {
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) balancer: Balancer,
+    pub(crate) network: Network,
+    /// The balancer's.
+    _cable: Cable,
+}
+
+/// A request in flight on a machine.
+pub(crate) struct Held {
+    /// The machine's place in the fleet.
+    pub(crate) host: usize,
+    client: Client,
+    exchange: Exchange,
+}
+
+impl Fleet {
+    /// Starts all of it, or says that it cannot be.
+    pub(crate) fn start(file: &str) -> Option<Self> {
+        let balancer = Balancer::boot_or_skip(file)?;
+        let network = Network::new("192.0.2.1/24");
+        let cable = network.join(&balancer, &format!("{BALANCER}/24"));
+        let hosts = thread::scope(|scope| {
+            let start = |number| Host::start(number, balancer.boot_beside(), &network);
+            let starting: Vec<_> = (0..HOSTS.len()).map(|number| scope.spawn(move || start(number))).collect();
+            starting.into_iter().map(|host| host.join().expect("a machine boots")).collect()
+        });
+        let fleet = Self { hosts, balancer, network, _cable: cable };
+        fleet.balancer.start(&documented("sh", "# /etc/default/haproxy"));
+        for host in &fleet.hosts {
+            fleet.balancer.wait_for(&host.name, "UP");
+        }
+        Some(fleet)
+    }
+
+    /// Ends a machine as a power cut does, and begins anew with another one in its place.
+    pub(crate) fn replace(&mut self, host: usize) {
+        // The old one is gone before the new one boots.
+        drop(self.hosts.remove(host));
+        self.hosts.insert(host, Host::start(host, self.balancer.boot_beside(), &self.network));
+    }
+
+    /// Clients of the balancer that send this request again and again.
+    pub(crate) fn load(&self, clients: usize, request: &str) -> Load {
+        self.network.enter(|| Load::sending(clients, address(BALANCER, 80), request))
+    }
+
+    /// Requests in flight, as many on each machine as on any other.
+    pub(crate) fn hold(&self, each: usize) -> Vec<Held> {
+        let mut held: Vec<_> = (0..each * self.hosts.len()).map(|_| self.hold_one()).collect();
+        held.sort_by_key(|held| held.host);
+        let on = |host| held.iter().filter(|held| held.host == host).count();
+        // Nothing else is in flight, and the balancer gives to whoever has the least.
+        assert!((0..self.hosts.len()).all(|host| on(host) == each), "{:?}", held.iter().map(|h| h.host));
+        held
+    }
+
+    fn hold_one(&self) -> Held {
+        let mut client = self.network.enter(|| Client::connect(address(BALANCER, 80))).expect("it accepts");
+        client.send(POST_APP).expect("the balancer takes a request");
+        let (host, exchange) = wait_until("a request to reach a machine", || {
+            let arrived = |(at, host): (usize, &Host)| Some((at, host.upstream.try_next_request()?));
+            self.hosts.iter().enumerate().find_map(arrived)
+        });
+        Held { host, client, exchange }
+    }
+
+    /// A connection to a machine, past the balancer.
+    pub(crate) fn connect(&self, host: usize) -> Client {
+        self.network.enter(|| Client::connect(address(HOSTS[host], 8080))).expect("the machine accepts")
+    }
+
+    /// The attempts that the balancer has made again, and what it has seen fail.
+    pub(crate) fn mended(&self) -> Vec<(String, u64)> {
+        let columns = ["wretr", "wredis", "econ", "eresp"];
+        let statistics = self.balancer.statistics("BACKEND");
+        let number = |name: &str| statistics[name].parse().expect("a number");
+        columns.map(|name| (name.to_owned(), number(name))).into_iter().filter(|(_, n)| *n > 0).collect()
+    }
+
+    /// Every request was answered.
+    pub(crate) fn assert_nothing_lost(&self, account: &Account) {
+        let lost = (account.refused, account.dropped, account.closed);
+        assert_eq!(lost, (0, 0, 0), "{account}\n{}", self.balancer.log());
+    }
+}
+
+impl Host {
+    fn start(number: usize, machine: Machine, network: &Network) -> Self {
+        let cable = network.join(&machine, &format!("{}/24", HOSTS[number]));
+        let upstream = machine
+            .enter_network(|| Upstream::on(TcpListener::bind("127.0.0.1:3000").expect("the port is free")));
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        machine.install(Path::new(env!("CARGO_BIN_EXE_steadfast")), &root.join("packaging"));
+        let config = documented("toml", "[http]").replace(HOSTS[0], HOSTS[number]);
+        assert!(config.contains(BALANCER) && config.contains(HOSTS[number]), "{config}");
+        machine.write("/etc/steadfast/config.toml", format!("{config}{ROUTES}"));
+        machine.ok(["systemctl", "start", UNIT]);
+        Self { name: format!("host{}", number + 1), machine, cable, upstream }
+    }
+}
+
+impl Held {
+    /// Has it answered; it is.
+    pub(crate) fn finish(mut self) {
+        self.exchange.answer(200, "worth the wait");
+        let response = self.client.receive().expect("what was in flight is answered");
+        assert_eq!((response.status, response.text().as_str()), (200, "worth the wait"));
+    }
+
+    /// Its client is told that it will not be answered, in whatever way.
+    pub(crate) fn is_lost(mut self) -> bool {
+        !self.client.receive().is_ok_and(|response| response.status == 200)
+    }
+}
+
+/// A request that a balancer must not repeat.
+pub(crate) const POST: &str = "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\nhello";
+
+/// One that it may.
+pub(crate) const GET: &str = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
+
+/// The same as [`POST`], to the server behind a machine.
+const POST_APP: &str = "POST /app/ HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\n\r\n";
+
+fn address(host: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(host.parse().expect("an address"), port)
+}

@@ -1,0 +1,70 @@
+//! A machine is taken out, and put back.
+
+use std::thread;
+use std::time::Instant;
+
+use steadfast_harness::print_figure;
+
+use crate::fleet::{Fleet, GET, POST, UNIT};
+
+#[test]
+fn a_machine_that_stops_has_left_the_balancer_before_it_refuses_and_nothing_is_lost() {
+    let Some(fleet) = Fleet::start(file!()) else {
+        return;
+    };
+    let loads = [fleet.load(6, GET), fleet.load(6, POST)];
+    for (number, host) in fleet.hosts.iter().enumerate() {
+        loads.iter().for_each(|load| load.advance(200));
+        thread::scope(|scope| {
+            let began = Instant::now();
+            let stop = scope.spawn(|| host.ok(["systemctl", "stop", UNIT]));
+            fleet.balancer.wait_for(&host.name, "DOWN");
+            print_figure("a stop, until the balancer looks away", format_args!("{:?}", began.elapsed()));
+            // It still answers whoever has not looked.
+            let answer = fleet.connect(number).get("/").expect("it still serves");
+            assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+            stop.join().expect("the stop succeeds");
+        });
+        let served = fleet.balancer.number(&host.name, "stot");
+        loads.iter().for_each(|load| load.advance(200));
+        assert_eq!(fleet.balancer.number(&host.name, "stot"), served, "the others have the load");
+
+        host.ok(["systemctl", "start", UNIT]);
+        fleet.balancer.wait_for(&host.name, "UP");
+        fleet.balancer.wait_for_requests(&host.name, 100);
+    }
+    let accounts = loads.map(|load| load.finish());
+    for (account, what) in accounts.iter().zip(["GET", "POST"]) {
+        print_figure(&format!("three machines stopped and started behind HAProxy, {what}"), account);
+        fleet.assert_nothing_lost(account);
+    }
+    assert_eq!(fleet.mended(), [], "{}", fleet.balancer.log());
+}
+
+#[test]
+fn a_machine_that_the_balancer_drains_finishes_what_it_has_and_gets_nothing_new() {
+    let Some(fleet) = Fleet::start(file!()) else {
+        return;
+    };
+    let held = fleet.hold(1);
+    let load = fleet.load(6, POST);
+    load.advance(200);
+    let host = &fleet.hosts[0];
+    fleet.balancer.tell(&format!("set server steadfast/{} state drain", host.name));
+    fleet.balancer.wait_for(&host.name, "DRAIN");
+    // The one that waits is all that is left there.
+    steadfast_harness::wait_until("the machine to have finished the rest", || {
+        (fleet.balancer.number(&host.name, "scur") == 1).then_some(())
+    });
+    let served = fleet.balancer.number(&host.name, "stot");
+    load.advance(500);
+    assert_eq!(fleet.balancer.number(&host.name, "stot"), served, "the others have the load");
+    for held in held {
+        held.finish();
+    }
+    fleet.balancer.tell(&format!("set server steadfast/{} state ready", host.name));
+    fleet.balancer.wait_for_requests(&host.name, 100);
+    let account = load.finish();
+    print_figure("a machine drained by HAProxy", &account);
+    fleet.assert_nothing_lost(&account);
+}
