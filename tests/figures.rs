@@ -56,7 +56,8 @@ fn rounded(value: f64) -> String {
     let value = (value / unit).round() * unit;
     let text = format!("{value:.*}", usize::try_from(-digits).unwrap_or(0));
     let (whole, rest) = text.split_at(text.find('.').unwrap_or(text.len()));
-    let thousands: Vec<_> = whole.as_bytes().rchunks(3).rev().map(|digits| str::from_utf8(digits).unwrap()).collect();
+    let thousands: Vec<_> =
+        whole.as_bytes().rchunks(3).rev().map(|digits| str::from_utf8(digits).unwrap()).collect();
     thousands.join(",") + rest
 }
 
@@ -80,7 +81,8 @@ fn follows(name: &str) -> String {
 #[test]
 fn what_one_machine_holds_follows_from_the_results() {
     let (_, section) = FLEET.split_once("\n## How much one machine holds\n").expect("it is said");
-    let measured = |row: &&str| row.starts_with("| A ") || row.starts_with("| Files: ") || row.starts_with("| Proxied ");
+    let measured =
+        |row: &&str| row.starts_with("| A ") || row.starts_with("| Files: ") || row.starts_with("| Proxied ");
     let rows: Vec<_> = section.lines().filter(|row| measured(row) || row.starts_with("| An ")).collect();
     let expected: Vec<_> = rows.iter().map(|row| follows(cells(row)[0])).collect();
     assert!(rows.len() > 5, "{rows:?}");
@@ -90,7 +92,8 @@ fn what_one_machine_holds_follows_from_the_results() {
 /// A setting of the shipped config of the balancer.
 fn setting(name: &str) -> f64 {
     let lines = BALANCER.lines().filter(|line| !line.trim_start().starts_with('#'));
-    let mut values = lines.filter_map(|line| format!("{line} ").split_once(&format!(" {name} ")).map(|at| at.1.to_owned()));
+    let mut values = lines
+        .filter_map(|line| format!("{line} ").split_once(&format!(" {name} ")).map(|at| at.1.to_owned()));
     let value = values.next().unwrap_or_else(|| panic!("haproxy.cfg has no {name}"));
     let value = value.split(' ').next().expect("a value");
     assert!(values.next().is_none(), "haproxy.cfg has {name} twice");

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Instant;
 
-use steadfast_harness::print_figure;
+use steadfast_harness::{Machine, print_figure, wait_until};
 
 use crate::fleet::{Fleet, GET, POST, UNIT};
 
@@ -15,9 +15,10 @@ fn a_machine_that_stops_has_left_the_balancer_before_it_refuses_and_nothing_is_l
     let loads = [fleet.load(6, GET), fleet.load(6, POST)];
     for (number, host) in fleet.hosts.iter().enumerate() {
         loads.iter().for_each(|load| load.advance(200));
+        let machine: &Machine = host;
         thread::scope(|scope| {
             let began = Instant::now();
-            let stop = scope.spawn(|| host.ok(["systemctl", "stop", UNIT]));
+            let stop = scope.spawn(|| machine.ok(["systemctl", "stop", UNIT]));
             fleet.balancer.wait_for(&host.name, "DOWN");
             print_figure("a stop, until the balancer looks away", format_args!("{:?}", began.elapsed()));
             // It still answers whoever has not looked.
@@ -53,7 +54,7 @@ fn a_machine_that_the_balancer_drains_finishes_what_it_has_and_gets_nothing_new(
     fleet.balancer.tell(&format!("set server steadfast/{} state drain", host.name));
     fleet.balancer.wait_for(&host.name, "DRAIN");
     // The one that waits is all that is left there.
-    steadfast_harness::wait_until("the machine to have finished the rest", || {
+    wait_until("the machine to have finished the rest", || {
         (fleet.balancer.number(&host.name, "scur") == 1).then_some(())
     });
     let served = fleet.balancer.number(&host.name, "stot");
