@@ -35,7 +35,7 @@ impl Balancer {
         Some(Self { machine: Machine::boot_or_skip(file)? })
     }
 
-    /// Starts HAProxy with the shipped config, and returns when every machine gets requests.
+    /// Starts HAProxy with the shipped config.
     pub(crate) fn start(&self, environment: &str) {
         self.copy(Path::new(CONFIG), "/etc/haproxy/haproxy.cfg", "0644");
         self.write("/etc/default/haproxy", environment);
@@ -91,8 +91,8 @@ impl Balancer {
         );
     }
 
-    /// The end of what HAProxy has logged.
+    /// The machines' states, as HAProxy has logged them.
     pub(crate) fn log(&self) -> String {
-        self.journal("haproxy.service", &["-n", "40"])
+        self.journal("haproxy.service", &["-g", "Health check|Server steadfast"])
     }
 }

@@ -1,7 +1,7 @@
 //! Three machines, their balancer, and the network between them.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::ops::Deref;
 use std::path::Path;
 use std::thread;
@@ -13,9 +13,11 @@ use crate::balancer::Balancer;
 /// The unit under test.
 pub(crate) const UNIT: &str = "steadfast.service";
 
-/// The addresses of `docs/fleet.md`.
-const BALANCER: &str = "192.0.2.10";
-const HOSTS: [&str; 3] = ["192.0.2.11", "192.0.2.12", "192.0.2.13"];
+/// The addresses of `docs/fleet.md`, and the test's own beside them.
+const TEST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const BALANCER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
+const HOSTS: [Ipv4Addr; 3] =
+    [Ipv4Addr::new(192, 0, 2, 11), Ipv4Addr::new(192, 0, 2, 12), Ipv4Addr::new(192, 0, 2, 13)];
 
 /// The routes of each machine: an answer, and what waits for the test.
 const ROUTES: &str = r#"
@@ -77,8 +79,8 @@ impl Fleet {
     /// Starts all of it, or says that it cannot be.
     pub(crate) fn start(file: &str) -> Option<Self> {
         let balancer = Balancer::boot_or_skip(file)?;
-        let network = Network::new("192.0.2.1/24");
-        let cable = network.join(&balancer, &format!("{BALANCER}/24"));
+        let network = Network::new(TEST);
+        let cable = network.join(&balancer, BALANCER);
         let hosts = thread::scope(|scope| {
             let start = |number| Host::start(number, balancer.boot_beside(), &network);
             let starting: Vec<_> =
@@ -102,7 +104,7 @@ impl Fleet {
 
     /// Clients of the balancer that send this request again and again.
     pub(crate) fn load(&self, clients: usize, request: &str) -> Load {
-        self.network.enter(|| Load::sending(clients, address(BALANCER, 80), request))
+        self.network.enter(|| Load::sending(clients, SocketAddr::from((BALANCER, 80)), request))
     }
 
     /// Requests in flight, as many on each machine as on any other.
@@ -117,7 +119,7 @@ impl Fleet {
     }
 
     fn hold_one(&self) -> Held {
-        let mut client = self.network.enter(|| Client::connect(address(BALANCER, 80))).expect("it accepts");
+        let mut client = self.network.enter(|| Client::connect((BALANCER, 80).into())).expect("it accepts");
         client.send(POST_APP).expect("the balancer takes a request");
         let (host, exchange) = wait_until("a request to reach a machine", || {
             let arrived = |(at, host): (usize, &Host)| Some((at, host.upstream.try_next_request()?));
@@ -128,7 +130,7 @@ impl Fleet {
 
     /// A connection to a machine, past the balancer.
     pub(crate) fn connect(&self, host: usize) -> Client {
-        self.network.enter(|| Client::connect(address(HOSTS[host], 8080))).expect("the machine accepts")
+        self.network.enter(|| Client::connect((HOSTS[host], 8080).into())).expect("the machine accepts")
     }
 
     /// The attempts that the balancer has made again, and what it has seen fail.
@@ -148,13 +150,12 @@ impl Fleet {
 
 impl Host {
     fn start(number: usize, machine: Machine, network: &Network) -> Self {
-        let cable = network.join(&machine, &format!("{}/24", HOSTS[number]));
+        let cable = network.join(&machine, HOSTS[number]);
         let upstream = machine
             .enter_network(|| Upstream::on(TcpListener::bind("127.0.0.1:3000").expect("the port is free")));
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         machine.install(Path::new(env!("CARGO_BIN_EXE_steadfast")), &root.join("packaging"));
-        let config = documented("toml", "[http]").replace(HOSTS[0], HOSTS[number]);
-        assert!(config.contains(BALANCER) && config.contains(HOSTS[number]), "{config}");
+        let config = documented("toml", "[http]").replace(&HOSTS[0].to_string(), &HOSTS[number].to_string());
         machine.write("/etc/steadfast/config.toml", format!("{config}{ROUTES}"));
         machine.ok(["systemctl", "start", UNIT]);
         Self { name: format!("host{}", number + 1), machine, cable, upstream }
@@ -183,7 +184,3 @@ pub(crate) const GET: &str = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
 
 /// The same as [`POST`], to the server behind a machine.
 const POST_APP: &str = "POST /app/ HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\n\r\n";
-
-fn address(host: &str, port: u16) -> SocketAddr {
-    SocketAddr::new(host.parse().expect("an address"), port)
-}

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -11,6 +12,9 @@ use std::thread;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::machine::Machine;
+
+/// The bits of an address that all on a network share.
+const PREFIX: u8 = 24;
 
 /// Makes the switch, with the network's own address, and keeps its namespace until standard input ends.
 const SCRIPT: &str = r#"
@@ -45,15 +49,15 @@ pub struct Cable {
 }
 
 impl Network {
-    /// A network in which the test itself has this address, such as `192.0.2.1/24`.
+    /// A network of 254 addresses, in which the test itself has this one.
     ///
     /// # Panics
     ///
     /// If it cannot be made.
     #[must_use]
-    pub fn new(address: &str) -> Self {
+    pub fn new(address: Ipv4Addr) -> Self {
         let mut keeper = Command::new("unshare")
-            .args(["--net", "sh", "-c", SCRIPT, "network", address])
+            .args(["--net", "sh", "-c", SCRIPT, "network", &format!("{address}/{PREFIX}")])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .process_group(0) // a Ctrl-C ends the test, and the test's end the network
@@ -74,12 +78,16 @@ impl Network {
     ///
     /// If it cannot be joined.
     #[must_use]
-    pub fn join(&self, machine: &Machine, address: &str) -> Cable {
+    pub fn join(&self, machine: &Machine, address: Ipv4Addr) -> Cable {
         let port = format!("port{}", self.cables.fetch_add(1, Ordering::Relaxed));
         let init = machine.init().to_string();
-        self.ip(&["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &init]);
+        // A box in the place of another has the same card: its neighbours would take half a minute to learn of a new one.
+        let [a, b, c, d] = address.octets();
+        let card = format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}");
+        let peer = ["type", "veth", "peer", "name", "eth0", "address", &card, "netns", &init];
+        self.ip(&[&["link", "add", &port], &peer[..]].concat());
         self.ip(&["link", "set", &port, "master", "switch", "up"]);
-        machine.ok(["ip", "address", "add", address, "dev", "eth0"]);
+        machine.ok(["ip", "address", "add", &format!("{address}/{PREFIX}"), "dev", "eth0"]);
         machine.ok(["ip", "link", "set", "eth0", "up"]);
         Cable { port }
     }

@@ -1,6 +1,6 @@
 //! A network of boxes keeps what it promises to the tests that stand on it.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use steadfast_harness::{Machine, Network, wait_until};
@@ -14,10 +14,11 @@ fn boxes_that_are_joined_reach_each_other_but_over_a_cable_that_is_out() {
         return;
     };
     let other = one.boot_beside();
-    let network = Network::new("192.0.2.1/24");
-    let _cable = network.join(&one, "192.0.2.11/24");
-    let cable = network.join(&other, "192.0.2.12/24");
-    let address: SocketAddr = "192.0.2.12:80".parse().unwrap();
+    let network = Network::new(Ipv4Addr::new(192, 0, 2, 1));
+    let _cable = network.join(&one, Ipv4Addr::new(192, 0, 2, 11));
+    let its = Ipv4Addr::new(192, 0, 2, 12);
+    let cable = network.join(&other, its);
+    let address = SocketAddr::from((its, 80));
     let listener = other.enter_network(|| TcpListener::bind(address).unwrap());
 
     let accepted = || listener.accept().unwrap().1.ip().to_string();
@@ -37,7 +38,7 @@ fn boxes_that_are_joined_reach_each_other_but_over_a_cable_that_is_out() {
     // What has happened to a box does not keep another from its address.
     drop((listener, other));
     let another = one.boot_beside();
-    let _cable = network.join(&another, "192.0.2.12/24");
+    let _cable = network.join(&another, its);
     let listener = another.enter_network(|| TcpListener::bind(address).unwrap());
     wait_until("the other box to be reached", || {
         one.enter_network(|| TcpStream::connect_timeout(&address, SOON)).ok()
