@@ -11,7 +11,7 @@ _default:
     @just --list --unsorted
 
 # everything that CI checks
-check: fmt lint test harness faults soak doc package deny instructions configs balancer metrics fuzz
+check: fmt lint test harness versions faults soak doc package deny instructions configs balancer metrics fuzz
 
 # the formatting, without changing it
 fmt:
@@ -30,6 +30,10 @@ test:
 # the harness that the tests stand on
 harness:
     cargo test -p steadfast-harness
+
+# up- and downgrades over the versions of the handover's format, with programs built of earlier commits
+versions:
+    cargo test --test systemd versions:: -- --ignored --nocapture
 
 # every fault of every child in every situation. Two at a time: each has load, and deadlines of a few seconds
 faults:

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 const METRICS: &str = include_str!("../docs/metrics.md");
 const JOURNAL: &str = include_str!("../docs/journal.md");
+const OPERATIONS: &str = include_str!("../docs/operations.md");
 
 fn shipped(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging").join(path)
@@ -114,4 +115,18 @@ fn the_dashboard_asks_for_documented_metrics_in_expressions_that_prometheus_unde
     let file = tempfile::NamedTempFile::with_suffix(".yml").expect("a file");
     fs::write(file.path(), rules).expect("it can be written");
     promtool(&["check", "rules", file.path().to_str().expect("a path in UTF-8")]);
+}
+
+#[test]
+fn the_runbook_says_what_to_do_at_each_alert() {
+    let rules = read("prometheus/steadfast.rules.yml");
+    let alerts: BTreeSet<&str> =
+        rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    let rows: BTreeSet<&str> = OPERATIONS
+        .lines()
+        .filter_map(|line| Some(line.strip_prefix("| `")?.split_once("` | ")?.0))
+        .filter(|name| name.starts_with("Steadfast"))
+        .collect();
+    assert!(alerts.len() > 10, "{alerts:?}");
+    assert_eq!(alerts, rows);
 }

@@ -306,7 +306,7 @@ impl MainProcess {
             .map(|worker| Predecessor {
                 pid: worker.pid,
                 since: worker.since.elapsed().as_secs_f64(),
-                status: worker.status.clone(),
+                status: worker.drain_status().to_owned(),
                 in_flight: worker.drain.and_then(|(drain, _)| drain.in_flight),
                 left: worker.left().map(|left| left.as_secs_f64()),
             })

@@ -113,7 +113,7 @@ impl MainProcess {
         }
         let status = match &self.predecessors().collect::<Vec<_>>()[..] {
             [] => return,
-            [one] => format!("draining; 1 predecessor: {}", one.status),
+            [one] => format!("draining; 1 predecessor: {}", one.drain_status()),
             several => format!("draining; {} predecessors", several.len()),
         };
         self.systemd.tell(&[NotifyState::Status(&status)]);

@@ -199,6 +199,11 @@ impl Worker {
         self.kill_at = deadline.and_then(|limit| self.since.checked_add(limit + GRACE));
     }
 
+    /// How far a predecessor is, for people to read. What it said while it served is true no more.
+    pub(super) fn drain_status(&self) -> &str {
+        if self.drain.is_some() { &self.status } else { "asked to finish" }
+    }
+
     /// The time until it cuts what is left, or is made to; none without a deadline.
     pub(super) fn left(&self) -> Option<Duration> {
         let now = Instant::now();

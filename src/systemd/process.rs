@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::time::{ClockId, clock_gettime};
 use tokio::net::UnixDatagram;
 
 /// A process that may have ended.
@@ -42,12 +43,11 @@ pub(crate) fn started(pid: u32) -> Option<u64> {
 
 /// The time since a process started; `None` if it has ended.
 pub(crate) fn age(pid: u32) -> Option<Duration> {
-    // Of proc_uptime(5) the first figure is the time since the boot.
-    let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
-    let uptime: f64 = uptime.split(' ').next()?.parse().ok()?;
+    // Not /proc/uptime: `ProcSubset=pid` of the unit hides it.
+    let since_boot = Duration::try_from(clock_gettime(ClockId::Boottime)).ok()?;
     let ticks = u32::try_from(rustix::param::clock_ticks_per_second()).ok()?;
     let started = Duration::from_secs(started(pid)?) / ticks;
-    Duration::try_from_secs_f64(uptime).ok()?.checked_sub(started).or(Some(Duration::ZERO))
+    Some(since_boot.saturating_sub(started))
 }
 
 #[cfg(test)]

@@ -82,7 +82,7 @@ impl Fleet {
         let network = Network::new(TEST);
         let cable = network.join(&balancer, BALANCER);
         let hosts = thread::scope(|scope| {
-            let start = |number| Host::start(number, balancer.boot_beside(), &network);
+            let start = |number| Host::start(number, Machine::boot(), &network);
             let starting: Vec<_> =
                 (0..HOSTS.len()).map(|number| scope.spawn(move || start(number))).collect();
             starting.into_iter().map(|host| host.join().expect("a machine boots")).collect()
@@ -99,7 +99,7 @@ impl Fleet {
     pub(crate) fn replace(&mut self, host: usize) {
         // The old one is gone before the new one boots.
         drop(self.hosts.remove(host));
-        self.hosts.insert(host, Host::start(host, self.balancer.boot_beside(), &self.network));
+        self.hosts.insert(host, Host::start(host, Machine::boot(), &self.network));
     }
 
     /// Clients of the balancer that send this request again and again.

@@ -8,6 +8,7 @@
 mod admin;
 mod announce;
 mod counters;
+mod documents;
 mod idle;
 mod journal;
 mod lingering;

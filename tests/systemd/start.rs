@@ -36,6 +36,18 @@ fn the_daemon_runs_as_its_own_user_without_roots_powers() {
 }
 
 #[test]
+fn the_status_knows_that_the_main_process_runs() {
+    let Some(service) = Service::start(file!(), "") else {
+        return;
+    };
+    let status = service.ok(["steadfast", "status"]);
+    let row = format!("main process {}", service.main_pid());
+    let line = status.lines().find(|line| line.starts_with(&row)).unwrap_or_else(|| panic!("{status}"));
+    assert!(line.contains("running") && line.contains(", up "), "{line}");
+    assert!(!service.admin("/metrics").text().contains("steadfast_main_process_uptime_seconds 0\n"));
+}
+
+#[test]
 fn the_list_of_processes_tells_the_main_process_from_the_worker_and_both_by_the_programs_name() {
     let Some(service) = Service::start(file!(), "") else {
         return;

@@ -13,7 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -27,13 +27,6 @@ const SCRIPT: &str = include_str!("machine.sh");
 
 /// The longest that one command in a box may take: longer than any drain a test asks for.
 const COMMAND_BOUND: Duration = Duration::from_secs(180);
-
-/// One test's boxes at a time in a process: tests measure how long a stop takes, and
-/// would measure each other. True while a test has its turn.
-static TAKEN: Mutex<bool> = Mutex::new(false);
-
-/// Told when a test's turn has ended.
-static ENDED: Condvar = Condvar::new();
 
 /// Tells the boxes of this process apart in the machine's cgroups.
 static BOXES: AtomicU32 = AtomicU32::new(0);
@@ -51,27 +44,6 @@ pub struct Machine {
     init: u32,
     /// The box's network namespace.
     network: File,
-    /// The next test's box boots when this one is gone, and those that were booted beside it.
-    turn: Arc<Turn>,
-}
-
-/// A test's turn to have boxes.
-#[derive(Debug)]
-struct Turn;
-
-impl Turn {
-    fn take() -> Self {
-        let taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
-        *ENDED.wait_while(taken, |taken| *taken).unwrap_or_else(PoisonError::into_inner) = true;
-        Self
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        *TAKEN.lock().unwrap_or_else(PoisonError::into_inner) = false;
-        ENDED.notify_one();
-    }
 }
 
 /// The output of a command in the box, and its exit status.
@@ -157,20 +129,6 @@ impl Machine {
     /// If it does not boot, with whatever it printed.
     #[must_use]
     pub fn boot() -> Self {
-        Self::boot_in(Arc::new(Turn::take()))
-    }
-
-    /// Boots another box beside this one, for a test that needs several.
-    ///
-    /// # Panics
-    ///
-    /// If it does not boot, with whatever it printed.
-    #[must_use]
-    pub fn boot_beside(&self) -> Self {
-        Self::boot_in(Arc::clone(&self.turn))
-    }
-
-    fn boot_in(turn: Arc<Turn>) -> Self {
         // The script travels as an argument: standard input is the lifeline,
         // and a file might lie where the box puts its own folders.
         let cgroup =
@@ -206,7 +164,7 @@ impl Machine {
         });
         let network = File::open(format!("/proc/{init}/ns/net")).expect("the box has a network namespace");
 
-        let machine = Self { keeper, lifeline, init, network, turn };
+        let machine = Self { keeper, lifeline, init, network };
         let state = wait_until("systemd in the box to answer", || {
             let output = machine.run(["systemctl", "is-system-running", "--wait"]);
             let state = output.stdout.trim().to_owned();
@@ -437,8 +395,9 @@ impl Machine {
         network::enter(self.network.as_fd(), work)
     }
 
-    /// The box's PID 1, as numbered outside of it.
-    pub(crate) fn init(&self) -> u32 {
+    /// The box's PID 1, as numbered outside of it: for tools such as `nsenter`.
+    #[must_use]
+    pub fn init(&self) -> u32 {
         self.init
     }
 

@@ -1,0 +1,160 @@
+//! The commands in the documents do what these say.
+
+use std::fs;
+use std::ops::Range;
+use std::path::Path;
+
+use crate::service::{CONFIG, Service, UNIT};
+
+/// A page whose commands are a session: each with what it shows.
+const SESSION: &str = "docs/operations.md";
+
+/// A fenced block of a document.
+struct Block {
+    language: String,
+    text: String,
+    /// Where the text is in the document.
+    at: Range<usize>,
+}
+
+/// The blocks of a document, in order.
+fn blocks(document: &str) -> Vec<Block> {
+    let mut blocks = Vec::new();
+    let mut open: Option<(String, usize)> = None;
+    let mut at = 0;
+    for line in document.split_inclusive('\n') {
+        let next = at + line.len();
+        if let Some(language) = line.trim_end().strip_prefix("```") {
+            open = match open.take() {
+                None => Some((language.to_owned(), next)),
+                Some((language, from)) => {
+                    blocks.push(Block { language, text: document[from..at].to_owned(), at: from..at });
+                    None
+                }
+            };
+        }
+        at = next;
+    }
+    assert!(open.is_none(), "every block ends");
+    blocks
+}
+
+fn folder() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// With `UPDATE_EXPECTED=1` what has come takes the place of what the page says.
+#[test]
+fn every_command_of_the_runbook_shows_what_it_says() {
+    let page = folder().join(SESSION);
+    let document = fs::read_to_string(&page).unwrap();
+    let config = blocks(&document).into_iter().find(|block| block.language == "toml").expect("its config");
+    let Some(service) = Service::install(file!(), "") else {
+        return;
+    };
+    service.write(CONFIG, config.text);
+    service.write("/srv/www/large.bin", "x".repeat(20 << 20));
+
+    let mut sessions = 0;
+    let mut wrong = Vec::new();
+    let mut renewed = String::new();
+    let mut end = 0;
+    for block in blocks(&document).into_iter().filter(|block| block.language == "console") {
+        sessions += 1;
+        renewed += &document[end..block.at.start];
+        end = block.at.end;
+        for (command, expected) in commands(&block.text) {
+            // What it leaves in the background is not waited for.
+            let output = service.run(["bash", "-c", &format!("{{ {command}\n}} > /tmp/shown 2>&1")]);
+            let came = service.ok(["cat", "/tmp/shown"]);
+            let is_as_said = output.status.success() && matches(&expected, &came);
+            renewed += &format!("$ {command}\n{}", if is_as_said { &expected } else { &came });
+            if !is_as_said {
+                wrong.push(format!("$ {command} ({})\n{came}--- and not:\n{expected}", output.status));
+            }
+        }
+    }
+    renewed += &document[end..];
+    if std::env::var_os("UPDATE_EXPECTED").is_some() {
+        fs::write(&page, renewed).unwrap();
+    }
+    assert!(sessions > 10, "{sessions} sessions");
+    assert!(wrong.is_empty(), "{}\nThe journal:\n{}", wrong.join("\n"), service.journal(UNIT, &[]));
+}
+
+/// The commands of a session, each with the lines after it.
+fn commands(session: &str) -> Vec<(String, String)> {
+    let mut commands: Vec<(String, String)> = Vec::new();
+    for line in session.split_inclusive('\n') {
+        match (line.strip_prefix("$ "), commands.last_mut()) {
+            (Some(command), _) => commands.push((command.trim_end().to_owned(), String::new())),
+            (None, Some((_, shown))) => shown.push_str(line),
+            (None, None) => panic!("{line:?} is before the first command"),
+        }
+    }
+    commands
+}
+
+/// True if a command has shown what the page says, where a line "..." stands for any lines.
+fn matches(expected: &str, came: &str) -> bool {
+    let [expected, came] = [expected, came].map(|text| text.lines().map(alike).collect::<Vec<_>>());
+    let mut parts: Vec<&[String]> = expected.split(|line| line == "...").collect();
+    let (first, last) = (parts.remove(0), parts.pop());
+    let Some(mut rest) = came.strip_prefix(first) else { return false };
+    let Some(last) = last else { return rest.is_empty() };
+    for part in parts.into_iter().filter(|part| !part.is_empty()) {
+        let Some(at) = rest.windows(part.len()).position(|lines| lines == part) else { return false };
+        rest = &rest[at + part.len()..];
+    }
+    rest.ends_with(last)
+}
+
+/// A line in which numbers, their units, days and spaces are as in any other.
+fn alike(line: &str) -> String {
+    const LEFT_OUT: [&str; 14] =
+        ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun", "µs", "ms", "s", "min", "B", "KiB", "MiB"];
+    let mut alike = String::new();
+    for word in line.split_whitespace() {
+        // "0.25 ms;", "839 B/s," and "65ms" are numbers, each with its unit.
+        let is_counted = word.starts_with(|first: char| first.is_ascii_digit());
+        let number = word.trim_end_matches(|last: char| is_counted && last.is_ascii_alphabetic());
+        let unit = word.trim_end_matches([',', ';', ':', '.']).trim_end_matches("/s");
+        if LEFT_OUT.contains(&unit) {
+            continue;
+        }
+        if !alike.is_empty() {
+            alike.push(' ');
+        }
+        for character in number.chars() {
+            match character {
+                '0'..='9' | '.' if alike.ends_with('0') => {}
+                '0'..='9' => alike.push('0'),
+                _ => alike.push(character),
+            }
+        }
+    }
+    alike
+}
+
+#[test]
+fn lines_match_but_for_numbers_and_what_is_left_out() {
+    for (expected, came) in [
+        ("", ""),
+        ("took 12 ms, 3 KiB/s\n", "took 0.7 s, 12 B/s\n"),
+        ("on Sun 2026-11-29; 65ms ago\n", "on Fri 2026-01-02; 1.5s ago\n"),
+        ("a\n...\nb\n", "a\nx\ny\nb\n"),
+        ("a\n...\nb\n...\n", "a\nb\nx\n"),
+        ("...\n", ""),
+    ] {
+        assert!(matches(expected, came), "{came:?} is {expected:?}");
+    }
+    for (expected, came) in [
+        ("", "a\n"),
+        ("a\n", ""),
+        ("a\n...\nb\n", "a\nx\n"),
+        ("a\n...\nb\n...\nc\n", "a\nc\n"),
+        ("a 1\n", "b 1\n"),
+    ] {
+        assert!(!matches(expected, came), "{came:?} is not {expected:?}");
+    }
+}
