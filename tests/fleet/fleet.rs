@@ -1,9 +1,12 @@
 //! Three machines, their balancer, and the network between them.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::ops::Deref;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use steadfast_harness::{Account, Cable, Client, Exchange, Load, Machine, Network, Upstream, wait_until};
@@ -30,15 +33,30 @@ path = "/app/*"
 proxy = "http://127.0.0.1:3000"
 "#;
 
+/// One fleet at a time: where several share the processors, a check that comes late looks like a machine that is down.
+static TURN: Mutex<()> = Mutex::new(());
+
+const PAGE: &str = include_str!("../../docs/fleet.md");
+
 /// A block of `docs/fleet.md` by its language and what its first line begins with.
-fn documented(language: &str, start: &str) -> String {
-    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/fleet.md"))
-        .expect("the page is there");
+fn documented(language: &str, start: &str) -> &'static str {
     let fence = format!("\n```{language}\n");
-    let mut blocks = page.split(&fence).skip(1);
-    let block = blocks.find(|block| block.starts_with(start)).and_then(|block| block.split("```").next());
-    block.unwrap_or_else(|| panic!("docs/fleet.md has no {language} that begins with {start}")).to_owned()
+    let block = PAGE.split(&fence).skip(1).find(|block| block.starts_with(start));
+    let block = block.and_then(|block| block.split("```").next());
+    block.unwrap_or_else(|| panic!("docs/fleet.md has no {language} that begins with {start}"))
 }
+
+/// What `docs/fleet.md` has the balancer told for this, of the machine that it takes as its example.
+fn documented_order(purpose: &str) -> &'static str {
+    let orders = PAGE
+        .lines()
+        .filter_map(|line| line.strip_prefix("echo \"")?.split_once("\" | socat "))
+        .map(|at| at.0);
+    orders.into_iter().find(|order| order.ends_with(purpose)).expect("the page has such a command")
+}
+
+/// The machine that the page takes as its example.
+pub(crate) const EXAMPLE: usize = 1;
 
 /// A machine with steadfast.
 pub(crate) struct Host {
@@ -46,8 +64,8 @@ pub(crate) struct Host {
     pub(crate) name: String,
     machine: Machine,
     pub(crate) cable: Cable,
-    /// The server behind its `/app`.
-    upstream: Upstream,
+    /// The server behind its `/app`. Threads share a fleet, and an upstream is no thing to be shared.
+    upstream: Mutex<Upstream>,
 }
 
 impl Deref for Host {
@@ -65,6 +83,7 @@ pub(crate) struct Fleet {
     pub(crate) network: Network,
     /// The balancer's.
     _cable: Cable,
+    _turn: MutexGuard<'static, ()>,
 }
 
 /// A request in flight on a machine.
@@ -78,6 +97,7 @@ pub(crate) struct Held {
 impl Fleet {
     /// Starts all of it, or says that it cannot be.
     pub(crate) fn start(file: &str) -> Option<Self> {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let balancer = Balancer::boot_or_skip(file)?;
         let network = Network::new(TEST);
         let cable = network.join(&balancer, BALANCER);
@@ -87,8 +107,8 @@ impl Fleet {
                 (0..HOSTS.len()).map(|number| scope.spawn(move || start(number))).collect();
             starting.into_iter().map(|host| host.join().expect("a machine boots")).collect()
         });
-        let fleet = Self { hosts, balancer, network, _cable: cable };
-        fleet.balancer.start(&documented("sh", "# /etc/default/haproxy"));
+        let fleet = Self { hosts, balancer, network, _cable: cable, _turn: turn };
+        fleet.balancer.start(documented("sh", "# /etc/default/haproxy"));
         for host in &fleet.hosts {
             fleet.balancer.wait_for(&host.name, "UP");
         }
@@ -100,6 +120,37 @@ impl Fleet {
         // The old one is gone before the new one boots.
         drop(self.hosts.remove(host));
         self.hosts.insert(host, Host::start(host, Machine::boot(), &self.network));
+    }
+
+    /// Does what a block of `docs/fleet.md` says, as an operator who reaches every machine by ssh.
+    pub(crate) fn operate(&self, block: &str) {
+        self.operate_on(EXAMPLE, block);
+    }
+
+    /// The same on another machine than the page's example.
+    pub(crate) fn operate_on(&self, host: usize, block: &str) {
+        let commands = documented("sh", block).replace(&HOSTS[EXAMPLE].to_string(), &HOSTS[host].to_string());
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let boxes =
+            HOSTS.iter().zip(&self.hosts).map(|(at, host)| format!("{at}) init={} ;;\n", host.init()));
+        let ssh = format!(
+            "#!/bin/sh\ncase $1 in\n{}esac\nshift\nexec env -i PATH=\"$PATH\" nsenter --all --target $init -- \
+             sh -c \"$*\"\n",
+            boxes.collect::<String>()
+        );
+        let program = folder.path().join("ssh");
+        fs::write(&program, ssh).expect("a temporary folder can be written to");
+        fs::set_permissions(&program, Permissions::from_mode(0o755)).expect("a file of one's own");
+        let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap_or_default());
+        let output =
+            Command::new("sh").args(["-ec", &commands]).env("PATH", path).output().expect("sh starts");
+        let said = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned());
+        assert!(output.status.success(), "{commands}{said:?}");
+    }
+
+    /// Tells the balancer what `docs/fleet.md` has it told for this.
+    pub(crate) fn tell_balancer(&self, purpose: &str) {
+        self.balancer.tell(documented_order(purpose));
     }
 
     /// Clients of the balancer that send this request again and again.
@@ -122,7 +173,9 @@ impl Fleet {
         let mut client = self.network.enter(|| Client::connect((BALANCER, 80).into())).expect("it accepts");
         client.send(POST_APP).expect("the balancer takes a request");
         let (host, exchange) = wait_until("a request to reach a machine", || {
-            let arrived = |(at, host): (usize, &Host)| Some((at, host.upstream.try_next_request()?));
+            let arrived = |(at, host): (usize, &Host)| {
+                Some((at, host.upstream.lock().expect("nobody panicked").try_next_request()?))
+            };
             self.hosts.iter().enumerate().find_map(arrived)
         });
         Held { host, client, exchange }
@@ -158,7 +211,7 @@ impl Host {
         let config = documented("toml", "[http]").replace(&HOSTS[0].to_string(), &HOSTS[number].to_string());
         machine.write("/etc/steadfast/config.toml", format!("{config}{ROUTES}"));
         machine.ok(["systemctl", "start", UNIT]);
-        Self { name: format!("host{}", number + 1), machine, cable, upstream }
+        Self { name: format!("host{}", number + 1), machine, cable, upstream: Mutex::new(upstream) }
     }
 }
 

@@ -3,9 +3,9 @@
 use std::thread;
 use std::time::Instant;
 
-use steadfast_harness::{Machine, print_figure, wait_until};
+use steadfast_harness::{print_figure, wait_until};
 
-use crate::fleet::{Fleet, GET, POST, UNIT};
+use crate::fleet::{EXAMPLE, Fleet, GET, POST};
 
 #[test]
 fn a_machine_that_stops_has_left_the_balancer_before_it_refuses_and_nothing_is_lost() {
@@ -15,10 +15,9 @@ fn a_machine_that_stops_has_left_the_balancer_before_it_refuses_and_nothing_is_l
     let loads = [fleet.load(6, GET), fleet.load(6, POST)];
     for (number, host) in fleet.hosts.iter().enumerate() {
         loads.iter().for_each(|load| load.advance(200));
-        let machine: &Machine = host;
         thread::scope(|scope| {
             let began = Instant::now();
-            let stop = scope.spawn(|| machine.ok(["systemctl", "stop", UNIT]));
+            let stop = scope.spawn(|| fleet.operate_on(number, "ssh 192.0.2.12 systemctl stop steadfast"));
             fleet.balancer.wait_for(&host.name, "DOWN");
             print_figure("a stop, until the balancer looks away", format_args!("{:?}", began.elapsed()));
             // It still answers whoever has not looked.
@@ -30,7 +29,7 @@ fn a_machine_that_stops_has_left_the_balancer_before_it_refuses_and_nothing_is_l
         loads.iter().for_each(|load| load.advance(200));
         assert_eq!(fleet.balancer.number(&host.name, "stot"), served, "the others have the load");
 
-        host.ok(["systemctl", "start", UNIT]);
+        fleet.operate_on(number, "ssh 192.0.2.12 systemctl start steadfast");
         fleet.balancer.wait_for(&host.name, "UP");
         fleet.balancer.wait_for_requests(&host.name, 100);
     }
@@ -50,8 +49,8 @@ fn a_machine_that_the_balancer_drains_finishes_what_it_has_and_gets_nothing_new(
     let held = fleet.hold(1);
     let load = fleet.load(6, POST);
     load.advance(200);
-    let host = &fleet.hosts[0];
-    fleet.balancer.tell(&format!("set server steadfast/{} state drain", host.name));
+    let host = &fleet.hosts[EXAMPLE];
+    fleet.tell_balancer("state drain");
     fleet.balancer.wait_for(&host.name, "DRAIN");
     // The one that waits is all that is left there.
     wait_until("the machine to have finished the rest", || {
@@ -63,7 +62,7 @@ fn a_machine_that_the_balancer_drains_finishes_what_it_has_and_gets_nothing_new(
     for held in held {
         held.finish();
     }
-    fleet.balancer.tell(&format!("set server steadfast/{} state ready", host.name));
+    fleet.tell_balancer("state ready");
     fleet.balancer.wait_for_requests(&host.name, 100);
     let account = load.finish();
     print_figure("a machine drained by HAProxy", &account);

@@ -11,13 +11,20 @@ fn a_rolling_restart_of_all_machines_loses_nothing_and_the_balancer_has_nothing_
     };
     let held = fleet.hold(1);
     let loads = [fleet.load(6, GET), fleet.load(6, POST)];
-    for _ in 0..2 {
-        for host in &fleet.hosts {
-            loads.iter().for_each(|load| load.advance(200));
-            host.ok(["systemctl", "restart", UNIT]);
-            fleet.balancer.wait_for(&host.name, "UP");
-            fleet.balancer.wait_for_requests(&host.name, 100);
-        }
+    let mains = || fleet.hosts.iter().map(|host| host.show(UNIT, "MainPID")).collect::<Vec<_>>();
+    let before = mains();
+    // One right after the other.
+    fleet.operate("for host in");
+    assert!(
+        mains().iter().zip(&before).all(|(now, before)| now != before && now != "0"),
+        "each was restarted"
+    );
+    // And one when the balancer has given requests to the one before.
+    for host in &fleet.hosts {
+        loads.iter().for_each(|load| load.advance(200));
+        host.ok(["systemctl", "restart", UNIT]);
+        fleet.balancer.wait_for(&host.name, "UP");
+        fleet.balancer.wait_for_requests(&host.name, 100);
     }
     let accounts = loads.map(|load| load.finish());
     for (account, what) in accounts.iter().zip(["GET", "POST"]) {
