@@ -41,3 +41,34 @@ fn a_machine_that_is_cut_off_and_killed_loses_what_was_in_flight_on_it_alone_and
     assert_eq!((posts.refused, posts.closed), (0, 0), "{posts}\n{}", fleet.balancer.log());
     assert!(posts.dropped + held_there <= in_flight, "{posts}\n{}", fleet.balancer.log());
 }
+
+#[test]
+fn a_machine_that_is_killed_at_once_loses_what_was_in_flight_on_it_alone_and_comes_back() {
+    let Some(mut fleet) = Fleet::start(file!()) else {
+        return;
+    };
+    let (lost_host, name, clients) = (2, fleet.hosts[2].name.clone(), 6);
+    let held = fleet.hold(2);
+    let (gets, posts) = (fleet.load(clients, GET), fleet.load(clients, POST));
+    gets.advance(200);
+    posts.advance(200);
+
+    // Its kernel resets the connections, as that of a machine does whose processes die.
+    fleet.replace(lost_host);
+    let (on_it, on_others): (Vec<_>, Vec<_>) = held.into_iter().partition(|held| held.host == lost_host);
+    for held in on_it {
+        assert!(held.is_lost(), "nobody can answer it");
+    }
+    fleet.balancer.wait_for(&name, "UP");
+    fleet.balancer.wait_for_requests(&name, 100);
+    for held in on_others {
+        held.finish();
+    }
+
+    let (gets, posts) = (gets.finish(), posts.finish());
+    print_figure("a machine of three is killed: GET, which the balancer repeats", &gets);
+    print_figure("a machine of three is killed: POST, which it does not", &posts);
+    fleet.assert_nothing_lost(&gets);
+    assert_eq!((posts.refused, posts.closed), (0, 0), "{posts}\n{}", fleet.balancer.log());
+    assert!(posts.dropped <= clients as u64, "each has one in flight: {posts}\n{}", fleet.balancer.log());
+}

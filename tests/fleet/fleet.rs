@@ -115,10 +115,12 @@ impl Fleet {
         Some(fleet)
     }
 
-    /// Ends a machine as a power cut does, and begins anew with another one in its place.
+    /// Kills all that runs on a machine, and begins anew with another one in its place.
     pub(crate) fn replace(&mut self, host: usize) {
-        // The old one is gone before the new one boots.
-        drop(self.hosts.remove(host));
+        let Host { machine, cable, .. } = self.hosts.remove(host);
+        drop(machine);
+        // Its network is not gone as long as its upstream listens, a thread of the test; the next one has its address.
+        self.network.unplug(&cable);
         self.hosts.insert(host, Host::start(host, Machine::boot(), &self.network));
     }
 
