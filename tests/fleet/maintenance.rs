@@ -59,6 +59,8 @@ fn a_machine_that_the_balancer_drains_finishes_what_it_has_and_gets_nothing_new(
     let served = fleet.balancer.number(&host.name, "stot");
     load.advance(500);
     assert_eq!(fleet.balancer.number(&host.name, "stot"), served, "the others have the load");
+    let left = host.ok(["steadfast", "status"]);
+    assert!(left.contains("POST /app/"), "{left}");
     for held in held {
         held.finish();
     }
