@@ -11,7 +11,7 @@ _default:
     @just --list --unsorted
 
 # everything that CI checks
-check: fmt lint test harness versions faults soak doc package deny instructions configs balancer metrics fuzz
+check: fmt lint test newcomer harness versions faults soak doc package deny instructions configs balancer metrics fuzz
 
 # the formatting, without changing it
 fmt:
@@ -26,6 +26,26 @@ lint:
 # the README's own command
 test:
     cargo test
+
+# the README's other command: it serves, and Ctrl-C ends it. In a network of its own, where the ports are free
+newcomer:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    cargo build --release
+    unshare --net bash -euo pipefail <<'SH'
+    ip link set lo up
+    cargo run --release &
+    run=$!
+    trap 'kill "$run" 2> /dev/null || true' EXIT
+    ask="curl -fsS --retry 60 --retry-delay 1 --retry-connrefused"
+    [[ $($ask http://127.0.0.1:8080/) == *"Hello World"* ]]
+    [[ $($ask http://127.0.0.1:8080/some/where) == '{"status":"ok","uri":"/some/where"}' ]]
+    main=$($ask http://127.0.0.1:9090/status | sed -n 's/.*"main_process":{"pid":\([0-9]*\).*/\1/p')
+    kill -INT "$main"
+    wait "$run"
+    trap - EXIT
+    echo "it served, and Ctrl-C has ended it"
+    SH
 
 # the harness that the tests stand on
 harness:

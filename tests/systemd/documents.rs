@@ -1,13 +1,27 @@
 //! The commands in the documents do what these say.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
-use crate::service::{CONFIG, Service, UNIT};
+use steadfast_harness::files_below;
+
+use crate::service::{BINARY, CONFIG, PACKAGING, Service, UNIT};
 
 /// A page whose commands are a session: each with what it shows.
 const SESSION: &str = "docs/operations.md";
+
+/// The blocks of commands that are for another place than a machine with the service: by their first line, with what runs
+/// them.
+const ELSEWHERE: [(&str, &str); 3] = [
+    ("cargo run --release", "`just newcomer`"),
+    ("cargo test", "this very run"),
+    ("cargo install --locked cargo-deb", "the tests of the package"),
+];
+
+/// A copy of the checkout in the box.
+const CHECKOUT: &str = "/tmp/checkout";
 
 /// A fenced block of a document.
 struct Block {
@@ -68,7 +82,7 @@ fn every_command_of_the_runbook_shows_what_it_says() {
             let output = service.run(["bash", "-c", &format!("{{ {command}\n}} > /tmp/shown 2>&1")]);
             let came = service.ok(["cat", "/tmp/shown"]);
             let is_as_said = output.status.success() && matches(&expected, &came);
-            renewed += &format!("$ {command}\n{}", if is_as_said { &expected } else { &came });
+            _ = write!(renewed, "$ {command}\n{}", if is_as_said { &expected } else { &came });
             if !is_as_said {
                 wrong.push(format!("$ {command} ({})\n{came}--- and not:\n{expected}", output.status));
             }
@@ -80,6 +94,58 @@ fn every_command_of_the_runbook_shows_what_it_says() {
     }
     assert!(sessions > 10, "{sessions} sessions");
     assert!(wrong.is_empty(), "{}\nThe journal:\n{}", wrong.join("\n"), service.journal(UNIT, &[]));
+}
+
+#[test]
+fn every_block_of_commands_in_the_documents_runs_and_every_config_is_valid() {
+    let mut documents = vec![folder().join("README.md"), folder().join("packaging/README.md")];
+    documents.extend(fs::read_dir(folder().join("docs")).unwrap().map(|entry| entry.unwrap().path()));
+    documents.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
+    assert!(documents.len() > 8, "{documents:?}");
+    let blocks: Vec<_> = documents
+        .iter()
+        .flat_map(|path| {
+            blocks(&fs::read_to_string(path).unwrap()).into_iter().map(move |block| (path, block))
+        })
+        .collect();
+    let (configs, blocks): (Vec<_>, Vec<_>) = blocks
+        .into_iter()
+        .filter(|(_, block)| ["sh", "toml"].contains(&&*block.language))
+        .partition(|(_, block)| block.language == "toml");
+    let is_of =
+        |block: &Block, first: &str| block.text.lines().next().is_some_and(|line| line.starts_with(first));
+    for (first, by) in ELSEWHERE {
+        assert!(blocks.iter().any(|(_, block)| is_of(block, first)), "{first} is in no document: {by}");
+    }
+
+    let Some(service) = Service::start(file!(), "") else {
+        return;
+    };
+    service.reload(); // it has something to tell of
+    // A checkout in which the program is built.
+    for file in files_below(Path::new(PACKAGING)).into_iter().chain([folder().join("config.toml.example")]) {
+        service.copy(&file, Path::new(CHECKOUT).join(file.strip_prefix(folder()).unwrap()), "0644");
+    }
+    service.copy(Path::new(BINARY), Path::new(CHECKOUT).join("target/release/steadfast"), "0755");
+    let before = format!("cd {CHECKOUT}; cargo() {{ echo built before; }}\n");
+
+    service.ok(["mkdir", "-p", "/srv/www"]);
+    assert!(configs.len() >= 3, "{} configs", configs.len());
+    for (path, block) in configs {
+        service.write("/tmp/config.toml", &block.text);
+        let check = service.run(["steadfast", "check", "--config", "/tmp/config.toml"]);
+        assert!(check.status.success(), "{}:\n{}{check:?}", path.display(), block.text);
+    }
+    let mut ran = 0;
+    for (path, block) in blocks {
+        if ELSEWHERE.iter().any(|(first, _)| is_of(&block, first)) {
+            continue;
+        }
+        let output = service.run(["bash", "-euo", "pipefail", "-c", &(before.clone() + &block.text)]);
+        assert!(output.status.success(), "{}:\n{}{output:?}", path.display(), block.text);
+        ran += 1;
+    }
+    assert!(ran >= 3, "{ran} blocks");
 }
 
 /// The commands of a session, each with the lines after it.

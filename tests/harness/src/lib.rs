@@ -27,7 +27,7 @@ mod wait;
 pub use client::{Client, Failure, Head, Response};
 pub use examples::build_examples;
 pub use load::{Account, Load};
-pub use machine::{Machine, Output, print_figure, raise_descriptor_limit};
+pub use machine::{Machine, Output, files_below, print_figure, raise_descriptor_limit};
 pub use network::{Cable, Network};
 pub use process::{Daemon, Listening, Notification, Stderr, runs};
 pub use rustix::process::Signal;

@@ -414,7 +414,12 @@ impl Machine {
 }
 
 /// Every file below a folder, in order.
-fn files_below(folder: &Path) -> Vec<PathBuf> {
+///
+/// # Panics
+///
+/// If it cannot be read.
+#[must_use]
+pub fn files_below(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {

@@ -23,6 +23,7 @@ fn a_stop_reaches_predecessors_of_two_earlier_main_processes_and_leaves_nothing(
     service.restart();
     let mut idle = service.answered();
     assert!(service.runs(first) && service.runs(second));
+    service.wait_for_predecessors(2);
     assert_eq!(service.status().predecessors.iter().map(|p| p.pid).collect::<Vec<_>>(), [first, second]);
 
     let stop = service.stop_meanwhile(|| {
