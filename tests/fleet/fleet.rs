@@ -108,7 +108,7 @@ impl Fleet {
             starting.into_iter().map(|host| host.join().expect("a machine boots")).collect()
         });
         let fleet = Self { hosts, balancer, network, _cable: cable, _turn: turn };
-        fleet.balancer.start(documented("sh", "# /etc/default/haproxy"));
+        fleet.balancer.start(documented("ini", "# /etc/default/haproxy"));
         for host in &fleet.hosts {
             fleet.balancer.wait_for(&host.name, "UP");
         }
