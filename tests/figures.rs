@@ -51,10 +51,10 @@ fn cells(row: &str) -> Vec<&str> {
 
 /// Two digits that count, with commas between the thousands.
 fn rounded(value: f64) -> String {
-    let digits = value.log10().floor() as i32 - 1;
-    let unit = 10_f64.powi(digits);
-    let value = (value / unit).round() * unit;
-    let text = format!("{value:.*}", usize::try_from(-digits).unwrap_or(0));
+    let rounded = format!("{value:.1e}");
+    let exponent = rounded.split_once('e').and_then(|at| at.1.parse::<i32>().ok()).expect("it has one");
+    let decimals = usize::try_from(1 - exponent).unwrap_or(0);
+    let text = format!("{:.decimals$}", rounded.parse::<f64>().expect("a number"));
     let (whole, rest) = text.split_at(text.find('.').unwrap_or(text.len()));
     let thousands: Vec<_> =
         whole.as_bytes().rchunks(3).rev().map(|digits| str::from_utf8(digits).unwrap()).collect();

@@ -30,7 +30,7 @@ fn a_machine_that_is_cut_off_and_killed_loses_what_was_in_flight_on_it_alone_and
     fleet.balancer.wait_for(&name, "UP");
     fleet.balancer.wait_for_requests(&name, 100);
     for held in on_it {
-        assert!(held.is_lost(), "nobody can answer it");
+        held.assert_lost();
     }
 
     let (gets, posts) = (gets.finish(), posts.finish());
@@ -57,7 +57,7 @@ fn a_machine_that_is_killed_at_once_loses_what_was_in_flight_on_it_alone_and_com
     fleet.replace(lost_host);
     let (on_it, on_others): (Vec<_>, Vec<_>) = held.into_iter().partition(|held| held.host == lost_host);
     for held in on_it {
-        assert!(held.is_lost(), "nobody can answer it");
+        held.assert_lost();
     }
     fleet.balancer.wait_for(&name, "UP");
     fleet.balancer.wait_for_requests(&name, 100);

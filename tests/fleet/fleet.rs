@@ -226,8 +226,9 @@ impl Held {
     }
 
     /// Its client is told that it will not be answered, in whatever way.
-    pub(crate) fn is_lost(mut self) -> bool {
-        !self.client.receive().is_ok_and(|response| response.status == 200)
+    pub(crate) fn assert_lost(mut self) {
+        let is_answered = self.client.receive().is_ok_and(|response| response.status == 200);
+        assert!(!is_answered, "nobody can answer it");
     }
 }
 

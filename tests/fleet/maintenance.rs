@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Instant;
 
-use steadfast_harness::{print_figure, wait_until};
+use steadfast_harness::{Load, print_figure, wait_until};
 
 use crate::fleet::{EXAMPLE, Fleet, GET, POST};
 
@@ -14,7 +14,9 @@ fn a_machine_that_stops_has_left_the_balancer_before_it_refuses_and_nothing_is_l
     };
     let loads = [fleet.load(6, GET), fleet.load(6, POST)];
     for (number, host) in fleet.hosts.iter().enumerate() {
-        loads.iter().for_each(|load| load.advance(200));
+        for load in &loads {
+            load.advance(200);
+        }
         thread::scope(|scope| {
             let began = Instant::now();
             let stop = scope.spawn(|| fleet.operate_on(number, "ssh 192.0.2.12 systemctl stop steadfast"));
@@ -26,14 +28,16 @@ fn a_machine_that_stops_has_left_the_balancer_before_it_refuses_and_nothing_is_l
             stop.join().expect("the stop succeeds");
         });
         let served = fleet.balancer.number(&host.name, "stot");
-        loads.iter().for_each(|load| load.advance(200));
+        for load in &loads {
+            load.advance(200);
+        }
         assert_eq!(fleet.balancer.number(&host.name, "stot"), served, "the others have the load");
 
         fleet.operate_on(number, "ssh 192.0.2.12 systemctl start steadfast");
         fleet.balancer.wait_for(&host.name, "UP");
         fleet.balancer.wait_for_requests(&host.name, 100);
     }
-    let accounts = loads.map(|load| load.finish());
+    let accounts = loads.map(Load::finish);
     for (account, what) in accounts.iter().zip(["GET", "POST"]) {
         print_figure(&format!("three machines stopped and started behind HAProxy, {what}"), account);
         fleet.assert_nothing_lost(account);

@@ -1,6 +1,6 @@
 //! A rolling restart: no client notices, nor does the balancer.
 
-use steadfast_harness::print_figure;
+use steadfast_harness::{Load, print_figure};
 
 use crate::fleet::{Fleet, GET, POST, UNIT};
 
@@ -21,12 +21,14 @@ fn a_rolling_restart_of_all_machines_loses_nothing_and_the_balancer_has_nothing_
     );
     // And one when the balancer has given requests to the one before.
     for host in &fleet.hosts {
-        loads.iter().for_each(|load| load.advance(200));
+        for load in &loads {
+            load.advance(200);
+        }
         host.ok(["systemctl", "restart", UNIT]);
         fleet.balancer.wait_for(&host.name, "UP");
         fleet.balancer.wait_for_requests(&host.name, 100);
     }
-    let accounts = loads.map(|load| load.finish());
+    let accounts = loads.map(Load::finish);
     for (account, what) in accounts.iter().zip(["GET", "POST"]) {
         print_figure(&format!("two rolling restarts of three machines behind HAProxy, {what}"), account);
         fleet.assert_nothing_lost(account);
