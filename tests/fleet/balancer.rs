@@ -91,8 +91,8 @@ impl Balancer {
         );
     }
 
-    /// The machines' states, as HAProxy has logged them.
+    /// What HAProxy has logged of the machines' states, and the requests that it has not had answered.
     pub(crate) fn log(&self) -> String {
-        self.journal("haproxy.service", &["-g", "Health check|Server steadfast"])
+        self.journal("haproxy.service", &["-g", "Health check|Server steadfast| (-1|[45]\\d\\d) \\d+ - - "])
     }
 }
