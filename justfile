@@ -11,7 +11,7 @@ _default:
     @just --list --unsorted
 
 # everything that CI checks
-check: fmt lint test newcomer harness versions faults soak doc package deny instructions configs balancer metrics fuzz
+check: fmt lint test newcomer harness versions faults soak doc package deny instructions configs kubernetes balancer metrics fuzz
 
 # the formatting, without changing it
 fmt:
@@ -115,17 +115,61 @@ fuzz seconds="20":
 _binary:
     cargo build --quiet --bins --tests
 
-# `steadfast check` over every config that is shipped
+# `steadfast check` over every config that is shipped, also within the YAML of a ConfigMap
 configs: _binary
     #!/usr/bin/env bash
     set -euo pipefail
     mapfile -t configs < <(git ls-files 'src/config/*.toml' '*.toml.example' 'examples/*.toml' 'docs/*.toml' 'packaging/*.toml')
     (( ${#configs[@]} > 0 )) || { echo "no shipped config was found" >&2; exit 1; }
+    folder=$(mktemp -d)
+    trap 'rm -r "$folder"' EXIT
+    # A text under a key that ends with ".toml", at a greater indent than the key.
+    mapfile -t maps < <(git grep -l '^ *[a-z-]*\.toml: |$' -- 'packaging/*.yaml')
+    (( ${#maps[@]} > 0 )) || { echo "no ConfigMap was found" >&2; exit 1; }
+    for map in "${maps[@]}"; do
+        mkdir -p "$folder/$(dirname "$map")"
+        awk 'match($0, /^ *[a-z-]+\.toml: \|$/) { inside = 1; depth = match($0, /[^ ]/); next }
+            inside && NF && match($0, /[^ ]/) <= depth { inside = 0 }
+            inside { print substr($0, depth + 2) }' "$map" > "$folder/$map.toml"
+        [[ -s $folder/$map.toml ]] || { echo "no config in $map" >&2; exit 1; }
+        configs+=("$folder/$map.toml")
+    done
     for config in "${configs[@]}"; do
-        echo "$config"
+        echo "${config#"$folder/"}"
         {{ steadfast }} check --config "$config"
     done
     echo "${#configs[@]} shipped configs are right"
+
+# the files for Kubernetes by its published schemas, of the oldest version that they are for and of a recent one
+kubernetes: _podmonitor
+    for version in 1.27 1.37; do \
+        ls packaging/kubernetes/*.yaml | grep -v /podmonitor | xargs kubernetes-validate --strict -k "$version"; \
+    done
+
+# A custom resource is in no schema of Kubernetes. PyPI has the Prometheus Operator's
+# own, as models; what these do not name is refused here, as with --strict above.
+_podmonitor:
+    #!/usr/bin/env python3
+    import jsonschema, yaml
+    from cloudcoil.models.prometheus_operator.v1 import PodMonitor
+
+    def refuse_unknown(schema):
+        for part in schema.values() if isinstance(schema, dict) else schema:
+            if isinstance(part, (dict, list)):
+                refuse_unknown(part)
+        if "properties" in schema:
+            schema.setdefault("additionalProperties", False)
+
+    schema = PodMonitor.model_json_schema(by_alias=True)
+    refuse_unknown(schema)
+    with open("packaging/kubernetes/podmonitor.yaml") as file:
+        monitor = yaml.safe_load(file)
+    check = jsonschema.Draft202012Validator(schema)
+    check.validate(monitor)
+    print("podmonitor.yaml passed for", monitor["kind"])
+    # It would notice.
+    monitor["spec"]["podMetricsEndpoints"][0]["intervall"] = "15s"
+    assert not check.is_valid(monitor)
 
 # HAProxy has nothing to say about the config that is shipped for it
 balancer:

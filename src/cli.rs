@@ -21,6 +21,22 @@ pub(crate) struct Cli {
     /// The config; without it /etc/steadfast/config.toml if it is there, else the embedded default
     #[arg(long, global = true, value_name = "PATH")]
     pub(crate) config: Option<PathBuf>,
+
+    /// One of several services, steadfast@NAME.service, whose config is /etc/steadfast/NAME.toml
+    #[arg(long, global = true, value_name = "NAME", conflicts_with = "config", value_parser = instance)]
+    pub(crate) instance: Option<String>,
+}
+
+/// Checks the name of an instance, which becomes a part of paths: it has the characters that systemd.unit(5) allows.
+fn instance(name: &str) -> Result<String, &'static str> {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || ":-_.\\".contains(c);
+    match name {
+        "" => Err("an instance has a name"),
+        name if name.chars().all(is_allowed) => Ok(name.to_owned()),
+        _ => Err(
+            "the name of an instance has letters, digits and \":-_.\\\" alone; `systemd-escape` makes such names",
+        ),
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, Subcommand)]

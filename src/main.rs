@@ -11,17 +11,20 @@ use clap::Parser;
 use steadfast::{Config, ConfigError, Daemon, Exit, logging};
 
 use cli::{Cli, Command};
+use unit::Unit;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    let unit = Unit::new(cli.instance);
+    let config = cli.config.or_else(|| unit.config());
     let exit = match cli.command.unwrap_or_default() {
-        Command::Run => with_config(cli.config, Config::load, |config, _| run(config)),
+        Command::Run => with_config(config, Config::load, |config, _| run(config)),
         Command::Check => {
-            with_config(cli.config, Config::check_file, |config, origin| check(&config, origin))
+            with_config(config, Config::check_file, |config, origin| check(&config, origin, &unit))
         }
-        Command::Reload => control::reload(),
-        Command::AnnounceStop => control::announce_stop(),
-        Command::Status { watch, json } => return control::status(watch, json),
+        Command::Reload => control::reload(&unit),
+        Command::AnnounceStop => control::announce_stop(&unit),
+        Command::Status { watch, json } => return control::status(&unit, watch, json),
     };
     exit.into()
 }
@@ -46,9 +49,9 @@ fn load(asked: Option<PathBuf>, read: Read) -> Result<(Config, String), ConfigEr
     Ok((Config::embedded(&origin), origin))
 }
 
-fn check(config: &Config, origin: &str) -> Exit {
+fn check(config: &Config, origin: &str, unit: &Unit) -> Exit {
     println!("{origin}: valid\n{}", config.tree());
-    unit::warn_of_stop_timeout(&config.shutdown);
+    unit.warn_of_stop_timeout(&config.shutdown);
     Exit::Clean
 }
 

@@ -12,8 +12,10 @@ use http_body_util::BodyExt;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use steadfast::Exit;
-use steadfast::status::{Status, control_path};
+use steadfast::status::Status;
 use tokio::net::UnixStream;
+
+use crate::unit::Unit;
 
 /// The time between two looks of `status --watch`.
 const WATCH: Duration = Duration::from_secs(1);
@@ -24,10 +26,10 @@ const ATTEMPTS: u32 = 5;
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// `steadfast reload`.
-pub(crate) fn reload() -> Exit {
+pub(crate) fn reload(unit: &Unit) -> Exit {
     finish(block_on(async {
         loop {
-            let (status, text) = ask(Method::POST, "/reload").await?;
+            let (status, text) = ask(unit, Method::POST, "/reload").await?;
             match status {
                 StatusCode::OK => {
                     print!("{text}");
@@ -43,12 +45,12 @@ pub(crate) fn reload() -> Exit {
 
 /// `steadfast announce-stop`, the unit's `ExecStop=`. systemd runs that before SIGTERM for a stop and for a restart
 /// alike; only its list of jobs tells which.
-pub(crate) fn announce_stop() -> Exit {
+pub(crate) fn announce_stop(unit: &Unit) -> Exit {
     let announced = unit_is_stopped().and_then(|stopped| {
         if !stopped {
             return Ok(());
         }
-        match block_on(ask(Method::POST, "/announce-stop"))? {
+        match block_on(ask(unit, Method::POST, "/announce-stop"))? {
             (status, _) if status.is_success() => Ok(()),
             refused => Err(refusal(refused)),
         }
@@ -80,10 +82,11 @@ fn unit_is_stopped() -> Result<bool, Failure> {
 
 /// `steadfast status`: once, or with `watch` again and again: on a screen where there is one. A signal that ends the
 /// screen makes the exit code 128 and its number, as a shell has it.
-pub(crate) fn status(watch: bool, json: bool) -> ExitCode {
+pub(crate) fn status(unit: &Unit, watch: bool, json: bool) -> ExitCode {
     if watch && !json && io::stdout().is_terminal() && io::stdin().is_terminal() {
-        let ended = screen::watch(|| {
-            let text = block_on(ask_for_status())?;
+        let unit = unit.clone();
+        let ended = screen::watch(move || {
+            let text = block_on(ask_for_status(&unit))?;
             Ok(serde_json::from_str(&text)?)
         });
         return match ended {
@@ -93,7 +96,7 @@ pub(crate) fn status(watch: bool, json: bool) -> ExitCode {
     }
     let told = finish(block_on(async {
         loop {
-            let mut text = ask_for_status().await?;
+            let mut text = ask_for_status(unit).await?;
             if json {
                 text.push('\n');
             } else {
@@ -113,8 +116,8 @@ pub(crate) fn status(watch: bool, json: bool) -> ExitCode {
     told.into()
 }
 
-async fn ask_for_status() -> Result<String, Failure> {
-    match ask(Method::GET, "/status").await? {
+async fn ask_for_status(unit: &Unit) -> Result<String, Failure> {
+    match ask(unit, Method::GET, "/status").await? {
         (StatusCode::OK, text) => Ok(text),
         refused => Err(refusal(refused)),
     }
@@ -141,11 +144,11 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
 
 /// One request to the daemon. A process that is being replaced may close a connection before it has been asked; then
 /// its successor is. No request means anything else for being made twice.
-async fn ask(method: Method, path: &str) -> Result<(StatusCode, String), Failure> {
+async fn ask(unit: &Unit, method: Method, path: &str) -> Result<(StatusCode, String), Failure> {
     let mut attempts = ATTEMPTS;
     loop {
         attempts -= 1;
-        match ask_once(&method, path).await {
+        match ask_once(unit, &method, path).await {
             Err(error) if attempts > 0 && is_closed(&*error) => {}
             outcome => return outcome,
         }
@@ -157,13 +160,17 @@ fn is_closed(error: &(dyn std::error::Error + 'static)) -> bool {
     error.downcast_ref::<hyper::Error>().is_some_and(|e| !e.is_parse() && !e.is_user())
 }
 
-async fn ask_once(method: &Method, path: &str) -> Result<(StatusCode, String), Failure> {
-    let socket = control_path();
+async fn ask_once(unit: &Unit, method: &Method, path: &str) -> Result<(StatusCode, String), Failure> {
+    let socket = unit.control_path();
     let stream = UnixStream::connect(&socket).await.map_err(|error| {
         let socket = socket.display();
         match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                format!("no daemon listens on {socket}: is the service running? `systemctl status steadfast` tells")
+                let name = unit.name();
+                let name = name.trim_end_matches(".service");
+                format!(
+                    "no daemon listens on {socket}: is the service running? `systemctl status {name}` tells"
+                )
             }
             io::ErrorKind::PermissionDenied => format!("{socket} is the daemon's own: run this as root"),
             _ => format!("cannot reach the daemon on {socket}: {error}"),

@@ -3,7 +3,7 @@
 use sd_notify::NotifyState;
 
 use super::worker::Worker;
-use super::{Asked, MainProcess, Refusal};
+use super::{Asked, MainProcess, Phase, Refusal};
 use crate::event;
 use crate::systemd::channel::key;
 
@@ -15,16 +15,28 @@ impl MainProcess {
             let refusal = Refusal { in_short: why.to_owned(), said: why.to_owned() };
             self.answer_refused(&asked, &refusal);
             tracing::warn!(message_id = event::RELOAD_REFUSED, cause = why, "no reload: {why}");
+            // systemd waits for the end of a reload that it has asked for by SIGHUP, however that went.
+            if self.phase == Phase::Serving {
+                self.tell_reloading(None);
+                self.systemd.tell(&[NotifyState::Ready]);
+            }
         } else if self.candidate().is_some() {
             self.waiting.push_back(asked);
         } else {
             tracing::info!(message_id = event::RELOAD_BEGUN, "reloading");
-            let mut states = vec![NotifyState::Reloading, NotifyState::Status("reloading")];
-            states.extend(NotifyState::monotonic_usec_now());
-            self.systemd.tell(&states);
+            self.tell_reloading(Some("reloading"));
             self.asked.push(asked);
             self.start_worker();
         }
+    }
+
+    /// Tells systemd that a reload begins. By the time it knows that its own request has arrived
+    /// (systemd.service(5), `Type=notify-reload`).
+    fn tell_reloading(&self, status: Option<&str>) {
+        let mut told = vec![NotifyState::Reloading];
+        told.extend(status.map(NotifyState::Status));
+        told.extend(NotifyState::monotonic_usec_now());
+        self.systemd.tell(&told);
     }
 
     /// Ends a reload that changes nothing.

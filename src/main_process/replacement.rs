@@ -189,7 +189,8 @@ impl MainProcess {
     /// Passes on to systemd what the current worker says of the service.
     fn pass_on(&self, message: &Message) {
         let mut states = Vec::new();
-        if message.has("READY") {
+        // While another worker is about to take over it would end that reload: this process says when it has ended.
+        if message.has("READY") && self.candidate().is_none() {
             states.push(NotifyState::Ready);
         }
         if message.has("STOPPING") && self.is_stopping() {

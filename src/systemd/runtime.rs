@@ -20,16 +20,21 @@ pub(crate) fn control_socket() -> Option<PathBuf> {
     Some(shipped.unwrap_or(first).join(CONTROL))
 }
 
-/// The path of the running daemon's control socket, for the commands that ask it: the daemon's own if the command runs
-/// in the unit, as `ExecStop=` does, or `$RUNTIME_DIRECTORY` is set; else that of the unit as shipped, or where there is
-/// none, of the same unit under the user's own manager (`$XDG_RUNTIME_DIR/steadfast`).
+/// The path of the running daemon's control socket, for the commands that ask it: that of the instance `NAME`, which is
+/// `steadfast@NAME.service`, if one is named. Else the daemon's own if the command runs in the unit, as `ExecStop=`
+/// does, or `$RUNTIME_DIRECTORY` is set; else that of the unit as shipped.
 #[must_use]
-pub fn control_path() -> PathBuf {
-    let shipped = || {
-        let system = Path::new(SHIPPED).join(CONTROL);
-        let user =
-            std::env::var_os("XDG_RUNTIME_DIR").map(|folder| Path::new(&folder).join(NAME).join(CONTROL));
-        user.filter(|user| !system.exists() && user.exists()).unwrap_or(system)
-    };
-    control_socket().unwrap_or_else(shipped)
+pub fn control_path(instance: Option<&str>) -> PathBuf {
+    match instance {
+        Some(instance) => path_in(&format!("{NAME}-{instance}")),
+        None => control_socket().unwrap_or_else(|| path_in(NAME)),
+    }
+}
+
+/// The control socket in the `RuntimeDirectory=` of this name: the system's, or where there is none, that of the same
+/// unit under the user's own manager (`$XDG_RUNTIME_DIR`).
+fn path_in(name: &str) -> PathBuf {
+    let system = Path::new("/run").join(name).join(CONTROL);
+    let user = std::env::var_os("XDG_RUNTIME_DIR").map(|folder| Path::new(&folder).join(name).join(CONTROL));
+    user.filter(|user| !system.exists() && user.exists()).unwrap_or(system)
 }

@@ -10,6 +10,7 @@ mod access;
 mod admin;
 mod bind;
 mod client;
+mod container;
 mod cut;
 mod example;
 mod handlers;

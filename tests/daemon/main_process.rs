@@ -1,12 +1,11 @@
 //! The main process as PID 1 of a container, without systemd.
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use steadfast_harness::{Client, Daemon, Load, print_figure, wait_until};
 
-use crate::process::{BINARY, config, connect, not_shown, serving, troubled};
+use crate::process::{BINARY, children, config, connect, kill, not_shown, serving, troubled};
 
 const CLIENTS: usize = 20;
 
@@ -61,17 +60,6 @@ impl Container {
     fn wait_for_only(&self, child: u32) {
         wait_until("the others to be gone", || (children(self.main) == [child]).then_some(()));
     }
-}
-
-/// The children of a process, also those that have ended and are not reaped.
-fn children(process: u32) -> Vec<u32> {
-    let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
-    children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
-}
-
-fn kill(signal: &str, process: u32) {
-    let status = Command::new("kill").args(["-s", signal, &process.to_string()]).status().unwrap();
-    assert!(status.success());
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use std::net::TcpStream;
 use std::time::Duration;
 
-use steadfast_harness::{Daemon, Signal, wait_until};
+use rustix::time::{ClockId, clock_gettime};
+use steadfast_harness::{Daemon, Signal, wait_until, wait_with};
 
 use crate::process::{BINARY, begin_upload, connect, serving, troubled};
 
@@ -219,4 +220,88 @@ fn without_a_manager_it_runs_and_says_nothing_of_one() {
     assert_eq!(daemon.wait(), 0);
     assert_eq!(daemon.notifications().len(), 0);
     assert!(!daemon.stderr().to_string().contains("WARN"), "{}", daemon.stderr());
+}
+
+// ---------------------------------------------------------------------------
+// Type=notify-reload
+// ---------------------------------------------------------------------------
+
+/// Microseconds of the clock that systemd compares with.
+fn monotonic() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    u64::try_from(now.tv_sec * 1_000_000 + now.tv_nsec / 1000).expect("it counts from the boot")
+}
+
+/// Sends SIGHUP, as systemd does, and returns once it is answered as systemd waits for (systemd.service(5), "notify-reload"):
+/// with RELOADING=1 and, in the same message, a time that is not before the signal's; and then with READY=1.
+fn assert_reload_is_told_of(daemon: &Daemon) {
+    let (before, asked) = (daemon.notifications().len(), monotonic());
+    daemon.signal(Signal::HUP);
+    let is_begun = |text: &str| {
+        let usec = text.lines().find_map(|line| line.strip_prefix("MONOTONIC_USEC=")?.parse::<u64>().ok());
+        text.lines().any(|line| line == "RELOADING=1") && usec.is_some_and(|usec| usec >= asked)
+    };
+    wait_with(
+        || {
+            let since = &daemon.notifications()[before..];
+            let begun = since.iter().position(|n| is_begun(&n.text))?;
+            since[begun + 1..].iter().any(|n| n.text.lines().any(|line| line == "READY=1")).then_some(())
+        },
+        || format!("RELOADING=1 and READY=1 in {:#?}\n{}", daemon.notifications(), daemon.stderr()),
+    );
+}
+
+#[test]
+fn what_ends_one_reload_is_not_taken_for_the_end_of_the_next() {
+    let daemon = troubled("", |_| {});
+    wait_for_ready(&daemon);
+    // The second begins as soon as the first has ended: its worker is about to say that it serves.
+    for begun in 1..=2 {
+        daemon.signal(Signal::HUP);
+        wait_until("a reload to begin", || (said(&daemon, "RELOADING").len() >= begun).then_some(()));
+    }
+    daemon.signal(Signal::HUP);
+    wait_until("three reloads to end", || {
+        let log = daemon.stderr().to_string();
+        (log.matches("takes over from worker").count() == 3).then_some(())
+    });
+    serving(&daemon);
+    // The main process's own word is READY alone; a worker's comes with its status.
+    let states: Vec<_> = daemon
+        .notifications()
+        .iter()
+        .filter_map(|n| match (n.text.contains("RELOADING=1"), n.text.as_str()) {
+            (true, _) => Some("reloading"),
+            (false, "READY=1\n") => Some("reloaded"),
+            (false, text) => text.contains("READY=1").then_some("serving"),
+        })
+        .collect();
+    for pair in states.windows(2).filter(|pair| pair[0] == "reloading") {
+        assert_eq!(pair[1], "reloaded", "{states:?}");
+    }
+}
+
+#[test]
+fn a_sighup_is_answered_as_type_notify_reload_asks_for_however_it_goes() {
+    // The second worker that crashes is not replaced while this test looks on.
+    let daemon = troubled("supervision.backoff = \"60s\"\nsupervision.backoff_max = \"60s\"\n", |_| {});
+    wait_for_ready(&daemon);
+    assert_reload_is_told_of(&daemon);
+
+    let config = daemon.folder().join("config.toml");
+    let valid = std::fs::read(&config).unwrap();
+    std::fs::write(&config, "nonsense").unwrap();
+    assert_reload_is_told_of(&daemon);
+    daemon.wait_for_line("the refusal", |line| line.contains("the reload failed, nothing has changed"));
+    std::fs::write(&config, valid).unwrap();
+
+    for wait in ["starting another in 0 ms", "starting another in 60000 ms"] {
+        wait_until("one worker that serves", || (daemon.workers().len() == 1).then_some(()));
+        let serving = connect(&daemon, "http").get("/").unwrap();
+        assert_eq!(serving.status, 200);
+        daemon.signal_worker(Signal::KILL);
+        daemon.wait_for_line(wait, |line| line.contains(wait));
+    }
+    assert_reload_is_told_of(&daemon);
+    daemon.wait_for_line("the refusal", |line| line.contains("no reload: no worker serves yet"));
 }

@@ -1,5 +1,6 @@
 //! Programs under test as processes of their own.
 
+use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::Command;
@@ -39,6 +40,18 @@ pub(crate) fn begin_upload(daemon: &Daemon, length: usize) -> Client {
     client.send(head).expect("the daemon takes a request");
     client.receive_head().expect("the answer begins");
     client
+}
+
+/// The children of a process, also those that have ended and are not reaped.
+pub(crate) fn children(process: u32) -> Vec<u32> {
+    let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// Sends a process of whatever user and namespace a signal.
+pub(crate) fn kill(signal: &str, process: u32) {
+    let status = Command::new("kill").args(["-s", signal, &process.to_string()]).status().expect("it runs");
+    assert!(status.success());
 }
 
 /// Says, past the capture of the test runner, what this machine cannot show.

@@ -14,10 +14,11 @@ const SESSION: &str = "docs/operations.md";
 
 /// The blocks of commands that are for another place than a machine with the service: by their first line, with what runs
 /// them.
-const ELSEWHERE: [(&str, &str); 6] = [
+const ELSEWHERE: [(&str, &str); 7] = [
     ("cargo run --release", "`just newcomer`"),
     ("cargo test", "this very run"),
     ("cargo install --locked cargo-deb", "the tests of the package"),
+    ("podman build", "the tests of the image"),
     ("for host in", "tests/fleet"),
     ("ssh 192.0.2.12", "tests/fleet"),
     ("echo \"set server", "tests/fleet"),

@@ -9,6 +9,7 @@ mod admin;
 mod announce;
 mod counters;
 mod documents;
+mod drop_ins;
 mod idle;
 mod journal;
 mod lingering;

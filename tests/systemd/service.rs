@@ -115,6 +115,13 @@ impl Service {
         self.ok(["systemctl", "daemon-reload"]);
     }
 
+    /// Copies a shipped drop-in to where it says itself.
+    pub(crate) fn add_drop_in(&self, name: &str) {
+        let shipped = Path::new(PACKAGING).join("systemd/drop-ins").join(name);
+        self.copy(&shipped, format!("/etc/systemd/system/{UNIT}.d/{name}"), "0644");
+        self.ok(["systemctl", "daemon-reload"]);
+    }
+
     /// Begins `systemctl stop` and returns when the daemon says that it drains.
     pub(crate) fn begin_stop<'scope>(
         &'scope self,
@@ -201,10 +208,13 @@ impl Service {
 
     /// Returns when so many workers finish what they had in flight beside the one that serves.
     pub(crate) fn wait_for_predecessors(&self, count: usize) {
-        wait_until("the predecessors to be as many as expected, and to drain", || {
+        let are_there = || {
             let predecessors = self.predecessors();
             (predecessors.len() == count && predecessors.iter().all(|p| p.starts_with("draining")))
                 .then_some(())
+        };
+        wait_with(are_there, || {
+            format!("{count} predecessors to drain: {:?}\n{}", self.predecessors(), self.journal(UNIT, &[]))
         });
     }
 

@@ -29,8 +29,8 @@ fn the_daemon_runs_as_its_own_user_without_roots_powers() {
     for pid in [service.main_pid(), service.worker_pid()] {
         let status = service.ok(["cat", &format!("/proc/{pid}/status")]);
         assert!(status.contains(&format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}\n")), "{status}");
-        // Ports below 1024, and nothing else.
-        assert!(status.contains("CapEff:\t0000000000000400\n"), "{status}");
+        assert!(status.contains("CapEff:\t0000000000000000\n"), "{status}");
+        assert!(status.contains("CapBnd:\t0000000000000000\n"), "{status}");
         assert!(status.contains("NoNewPrivs:\t1\n"), "{status}");
     }
 }
@@ -69,9 +69,14 @@ fn a_port_below_1024_can_be_served() {
     let Some(service) = Service::install(file!(), "") else {
         return;
     };
+    service.add_drop_in("privileged-ports.conf");
     service
         .write("/etc/steadfast/config.toml", "[http]\nlisten = [\"127.0.0.1:80\"]\n[admin]\nlisten = []\n");
     service.ok(["systemctl", "start", UNIT]);
+    let pid = service.main_pid();
+    let status = service.ok(["cat", &format!("/proc/{pid}/status")]);
+    // And nothing else that root may do.
+    assert!(status.contains("CapEff:\t0000000000000400\n"), "{status}");
 }
 
 #[test]

@@ -132,3 +132,32 @@ fn a_graceful_stop_is_no_failure_and_is_not_undone() {
     assert_eq!(service.show(UNIT, "NRestarts"), "0");
     wait_until("the worker to end", || (!service.path(format!("/proc/{worker}")).exists()).then_some(()));
 }
+
+/// A program in the place of the daemon's, which is that of a later version but for this: a SIGHUP comes as the main process
+/// begins to run it, and finds no handler.
+const HUNG_UP: &str = r#"#!/bin/bash
+if [[ $1 = run && -z ${STEADFAST_WORKER-} && ! -e $RUNTIME_DIRECTORY/hung-up ]]; then
+    touch "$RUNTIME_DIRECTORY/hung-up"
+    kill -HUP $$
+fi
+exec /usr/bin/steadfast.real "$@"
+"#;
+
+#[test]
+fn a_hangup_while_the_main_process_becomes_another_program_ends_neither_the_service_nor_a_connection() {
+    let Some(service) = Service::start(file!(), "") else {
+        return;
+    };
+    let mut client = service.answered();
+    let main = service.main_pid();
+    service.ok(["cp", "/usr/bin/steadfast", "/usr/bin/steadfast.real"]);
+    service.write("/usr/bin/steadfast.new", HUNG_UP);
+    service.ok(["chmod", "0755", "/usr/bin/steadfast.new"]);
+    service.ok(["mv", "/usr/bin/steadfast.new", "/usr/bin/steadfast"]);
+    service.reload();
+    service.wait_for_another_main(&main);
+    assert!(service.path("/run/steadfast/hung-up").exists());
+    assert_eq!(client.get("/").unwrap().status, 200);
+    assert_eq!(service.show(UNIT, "NRestarts"), "1");
+    service.wait_for_one_worker();
+}

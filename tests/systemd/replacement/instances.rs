@@ -1,55 +1,115 @@
-//! Instances of one unit file: each has its own main process, store, control socket and announcement of a stop.
+//! Several services on one machine, of the template unit: each has a config, a control socket and a log of its own, and a
+//! restart, a reload or a stop of one is nothing to the others.
 
-use std::fs;
-use std::path::Path;
+use std::net::SocketAddr;
 
-use steadfast_harness::Client;
+use serde_json::Value;
+use steadfast_harness::{Client, wait_until};
 
-use crate::service::{PACKAGING, Service};
+use crate::service::{Service, UNIT};
 
-/// The instances, and where each listens.
+/// The instances, and their ports.
 const INSTANCES: [(&str, u16); 2] = [("one", 8081), ("two", 8082)];
 
-fn unit(instance: &str) -> String {
-    format!("steadfast@{instance}.service")
+fn unit(name: &str) -> String {
+    format!("steadfast@{name}.service")
+}
+
+/// A connection to an instance that has answered a request, with its own name.
+fn connect(service: &Service, (name, port): (&str, u16)) -> Client {
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let mut client = service.enter_network(|| Client::connect(address)).expect("it listens");
+    assert_eq!(client.get("/").unwrap().text(), name);
+    client
+}
+
+/// Writes the config of an instance, which answers with its name, and then what is asked for.
+fn configure(service: &Service, (name, port): (&str, u16), lines: &str) {
+    service.write(
+        format!("/etc/steadfast/{name}.toml"),
+        format!(
+            "http.listen = [\"127.0.0.1:{port}\"]\nadmin.listen = []\n\
+             [log]\naccess = \"all\"\naccess_format = \"json\"\naccess_file = \"/var/log/steadfast/{name}/access.log\"\n\
+             [[route]]\npath = \"/\"\nrespond = \"{name}\"\n{lines}"
+        ),
+    );
+}
+
+/// The main process and the worker of an instance, as its own commands find them.
+fn processes(service: &Service, name: &str) -> [u64; 2] {
+    let worker = wait_until("a worker to serve", || {
+        let status = service.ok(["steadfast", "status", "--json", "--instance", name]);
+        let status: Value = serde_json::from_str(&status).expect("it is JSON");
+        (status["phase"] == "serving").then(|| status["pid"].as_u64().expect("a number"))
+    });
+    [service.show(&unit(name), "MainPID").parse().expect("a number"), worker]
 }
 
 #[test]
-fn each_instance_is_reloaded_restarted_and_stopped_alone() {
+fn two_instances_run_side_by_side_and_each_is_restarted_reloaded_and_stopped_alone() {
     let Some(service) = Service::install(file!(), "") else {
         return;
     };
-    let shipped = Path::new(PACKAGING).join("systemd/system/steadfast.service");
-    let shipped = fs::read_to_string(shipped).unwrap();
-    let template = shipped
-        .replace("/etc/steadfast/config.toml", "/etc/steadfast/%i.toml")
-        .replace("RuntimeDirectory=steadfast\n", "RuntimeDirectory=steadfast/%i\n");
-    assert_ne!(template, shipped);
-    service.write("/etc/systemd/system/steadfast@.service", template);
-    service.ok(["systemctl", "daemon-reload"]);
-    let mut clients = Vec::new();
-    for (instance, port) in INSTANCES {
-        let config = format!("[http]\nlisten = [\"127.0.0.1:{port}\"]\n[admin]\nlisten = []\n");
-        let route = "[[route]]\npath = \"/\"\nrespond = \"hello\"\n";
-        service.write(format!("/etc/steadfast/{instance}.toml"), config + route);
-        service.ok(["systemctl", "start", &unit(instance)]);
-        let mut client =
-            service.enter_network(|| Client::connect(format!("127.0.0.1:{port}").parse().unwrap())).unwrap();
-        assert_eq!(client.get("/").unwrap().status, 200);
-        clients.push(client);
+    // Beside the one that is no instance.
+    service.ok(["systemctl", "start", UNIT]);
+    for instance in INSTANCES {
+        configure(&service, instance, "");
+        service.ok(["systemctl", "start", &unit(instance.0)]);
     }
-    let [(one, _), (two, _)] = INSTANCES;
-    let others = service.show(&unit(two), "MainPID");
-    service.ok(["systemctl", "reload", &unit(one)]);
-    service.ok(["systemctl", "restart", &unit(one)]);
-    assert_eq!(service.show(&unit(two), "MainPID"), others);
-    for client in &mut clients {
-        let answer = client.get("/").unwrap();
-        assert_eq!((answer.status, answer.header("connection")), (200, None));
+    let [mut one, mut two] = INSTANCES.map(|instance| connect(&service, instance));
+    let (before_one, before_two) = (processes(&service, "one"), processes(&service, "two"));
+
+    service.ok(["systemctl", "restart", &unit("one")]);
+    let restarted = processes(&service, "one");
+    assert!(restarted[0] != before_one[0] && restarted[1] != before_one[1], "{restarted:?}");
+    assert_eq!(processes(&service, "two"), before_two);
+
+    configure(&service, INSTANCES[1], "[[route]]\npath = \"/new\"\nrespond = \"new\"\n");
+    service.ok(["systemctl", "reload", &unit("two")]);
+    let reloaded = processes(&service, "two");
+    assert!(reloaded[0] == before_two[0] && reloaded[1] != before_two[1], "{reloaded:?}");
+    service.ok(["steadfast", "reload", "--instance", "two"]);
+    assert_ne!(processes(&service, "two")[1], reloaded[1]);
+    assert_eq!(processes(&service, "one"), restarted);
+
+    // Each connection is still the one that it was.
+    for (client, path, text) in [(&mut one, "/", "one"), (&mut two, "/new", "new")] {
+        let answer = client.get(path).unwrap();
+        assert_eq!((answer.text().as_str(), answer.header("connection")), (text, None));
     }
-    service.ok(["systemctl", "stop", &unit(one)]);
-    let journal = service.journal(&unit(one), &[]);
-    assert!(journal.contains("the service is being stopped: nothing is left"), "{journal}");
-    assert_eq!(clients[1].get("/").unwrap().status, 200);
-    assert_eq!(service.show(&unit(two), "ActiveState"), "active");
+
+    // A stop is announced to the one that is stopped, and takes nothing of the others with it.
+    service.ok(["systemctl", "stop", &unit("one")]);
+    service.ok(["systemctl", "stop", UNIT]);
+    assert!(!one.is_open());
+    for (unit, stopped) in [(unit("one"), true), (unit("two"), false), (UNIT.to_owned(), true)] {
+        let journal = service.journal(&unit, &[]);
+        assert_eq!(journal.contains("the service is being stopped"), stopped, "{unit}:\n{journal}");
+    }
+    assert_eq!(two.get("/new").unwrap().text(), "new");
+    connect(&service, INSTANCES[1]);
+    for (name, requests) in [("one", 2), ("two", 4)] {
+        let log = service.ok(["cat", &format!("/var/log/steadfast/{name}/access.log")]);
+        assert_eq!(log.lines().count(), requests, "{name}: {log}");
+    }
+}
+
+#[test]
+fn what_asks_an_instance_names_it_and_checks_its_own_config_and_unit() {
+    let Some(service) = Service::install(file!(), "") else {
+        return;
+    };
+    // The unit makes it, at its first start.
+    service.ok(["mkdir", "-p", "/var/log/steadfast/one"]);
+    configure(&service, INSTANCES[0], "[shutdown]\ndeadline = \"1h\"\n");
+    let check = service.run(["steadfast", "check", "--instance", "one"]);
+    assert!(
+        check.status.success() && check.stdout.starts_with("/etc/steadfast/one.toml: valid"),
+        "{check:?}"
+    );
+    assert!(check.stderr.contains("TimeoutStopSec= of steadfast@one.service is 45s"), "{check:?}");
+    let status = service.run(["steadfast", "status", "--instance", "one"]);
+    let expected = "no daemon listens on /run/steadfast-one/control.sock: is the service running? \
+                    `systemctl status steadfast@one` tells";
+    assert!(!status.status.success() && status.stderr.contains(expected), "{status:?}");
 }
