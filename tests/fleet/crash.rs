@@ -1,6 +1,6 @@
 //! A machine is gone without a word.
 
-use steadfast_harness::print_figure;
+use steadfast_harness::{Account, print_figure};
 
 use crate::fleet::{Fleet, GET, POST};
 
@@ -37,9 +37,7 @@ fn a_machine_that_is_cut_off_and_killed_loses_what_was_in_flight_on_it_alone_and
     print_figure("a machine of three is gone: in flight on it", in_flight);
     print_figure("a machine of three is gone: GET, which the balancer repeats", &gets);
     print_figure("a machine of three is gone: POST, which it does not", &posts);
-    fleet.assert_nothing_lost(&gets);
-    assert_eq!((posts.refused, posts.closed), (0, 0), "{posts}\n{}", fleet.balancer.log());
-    assert!(posts.dropped + held_there <= in_flight, "{posts}\n{}", fleet.balancer.log());
+    assert_lost_at_most(&fleet, in_flight - held_there, [&gets, &posts]);
 }
 
 #[test]
@@ -68,7 +66,15 @@ fn a_machine_that_is_killed_at_once_loses_what_was_in_flight_on_it_alone_and_com
     let (gets, posts) = (gets.finish(), posts.finish());
     print_figure("a machine of three is killed: GET, which the balancer repeats", &gets);
     print_figure("a machine of three is killed: POST, which it does not", &posts);
-    fleet.assert_nothing_lost(&gets);
-    assert_eq!((posts.refused, posts.closed), (0, 0), "{posts}\n{}", fleet.balancer.log());
-    assert!(posts.dropped <= clients as u64, "each has one in flight: {posts}\n{}", fleet.balancer.log());
+    // Each of them has one in flight.
+    assert_lost_at_most(&fleet, 2 * clients as u64, [&gets, &posts]);
+}
+
+/// No more was lost than was in flight. That is a little of GET, too: HAProxy repeats it where it reads that the connection
+/// has ended, but not where it is told so when it writes, at the very moment of the end.
+fn assert_lost_at_most(fleet: &Fleet, in_flight: u64, accounts: [&Account; 2]) {
+    let lost: u64 = accounts.iter().map(|account| account.dropped).sum();
+    let said = || format!("{} of GET, {} of POST\n{}", accounts[0], accounts[1], fleet.balancer.log());
+    assert!(lost <= in_flight, "{lost} of {in_flight} in flight: {}", said());
+    assert!(accounts.iter().all(|account| (account.refused, account.closed) == (0, 0)), "{}", said());
 }
