@@ -188,12 +188,14 @@ impl Fleet {
         self.network.enter(|| Client::connect((HOSTS[host], 8080).into())).expect("the machine accepts")
     }
 
-    /// The attempts that the balancer has made again, and what it has seen fail.
-    pub(crate) fn mended(&self) -> Vec<(String, u64)> {
-        let columns = ["wretr", "wredis", "econ", "eresp"];
-        let statistics = self.balancer.statistics("BACKEND");
+    /// What has failed on a machine, or on all of them (`BACKEND`), as the balancer has counted it: connections, answers, and
+    /// attempts that it has made again.
+    pub(crate) fn trouble(&self, server: &str) -> Vec<(String, u64)> {
+        let statistics = self.balancer.statistics(server);
         let number = |name: &str| statistics[name].parse().expect("a number");
-        columns.map(|name| (name.to_owned(), number(name))).into_iter().filter(|(_, n)| *n > 0).collect()
+        let counted =
+            ["econ", "eresp", "srv_abrt", "wretr", "wredis"].map(|name| (name.to_owned(), number(name)));
+        counted.into_iter().filter(|(_, count)| *count > 0).collect()
     }
 
     /// Every request was answered.

@@ -42,7 +42,7 @@ fn a_machine_that_stops_has_left_the_balancer_before_it_refuses_and_nothing_is_l
         print_figure(&format!("three machines stopped and started behind HAProxy, {what}"), account);
         fleet.assert_nothing_lost(account);
     }
-    assert_eq!(fleet.mended(), [], "{}", fleet.balancer.log());
+    assert_eq!(fleet.trouble("BACKEND"), [], "{}", fleet.balancer.log());
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn a_rolling_restart_of_all_machines_loses_nothing_and_the_balancer_has_nothing_
         print_figure(&format!("two rolling restarts of three machines behind HAProxy, {what}"), account);
         fleet.assert_nothing_lost(account);
     }
-    assert_eq!(fleet.mended(), [], "{}", fleet.balancer.log());
+    assert_eq!(fleet.trouble("BACKEND"), [], "{}", fleet.balancer.log());
     for host in &fleet.hosts {
         assert_eq!(fleet.balancer.number(&host.name, "chkdown"), 0, "{}", fleet.balancer.log());
     }
