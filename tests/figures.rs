@@ -1,4 +1,4 @@
-//! The measured figures of the README are those that were measured, and what `docs/fleet.md` works out of figures is right.
+//! The measured figures of the README are those that were measured, and what `docs/fleet.md` works out is right.
 
 use std::path::Path;
 

@@ -69,8 +69,8 @@ fn a_machine_that_is_killed_at_once_loses_what_was_in_flight_on_it_alone_and_com
     print_figure("a machine of three is killed: GET, which the balancer repeats", &gets);
     print_figure("a machine of three is killed: POST, which it does not", &posts);
     fleet.assert_nothing_lost(&gets);
-    // Its processes end one after the other, and its kernel accepts connections as long as one of them listens: of a client
-    // more than one request can be lost.
+    // Its processes end one after the other, and its kernel accepts connections as long as one of them listens: of
+    // a client more than one request can be lost.
     assert_lost_on(&fleet, lost_host, &posts);
 }
 

@@ -188,8 +188,8 @@ impl Fleet {
         self.network.enter(|| Client::connect((HOSTS[host], 8080).into())).expect("the machine accepts")
     }
 
-    /// What has failed on a machine, or on all of them (`BACKEND`), as the balancer has counted it: connections, answers, and
-    /// attempts that it has made again.
+    /// What has failed on a machine, or on all of them (`BACKEND`), as the balancer counts it: connections, answers,
+    /// and attempts that it has made again.
     pub(crate) fn trouble(&self, server: &str) -> Vec<(String, u64)> {
         let statistics = self.balancer.statistics(server);
         let number = |name: &str| statistics[name].parse().expect("a number");

@@ -81,7 +81,7 @@ impl Network {
     pub fn join(&self, machine: &Machine, address: Ipv4Addr) -> Cable {
         let port = format!("port{}", self.cables.fetch_add(1, Ordering::Relaxed));
         let init = machine.init().to_string();
-        // A box in the place of another has the same card: its neighbours would take half a minute to learn of a new one.
+        // A box in the place of another has the same card: to learn of a new one takes its neighbours half a minute.
         let [a, b, c, d] = address.octets();
         let card = format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}");
         let peer = ["type", "veth", "peer", "name", "eth0", "address", &card, "netns", &init];
