@@ -11,7 +11,7 @@ _default:
     @just --list --unsorted
 
 # everything that CI checks
-check: fmt lint test newcomer harness versions faults soak doc package deny instructions configs kubernetes balancer metrics fuzz
+check: fmt lint test newcomer harness versions faults soak doc package deb deny instructions configs kubernetes balancer metrics fuzz
 
 # the formatting, without changing it
 fmt:
@@ -70,6 +70,33 @@ doc:
 # what crates.io would get builds by itself; nothing is sent
 package:
     cargo publish --dry-run
+
+# the Debian package, and what judges it, its manual and its scripts
+deb: shell
+    mandoc -T lint packaging/man/*
+    cargo deb --quiet --locked
+    lintian --fail-on error,warning {{ target }}/debian/steadfast_*.deb
+
+# the scripts that are run or shipped
+shell:
+    shellcheck .ci/run packaging/*.sh packaging/*/*.sh packaging/debian/{preinst,postinst,prerm,postrm}
+    shellcheck --shell=sh tests/harness/src/machine.sh
+
+# what is published of a commit, in target/dist/published
+release commit="HEAD":
+    packaging/release.sh {{ commit }} {{ target }}/dist
+
+# a release made twice, in two folders, is the same to the byte
+reproducible commit="HEAD":
+    #!/usr/bin/env bash
+    set -euo pipefail
+    folder=$(mktemp -d)
+    trap 'rm -r "$folder"' EXIT
+    commit=$(git rev-parse {{ commit }}) # HEAD may be another one by the second time
+    packaging/release.sh "$commit" "$folder/one"
+    packaging/release.sh "$commit" "$folder/another/of/another/depth"
+    diff --recursive "$folder/one/published" "$folder/another/of/another/depth/published"
+    echo "both are the same"
 
 # steadfast measured beside other servers, all of it or some groups: `just bench files`
 bench *groups:

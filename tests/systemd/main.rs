@@ -14,6 +14,7 @@ mod idle;
 mod journal;
 mod lingering;
 mod listeners;
+mod package;
 mod prometheus;
 mod refused_reload;
 mod reload;

@@ -81,6 +81,11 @@ impl Service {
         Some(service)
     }
 
+    /// What a package has installed, or will install, in a box.
+    pub(crate) fn of(machine: Machine) -> Self {
+        Self { machine }
+    }
+
     /// Installs and starts it.
     pub(crate) fn start(file: &str, rest: &str) -> Option<Self> {
         let service = Self::install(file, rest)?;

@@ -1,0 +1,304 @@
+//! The Debian package: it is installed, upgraded under load, removed and purged, as its operator does it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use steadfast_harness::{Account, Machine, print_figure, wait_until};
+
+use crate::service::{BINARY, CONFIG, Service, UNIT};
+
+/// The clients that keep the daemon busy.
+const CLIENTS: usize = 50;
+
+/// Two packages that differ in nothing but their version.
+struct Packages {
+    older: PathBuf,
+    newer: PathBuf,
+}
+
+impl Packages {
+    /// Packages of the binary under test, built once; none where a tool is missing, which is said.
+    fn built() -> Option<&'static Self> {
+        static BUILT: OnceLock<Option<Packages>> = OnceLock::new();
+        let build = || {
+            let missing = ["cargo-deb", "dpkg", "dpkg-shlibdeps"].into_iter().find(|tool| !is_in_path(tool));
+            if let Some(tool) = missing {
+                let required =
+                    std::env::var_os("STEADFAST_REQUIRE_SYSTEMD").is_some_and(|value| value == "1");
+                assert!(!required, "STEADFAST_REQUIRE_SYSTEMD=1, but there is no `{tool}` in PATH");
+                // Past the capture that the test runner puts around `eprintln!`.
+                let _ =
+                    writeln!(std::io::stderr(), "skipped: {}, because there is no `{tool}` in PATH", file!());
+                return None;
+            }
+            Some(Self { older: package("0.1.0-1"), newer: package("0.1.0-2") })
+        };
+        BUILT.get_or_init(build).as_ref()
+    }
+}
+
+fn is_in_path(tool: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(tool).exists())
+}
+
+/// The package of the binary under test in this version. It has a target folder of its own, in which the binary is
+/// taken for a release: so nothing is built, and no package that somebody has built is replaced.
+fn package(version: &str) -> PathBuf {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("package");
+    let binary = target.join("release/steadfast");
+    fs::create_dir_all(binary.parent().unwrap()).unwrap();
+    fs::copy(BINARY, &binary).unwrap();
+    let package = target.join(format!("steadfast_{version}.deb"));
+    let output = Command::new("cargo-deb")
+        .args([
+            "--no-build",
+            "--no-strip",
+            "--offline",
+            "--locked",
+            "--fast",
+            "--compress-type=gz",
+            "--compress-system",
+        ])
+        .args(["--deb-version", version, "--output"])
+        .arg(&package)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env("CARGO_TARGET_DIR", &target)
+        .output()
+        .expect("cargo-deb starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    package
+}
+
+/// A box, and the packages.
+fn start(file: &str) -> Option<(Service, &'static Packages)> {
+    let packages = Packages::built()?;
+    let machine = Machine::boot_or_skip(file)?;
+    // The image of a container has the first, so that no service is started in it; a machine has not. Without the second,
+    // no package waits for the index of the whole manual.
+    machine.ok(["rm", "-f", "/usr/sbin/policy-rc.d", "/var/lib/man-db/auto-update"]);
+    Some((Service::of(machine), packages))
+}
+
+impl Service {
+    /// `dpkg --install`, which succeeds. Returns what it said.
+    fn dpkg(&self, package: &Path) -> String {
+        self.copy(package, "/tmp/steadfast.deb", "0644");
+        let output = self.run(["dpkg", "--install", "/tmp/steadfast.deb"]);
+        assert!(output.status.success(), "{output:?}\n{}", self.journal(UNIT, &[]));
+        self.ok(["rm", "/tmp/steadfast.deb"]);
+        output.stdout + &output.stderr
+    }
+
+    /// What the main process and its worker run is what is installed, or soon is.
+    fn assert_up_to_date(&self) {
+        for process in [self.main_pid(), self.worker_pid()] {
+            self.wait_for_the_installed_program(&process);
+        }
+    }
+
+    /// Returns when a process runs what is installed: a main process becomes it once its new worker serves.
+    fn wait_for_the_installed_program(&self, process: &str) {
+        wait_until(&format!("process {process} to be the installed program"), || {
+            // That of another inode is "(deleted)".
+            let program = self.run(["readlink", &format!("/proc/{process}/exe")]).stdout;
+            (program.trim() == "/usr/bin/steadfast").then_some(())
+        });
+    }
+
+    /// Installs a package under load. Returns the main processes before and after, and what the clients lost: nothing.
+    fn upgrade_under_load(&self, package: &Path) -> ([String; 2], Account) {
+        let before = self.main_pid();
+        let load = self.load(CLIENTS);
+        load.advance(500);
+        self.dpkg(package);
+        load.advance(500);
+        let account = load.finish();
+        assert_eq!((account.refused, account.dropped), (0, 0), "{account}\n{}", self.journal(UNIT, &[]));
+        self.assert_up_to_date();
+        ([before, self.main_pid()], account)
+    }
+
+    /// Every file in the folders that a package, or what runs of it, may write to; without the system's own books:
+    /// dpkg's, the journal, what systemd has at run time, the index of the manual.
+    fn files(&self) -> BTreeSet<String> {
+        let folders = ["/etc", "/opt", "/run", "/srv", "/tmp", "/usr", "/var"];
+        let books = [
+            "/run/log",
+            "/run/systemd",
+            "/run/udev",
+            "/usr/local",
+            "/var/cache",
+            "/var/lib/dpkg",
+            "/var/lib/apt",
+            "/var/log/journal",
+        ];
+        let mut command = vec!["find"];
+        command.extend(folders);
+        for book in books {
+            command.extend(["-path", book, "-prune", "-o"]);
+        }
+        command.push("-print");
+        self.ok(command).lines().map(str::to_owned).collect()
+    }
+}
+
+#[test]
+fn a_package_serves_once_it_is_installed_and_is_upgraded_under_load_and_leaves_nothing() {
+    let Some((service, packages)) = start(file!()) else {
+        return;
+    };
+    let before = service.files();
+    let catalog = service.ok(["journalctl", "--list-catalog"]);
+
+    // Installed: it serves, and has all that belongs to it.
+    service.dpkg(&packages.older);
+    assert!(service.connect().get("/").unwrap().text().contains("Hello World"));
+    assert_eq!(service.show(UNIT, "UnitFileState"), "enabled");
+    assert_eq!(service.ok(["stat", "--format=%U:%G", "/var/log/steadfast"]).trim(), "steadfast:steadfast");
+    assert!(service.ok(["journalctl", "--list-catalog"]).contains("steadfast serves"));
+    service.ok(["steadfast", "check"]);
+
+    // Edited: what a restart makes of it.
+    service.configure("[[route]]\npath = \"/edited\"\nrespond = \"by the operator\"\n");
+    service.restart();
+    assert_eq!(service.connect().get("/edited").unwrap().text(), "by the operator");
+    let config = service.ok(["cat", CONFIG]);
+
+    // Upgraded, and back: a reload each time, by which the main process stays.
+    for package in [&packages.newer, &packages.older] {
+        let ([old, new], account) = service.upgrade_under_load(package);
+        assert_eq!((old, account.closed), (new, 0), "{account}");
+        print_figure("a package's upgrade under load", account);
+    }
+    assert_eq!(service.ok(["cat", CONFIG]), config);
+
+    // Removed: it is off, and the operator's config stays.
+    service.ok(["dpkg", "--remove", "steadfast"]);
+    assert!(service.try_connect().is_err());
+    assert_eq!(service.processes(), [].into());
+    assert_eq!(service.ok(["cat", CONFIG]), config);
+
+    // Purged.
+    service.ok(["dpkg", "--purge", "steadfast"]);
+    let left: Vec<_> = service.files().difference(&before).cloned().collect();
+    assert_eq!(left, [""; 0]);
+    assert_eq!(service.ok(["journalctl", "--list-catalog"]), catalog);
+    let units = service.run(["systemctl", "list-unit-files", "--no-legend", "steadfast*"]).stdout;
+    assert_eq!(units, "");
+    // The user stays, as Debian's do.
+    let mentions = service.run(["grep", "--recursive", "--files-with-matches", "steadfast", "/etc"]).stdout;
+    for file in mentions.lines() {
+        let users = ["/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow"];
+        assert!(users.contains(&file.trim_end_matches('-')), "{file}");
+    }
+}
+
+#[test]
+fn what_was_installed_hands_over() {
+    let Some((service, packages)) = start(file!()) else {
+        return;
+    };
+    service.dpkg(&packages.older);
+    for (property, expected) in [
+        ("NotifyAccess", "main"),
+        ("KillMode", "process"),
+        ("RuntimeDirectoryPreserve", "restart"),
+        ("RuntimeDirectory", "steadfast"),
+        ("Restart", "on-failure"),
+        ("User", "steadfast"),
+        // Requests and idle connections hold one each.
+        ("LimitNOFILE", "524288"),
+    ] {
+        assert_eq!(service.show(UNIT, property), expected, "{property}");
+    }
+    assert!(service.show(UNIT, "Type").starts_with("notify"));
+    assert!(service.show(UNIT, "ExecReload").contains("argv[]=/usr/bin/steadfast reload ;"));
+    assert!(service.show(UNIT, "ExecStop").contains("argv[]=/usr/bin/steadfast announce-stop ;"));
+    // The daemon is told how much room there is, for systemd does not say before version 254.
+    let room = service.show(UNIT, "FileDescriptorStoreMax");
+    assert!(room.parse::<u32>().unwrap() >= 64, "{room}");
+    assert!(
+        service.show(UNIT, "Environment").split(' ').any(|one| one == format!("STEADFAST_FDSTORE={room}"))
+    );
+    // systemd waits longer than a stop takes.
+    let config = service.ok(["steadfast", "check"]);
+    assert!(!config.contains("TimeoutStopSec"), "{config}");
+}
+
+#[test]
+fn an_upgrade_that_changes_the_unit_restarts_the_main_process_and_loses_nothing() {
+    let Some((service, packages)) = start(file!()) else {
+        return;
+    };
+    service.dpkg(&packages.older);
+    // As if the older package had another unit.
+    let unit = format!("/usr/lib/systemd/system/{UNIT}");
+    service.ok(["sed", "-i", "s/^LimitNOFILE=.*/LimitNOFILE=4096/", &unit]);
+    service.ok(["systemctl", "daemon-reload"]);
+    service.restart();
+
+    let ([old, new], _) = service.upgrade_under_load(&packages.newer);
+    assert_ne!(old, new);
+    // As many as the package's unit says, or as the box may have.
+    let limits = service.ok(["cat", &format!("/proc/{new}/limits")]);
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert!(!files.contains(" 4096 "), "{files}");
+}
+
+#[test]
+fn an_upgrade_with_a_config_that_is_broken_leaves_what_runs_as_it_is() {
+    let Some((service, packages)) = start(file!()) else {
+        return;
+    };
+    service.dpkg(&packages.older);
+    let (main, worker) = (service.main_pid(), service.worker_pid());
+    service.write(CONFIG, "[http]\nlistne = []\n");
+    let said = service.dpkg(&packages.newer);
+    assert!(
+        said.contains("unknown key `listne`") && said.contains("is as it was before the upgrade"),
+        "{said}"
+    );
+    assert_eq!((service.main_pid(), service.worker_pid()), (main, worker));
+    assert_eq!(service.connect().get("/").unwrap().status, 200);
+
+    // Corrected, a reload is all that is left to do.
+    service.configure("");
+    service.reload();
+    service.assert_up_to_date();
+}
+
+#[test]
+fn an_upgrade_hands_over_each_instance_and_leaves_stopped_what_the_operator_has_stopped() {
+    let Some((service, packages)) = start(file!()) else {
+        return;
+    };
+    service.dpkg(&packages.older);
+    service.stop();
+    service.ok(["systemctl", "disable", UNIT]);
+    let config = "[http]\nlisten = [\"127.0.0.1:8081\"]\n[admin]\nlisten = []\n";
+    service.write("/etc/steadfast/one.toml", config);
+    let one = "steadfast@one.service";
+    service.ok(["systemctl", "enable", "--now", one]);
+    let main = service.show(one, "MainPID");
+
+    service.dpkg(&packages.newer);
+    assert_eq!(service.show(UNIT, "ActiveState"), "inactive");
+    assert_eq!(service.show(UNIT, "UnitFileState"), "disabled");
+    assert_eq!(service.show(one, "MainPID"), main);
+    service.wait_for_the_installed_program(&main);
+
+    service.ok(["dpkg", "--purge", "steadfast"]);
+    assert_eq!(service.run(["find", "/etc/systemd", "/run", "-name", "steadfast*"]).stdout, "");
+}
+
+#[test]
+fn the_changelog_of_the_package_begins_with_the_version_of_the_program() {
+    let changelog = include_str!("../../packaging/debian/changelog");
+    let expected = concat!("steadfast (", env!("CARGO_PKG_VERSION"), "-");
+    assert!(changelog.starts_with(expected), "packaging/debian/changelog does not begin with {expected}...");
+}
