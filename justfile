@@ -32,7 +32,7 @@ newcomer:
     #!/usr/bin/env bash
     set -euo pipefail
     cargo build --release
-    unshare --net bash -euo pipefail <<'SH'
+    unshare --map-root-user --net bash -euo pipefail <<'SH'
     ip link set lo up
     cargo run --release &
     run=$!
