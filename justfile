@@ -11,7 +11,7 @@ _default:
     @just --list --unsorted
 
 # everything that CI checks
-check: fmt lint test newcomer harness versions faults soak doc package deb deny instructions configs kubernetes metrics fuzz
+check: fmt lint test newcomer harness versions faults soak doc package deb deny instructions configs kubernetes balancer metrics fuzz
 
 # the formatting, without changing it
 fmt:
@@ -32,7 +32,7 @@ newcomer:
     #!/usr/bin/env bash
     set -euo pipefail
     cargo build --release
-    unshare --net bash -euo pipefail <<'SH'
+    unshare --map-root-user --net bash -euo pipefail <<'SH'
     ip link set lo up
     cargo run --release &
     run=$!
@@ -197,6 +197,10 @@ _podmonitor:
     # It would notice.
     monitor["spec"]["podMetricsEndpoints"][0]["intervall"] = "15s"
     assert not check.is_valid(monitor)
+
+# HAProxy has nothing to say about the config that is shipped for it
+balancer:
+    HOST1=192.0.2.11 HOST2=192.0.2.12 HOST3=192.0.2.13 haproxy -c -dW -f packaging/haproxy/haproxy.cfg
 
 # `promtool check metrics` over a scrape of the running binary
 metrics: _binary

@@ -1,8 +1,10 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// The config's path where no other is given.
 pub(crate) const CONFIG: &str = "/etc/steadfast/config.toml";
@@ -27,14 +29,33 @@ pub(crate) struct Cli {
     pub(crate) instance: Option<String>,
 }
 
-/// Checks the name of an instance, which becomes a part of paths: it has the characters that systemd.unit(5) allows.
+impl Cli {
+    /// Reads a command line, the program's name first. Arguments that are global are compared here once more, for clap does
+    /// so (`conflicts_with`) only where both are on the same side of the command.
+    pub(crate) fn read(
+        arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+    ) -> Result<Self, clap::Error> {
+        let cli = Self::try_parse_from(arguments)?;
+        let refused = match (&cli.instance, &cli.config, cli.command) {
+            (Some(_), Some(_), _) => "--instance NAME and --config PATH both name a config; give one",
+            (Some(_), _, Some(Command::AnnounceStop)) => {
+                "announce-stop is for the unit that runs it, whose $RUNTIME_DIRECTORY names the instance"
+            }
+            _ => return Ok(cli),
+        };
+        Err(Self::command().error(ErrorKind::ArgumentConflict, refused))
+    }
+}
+
+/// Checks the name of an instance, which becomes a part of paths: it has the characters that systemd.unit(5) allows, but
+/// no colon, which separates the folders in `$RUNTIME_DIRECTORY`.
 fn instance(name: &str) -> Result<String, &'static str> {
-    let is_allowed = |c: char| c.is_ascii_alphanumeric() || ":-_.\\".contains(c);
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-_.\\".contains(c);
     match name {
         "" => Err("an instance has a name"),
         name if name.chars().all(is_allowed) => Ok(name.to_owned()),
         _ => Err(
-            "the name of an instance has letters, digits and \":-_.\\\" alone; `systemd-escape` makes such names",
+            "the name of an instance has letters, digits and \"-_.\\\" alone; `systemd-escape` writes others by these, but for the colon",
         ),
     }
 }
@@ -60,4 +81,51 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    //! What the command line may say of an instance.
+
+    use super::*;
+
+    fn read(arguments: &str) -> Result<Cli, clap::Error> {
+        Cli::read(arguments.split(' '))
+    }
+
+    #[test]
+    fn the_name_of_an_instance_is_one_that_systemd_and_a_path_can_have() {
+        let names = [
+            ("one", true),
+            ("example.org", true),
+            (r"a\x2db_2", true),
+            ("", false),
+            ("a:b", false),
+            ("a/b", false),
+            ("../config", false),
+            ("zwölf", false),
+        ];
+        for (name, is_good) in names {
+            assert_eq!(instance(name).is_ok(), is_good, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn an_instance_beside_a_config_or_for_announce_stop_is_a_wrong_command_line() {
+        for wrong in [
+            "steadfast --config a --instance b check",
+            "steadfast --config a check --instance b",
+            "steadfast --instance b check --config a",
+            "steadfast check --config a --instance b",
+            "steadfast announce-stop --instance b",
+            "steadfast --instance b announce-stop",
+        ] {
+            let error = read(wrong).expect_err(wrong);
+            assert_eq!((error.kind(), error.exit_code()), (ErrorKind::ArgumentConflict, 2), "{wrong}");
+        }
+        for right in ["steadfast check --instance b", "steadfast --config a check", "steadfast announce-stop"]
+        {
+            assert!(read(right).is_ok(), "{right}");
+        }
+    }
 }

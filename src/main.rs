@@ -7,14 +7,13 @@ mod unit;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
 use steadfast::{Config, ConfigError, Daemon, Exit, logging};
 
 use cli::{Cli, Command};
 use unit::Unit;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let unit = Unit::new(cli.instance);
     let config = cli.config.or_else(|| unit.config());
     let exit = match cli.command.unwrap_or_default() {

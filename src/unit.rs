@@ -28,6 +28,15 @@ impl Unit {
         }
     }
 
+    /// Its name as it is typed in a shell, which would eat the backslashes of `systemd-escape`.
+    pub(crate) fn shown(&self) -> String {
+        let name = self.name();
+        match name.trim_end_matches(".service") {
+            name if name.contains('\\') => format!("'{name}'"),
+            name => name.to_owned(),
+        }
+    }
+
     /// The config of an instance.
     pub(crate) fn config(&self) -> Option<PathBuf> {
         Some(format!("/etc/steadfast/{}.toml", self.instance.as_ref()?).into())
@@ -50,7 +59,8 @@ impl Unit {
         let stop = stop.map_or("go on without end".to_owned(), |stop| format!("take {stop:?}"));
         eprintln!(
             "warning: a stop may {stop} by [shutdown], but TimeoutStopSec= of {name} is {limit:?}: `systemctl \
-             daemon-reload` during such a stop would have it killed; raise it with `systemctl edit {name}`"
+             daemon-reload` during such a stop would have it killed; raise it with `systemctl edit {}`",
+            self.shown()
         );
     }
 }
@@ -65,4 +75,19 @@ fn stop_timeout(unit: &str) -> Option<Duration> {
     value("LoadState").filter(|state| *state == "loaded")?;
     // "1min 30s", "infinity".
     value("TimeoutStopUSec")?.parse::<SignedDuration>().ok()?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    //! A unit's name.
+
+    use super::*;
+
+    #[test]
+    fn a_unit_is_shown_as_a_shell_takes_it() {
+        let shown = |instance: &str| Unit::new(Some(instance.to_owned())).shown();
+        assert_eq!(Unit::default().shown(), "steadfast");
+        assert_eq!(shown("one"), "steadfast@one");
+        assert_eq!(shown(r"a\x2db"), r"'steadfast@a\x2db'");
+    }
 }

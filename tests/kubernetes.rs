@@ -10,6 +10,17 @@ use steadfast::Config;
 /// The time after its deadline that a worker has to end by itself, as docs/shutdown.md says.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// What is shipped, with the number of places in which each has the label: its own, and each by which it finds pods. (The
+/// Deployment's are its own, its pods', its selector, and the spread of its pods.)
+const KINDS: [(&str, usize); 6] = [
+    ("ConfigMap", 1),
+    ("Deployment", 4),
+    ("HorizontalPodAutoscaler", 1),
+    ("PodDisruptionBudget", 2),
+    ("PodMonitor", 2),
+    ("Service", 2),
+];
+
 fn shipped(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging").join(path);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
@@ -49,18 +60,13 @@ fn config() -> Config {
 }
 
 #[test]
-fn a_pod_has_time_for_the_whole_stop_and_endpoints_for_the_delay() {
+fn a_pod_has_time_for_the_whole_stop_and_endpoints_have_a_delay() {
     let shutdown = config().shutdown;
     let deployment = shipped("kubernetes/deployment.yaml");
     let grace = seconds(&deployment, "terminationGracePeriodSeconds");
     let stop = shutdown.delay + shutdown.deadline.expect("a pod does not wait for ever") + GRACE;
     assert!(stop < grace, "a stop may take {stop:?}, and a pod is killed after {grace:?}");
-
-    let probe = below(&deployment, "readinessProbe:");
-    let failures: u32 = value(&probe, "failureThreshold").parse().expect("a number");
-    let notices = seconds(&probe, "periodSeconds") * failures + seconds(&probe, "timeoutSeconds");
-    let delay = shutdown.delay;
-    assert!(delay > notices, "a probe fails within {notices:?}, and new clients are served for {delay:?}");
+    assert!(!shutdown.delay.is_zero(), "new clients come until every proxy has heard of it");
 }
 
 #[test]
@@ -105,6 +111,21 @@ fn the_pod_runs_the_image_as_it_is_built() {
 }
 
 #[test]
+fn the_pod_may_do_nothing_that_it_need_not() {
+    let deployment = shipped("kubernetes/deployment.yaml");
+    for (key, expected) in [
+        ("runAsNonRoot", "true"),
+        ("readOnlyRootFilesystem", "true"),
+        ("allowPrivilegeEscalation", "false"),
+        ("automountServiceAccountToken", "false"),
+    ] {
+        assert_eq!(value(&deployment, key), expected, "{key}");
+    }
+    assert_eq!(below(&deployment, "drop:"), "- ALL\n");
+    assert_eq!(value(&below(&deployment, "seccompProfile:"), "type"), "RuntimeDefault");
+}
+
+#[test]
 fn every_object_finds_the_pods_by_their_label_and_has_the_name_of_the_service() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/kubernetes");
     let files = fs::read_dir(folder).expect("it is there").map(|entry| entry.expect("it can be read").path());
@@ -113,23 +134,18 @@ fn every_object_finds_the_pods_by_their_label_and_has_the_name_of_the_service() 
         .map(|path| {
             let yaml = fs::read_to_string(&path).expect("it is text");
             assert_eq!(value(&below(&yaml, "metadata:"), "name"), "steadfast", "{}", path.display());
-            // `metadata.labels`, and each selector.
-            let named = yaml.matches("app.kubernetes.io/name: ").count();
-            assert_eq!(named, yaml.matches("app.kubernetes.io/name: steadfast\n").count());
             let kind = value(&yaml, "kind").to_owned();
+            let labels = KINDS.iter().find(|(name, _)| *name == kind).map_or(0, |(_, labels)| *labels);
+            for label in ["app.kubernetes.io/name: ", "app.kubernetes.io/name: steadfast\n"] {
+                assert_eq!(yaml.matches(label).count(), labels, "{label:?} in {kind}");
+            }
             let file = path.file_stem().expect("a name").to_string_lossy().into_owned();
             assert_eq!(file, kind.to_lowercase());
             kind
         })
         .collect();
     kinds.sort();
-    let expected = [
-        "ConfigMap",
-        "Deployment",
-        "HorizontalPodAutoscaler",
-        "PodDisruptionBudget",
-        "PodMonitor",
-        "Service",
-    ];
-    assert_eq!(kinds, expected);
+    assert_eq!(kinds, KINDS.map(|(kind, _)| kind));
+    let scaled = below(&shipped("kubernetes/horizontalpodautoscaler.yaml"), "scaleTargetRef:");
+    assert_eq!((value(&scaled, "kind"), value(&scaled, "name")), ("Deployment", "steadfast"));
 }

@@ -158,7 +158,7 @@ backend back
     )
 }
 
-/// The answer of each route. `HAProxy`'s way to have many is a map.
+/// The answer of each route. HAProxy's way to have many is a map.
 pub(crate) fn haproxy_routes(site: &Site) -> String {
     routes(site).fold(String::new(), |map, path| map + &path + " " + HELLO + "\n")
 }

@@ -166,10 +166,9 @@ async fn ask_once(unit: &Unit, method: &Method, path: &str) -> Result<(StatusCod
         let socket = socket.display();
         match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                let name = unit.name();
-                let name = name.trim_end_matches(".service");
                 format!(
-                    "no daemon listens on {socket}: is the service running? `systemctl status {name}` tells"
+                    "no daemon listens on {socket}: is the service running? `systemctl status {}` tells",
+                    unit.shown()
                 )
             }
             io::ErrorKind::PermissionDenied => format!("{socket} is the daemon's own: run this as root"),

@@ -163,7 +163,7 @@ pub enum BindError {
     Overlapping(Address, Address),
     /// The address needs a right that the daemon does not have.
     #[error(
-        "cannot listen on {0}: permission denied; a port below 1024 needs CAP_NET_BIND_SERVICE, a socket's folder must be writable"
+        "cannot listen on {0}: permission denied; a port below 1024 needs CAP_NET_BIND_SERVICE (the drop-in privileged-ports.conf) or steadfast.socket, a socket's folder must be writable"
     )]
     Denied(Address),
     /// At the socket's path is something that is not a socket.

@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 /// The control socket's file name.
 const CONTROL: &str = "control.sock";
 
-/// The `RuntimeDirectory=` of the unit as it is shipped, and the folder that this is for a service of the system.
-const NAME: &str = "steadfast";
-const SHIPPED: &str = "/run/steadfast";
+/// The `RuntimeDirectory=` of the unit as it is shipped.
+const SHIPPED: &str = "steadfast";
+
+/// The folder of all `RuntimeDirectory=` of the system's services.
+const RUN: &str = "/run";
 
 /// The control socket's path: in the unit's `RuntimeDirectory=`, which systemd passes in `$RUNTIME_DIRECTORY`
 /// (systemd.exec(5)); none outside of a unit. Of several directories, whose order is systemd's, it is in the one of the
@@ -16,7 +18,7 @@ pub(crate) fn control_socket() -> Option<PathBuf> {
     let folders = std::env::var_os("RUNTIME_DIRECTORY")?;
     let mut folders = std::env::split_paths(&folders);
     let first = folders.next()?;
-    let shipped = folders.find(|folder| folder == Path::new(SHIPPED));
+    let shipped = folders.find(|folder| *folder == Path::new(RUN).join(SHIPPED));
     Some(shipped.unwrap_or(first).join(CONTROL))
 }
 
@@ -26,15 +28,15 @@ pub(crate) fn control_socket() -> Option<PathBuf> {
 #[must_use]
 pub fn control_path(instance: Option<&str>) -> PathBuf {
     match instance {
-        Some(instance) => path_in(&format!("{NAME}-{instance}")),
-        None => control_socket().unwrap_or_else(|| path_in(NAME)),
+        Some(instance) => path_in(&format!("{SHIPPED}-{instance}")),
+        None => control_socket().unwrap_or_else(|| path_in(SHIPPED)),
     }
 }
 
 /// The control socket in the `RuntimeDirectory=` of this name: the system's, or where there is none, that of the same
 /// unit under the user's own manager (`$XDG_RUNTIME_DIR`).
 fn path_in(name: &str) -> PathBuf {
-    let system = Path::new("/run").join(name).join(CONTROL);
+    let system = Path::new(RUN).join(name).join(CONTROL);
     let user = std::env::var_os("XDG_RUNTIME_DIR").map(|folder| Path::new(&folder).join(name).join(CONTROL));
     user.filter(|user| !system.exists() && user.exists()).unwrap_or(system)
 }

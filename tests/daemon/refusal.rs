@@ -109,8 +109,8 @@ fn a_folder_that_may_not_be_written_exits_1_and_says_what_to_do() {
     std::fs::write(&path, text).unwrap();
     let output = command.args(["run", "--config"]).arg(&path).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    let why =
-        "permission denied; a port below 1024 needs CAP_NET_BIND_SERVICE, a socket's folder must be writable";
+    let why = "permission denied; a port below 1024 needs CAP_NET_BIND_SERVICE (the drop-in privileged-ports.conf) \
+               or steadfast.socket, a socket's folder must be writable";
     assert!(stderr(&output).contains(why), "{}", stderr(&output));
 }
 

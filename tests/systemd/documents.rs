@@ -14,11 +14,15 @@ const SESSION: &str = "docs/operations.md";
 
 /// The blocks of commands that are for another place than a machine with the service: by their first line, with what runs
 /// them.
-const ELSEWHERE: [(&str, &str); 4] = [
+const ELSEWHERE: [(&str, &str); 8] = [
     ("cargo run --release", "`just newcomer`"),
     ("cargo test", "this very run"),
     ("cargo install --locked cargo-deb", "the tests of the package"),
     ("podman build", "the tests of the image"),
+    ("for host in", "tests/fleet"),
+    ("ssh 192.0.2.12", "tests/fleet"),
+    ("echo \"set server", "tests/fleet"),
+    ("kubectl", "nothing: there is no cluster here"),
 ];
 
 /// A copy of the checkout in the box.
@@ -99,10 +103,13 @@ fn every_command_of_the_runbook_shows_what_it_says() {
 
 #[test]
 fn every_block_of_commands_in_the_documents_runs_and_every_config_is_valid() {
-    let mut documents = vec![folder().join("README.md"), folder().join("packaging/README.md")];
+    let mut documents = vec![folder().join("README.md")];
     documents.extend(fs::read_dir(folder().join("docs")).unwrap().map(|entry| entry.unwrap().path()));
+    documents.extend(files_below(Path::new(PACKAGING)));
     documents.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
-    assert!(documents.len() > 8, "{documents:?}");
+    for page in ["packaging/README.md", "packaging/kubernetes/README.md", "docs/operations.md"] {
+        assert!(documents.contains(&folder().join(page)), "{page} is not in {documents:?}");
+    }
     let blocks: Vec<_> = documents
         .iter()
         .flat_map(|path| {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use steadfast_harness::wait_until;
 
-use crate::service::{Service, UNIT};
+use crate::service::{CONFIG, Service, UNIT};
 
 #[test]
 fn systemctl_start_returns_when_requests_are_answered() {
@@ -64,14 +64,31 @@ fn the_list_of_processes_tells_the_main_process_from_the_worker_and_both_by_the_
     }
 }
 
+/// A config with a port that not every process may have.
+const PORT_80: &str = "[http]\nlisten = [\"127.0.0.1:80\"]\n[admin]\nlisten = []\n";
+
+#[test]
+fn a_port_below_1024_is_refused_by_the_unit_as_shipped_with_the_names_of_what_it_takes() {
+    let Some(service) = Service::install(file!(), "") else {
+        return;
+    };
+    service.write(CONFIG, PORT_80);
+    service.ok(["systemctl", "start", "--no-block", UNIT]);
+    // It waits first, for the right may come yet.
+    service.wait_for_journal("cannot listen on 127.0.0.1:80: permission denied; a port below 1024 needs", 1);
+    let journal = service.journal(UNIT, &["-p", "err", "_COMM=steadfast"]);
+    for file in ["privileged-ports.conf", "steadfast.socket"] {
+        assert!(journal.contains(file), "{file} in {journal}");
+    }
+}
+
 #[test]
 fn a_port_below_1024_can_be_served() {
     let Some(service) = Service::install(file!(), "") else {
         return;
     };
     service.add_drop_in("privileged-ports.conf");
-    service
-        .write("/etc/steadfast/config.toml", "[http]\nlisten = [\"127.0.0.1:80\"]\n[admin]\nlisten = []\n");
+    service.write(CONFIG, PORT_80);
     service.ok(["systemctl", "start", UNIT]);
     let pid = service.main_pid();
     let status = service.ok(["cat", &format!("/proc/{pid}/status")]);

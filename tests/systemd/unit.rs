@@ -14,7 +14,7 @@ const UNITS: [&str; 3] = ["steadfast.service", "steadfast.socket", "steadfast@.s
 /// The drop-ins: the version of systemd that each needs, and the most that `systemd-analyze security` may hold against the
 /// service with it, in tenths.
 const DROP_INS: [(&str, u32, u32); 4] = [
-    ("inherited-sockets.conf", 252, 5),
+    ("inherited-sockets.conf", 252, 4),
     ("notify-reload.conf", 253, MOST_EXPOSED),
     ("privileged-ports.conf", 252, 17),
     ("soft-reboot.conf", 254, MOST_EXPOSED),
@@ -92,8 +92,8 @@ fn every_shipped_unit_and_drop_in_passes_systemd_analyze_verify_and_is_locked_do
         DROP_INS.map(|(name, ..)| name.to_owned()).into(),
         "list every drop-in here"
     );
+    let version = version(&machine);
     for (drop_in, needs, most) in DROP_INS {
-        let version = version(&machine);
         if version < needs {
             print_figure(&format!("not verified: {drop_in} needs systemd {needs}, here is"), version);
             continue;

@@ -2,6 +2,7 @@
 //!
 //! * [`Machine`] boots this machine's systemd as PID 1 of a box of its own, so
 //!   that the shipped unit is tested by `systemctl` and `journalctl` themselves.
+//! * [`Network`] joins several of them by cables that can be cut.
 //! * [`Daemon`] runs the binary as a plain child with a stand-in for the
 //!   service manager that records everything the daemon tells it.
 //! * [`Client`] speaks strict HTTP/1.1 and never retries: what it loses was lost.
@@ -17,6 +18,7 @@ mod client;
 mod examples;
 mod load;
 mod machine;
+mod network;
 mod process;
 mod tunnel;
 mod upstream;
@@ -26,6 +28,7 @@ pub use client::{Client, Failure, Head, Response};
 pub use examples::build_examples;
 pub use load::{Account, Load};
 pub use machine::{Machine, Output, files_below, print_figure, raise_descriptor_limit};
+pub use network::{Cable, Network};
 pub use process::{Daemon, Listening, Notification, Stderr, runs};
 pub use rustix::process::Signal;
 pub use tunnel::{Conversation, Tunnel};

@@ -18,8 +18,8 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::network;
 use crate::wait::wait_until;
 
 /// The script that boots the box and takes it down.
@@ -93,11 +93,24 @@ impl Machine {
     /// If systemd is required and there is none, or if the box does not boot.
     #[must_use]
     pub fn boot_or_skip(file: &str) -> Option<Self> {
+        match Self::available() {
+            Ok(()) => Some(Self::boot()),
+            Err(reason) => {
+                Self::skip(file, &reason);
+                None
+            }
+        }
+    }
+
+    /// Says in one visible line that the tests of `file` are skipped, and why. With
+    /// `STEADFAST_REQUIRE_SYSTEMD=1` in the environment that is a failure instead.
+    ///
+    /// # Panics
+    ///
+    /// If systemd is required.
+    pub fn skip(file: &str, reason: &str) {
         static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-        let Err(reason) = Self::available() else {
-            return Some(Self::boot());
-        };
         assert!(
             std::env::var_os("STEADFAST_REQUIRE_SYSTEMD").is_none_or(|value| value != "1"),
             "STEADFAST_REQUIRE_SYSTEMD=1, but {file} cannot run because {reason}"
@@ -107,7 +120,6 @@ impl Machine {
             said.push(file.to_owned());
             print_visibly(&format!("skipped: {file} (systemd), because {reason}"));
         }
-        None
     }
 
     /// Boots a box and returns when its systemd has reached its target.
@@ -380,16 +392,13 @@ impl Machine {
         T: Send,
         F: FnOnce() -> T + Send,
     {
-        let network = self.network.as_fd();
-        let result = thread::scope(|scope| {
-            let inside = move || {
-                move_into_link_name_space(network, Some(LinkNameSpaceType::Network))
-                    .expect("root may enter the box's network");
-                work()
-            };
-            scope.spawn(inside).join()
-        });
-        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        network::enter(self.network.as_fd(), work)
+    }
+
+    /// The box's PID 1, as numbered outside of it: for tools such as `nsenter`.
+    #[must_use]
+    pub fn init(&self) -> u32 {
+        self.init
     }
 
     /// The path outside of the box to a path inside of it, for a unix socket to

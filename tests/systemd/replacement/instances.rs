@@ -1,12 +1,14 @@
 //! Several services on one machine, of the template unit: each has a config, a control socket and a log of its own, and a
 //! restart, a reload or a stop of one is nothing to the others.
 
+use std::fs;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use serde_json::Value;
 use steadfast_harness::{Client, wait_until};
 
-use crate::service::{Service, UNIT};
+use crate::service::{PACKAGING, Service, UNIT};
 
 /// The instances, and their ports.
 const INSTANCES: [(&str, u16); 2] = [("one", 8081), ("two", 8082)];
@@ -99,9 +101,11 @@ fn what_asks_an_instance_names_it_and_checks_its_own_config_and_unit() {
     let Some(service) = Service::install(file!(), "") else {
         return;
     };
-    // The unit makes it, at its first start.
-    service.ok(["mkdir", "-p", "/var/log/steadfast/one"]);
     configure(&service, INSTANCES[0], "[shutdown]\ndeadline = \"1h\"\n");
+    // The unit makes it, at its first start.
+    let check = service.run(["steadfast", "check", "--instance", "one"]);
+    assert!(check.stderr.contains("make the directory /var/log/steadfast/one"), "{check:?}");
+    service.ok(["mkdir", "-p", "/var/log/steadfast/one"]);
     let check = service.run(["steadfast", "check", "--instance", "one"]);
     assert!(
         check.status.success() && check.stdout.starts_with("/etc/steadfast/one.toml: valid"),
@@ -112,4 +116,65 @@ fn what_asks_an_instance_names_it_and_checks_its_own_config_and_unit() {
     let expected = "no daemon listens on /run/steadfast-one/control.sock: is the service running? \
                     `systemctl status steadfast@one` tells";
     assert!(!status.status.success() && status.stderr.contains(expected), "{status:?}");
+    service.ok(["systemctl", "start", &unit("one")]);
+    connect(&service, INSTANCES[0]);
+}
+
+#[test]
+fn a_rotation_as_documented_reloads_every_service_that_runs_and_starts_none() {
+    let page = include_str!("../../../docs/journal.md");
+    let rotated = page.lines().skip_while(|line| line.trim() != "postrotate").nth(1).expect("its command");
+    let Some(service) = Service::install(file!(), "") else {
+        return;
+    };
+    let rotate = || service.ok(["sh", "-c", rotated]);
+    let states = || [unit("one"), UNIT.to_owned()].map(|unit| service.show(&unit, "ActiveState"));
+    rotate();
+    configure(&service, INSTANCES[0], "");
+    service.ok(["systemctl", "start", &unit("one")]);
+    let before = processes(&service, "one");
+    rotate();
+    assert_eq!(states(), ["active", "inactive"]);
+    let after = processes(&service, "one");
+    assert!(after[0] == before[0] && after[1] != before[1], "{before:?} {after:?}");
+
+    service.ok(["systemctl", "start", UNIT]);
+    let worker = service.worker_pid();
+    rotate();
+    assert_ne!(service.worker_pid(), worker);
+    assert_ne!(processes(&service, "one")[1], after[1]);
+
+    service.ok(["systemctl", "stop", &unit("one"), UNIT]);
+    rotate();
+    assert_eq!(states(), ["inactive"; 2]);
+}
+
+#[test]
+fn an_instance_without_a_network_of_its_own_serves_by_its_own_socket_unit_over_a_restart() {
+    let Some(service) = Service::install(file!(), "") else {
+        return;
+    };
+    let shipped = |path: &str| fs::read_to_string(Path::new(PACKAGING).join("systemd").join(path)).unwrap();
+    let (name, port) = INSTANCES[0];
+    let socket = shipped("system/steadfast.socket")
+        .replace("ListenStream=8080\n", &format!("ListenStream={port}\nService={}\n", unit(name)));
+    service.write("/etc/systemd/system/steadfast-one.socket", socket);
+    let drop_in = "inherited-sockets.conf";
+    service.write(
+        format!("/etc/systemd/system/steadfast@.service.d/{drop_in}"),
+        shipped(&format!("drop-ins/{drop_in}")),
+    );
+    let listen = "listen = [\"fd:http\", \"unix:/run/steadfast-one/http.sock\"]";
+    service.write(
+        "/etc/steadfast/one.toml",
+        format!("[http]\n{listen}\n[admin]\nlisten = []\n[[route]]\npath = \"/\"\nrespond = \"{name}\"\n"),
+    );
+    service.ok(["systemctl", "daemon-reload"]);
+    service.ok(["systemctl", "start", "steadfast-one.socket", &unit(name)]);
+    let mut tcp = connect(&service, INSTANCES[0]);
+    let mut unix = Client::connect_unix(service.path("/run/steadfast-one/http.sock")).expect("it listens");
+    service.ok(["systemctl", "restart", &unit(name)]);
+    for client in [&mut tcp, &mut unix] {
+        assert_eq!(client.get("/").unwrap().text(), name);
+    }
 }
