@@ -13,7 +13,7 @@ pub(crate) const CONFIG: &str = "/etc/steadfast/config.toml";
 #[derive(Debug, Parser)]
 #[command(
     version,
-    after_help = "Exit codes: 0 stopped with nothing cut, 1 failed, 2 usage, 3 stopped but requests were cut, 78 the config is wrong."
+    after_help = "Exit codes: 0 done, or stopped with nothing cut; 1 it could not start, was refused, or nobody answers; 2 the command line is wrong; 3 stopped, but requests were cut; 78 the config is wrong."
 )]
 pub(crate) struct Cli {
     /// The command; `run` if not given

@@ -117,9 +117,7 @@ fn command_page(command: &Command) -> (String, String) {
     let mut text = String::from_utf8(text).unwrap();
 
     let mut end = Roff::new();
-    if let Some(codes) = command.get_after_help() {
-        exit_status(&mut end, &codes.to_string());
-    }
+    exit_status(&mut end, &cli::Cli::command().get_after_help().expect("the codes").to_string());
     end.control("SH", ["FILES"]);
     for (path, what) in FILES {
         end.control("TP", []).text([bold(path)]).text([roman(what)]);
@@ -136,11 +134,11 @@ const FILES: [(&str, &str); 3] = [
     ("/usr/lib/systemd/system/steadfast.service", "The unit."),
 ];
 
-/// Of "Exit codes: 0 this, 1 that."
+/// Of "Exit codes: 0 this; 1 that."
 fn exit_status(page: &mut Roff, codes: &str) {
     page.control("SH", ["EXIT STATUS"]);
     let codes = codes.strip_prefix("Exit codes: ").and_then(|codes| codes.strip_suffix('.')).unwrap();
-    for code in codes.split(", ") {
+    for code in codes.split("; ") {
         let (code, meaning) = code.split_once(' ').unwrap();
         page.control("TP", []).text([bold(code)]).text([roman(format!("{meaning}."))]);
     }

@@ -5,6 +5,7 @@ use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
+use steadfast::Exit;
 use steadfast_harness::files_below;
 
 use crate::service::{BINARY, CONFIG, PACKAGING, Service, UNIT};
@@ -17,11 +18,11 @@ const SESSION: &str = "docs/operations.md";
 const ELSEWHERE: [(&str, &str); 8] = [
     ("cargo run --release", "`just newcomer`"),
     ("cargo test", "this very run"),
-    ("cargo install --locked cargo-deb", "the tests of the package"),
+    ("cargo install --locked cargo-deb", "`just deb` builds one, and the tests of the package install one"),
     ("podman build", "the tests of the image"),
     ("for host in", "tests/fleet"),
     ("ssh 192.0.2.12", "tests/fleet"),
-    ("echo \"set server", "tests/fleet"),
+    ("echo \"set server", "tests/fleet says the same to the socket"),
     ("kubectl", "nothing: there is no cluster here"),
 ];
 
@@ -154,6 +155,15 @@ fn every_block_of_commands_in_the_documents_runs_and_every_config_is_valid() {
         ran += 1;
     }
     assert!(ran >= 3, "{ran} blocks");
+}
+
+#[test]
+fn the_runbook_has_each_exit_code() {
+    let page = fs::read_to_string(folder().join(SESSION)).unwrap();
+    for exit in [Exit::Clean, Exit::Failed, Exit::Usage, Exit::Cut, Exit::Config] {
+        let row = format!("| {} | ", exit.code());
+        assert_eq!(page.lines().filter(|line| line.starts_with(&row)).count(), 1, "{exit:?}");
+    }
 }
 
 /// The commands of a session, each with the lines after it.

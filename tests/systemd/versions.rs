@@ -18,6 +18,19 @@ const CLIENTS: u64 = 10;
 const IDLE: usize = 5;
 
 #[test]
+fn there_is_a_program_of_each_earlier_version_of_the_parcels() {
+    let source = include_str!("../../src/handover/parcel.rs");
+    let (_, version) = source.split_once("const VERSION: u8 = ").expect("the version of the parcels");
+    let version: u8 = version.split_once(';').and_then(|(number, _)| number.parse().ok()).expect("a number");
+    let earlier: Vec<u8> = EARLIER.iter().map(|(version, _)| *version).collect();
+    assert_eq!(
+        earlier,
+        (1..version).collect::<Vec<_>>(),
+        "the last commit before the change belongs in EARLIER"
+    );
+}
+
+#[test]
 #[ignore = "builds the program of an earlier commit: `just versions`"]
 fn an_upgrade_and_a_downgrade_across_versions_of_the_parcels_refuse_nobody_and_count_what_they_lose() {
     let Some(service) = Service::start(file!(), PROXY) else {
