@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
 use steadfast_harness::{Account, Machine, print_figure, wait_until};
 
-use crate::service::{BINARY, CONFIG, Service, UNIT};
+use crate::service::{BINARY, CONFIG, ROUTES, Service, UNIT};
 
 /// The clients that keep the daemon busy.
 const CLIENTS: usize = 50;
@@ -270,6 +271,27 @@ fn an_upgrade_with_a_config_that_is_broken_leaves_what_runs_as_it_is() {
     service.configure("");
     service.reload();
     service.assert_up_to_date();
+}
+
+#[test]
+fn an_upgrade_with_an_address_that_is_taken_leaves_what_runs_as_it_is() {
+    let Some((service, packages)) = start(file!()) else {
+        return;
+    };
+    service.dpkg(&packages.older);
+    let (main, worker) = (service.main_pid(), service.worker_pid());
+    // Nothing is wrong with the config by itself.
+    let _taken = service.enter_network(|| TcpListener::bind("127.0.0.1:8081").unwrap());
+    let config = "[http]\nlisten = [\"127.0.0.1:8080\", \"127.0.0.1:8081\"]\n[admin]\nlisten = []\n";
+    service.write(CONFIG, format!("{config}{ROUTES}"));
+    service.ok(["steadfast", "check"]);
+    let said = service.dpkg(&packages.newer);
+    assert_eq!((service.main_pid(), service.worker_pid()), (main, worker), "{said}");
+    assert_eq!(service.connect().get("/").unwrap().status, 200);
+    assert!(
+        said.contains("cannot listen on 127.0.0.1:8081") && said.contains("is as it was before the upgrade"),
+        "{said}"
+    );
 }
 
 #[test]
