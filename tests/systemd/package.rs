@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use steadfast_harness::{Account, Machine, print_figure, wait_until};
+use steadfast_harness::{Account, Client, Machine, print_figure, wait_until};
 
 use crate::service::{BINARY, CONFIG, ROUTES, Service, UNIT};
 
@@ -319,6 +319,34 @@ fn an_upgrade_hands_over_each_instance_and_leaves_stopped_what_the_operator_has_
     assert!(!service.runs(&main));
     assert!(service.enter_network(|| TcpStream::connect("127.0.0.1:8081")).is_err());
     assert_eq!(service.run(["find", "/etc/systemd", "/run", "-name", "steadfast*"]).stdout, "");
+}
+
+#[test]
+fn a_removal_ends_the_sockets_that_would_start_a_service_again() {
+    let Some((service, packages)) = start(file!()) else {
+        return;
+    };
+    service.dpkg(&packages.older);
+    service.stop();
+    service.write(CONFIG, format!("[http]\nlisten = [\"fd:http\"]\n[admin]\nlisten = []\n{ROUTES}"));
+    // As packaging/README.md says it of an instance.
+    let socket = service.ok(["cat", "/usr/lib/systemd/system/steadfast.socket"]);
+    let socket = socket.replace("ListenStream=8080", "ListenStream=8081\nService=steadfast@one.service");
+    service.write("/etc/systemd/system/steadfast-one.socket", socket);
+    service.ok(["cp", CONFIG, "/etc/steadfast/one.toml"]);
+    service.ok(["systemctl", "daemon-reload"]);
+    service.ok(["systemctl", "start", "steadfast.socket", "steadfast-one.socket"]);
+    let connect = |address: &str| service.enter_network(|| Client::connect(address.parse().unwrap()));
+    for address in ["127.0.0.1:8080", "127.0.0.1:8081"] {
+        assert_eq!(connect(address).unwrap().get("/").unwrap().status, 200);
+    }
+    let mains = [UNIT, "steadfast@one.service"].map(|unit| service.show(unit, "MainPID"));
+
+    service.ok(["dpkg", "--remove", "steadfast"]);
+    assert!(mains.iter().all(|main| !service.runs(main)));
+    for address in ["127.0.0.1:8080", "127.0.0.1:8081"] {
+        assert!(connect(address).is_err(), "{address}");
+    }
 }
 
 #[test]
