@@ -86,6 +86,12 @@ fn start(file: &str) -> Option<(Service, &'static Packages)> {
 }
 
 impl Service {
+    /// `dpkg --unpack`, which succeeds: what is left to do is `dpkg --configure`.
+    fn unpack(&self, package: &Path) {
+        self.copy(package, "/tmp/steadfast.deb", "0644");
+        self.ok(["dpkg", "--unpack", "/tmp/steadfast.deb"]);
+    }
+
     /// `dpkg --install`, which succeeds. Returns what it said.
     fn dpkg(&self, package: &Path) -> String {
         self.copy(package, "/tmp/steadfast.deb", "0644");
@@ -319,6 +325,73 @@ fn an_upgrade_hands_over_each_instance_and_leaves_stopped_what_the_operator_has_
     assert!(!service.runs(&main));
     assert!(service.enter_network(|| TcpStream::connect("127.0.0.1:8081")).is_err());
     assert_eq!(service.run(["find", "/etc/systemd", "/run", "-name", "steadfast*"]).stdout, "");
+}
+
+#[test]
+fn an_upgrade_tries_again_what_has_failed() {
+    let Some((service, packages)) = start(file!()) else {
+        return;
+    };
+    service.dpkg(&packages.older);
+    service.write(CONFIG, "[http]\nlistne = []\n");
+    service.stop();
+    assert!(!service.run(["systemctl", "start", UNIT]).status.success());
+    assert_eq!(service.show(UNIT, "ActiveState"), "failed");
+    service.configure("");
+    service.dpkg(&packages.newer);
+    assert_eq!(service.connect().get("/").unwrap().status, 200);
+}
+
+#[test]
+fn a_version_that_never_came_to_be_configured_misleads_no_later_one() {
+    let Some((service, packages)) = start(file!()) else {
+        return;
+    };
+    service.dpkg(&packages.older);
+    // Two versions one after the other: the one that runs had another unit than both.
+    let unit = format!("/usr/lib/systemd/system/{UNIT}");
+    service.ok(["sed", "-i", "s/^LimitNOFILE=.*/LimitNOFILE=4096/", &unit]);
+    let main = service.main_pid();
+    service.unpack(&packages.newer);
+    service.unpack(&packages.older);
+    service.ok(["dpkg", "--configure", "steadfast"]);
+    assert_ne!(service.main_pid(), main);
+    service.assert_up_to_date();
+
+    // One that is removed before its time: the next is an installation, which starts the service.
+    service.stop();
+    service.unpack(&packages.newer);
+    service.ok(["dpkg", "--remove", "steadfast"]);
+    service.dpkg(&packages.newer);
+    assert_eq!(service.connect().get("/").unwrap().status, 200);
+}
+
+#[test]
+fn an_upgrade_that_is_aborted_starts_nothing_and_changes_nothing() {
+    let Some((service, packages)) = start(file!()) else {
+        return;
+    };
+    service.dpkg(&packages.older);
+    // It ends in the middle of its files.
+    let whole = fs::read(&packages.newer).unwrap();
+    service.write("/tmp/broken.deb", &whole[..whole.len() / 2]);
+    let abort = || {
+        let output = service.run(["dpkg", "--install", "/tmp/broken.deb"]);
+        assert!(!output.status.success(), "{output:?}");
+        let version =
+            service.ok(["dpkg-query", "--show", "--showformat=${Version} ${db:Status-Status}", "steadfast"]);
+        assert_eq!(version, "0.1.0-1 installed");
+    };
+
+    let processes = [service.main_pid(), service.worker_pid()];
+    abort();
+    assert_eq!([service.main_pid(), service.worker_pid()], processes);
+    service.stop();
+    abort();
+    assert_eq!(service.show(UNIT, "ActiveState"), "inactive");
+    // Nor does the next upgrade, which is one.
+    service.dpkg(&packages.newer);
+    assert_eq!(service.show(UNIT, "ActiveState"), "inactive");
 }
 
 #[test]
