@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use steadfast_harness::{Account, Client, Machine, print_figure, wait_until};
+use steadfast_harness::{Account, Client, Machine, files_below, print_figure, wait_until};
 
 use crate::service::{BINARY, CONFIG, ROUTES, Service, UNIT};
 
@@ -419,6 +419,48 @@ fn a_removal_ends_the_sockets_that_would_start_a_service_again() {
     assert!(mains.iter().all(|main| !service.runs(main)));
     for address in ["127.0.0.1:8080", "127.0.0.1:8081"] {
         assert!(connect(address).is_err(), "{address}");
+    }
+}
+
+#[test]
+fn every_link_of_an_installed_document_leads_to_an_installed_file() {
+    /// What belongs to the source alone; the licences are in the package's `copyright`.
+    const SOURCE: [&str; 10] = [
+        "ARCHITECTURE.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "Cargo.toml",
+        "LICENSE-APACHE",
+        "LICENSE-MIT",
+        "bench/src",
+        "bench/yardsticks",
+        "packaging/debian",
+        "packaging/release.sh",
+    ];
+    let Some(packages) = Packages::built() else {
+        return;
+    };
+    let root = tempfile::tempdir().unwrap();
+    let extracted =
+        Command::new("dpkg-deb").arg("--extract").args([&packages.newer, root.path()]).status().unwrap();
+    assert!(extracted.success());
+    let documents = root.path().join("usr/share/doc/steadfast");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).canonicalize().unwrap();
+    let files = files_below(&documents);
+    let pages = files.iter().filter(|file| file.extension().is_some_and(|extension| extension == "md"));
+    assert!(pages.clone().count() > 5, "{files:?}");
+    for page in pages {
+        for link in fs::read_to_string(page).unwrap().split("](").skip(1) {
+            let target = link.split([')', '#']).next().unwrap();
+            let leads_to_source = || {
+                let page = source.join(page.strip_prefix(&documents).unwrap());
+                let file = page.with_file_name(target).canonicalize();
+                file.is_ok_and(|file| SOURCE.iter().any(|one| file.starts_with(source.join(one))))
+            };
+            let is_known =
+                target.contains("://") || page.with_file_name(target).exists() || leads_to_source();
+            assert!(is_known, "{target} in {}", page.display());
+        }
     }
 }
 
