@@ -5,6 +5,7 @@
 # usage: release.sh COMMIT FOLDER
 #
 # FOLDER/published is what has been made; FOLDER/source is the commit's tree, FOLDER/target what cargo made of it.
+# FOLDER is new, or of an earlier release: what has these names in it is replaced.
 set -euo pipefail
 
 commit=$1
@@ -12,12 +13,19 @@ mkdir -p "$2"
 folder=$(cd "$2" && pwd)
 source=$folder/source
 published=$folder/published
+own=$folder/made-by-release.sh
+if [[ ! -e $own && -n $(ls -A "$folder") ]]; then
+    echo "$folder is neither empty nor of an earlier release: name another, or remove it" >&2
+    exit 1
+fi
+touch "$own"
 
 # The commit and nothing else: no file that git does not know, no change that it has not got.
 rm -rf "$source" "$published"
 mkdir "$source" "$published"
-git archive "$commit" | tar --extract --directory "$source"
-SOURCE_DATE_EPOCH=$(git log -1 --format=%ct "$commit")
+repository=$(git -C "$(dirname "$0")" rev-parse --show-toplevel) # of a folder below, git would archive that folder
+git -C "$repository" archive "$commit" | tar --extract --directory "$source"
+SOURCE_DATE_EPOCH=$(git -C "$repository" log -1 --format=%ct "$commit")
 export SOURCE_DATE_EPOCH
 cd "$source"
 
@@ -44,7 +52,9 @@ RUSTFLAGS="$flags -C target-feature=+crt-static" cargo build --quiet --release -
 root=$folder/tarball/$name
 rm -rf "$folder/tarball"
 mkdir -p "$root"
-cp -r README.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT config.toml.example docs packaging "$root"
+cp -r README.md ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md LICENSE-* config.toml.example docs packaging "$root"
+mkdir "$root/bench"
+cp -r bench/*.md bench/plots "$root/bench"
 strip --strip-all -o "$root/steadfast" "$CARGO_TARGET_DIR/$host/release/steadfast"
 tar --create --directory "$folder/tarball" --sort=name --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX \
     --mtime="@$SOURCE_DATE_EPOCH" "$name" | gzip --no-name --best > "$published/$name.tar.gz"

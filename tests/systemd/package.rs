@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use steadfast_harness::{Account, Machine, print_figure, wait_until};
+use steadfast_harness::{Account, Client, Machine, files_below, print_figure, wait_until};
 
-use crate::service::{BINARY, CONFIG, Service, UNIT};
+use crate::service::{BINARY, CONFIG, ROUTES, Service, UNIT};
 
 /// The clients that keep the daemon busy.
 const CLIENTS: usize = 50;
@@ -85,6 +86,12 @@ fn start(file: &str) -> Option<(Service, &'static Packages)> {
 }
 
 impl Service {
+    /// `dpkg --unpack`, which succeeds: what is left to do is `dpkg --configure`.
+    fn unpack(&self, package: &Path) {
+        self.copy(package, "/tmp/steadfast.deb", "0644");
+        self.ok(["dpkg", "--unpack", "/tmp/steadfast.deb"]);
+    }
+
     /// `dpkg --install`, which succeeds. Returns what it said.
     fn dpkg(&self, package: &Path) -> String {
         self.copy(package, "/tmp/steadfast.deb", "0644");
@@ -178,9 +185,10 @@ fn a_package_serves_once_it_is_installed_and_is_upgraded_under_load_and_leaves_n
     assert_eq!(service.ok(["cat", CONFIG]), config);
 
     // Removed: it is off, and the operator's config stays.
+    let processes = service.processes();
     service.ok(["dpkg", "--remove", "steadfast"]);
     assert!(service.try_connect().is_err());
-    assert_eq!(service.processes(), [].into());
+    assert_eq!(processes.into_iter().filter(|process| service.runs(process)).collect::<Vec<_>>(), [0; 0]);
     assert_eq!(service.ok(["cat", CONFIG]), config);
 
     // Purged.
@@ -226,8 +234,8 @@ fn what_was_installed_hands_over() {
         service.show(UNIT, "Environment").split(' ').any(|one| one == format!("STEADFAST_FDSTORE={room}"))
     );
     // systemd waits longer than a stop takes.
-    let config = service.ok(["steadfast", "check"]);
-    assert!(!config.contains("TimeoutStopSec"), "{config}");
+    let check = service.run(["steadfast", "check"]);
+    assert!(check.status.success() && !check.stderr.contains("TimeoutStopSec"), "{check:?}");
 }
 
 #[test]
@@ -273,6 +281,27 @@ fn an_upgrade_with_a_config_that_is_broken_leaves_what_runs_as_it_is() {
 }
 
 #[test]
+fn an_upgrade_with_an_address_that_is_taken_leaves_what_runs_as_it_is() {
+    let Some((service, packages)) = start(file!()) else {
+        return;
+    };
+    service.dpkg(&packages.older);
+    let (main, worker) = (service.main_pid(), service.worker_pid());
+    // Nothing is wrong with the config by itself.
+    let _taken = service.enter_network(|| TcpListener::bind("127.0.0.1:8081").unwrap());
+    let config = "[http]\nlisten = [\"127.0.0.1:8080\", \"127.0.0.1:8081\"]\n[admin]\nlisten = []\n";
+    service.write(CONFIG, format!("{config}{ROUTES}"));
+    service.ok(["steadfast", "check"]);
+    let said = service.dpkg(&packages.newer);
+    assert_eq!((service.main_pid(), service.worker_pid()), (main, worker), "{said}");
+    assert_eq!(service.connect().get("/").unwrap().status, 200);
+    assert!(
+        said.contains("cannot listen on 127.0.0.1:8081") && said.contains("is as it was before the upgrade"),
+        "{said}"
+    );
+}
+
+#[test]
 fn an_upgrade_hands_over_each_instance_and_leaves_stopped_what_the_operator_has_stopped() {
     let Some((service, packages)) = start(file!()) else {
         return;
@@ -293,7 +322,145 @@ fn an_upgrade_hands_over_each_instance_and_leaves_stopped_what_the_operator_has_
     service.wait_for_the_installed_program(&main);
 
     service.ok(["dpkg", "--purge", "steadfast"]);
+    assert!(!service.runs(&main));
+    assert!(service.enter_network(|| TcpStream::connect("127.0.0.1:8081")).is_err());
     assert_eq!(service.run(["find", "/etc/systemd", "/run", "-name", "steadfast*"]).stdout, "");
+}
+
+#[test]
+fn an_upgrade_tries_again_what_has_failed() {
+    let Some((service, packages)) = start(file!()) else {
+        return;
+    };
+    service.dpkg(&packages.older);
+    service.write(CONFIG, "[http]\nlistne = []\n");
+    service.stop();
+    assert!(!service.run(["systemctl", "start", UNIT]).status.success());
+    assert_eq!(service.show(UNIT, "ActiveState"), "failed");
+    service.configure("");
+    service.dpkg(&packages.newer);
+    assert_eq!(service.connect().get("/").unwrap().status, 200);
+}
+
+#[test]
+fn a_version_that_never_came_to_be_configured_misleads_no_later_one() {
+    let Some((service, packages)) = start(file!()) else {
+        return;
+    };
+    service.dpkg(&packages.older);
+    // Two versions one after the other: the one that runs had another unit than both.
+    let unit = format!("/usr/lib/systemd/system/{UNIT}");
+    service.ok(["sed", "-i", "s/^LimitNOFILE=.*/LimitNOFILE=4096/", &unit]);
+    let main = service.main_pid();
+    service.unpack(&packages.newer);
+    service.unpack(&packages.older);
+    service.ok(["dpkg", "--configure", "steadfast"]);
+    assert_ne!(service.main_pid(), main);
+    service.assert_up_to_date();
+
+    // One that is removed before its time: the next is an installation, which starts the service.
+    service.stop();
+    service.unpack(&packages.newer);
+    service.ok(["dpkg", "--remove", "steadfast"]);
+    service.dpkg(&packages.newer);
+    assert_eq!(service.connect().get("/").unwrap().status, 200);
+}
+
+#[test]
+fn an_upgrade_that_is_aborted_starts_nothing_and_changes_nothing() {
+    let Some((service, packages)) = start(file!()) else {
+        return;
+    };
+    service.dpkg(&packages.older);
+    // It ends in the middle of its files.
+    let whole = fs::read(&packages.newer).unwrap();
+    service.write("/tmp/broken.deb", &whole[..whole.len() / 2]);
+    let abort = || {
+        let output = service.run(["dpkg", "--install", "/tmp/broken.deb"]);
+        assert!(!output.status.success(), "{output:?}");
+        let version =
+            service.ok(["dpkg-query", "--show", "--showformat=${Version} ${db:Status-Status}", "steadfast"]);
+        assert_eq!(version, "0.1.0-1 installed");
+    };
+
+    let processes = [service.main_pid(), service.worker_pid()];
+    abort();
+    assert_eq!([service.main_pid(), service.worker_pid()], processes);
+    service.stop();
+    abort();
+    assert_eq!(service.show(UNIT, "ActiveState"), "inactive");
+    // Nor does the next upgrade, which is one.
+    service.dpkg(&packages.newer);
+    assert_eq!(service.show(UNIT, "ActiveState"), "inactive");
+}
+
+#[test]
+fn a_removal_ends_the_sockets_that_would_start_a_service_again() {
+    let Some((service, packages)) = start(file!()) else {
+        return;
+    };
+    service.dpkg(&packages.older);
+    service.stop();
+    service.write(CONFIG, format!("[http]\nlisten = [\"fd:http\"]\n[admin]\nlisten = []\n{ROUTES}"));
+    // As packaging/README.md says it of an instance.
+    let socket = service.ok(["cat", "/usr/lib/systemd/system/steadfast.socket"]);
+    let socket = socket.replace("ListenStream=8080", "ListenStream=8081\nService=steadfast@one.service");
+    service.write("/etc/systemd/system/steadfast-one.socket", socket);
+    service.ok(["cp", CONFIG, "/etc/steadfast/one.toml"]);
+    service.ok(["systemctl", "daemon-reload"]);
+    service.ok(["systemctl", "start", "steadfast.socket", "steadfast-one.socket"]);
+    let connect = |address: &str| service.enter_network(|| Client::connect(address.parse().unwrap()));
+    for address in ["127.0.0.1:8080", "127.0.0.1:8081"] {
+        assert_eq!(connect(address).unwrap().get("/").unwrap().status, 200);
+    }
+    let mains = [UNIT, "steadfast@one.service"].map(|unit| service.show(unit, "MainPID"));
+
+    service.ok(["dpkg", "--remove", "steadfast"]);
+    assert!(mains.iter().all(|main| !service.runs(main)));
+    for address in ["127.0.0.1:8080", "127.0.0.1:8081"] {
+        assert!(connect(address).is_err(), "{address}");
+    }
+}
+
+#[test]
+fn every_link_of_an_installed_document_leads_to_an_installed_file() {
+    /// What belongs to the source alone; the licences are in the package's `copyright`.
+    const SOURCE: [&str; 9] = [
+        "ARCHITECTURE.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "LICENSE-APACHE",
+        "LICENSE-MIT",
+        "bench/src",
+        "bench/yardsticks",
+        "packaging/debian",
+        "packaging/release.sh",
+    ];
+    let Some(packages) = Packages::built() else {
+        return;
+    };
+    let root = tempfile::tempdir().unwrap();
+    let extracted =
+        Command::new("dpkg-deb").arg("--extract").args([&packages.newer, root.path()]).status().unwrap();
+    assert!(extracted.success());
+    let documents = root.path().join("usr/share/doc/steadfast");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).canonicalize().unwrap();
+    let files = files_below(&documents);
+    let pages = files.iter().filter(|file| file.extension().is_some_and(|extension| extension == "md"));
+    assert!(pages.clone().count() > 5, "{files:?}");
+    for page in pages {
+        for link in fs::read_to_string(page).unwrap().split("](").skip(1) {
+            let target = link.split([')', '#']).next().unwrap();
+            let leads_to_source = || {
+                let page = source.join(page.strip_prefix(&documents).unwrap());
+                let file = page.with_file_name(target).canonicalize();
+                file.is_ok_and(|file| SOURCE.iter().any(|one| file.starts_with(source.join(one))))
+            };
+            let is_known =
+                target.contains("://") || page.with_file_name(target).exists() || leads_to_source();
+            assert!(is_known, "{target} in {}", page.display());
+        }
+    }
 }
 
 #[test]
