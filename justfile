@@ -74,8 +74,11 @@ package:
 # the Debian package, and what judges it, its manual and its scripts
 deb: shell
     mandoc -T lint packaging/man/*
+    rm -f {{ target }}/debian/steadfast*
     cargo deb --quiet --locked
     lintian --fail-on error,warning {{ target }}/debian/steadfast_*.deb
+    # What these ask for cargo-deb has no place for.
+    lintian --fail-on error,warning --suppress-tags no-changelog,no-copyright-file,unknown-priority {{ target }}/debian/steadfast-dbgsym_*
 
 # the scripts that are run or shipped
 shell:

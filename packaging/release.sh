@@ -8,6 +8,10 @@
 # FOLDER is new, or of an earlier release: what has these names in it is replaced.
 set -euo pipefail
 
+for tool in cargo-deb cargo-cyclonedx; do
+    command -v "$tool" > /dev/null || { echo "$tool is missing: cargo install --locked $tool" >&2; exit 1; }
+done
+
 commit=$1
 mkdir -p "$2"
 folder=$(cd "$2" && pwd)
@@ -56,6 +60,7 @@ cp -r README.md ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md LICENSE-* config.to
 mkdir "$root/bench"
 cp -r bench/*.md bench/plots "$root/bench"
 strip --strip-all -o "$root/steadfast" "$CARGO_TARGET_DIR/$host/release/steadfast"
+"$root/steadfast" check --config "$root/config.toml.example" > /dev/null
 tar --create --directory "$folder/tarball" --sort=name --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX \
     --mtime="@$SOURCE_DATE_EPOCH" "$name" | gzip --no-name --best > "$published/$name.tar.gz"
 
