@@ -55,9 +55,9 @@ harness:
 versions:
     cargo test --test systemd versions:: -- --ignored --nocapture
 
-# every fault of every child in every situation. Two at a time: each has load, and deadlines of a few seconds
+# every fault of every child in every situation. One at a time: each has load, and deadlines of a few seconds
 faults:
-    RUST_TEST_THREADS=2 cargo test --features faults --test faults
+    RUST_TEST_THREADS=1 cargo test --features faults --test faults
 
 # load, restarts, reloads, faults and hostile clients at random: `just soak 30m`
 soak length="60s":

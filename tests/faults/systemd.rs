@@ -100,7 +100,7 @@ fn a_child_that_is_stuck_is_named_and_its_worker_replaced_and_nobody_refused() {
             assert_eq!(account.refused, 0, "{child} {kind}: {account}");
             assert!(account.dropped <= CLIENTS as u64, "{child} {kind}: {account}");
             assert_eq!(account.closed, 0, "{child} {kind}: {account}");
-            assert_eq!(service.main_pid(), main, "{child} {kind}");
+            assert_eq!(service.main_pid(), main, "{child} {kind}\n{}", service.journal(UNIT, &[]));
         }
     }
     assert_eq!(service.show(UNIT, "NRestarts"), "0");
