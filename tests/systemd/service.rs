@@ -365,7 +365,8 @@ impl Service {
 
     /// One answer of the admin listener.
     pub(crate) fn admin(&self, path: &str) -> Response {
-        self.connect_to_admin().get(path).expect("the admin listener answers")
+        // A worker that hands over may take a connection and close it: those of this listener are not carried.
+        wait_until("the admin listener to answer", || self.connect_to_admin().get(path).ok())
     }
 
     /// An upstream in the box, where [`PROXY`] leads.
