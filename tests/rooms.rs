@@ -5,29 +5,41 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms that it may use. `lib.rs`, `main.rs` and their like use any.
-const ROOMS: [(&str, &[&str]); 15] = [
+const ROOMS: [(&str, &[&str]); 16] = [
     // Of tests alone.
     ("alone", &[]),
     ("event", &[]),
     ("printable", &[]),
     ("rules", &[]),
     ("exit", &[]),
+    ("tls", &["printable", "rules"]),
     ("systemd", &["alone", "event", "printable"]),
     ("logging", &["alone", "event", "printable", "rules", "systemd"]),
-    ("handover", &["alone", "printable", "rules", "systemd"]),
-    ("server", &["event", "handover", "logging", "printable", "rules", "systemd"]),
+    ("handover", &["alone", "printable", "rules", "systemd", "tls"]),
+    ("server", &["event", "handover", "logging", "printable", "rules", "systemd", "tls"]),
     ("main_process", &["event", "exit", "logging", "printable", "systemd"]),
     (
         "daemon",
-        &["event", "exit", "handover", "logging", "main_process", "printable", "rules", "server", "systemd"],
+        &[
+            "event",
+            "exit",
+            "handover",
+            "logging",
+            "main_process",
+            "printable",
+            "rules",
+            "server",
+            "systemd",
+            "tls",
+        ],
     ),
     (
         "config",
-        &["daemon", "event", "exit", "handover", "logging", "printable", "rules", "server", "systemd"],
+        &["daemon", "event", "exit", "handover", "logging", "printable", "rules", "server", "systemd", "tls"],
     ),
     ("status", &["daemon", "server", "systemd"]),
     // A fuzz target reaches into whatever it feeds.
-    ("fuzzing", &["handover", "server"]),
+    ("fuzzing", &["handover", "server", "tls"]),
     // So does a bench.
     ("benches", &["daemon", "handover", "server"]),
 ];
