@@ -15,7 +15,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::connection::Command;
 use super::connection::task::Serve;
-use super::stream::{ClientStream, Socket};
+use super::socket::Socket;
+use super::stream::ClientStream;
 use super::totals::Carried;
 use super::{Server, tunnel};
 use crate::event;

@@ -7,6 +7,7 @@
 //! | `registry`, `totals`, `access` | the open ones; the account of all; the log of their requests |
 //! | `connection` | one of them: its states, its commands, its task |
 //! | `handler`, `offloaded` | what answers its requests, also on other threads than its own |
+//! | `socket`, `stream` | its socket, bare; and as hyper sees it |
 //! | `threads` | the threads that it lives on |
 //! | `sweep`, `limits`, `clock` | how long a client may take |
 //! | `departures`, `tunnel` | to the successor; connections that became another protocol |
@@ -26,7 +27,8 @@ mod registry;
 pub(crate) mod request_id;
 pub(crate) mod requests;
 pub(crate) mod route;
-pub(crate) mod stream;
+pub(crate) mod socket;
+mod stream;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -68,7 +70,8 @@ use self::connection::{Command, Serving};
 use self::departures::Departures;
 use self::limits::{AtLimit, Limits, Trusted};
 use self::listener::Listener;
-use self::stream::{ClientStream, Socket};
+use self::socket::Socket;
+use self::stream::ClientStream;
 use self::threads::IoThreads;
 use self::totals::Refused;
 use crate::event;

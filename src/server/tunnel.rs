@@ -14,7 +14,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::connection::http1::Seat;
 use super::connection::{Command, Waiter};
-use super::stream::{ClientStream, Socket};
+use super::socket::Socket;
+use super::stream::ClientStream;
 use crate::event;
 use crate::handover::parcel::Flow;
 

@@ -24,7 +24,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::machine::Machine;
 use super::{Connection, InFlight, State};
-use crate::server::stream::Socket;
+use crate::server::socket::Socket;
 
 /// The most bytes that are read into memory rather than sent from the page cache: for less, one call to read them costs
 /// less than what `sendfile` needs beside it.
