@@ -172,13 +172,24 @@ fn routes(
         let mut route = route.into_inner();
         let key = format!("route[{index}]");
         route.note(&format!("{key}."), places);
+        let hosts = match std::mem::take(&mut route.host) {
+            Key::Absent => Vec::new(),
+            Key::Given { value, .. } => value.into_inner(),
+            // No host, which is not every host: that might have the path already.
+            Key::Refused(at) => vec![Spanned::new(at, String::new())],
+        };
         let path = std::mem::take(&mut route.path);
         if path.at().is_none() {
             mistakes.push(Mistake::new(whole.clone(), "this route has no path", "expected a `path` in it"));
             places.refuse(format!("{key}.path"));
         }
         let action = action(route, whole, &key, places, mistakes);
-        routes.push(Route::new(path.or("/".to_owned()), action));
+        let mut meant = Route::new(path.or("/".to_owned()), action);
+        for (index, host) in hosts.into_iter().enumerate() {
+            places.give(format!("{key}.host[{index}]"), host.span());
+            meant.hosts.push(host.into_inner());
+        }
+        routes.push(meant);
     }
     routes
 }

@@ -6,7 +6,7 @@ use crate::daemon::http::routes::Action;
 use crate::daemon::{Config, http};
 use crate::server::address::Address;
 
-/// The tree that a config makes: a line for each child and each route.
+/// The tree that a config makes: a line for each child, and for each route and host.
 #[derive(Debug)]
 pub struct Tree<'c>(pub(super) &'c Config);
 
@@ -26,11 +26,13 @@ impl fmt::Display for Tree<'_> {
 
 impl Tree<'_> {
     fn routes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let routes = &self.0.http.routes;
-        let width = routes.iter().map(|route| route.path.len()).max().unwrap_or(0) + 4;
-        for (index, route) in routes.iter().enumerate() {
+        let routes = self.0.http.routes.iter();
+        let routes: Vec<_> =
+            routes.flat_map(|route| route.names().map(|name| (name, Answer(&route.action)))).collect();
+        let width = routes.iter().map(|(name, _)| name.len()).max().unwrap_or(0) + 4;
+        for (index, (name, answer)) in routes.iter().enumerate() {
             let branch = if index + 1 < routes.len() { "├──" } else { "└──" };
-            writeln!(f, "│   {branch} {:<width$}{}", route.path, Answer(&route.action))?;
+            writeln!(f, "│   {branch} {name:<width$}{answer}")?;
         }
         Ok(())
     }

@@ -12,8 +12,8 @@ use super::diagnostic::{Mistake, Span, list, nearest};
 use super::places::Places;
 use super::value::{
     Access, AccessFile, AccessFormat, BodyLimit, Connections, ContentType, Deadline, Delay, Directory,
-    FieldValue, Flag, Format, HeaderLimit, Headers, IdleTimeout, Index, Level, Listen, Proxies, Restarts,
-    RoutePath, Status, Target, Threads, Timeout, True, Upstream, Words,
+    FieldValue, Flag, Format, HeaderLimit, Headers, Hosts, IdleTimeout, Index, Level, Listen, Proxies,
+    Restarts, RoutePath, Status, Target, Threads, Timeout, True, Upstream, Words,
 };
 
 /// A way in which a value is written in the file.
@@ -178,6 +178,7 @@ tables! {
 
     /// Of the last four, exactly one is given.
     Route "a route" {
+        host: Hosts,
         path: RoutePath,
         respond: Respond,
         status: True,

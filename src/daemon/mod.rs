@@ -41,7 +41,7 @@ pub use self::config::Config;
 use self::config::Source;
 use self::history::History;
 use self::http::Http;
-use self::http::routes::Routes;
+use self::http::routes::{Route, Routes};
 use self::link::Link;
 use self::metrics::Metrics;
 use self::observer::Observer;
@@ -305,7 +305,8 @@ impl Daemon {
         };
         let metrics = Metrics::new(&handover);
         let io = threads.io(config.http.threads)?;
-        let routes = RouteNames::new(config.http.routes.iter().map(|route| &*route.path));
+        let names: Vec<_> = config.http.routes.iter().map(Route::name).collect();
+        let routes = RouteNames::new(names.iter().map(|name| &**name));
         let totals = Totals::new(io.number(), AccessLog::open(&config.log)?, routes);
         let registry = Registry::new(totals);
         let users = threads.users();

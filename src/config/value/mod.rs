@@ -16,7 +16,7 @@ pub(super) use amount::{
     BodyLimit, Connections, Deadline, Delay, HeaderLimit, IdleTimeout, Restarts, Threads, Timeout,
 };
 pub(super) use choice::{Access, AccessFormat, Format, Level, Target};
-pub(super) use route::{ContentType, Directory, FieldValue, Headers, Index, RoutePath, Status, True};
+pub(super) use route::{ContentType, Directory, FieldValue, Headers, Hosts, Index, RoutePath, Status, True};
 
 use super::diagnostic::Mistake;
 use super::written::{Kind, wrong_type};
