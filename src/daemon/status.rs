@@ -151,6 +151,9 @@ pub struct ChildStatus {
 /// Open connections, by what they are doing.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Connections {
+    /// Agreeing on TLS.
+    #[serde(default)]
+    pub handshaking: usize,
     /// Idle.
     pub parked: usize,
     /// Reading the head of a request.
@@ -170,7 +173,7 @@ pub struct Connections {
 impl Connections {
     /// The counts by the states' names.
     #[must_use]
-    pub fn by_state(&self) -> [(State, usize); 7] {
+    pub fn by_state(&self) -> [(State, usize); State::OPEN.len()] {
         State::OPEN.map(|state| (state, *self.clone().count(state)))
     }
 
@@ -182,6 +185,7 @@ impl Connections {
 
     pub(super) fn count(&mut self, state: State) -> &mut usize {
         match state {
+            State::Handshaking => &mut self.handshaking,
             State::Parked => &mut self.parked,
             State::Reading => &mut self.reading,
             State::Answering => &mut self.answering,

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use super::access::{self, AccessLog};
 use super::connection;
 use super::durations::{Durations, DurationsView};
+use super::handshakes::Handshakes;
 use super::peer::Peer;
 use super::requests::{Labels, Places, Requests};
 use super::route::{RouteId, RouteNames};
@@ -82,6 +83,8 @@ pub(crate) struct Totals {
     pub accepted: AtomicU64,
     /// Clients that were not served, or not to the end.
     pub refused: RefusedCounts,
+    /// Handshakes of TLS.
+    pub handshakes: Handshakes,
     /// Connections given to the successor.
     pub handed_over: Carried,
     /// Connections that could not be given to it: they linger.
@@ -252,6 +255,7 @@ impl Totals {
             places: Places::new(),
             accepted: AtomicU64::default(),
             refused: RefusedCounts::default(),
+            handshakes: Handshakes::default(),
             handed_over: Carried::default(),
             not_carried: NotCarriedCounts::default(),
             taken_over: Carried::default(),

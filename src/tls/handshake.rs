@@ -31,8 +31,10 @@ const MAX_BODY: usize = (1 << 14) + 2048;
 pub(crate) enum Reason {
     /// The client has closed the connection, or it was reset.
     ClientGone,
-    /// The client's first bytes are no TLS: an HTTP request, say.
+    /// The client's first bytes are no TLS.
     NotTls,
+    /// They may be an HTTP request.
+    PlainHttp,
     /// It offers no version of TLS that is allowed here.
     UnsupportedVersion,
     /// It offers no cipher suite, group or signature that is known here.
@@ -51,9 +53,10 @@ pub(crate) enum Reason {
 
 impl Reason {
     /// Every one of them.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::ClientGone,
         Self::NotTls,
+        Self::PlainHttp,
         Self::UnsupportedVersion,
         Self::NoSharedCipher,
         Self::NoApplicationProtocol,
@@ -68,6 +71,7 @@ impl Reason {
         match self {
             Self::ClientGone => "client_gone",
             Self::NotTls => "not_tls",
+            Self::PlainHttp => "plain_http",
             Self::UnsupportedVersion => "unsupported_version",
             Self::NoSharedCipher => "no_shared_cipher",
             Self::NoApplicationProtocol => "no_application_protocol",
@@ -326,8 +330,12 @@ impl Progress {
                 if let Some(failed) = self.failed.take() {
                     return Err(failed);
                 }
-                let is_tls = self.began_as == Some(HANDSHAKE);
-                let reason = if is_tls { Reason::of(&error) } else { Reason::NotTls };
+                let reason = match self.began_as {
+                    Some(HANDSHAKE) => Reason::of(&error),
+                    // Methods are written in capitals (RFC 9110, section 9.1).
+                    Some(b'A'..=b'Z') => Reason::PlainHttp,
+                    _ => Reason::NotTls,
+                };
                 self.failed = Some(Failed::new(reason, error));
                 // Without anything to read, rustls goes on to say what it has to say: the alert.
                 (self.incoming, self.shown) = (Vec::new(), 0);
