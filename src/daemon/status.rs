@@ -216,6 +216,12 @@ pub struct Totals {
     pub handed_over: [u64; 2],
     /// Connections and tunnels taken from a predecessor.
     pub taken_over: [u64; 2],
+    /// Those of both given over TLS.
+    #[serde(default)]
+    pub handed_over_tls: u64,
+    /// Those of both taken over TLS.
+    #[serde(default)]
+    pub taken_over_tls: u64,
 }
 
 /// A request in flight.
@@ -298,6 +304,8 @@ impl Status {
                 cut: 0,
                 handed_over: [298, 2],
                 taken_over: [30, 1],
+                handed_over_tls: 12,
+                taken_over_tls: 0,
             },
             rates,
             history: History { interval: 2.0, rates: vec![rates; 10] },

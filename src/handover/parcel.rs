@@ -171,6 +171,15 @@ impl Parcel {
         first.into_iter().chain(second).map(AsFd::as_fd)
     }
 
+    /// True if its client speaks TLS.
+    pub(crate) fn is_over_tls(&self) -> bool {
+        match self {
+            Self::Connection(_, note) => note.tls.is_some(),
+            Self::Tunnel { note, .. } => note.tls.is_some(),
+            Self::Counts(_) => false,
+        }
+    }
+
     /// Adds its record to a message. `false`, with the message as it was, if it is too large to travel.
     #[must_use]
     pub(crate) fn write_to(&self, message: &mut Vec<u8>) -> bool {

@@ -192,6 +192,7 @@ impl Server {
             // A message's parcels are often lost together, for one reason.
             let mut lost = BTreeMap::<String, u64>::new();
             for parcel in parcels {
+                let is_over_tls = parcel.as_ref().is_ok_and(Parcel::is_over_tls);
                 let adopted = match parcel {
                     Ok(Parcel::Counts(note)) => {
                         counts(Some(note));
@@ -211,7 +212,10 @@ impl Server {
                     Err(refusal) => Err(io::Error::other(refusal)),
                 };
                 match adopted {
-                    Ok(counter) => _ = counter.fetch_add(1, Relaxed),
+                    Ok(counter) => {
+                        counter.fetch_add(1, Relaxed);
+                        totals.taken_over.over_tls.fetch_add(is_over_tls.into(), Relaxed);
+                    }
                     Err(error) => *lost.entry(error.to_string()).or_default() += 1,
                 }
             }
