@@ -170,6 +170,9 @@ async fn a_hello_without_end_is_refused_and_costs_little() {
 async fn each_failure_has_its_reason_and_its_alert() {
     let suite = 0x1302;
     let (ends, answer) = feed(&acceptor(suite), b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    assert_eq!(ends.err().expect("it fails").reason, Reason::PlainHttp);
+    assert_eq!(answer, b"");
+    let (ends, answer) = feed(&acceptor(suite), b"\0\x01\x02\x03 rubbish").await;
     assert_eq!(ends.err().expect("it fails").reason, Reason::NotTls);
     assert_eq!(answer, alert(50));
 
