@@ -23,7 +23,7 @@ pub(super) const MAX_READ: usize = 2 * (HEADER + MAX_PLAIN + 256);
 
 // Types of records.
 pub(super) const CHANGE_CIPHER_SPEC: u8 = 20;
-const ALERT: u8 = 21;
+pub(super) const ALERT: u8 = 21;
 pub(super) const HANDSHAKE: u8 = 22;
 pub(super) const DATA: u8 = 23;
 
@@ -315,6 +315,20 @@ impl Records {
         records.handshake = handshake;
         records.owes_update = note.owes_update;
         Ok(records)
+    }
+
+    /// The bytes of memory that it holds, itself included.
+    #[cfg(test)]
+    pub(super) fn footprint(&self) -> usize {
+        let keys = [&self.read.keys, &self.write.keys].into_iter().flatten().count() * size_of::<Keys>();
+        let texts = [&self.session.server_name, &self.session.client];
+        let texts: usize = texts.into_iter().flatten().map(|text| text.len()).sum();
+        size_of::<Self>()
+            + keys
+            + texts
+            + self.raw.capacity()
+            + self.plain.capacity()
+            + self.unsent.capacity()
     }
 
     // --- Reading ------------------------------------------------------------------------------
