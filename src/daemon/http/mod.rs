@@ -129,6 +129,7 @@ impl Http {
         inherited: &mut Inherited,
     ) -> Result<Self, BindError> {
         let mut listeners = listener::bind_all(&config.listen, inherited)?;
+        let hsts = https.as_ref().and_then(|(https, _)| https.hsts.clone());
         let routes = match https {
             None => routes,
             Some((https, tls)) => {
@@ -148,6 +149,7 @@ impl Http {
         let server = server
             .on(io)
             .trusting(config.trusted_proxies.clone())
+            .with_hsts(hsts)
             .with_departures(Departures::new(Arc::clone(&daemon.handover)));
         Ok(Self { server, daemon: daemon.clone(), linger })
     }
