@@ -256,7 +256,11 @@ async fn a_client_resumes_with_the_keys_of_another_process() {
 
         let keys = postcard::to_allocvec(&tickets.keys()).expect("they are written");
         let keys = postcard::from_bytes(&keys).expect("they are read");
-        let (server, _) = with(Tickets::from_keys(keys));
+        let (server, _) = with({
+            let tickets = Tickets::new();
+            tickets.inherit(keys);
+            tickets
+        });
         let (mut again, mut server) = pair_by(server, client.clone()).await;
         assert!(server.session().is_resumed(), "{suite:x}");
         assert_eq!(server.session().server_name(), Some("localhost"), "{suite:x}");
