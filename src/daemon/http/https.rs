@@ -165,7 +165,7 @@ impl Config {
     /// Reads the files, and notes what is wrong or doubtful. `None` if something is wrong.
     pub(crate) fn load(&self, check: &mut Check) -> Option<Tls> {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let certificates = Certificates::load(&self.certificates, &provider, check);
+        let certificates = Certificates::load(&self.certificates, check);
         let is_required = self.client_auth.unwrap_or_default() == ClientAuth::Required;
         let mut policy = Sha256::new();
         let clients = match &self.client_ca {
