@@ -173,6 +173,7 @@ tables! {
         min_rate_grace: Timeout,
         tunnel_idle_timeout: IdleTimeout,
         body_limit: BodyLimit,
+        h2c: Flag,
         trusted_proxies: List<Proxies>,
     }
 

@@ -163,6 +163,9 @@ pub struct Connections {
     pub discarding: usize,
     /// Speaking another protocol.
     pub tunnel: usize,
+    /// Speaking HTTP/2, with or without requests.
+    #[serde(default)]
+    pub http2: usize,
     /// Answered for the last time.
     pub closing: usize,
 }
@@ -170,7 +173,7 @@ pub struct Connections {
 impl Connections {
     /// The counts by the states' names.
     #[must_use]
-    pub fn by_state(&self) -> [(State, usize); 7] {
+    pub fn by_state(&self) -> [(State, usize); 8] {
         State::OPEN.map(|state| (state, *self.clone().count(state)))
     }
 
@@ -188,6 +191,7 @@ impl Connections {
             State::Flushing => &mut self.flushing,
             State::Discarding => &mut self.discarding,
             State::Tunnel => &mut self.tunnel,
+            State::Http2 => &mut self.http2,
             // One that was closed while it was looked at was closing a moment ago.
             State::Closing | State::Closed => &mut self.closing,
         }

@@ -37,6 +37,8 @@ pub struct Config {
     pub threads: Option<usize>,
     /// The limits of what clients may take.
     pub limits: Limits,
+    /// True if a client may speak HTTP/2 without having asked if it is spoken (RFC 9113, section 3.3); false by default.
+    pub h2c: bool,
     /// The peers whose `X-Forwarded-*` and `Forwarded` are passed on; none by default.
     pub trusted_proxies: Trusted,
     /// The routes that answer; none by default.
@@ -49,6 +51,7 @@ impl Default for Config {
             listen: vec![Address::Tcp(([127, 0, 0, 1], 8080).into())],
             threads: None,
             limits: Limits::default(),
+            h2c: false,
             trusted_proxies: Trusted::default(),
             routes: Vec::new(),
         }
@@ -127,6 +130,7 @@ impl Http {
         let server = Server::new(listeners, routes, registry, config.limits.clone());
         let server = server
             .on(io)
+            .speaking_h2c(config.h2c)
             .trusting(config.trusted_proxies.clone())
             .with_departures(Departures::new(Arc::clone(&daemon.handover)));
         Ok(Self { server, daemon: daemon.clone(), linger })
