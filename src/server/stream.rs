@@ -15,8 +15,10 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::connection::{Afterwards, Command, Connection, PREFACE, State, Waiter, is_placeholder};
 use super::socket::Socket;
+use super::wire::Wire;
 use crate::event;
 use crate::handover::parcel::{Flow, Parcel};
+use crate::tls::{Records, Session, TlsStream};
 
 /// The number of no request.
 const NONE: u64 = u64::MAX;
@@ -28,7 +30,7 @@ const NONE: u64 = u64::MAX;
 /// It goes from hand to hand in a box: a future holds room for each hand that it passes through.
 #[derive(Debug)]
 pub(super) struct ClientStream {
-    socket: Socket,
+    wire: Wire,
     read_ahead: ReadAhead,
     /// The status of an answer that hyper would have given by itself.
     refused: Option<StatusCode>,
@@ -117,21 +119,27 @@ impl ReadAhead {
 
 impl ClientStream {
     pub(super) fn new(
-        socket: Socket,
+        wire: Wire,
         read_ahead: Bytes,
         connection: Arc<Connection>,
         permit: Option<OwnedSemaphorePermit>,
     ) -> Self {
-        let read_ahead = ReadAhead::new(read_ahead);
+        if let Some(session) = wire.session() {
+            connection.secured(session);
+        }
+        Self::of(wire, ReadAhead::new(read_ahead), Registration { connection, _permit: permit })
+    }
+
+    fn of(wire: Wire, read_ahead: ReadAhead, registration: Registration) -> Self {
         Self {
-            socket,
+            wire,
             read_ahead,
             refused: None,
             ended: false,
             last_chance: NONE,
             lost_file: false,
             hyper_rests: false,
-            registration: Registration { connection, _permit: permit },
+            registration,
         }
     }
 
@@ -155,7 +163,7 @@ impl ClientStream {
 
     /// True if the first byte of a request is there and unread.
     pub(super) fn has_waiting_byte(&self) -> bool {
-        self.has_read_ahead() || self.socket.has_waiting_byte()
+        self.has_read_ahead() || self.wire.has_waiting_byte()
     }
 
     pub(super) fn has_read_ahead(&self) -> bool {
@@ -196,7 +204,7 @@ impl ClientStream {
             }
             let mut more = [0; PREFACE.len()];
             let mut more = ReadBuf::new(&mut more[length..]);
-            let read = ready!(Pin::new(&mut self.socket).poll_read(cx, &mut more));
+            let read = ready!(Pin::new(&mut self.wire).poll_read(cx, &mut more));
             if read.is_err() || more.filled().is_empty() {
                 // Whoever reads next finds the same.
                 return Poll::Ready(false);
@@ -205,25 +213,63 @@ impl ClientStream {
         }
     }
 
-    /// Ready when there is something to read from the socket.
-    pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.socket.poll_readable(cx)
+    /// Ready when there is something to read from the client. Until then it holds no memory that can be made again.
+    pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let polled = self.wire.poll_readable(cx);
+        if polled.is_pending() {
+            self.wire.rest();
+        }
+        polled
+    }
+
+    // ---- TLS ----
+
+    /// What the handshake has agreed on; none without TLS.
+    pub(super) fn session(&self) -> Option<&Arc<Session>> {
+        self.wire.session()
+    }
+
+    /// The bare socket, for the handshake; none after it.
+    pub(super) fn socket(&mut self) -> Option<&mut Socket> {
+        match &mut self.wire {
+            Wire::Plain(socket) => Some(socket),
+            Wire::Tls(_) => None,
+        }
+    }
+
+    /// The same, after its handshake.
+    pub(super) fn secured(self, records: Records) -> Self {
+        let Self { wire, registration, .. } = self;
+        let wire = match wire {
+            Wire::Plain(socket) => Wire::Tls(TlsStream::new(socket, records)),
+            Wire::Tls(_) => unreachable!("a connection has one handshake"),
+        };
+        if let Some(session) = wire.session() {
+            registration.connection.secured(session);
+        }
+        Self::of(wire, ReadAhead::default(), registration)
     }
 
     // ---- to the successor ----
 
+    /// True if it may leave, as what it is now.
+    pub(super) fn may_leave(&self) -> bool {
+        self.wire.may_travel() && self.connection().may_leave()
+    }
+
     /// Leaves for the next process: an HTTP connection between two requests.
     pub(super) fn leave(self) {
-        let Self { socket, read_ahead, registration, .. } = self;
-        match socket.into_descriptor() {
-            Ok(socket) => {
-                let note = registration.connection.note(read_ahead.into_bytes());
-                registration.connection.leave(Parcel::Connection(socket, note));
+        let Self { wire, read_ahead, registration, .. } = self;
+        let connection = &registration.connection;
+        match wire.into_parts() {
+            Ok((socket, tls)) => {
+                let note = connection.note(read_ahead.into_bytes(), tls);
+                connection.leave(Parcel::Connection(socket, note));
             }
             Err(error) => {
                 tracing::warn!(
                     message_id = event::NOT_CARRIED,
-                    peer = %registration.connection.peer(),
+                    peer = %connection.peer(),
                     %error,
                     "cannot take a connection apart"
                 );
@@ -233,25 +279,21 @@ impl ClientStream {
 
     /// Leaves for the next process: one end of a tunnel.
     pub(super) fn leave_as_tunnel(self, upstream: OwnedFd, mut up: Flow, down: Flow) {
-        let Self { socket, read_ahead, registration, .. } = self;
+        let Self { wire, read_ahead, registration, .. } = self;
+        let connection = &registration.connection;
         if !read_ahead.left().is_empty() {
             up.unsent = [&up.unsent, read_ahead.left()].concat().into();
         }
-        match (socket.into_descriptor(), registration.connection.tunnel_note(up, down)) {
-            (Ok(client), Some(note)) => {
-                registration.connection.leave(Parcel::Tunnel { client, upstream, note });
-            }
-            (Ok(_), None) => {
+        let parts = wire.into_parts().and_then(|(client, tls)| {
+            let note = connection.tunnel_note(up, down, tls);
+            Ok((client, note.ok_or_else(|| io::Error::other("it has no request"))?))
+        });
+        match parts {
+            Ok((client, note)) => connection.leave(Parcel::Tunnel { client, upstream, note }),
+            Err(error) => {
                 tracing::warn!(
                     message_id = event::NOT_CARRIED,
-                    peer = %registration.connection.peer(),
-                    "a tunnel has no request"
-                );
-            }
-            (Err(error), _) => {
-                tracing::warn!(
-                    message_id = event::NOT_CARRIED,
-                    peer = %registration.connection.peer(),
+                    peer = %connection.peer(),
                     %error,
                     "cannot take a tunnel apart"
                 );
@@ -305,7 +347,7 @@ impl ClientStream {
     fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut interim = self.connection().take_interim();
         while !interim.is_empty() {
-            let result = Pin::new(&mut self.socket).poll_write(cx, &interim);
+            let result = Pin::new(&mut self.wire).poll_write(cx, &interim);
             match self.wrote(cx, result)? {
                 Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(n) => drop(interim.drain(..n)),
@@ -326,32 +368,36 @@ impl ClientStream {
         bufs: &[io::IoSlice<'_>],
         place: usize,
     ) -> Poll<io::Result<usize>> {
+        let Wire::Plain(socket) = &self.wire else {
+            return Poll::Ready(Err(io::Error::other("no file goes from the page cache into TLS")));
+        };
         if place > 0 {
             // More follows at once: the kernel sends the head and the beginning of the file together.
             let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
-            return self.socket.poll_send(cx, |socket| {
+            return socket.poll_send(cx, |socket| {
                 sendmsg(socket, &bufs[..place], &mut SendAncillaryBuffer::default(), flags)
             });
         }
         let Some(file) = self.connection().file() else {
             return Poll::Ready(Err(io::Error::other("the file that an answer is made of is not there")));
         };
-        let sent = ready!(file.poll_send(cx, &self.socket, bufs[0].len()));
+        let sent = ready!(file.poll_send(cx, socket, bufs[0].len()));
         self.lost_file |= sent.as_ref().is_err_and(is_of_file);
         Poll::Ready(sent)
     }
 
     /// Accounts for a write that was tried. The writer of a tunnel is woken by commands, too.
-    fn wrote(&self, cx: &Context<'_>, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn wrote(&mut self, cx: &Context<'_>, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        let accepted = if let Poll::Ready(Ok(n)) = result { n } else { 0 };
+        let sent = self.wire.sent(accepted);
         let connection = self.connection();
-        match result {
-            Poll::Ready(Ok(n)) => connection.progress().add_sent(n),
-            Poll::Ready(Err(_)) => {}
-            Poll::Pending => {
-                connection.progress().write_blocked();
-                if self.is_tunnel() {
-                    Self::obey(connection.commands().poll(Waiter::Writer, cx))?;
-                }
+        if sent > 0 {
+            connection.progress().add_sent(sent);
+        }
+        if result.is_pending() {
+            connection.progress().write_blocked();
+            if self.is_tunnel() {
+                Self::obey(connection.commands().poll(Waiter::Writer, cx))?;
             }
         }
         result
@@ -372,7 +418,7 @@ impl AsyncRead for ClientStream {
         }
         Self::obey(this.connection().commands().strongest())?;
         let before = buf.filled().len();
-        let result = Pin::new(&mut this.socket).poll_read(cx, buf);
+        let result = Pin::new(&mut this.wire).poll_read(cx, buf);
         let n = buf.filled().len() - before;
         if n > 0 {
             this.read_ahead.pass(&buf.filled()[before..]);
@@ -403,7 +449,7 @@ impl AsyncWrite for ClientStream {
         let result = if is_placeholder(buf) {
             this.poll_write_file(cx, &[io::IoSlice::new(buf)], 0)
         } else {
-            Pin::new(&mut this.socket).poll_write(cx, buf)
+            Pin::new(&mut this.wire).poll_write(cx, buf)
         };
         this.wrote(cx, result)
     }
@@ -421,7 +467,7 @@ impl AsyncWrite for ClientStream {
         ready!(this.poll_interim(cx))?;
         let result = match bufs.iter().position(|buf| is_placeholder(buf)) {
             Some(place) => this.poll_write_file(cx, bufs, place),
-            None => Pin::new(&mut this.socket).poll_write_vectored(cx, bufs),
+            None => Pin::new(&mut this.wire).poll_write_vectored(cx, bufs),
         };
         this.wrote(cx, result)
     }
@@ -435,7 +481,9 @@ impl AsyncWrite for ClientStream {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(this.poll_interim(cx))?;
-        ready!(Pin::new(&mut this.socket).poll_flush(cx))?;
+        // TLS may have sealed more than the socket has taken.
+        let flushed = Pin::new(&mut this.wire).poll_flush(cx);
+        ready!(this.wrote(cx, flushed.map_ok(|()| 0)))?;
         if this.ended && this.connection().state() == State::Flushing {
             // The end was concealed until here, and what comes now may wait for the client again.
             cx.waker().wake_by_ref();
@@ -451,7 +499,7 @@ impl AsyncWrite for ClientStream {
     /// Closes the sending half of a tunnel. An HTTP connection is closed by its task, not by hyper.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.is_tunnel() { Pin::new(&mut this.socket).poll_shutdown(cx) } else { Poll::Ready(Ok(())) }
+        if this.is_tunnel() { Pin::new(&mut this.wire).poll_shutdown(cx) } else { Poll::Ready(Ok(())) }
     }
 }
 
@@ -470,9 +518,9 @@ fn is_of_file(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::UnexpectedEof || Errno::from_io_error(error) == Some(Errno::IO)
 }
 
-/// The socket itself, for the task that closes the connection.
+/// The way of its bytes, for the task that closes the connection.
 impl ClientStream {
-    pub(super) fn socket(&mut self) -> &mut Socket {
-        &mut self.socket
+    pub(super) fn wire(&mut self) -> &mut Wire {
+        &mut self.wire
     }
 }

@@ -29,8 +29,8 @@ mod tickets;
 mod tests;
 
 pub(crate) use handshake::{Acceptor, Failed, Handshake, Reason};
-pub(crate) use note::{NoteError, TlsNote};
+pub(crate) use note::TlsNote;
 pub(crate) use records::Records;
-pub(crate) use session::{Alpn, Session, Version};
+pub(crate) use session::{Alpn, Session};
 pub(crate) use stream::TlsStream;
 pub(crate) use tickets::{TicketKeys, Tickets};

@@ -4,6 +4,7 @@
 //! It is a server's. It sends application data, alerts and KeyUpdates; it takes the same, and refuses whatever else a
 //! client might send, with the alert that rustls would send.
 
+use std::sync::Arc;
 use std::{fmt, io, iter};
 
 use tokio::io::ReadBuf;
@@ -22,7 +23,7 @@ pub(super) const MAX_READ: usize = 2 * (HEADER + MAX_PLAIN + 256);
 
 // Types of records.
 pub(super) const CHANGE_CIPHER_SPEC: u8 = 20;
-const ALERT: u8 = 21;
+pub(super) const ALERT: u8 = 21;
 pub(super) const HANDSHAKE: u8 = 22;
 pub(super) const DATA: u8 = 23;
 
@@ -146,7 +147,7 @@ impl Piece {
 
 /// Both directions, and what is between them and the socket.
 pub(crate) struct Records {
-    session: Session,
+    session: Arc<Session>,
     suite: &'static Suite,
     read: Half,
     write: Half,
@@ -158,6 +159,10 @@ pub(crate) struct Records {
     /// Sealed and not yet sent, from `unsent_sent` on.
     pub(super) unsent: Vec<u8>,
     pub(super) unsent_sent: usize,
+    /// The number of bytes of plaintext in it that are not counted as sent.
+    pub(super) unsent_plain: usize,
+    /// The number of bytes of plaintext that the socket has taken, since somebody asked for it.
+    pub(super) sent_plain: usize,
     handshake: Piece,
     /// True if the client has asked for our KeyUpdate, which has to come before our next data.
     owes_update: bool,
@@ -180,7 +185,7 @@ impl Records {
     ) -> Self {
         debug_assert_eq!(session.suite, suite.id);
         Self {
-            session,
+            session: Arc::new(session),
             suite,
             read: Half::new(read),
             write: Half::new(write),
@@ -189,6 +194,8 @@ impl Records {
             plain_read: 0,
             unsent: Vec::new(),
             unsent_sent: 0,
+            unsent_plain: 0,
+            sent_plain: 0,
             handshake: Piece::default(),
             owes_update: false,
             closed: None,
@@ -200,7 +207,7 @@ impl Records {
     }
 
     /// What the handshake has agreed on.
-    pub(crate) fn session(&self) -> &Session {
+    pub(crate) fn session(&self) -> &Arc<Session> {
         &self.session
     }
 
@@ -255,7 +262,7 @@ impl Records {
         self.plain.drain(..self.plain_read);
         self.unsent.drain(..self.unsent_sent);
         Some(TlsNote {
-            session: self.session,
+            session: Arc::unwrap_or_clone(self.session),
             read: self.read.into_note(self.suite),
             write: self.write.into_note(self.suite),
             owes_update: self.owes_update,
@@ -308,6 +315,20 @@ impl Records {
         records.handshake = handshake;
         records.owes_update = note.owes_update;
         Ok(records)
+    }
+
+    /// The bytes of memory that it holds, itself included.
+    #[cfg(test)]
+    pub(super) fn footprint(&self) -> usize {
+        let keys = [&self.read.keys, &self.write.keys].into_iter().flatten().count() * size_of::<Keys>();
+        let texts = [&self.session.server_name, &self.session.client];
+        let texts: usize = texts.into_iter().flatten().map(|text| text.len()).sum();
+        size_of::<Self>()
+            + keys
+            + texts
+            + self.raw.capacity()
+            + self.plain.capacity()
+            + self.unsent.capacity()
     }
 
     // --- Reading ------------------------------------------------------------------------------

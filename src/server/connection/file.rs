@@ -128,9 +128,9 @@ impl Connection {
         self.machine().exchange()?.file.clone()
     }
 
-    /// True if its bytes are the socket's: what HTTP/2 writes stands in frames.
+    /// True if the kernel can send its bytes: it makes no frames of HTTP/2, and seals no records.
     fn sends_files(&self) -> bool {
-        !self.is_stream()
+        !self.is_stream() && self.session().is_none()
     }
 
     /// Has the request in flight carry the file that its answer is made of; with the request it is let go of.
@@ -270,7 +270,7 @@ async fn read(file: File, part: Range<u64>) -> io::Result<Bytes> {
     }
 }
 
-/// A part of a file, read in chunks on a thread that may wait for them.
+/// A part of a file, read in chunks: here if one is in the page cache, else on a thread that may wait for it.
 struct Chunks {
     file: Arc<File>,
     left: Range<u64>,
@@ -295,14 +295,30 @@ impl http_body::Body for Chunks {
         if this.left.is_empty() {
             return Poll::Ready(None);
         }
-        let reading = this.reading.get_or_insert_with(|| {
-            let (file, at) = (Arc::clone(&this.file), this.left.start);
-            let chunk = vec![0; length(&this.left).min(CHUNK)];
-            spawn_blocking(move || read_at(&file, at, chunk))
-        });
-        let read = ready!(Pin::new(reading).poll(cx));
-        this.reading = None;
-        let bytes = read.map_err(io::Error::other)??;
+        let bytes = match &mut this.reading {
+            Some(reading) => {
+                let read = ready!(Pin::new(reading).poll(cx));
+                this.reading = None;
+                read.map_err(io::Error::other)??
+            }
+            None => {
+                let at = this.left.start;
+                let mut chunk = zeros(length(&this.left).min(CHUNK));
+                match read_cached(&this.file, &mut chunk, at) {
+                    // The rest of it comes next, whether it is there or not.
+                    Ok(n) if n > 0 => {
+                        chunk.truncate(n);
+                        chunk.into()
+                    }
+                    Ok(_) | Err(Errno::AGAIN | Errno::OPNOTSUPP) => {
+                        let file = Arc::clone(&this.file);
+                        this.reading = Some(spawn_blocking(move || read_at(&file, at, chunk)));
+                        return Pin::new(this).poll_frame(cx);
+                    }
+                    Err(error) => return Poll::Ready(Some(Err(error.into()))),
+                }
+            }
+        };
         this.left.start += bytes.len() as u64;
         Poll::Ready(Some(Ok(Frame::data(bytes))))
     }

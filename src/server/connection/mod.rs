@@ -9,6 +9,7 @@ mod body;
 mod commands;
 mod file;
 mod frames;
+mod handshake;
 pub(super) mod http1;
 mod http2;
 mod machine;
@@ -55,6 +56,7 @@ use super::route::RouteId;
 use super::totals::{self, Outcome, Refused};
 use crate::handover::NotCarried;
 use crate::handover::parcel::{ConnectionNote, Flow, Parcel, TunnelNote};
+use crate::tls::{Session, TlsNote};
 
 /// The most bytes of interim answers that wait for a client; what comes beyond is not sent.
 const INTERIM: usize = 64 << 10;
@@ -89,6 +91,8 @@ pub(crate) struct Connection {
     unread: Mutex<Unread>,
     /// Its part in HTTP/2, if it has one. In a box, for an idle connection has none.
     http2: OnceLock<Box<Http2>>,
+    /// What its handshake has agreed on; empty without TLS, and before that.
+    session: OnceLock<Arc<Session>>,
 }
 
 /// A connection's place in the registry.
@@ -159,6 +163,7 @@ impl Connection {
             route: AtomicU32::new(RouteId::NONE.bits()),
             unread: Mutex::default(),
             http2: OnceLock::new(),
+            session: OnceLock::new(),
         }
     }
 
@@ -207,6 +212,23 @@ impl Connection {
         let tunnel = Self::new(slot, note.peer.into(), false, registry, departures, machine, 0);
         tunnel.set_route(route);
         Ok(tunnel)
+    }
+
+    /// It begins with a handshake.
+    pub(super) fn handshake_begins(&self) {
+        self.on(Event::Handshake);
+    }
+
+    /// Its TLS is agreed on.
+    pub(super) fn secured(&self, session: &Arc<Session>) {
+        // A connection has one handshake.
+        let _ = self.session.set(Arc::clone(session));
+        self.on(Event::Secured);
+    }
+
+    /// What its handshake has agreed on; none without TLS, and before that.
+    pub(crate) fn session(&self) -> Option<&Arc<Session>> {
+        self.session.get()
     }
 
     /// Its place in the registry.
@@ -285,7 +307,8 @@ impl Connection {
         let machine = self.machine();
         match *machine {
             _ if self.commands.strongest() >= Command::Drop => None,
-            Machine::Parked { since }
+            Machine::Handshaking { since }
+            | Machine::Parked { since }
             | Machine::Reading { since }
             | Machine::Discarding { since, .. }
             | Machine::Closing { since } => Some(since),
@@ -534,6 +557,8 @@ impl Connection {
             _ if self.commands.strongest() >= Command::TimeOut => None,
             (State::Reading | State::Http2, Command::TimeOut) => Some(Refused::HeaderTimeout),
             (State::Http2, Command::Drop) if self.progress.is_blocked() => Some(Refused::SlowReader),
+            // Counted as a handshake that failed.
+            (State::Handshaking, _) => None,
             (State::Answering | State::Flushing, _) if self.progress.is_blocked() => {
                 Some(Refused::SlowReader)
             }
@@ -586,7 +611,7 @@ impl Connection {
     }
 
     /// All that the successor must know of it between two requests.
-    pub(super) fn note(&self, read_ahead: Bytes) -> ConnectionNote {
+    pub(super) fn note(&self, read_ahead: Bytes, tls: Option<TlsNote>) -> ConnectionNote {
         let idle = match *self.machine() {
             Machine::Parked { since } | Machine::Reading { since } => {
                 self.registry.clock().now().since(since)
@@ -594,11 +619,11 @@ impl Connection {
             _ => Duration::ZERO,
         };
         let idle_ms = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
-        ConnectionNote { peer: self.peer.address(), answered: self.answered(), idle_ms, read_ahead }
+        ConnectionNote { peer: self.peer.address(), answered: self.answered(), idle_ms, read_ahead, tls }
     }
 
     /// All that the successor must know of it as a tunnel. None if it has no request.
-    pub(super) fn tunnel_note(&self, up: Flow, down: Flow) -> Option<TunnelNote> {
+    pub(super) fn tunnel_note(&self, up: Flow, down: Flow, tls: Option<TlsNote>) -> Option<TunnelNote> {
         let machine = self.machine();
         let exchange = machine.exchange()?;
         Some(TunnelNote {
@@ -610,6 +635,7 @@ impl Connection {
             down,
             id: exchange.id.to_string(),
             route: self.registry.totals().routes().name(self.route()).to_owned(),
+            tls,
         })
     }
 }
@@ -631,6 +657,11 @@ impl InFlight {
     #[must_use]
     pub fn is_trusted(&self) -> bool {
         self.0.trusted
+    }
+
+    /// What the handshake of its connection has agreed on; none without TLS.
+    pub(crate) fn tls(&self) -> Option<&Session> {
+        self.0.session().map(|session| &**session)
     }
 
     /// The request's id; another one at each call for a request that nobody sent.

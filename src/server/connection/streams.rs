@@ -69,6 +69,9 @@ impl Connection {
         let stream = Self::new(slot, self.peer, self.trusted, Arc::clone(&self.registry), None, machine, 0);
         let place = Stream { connection: Arc::clone(self), unwritten: AtomicU64::new(0) };
         let _ = stream.http2.set(Box::new(Http2::Stream(place)));
+        if let Some(session) = self.session() {
+            let _ = stream.session.set(Arc::clone(session));
+        }
         let stream = Arc::new(stream);
         let mut number = 0;
         if let Some(Http2::Connection(streams)) = self.http2() {

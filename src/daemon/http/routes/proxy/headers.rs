@@ -324,7 +324,9 @@ fn add_origin(headers: &mut HeaderMap, client: &InFlight) {
         }
         forwarded.push(b'"');
     }
-    forwarded.extend(b";proto=http");
+    let scheme = if client.tls().is_some() { "https" } else { "http" };
+    forwarded.extend(b";proto=");
+    forwarded.extend(scheme.as_bytes());
     let forwarded = Bytes::from(forwarded);
 
     if client.peer() != Peer::Unix {
@@ -338,7 +340,7 @@ fn add_origin(headers: &mut HeaderMap, client: &InFlight) {
         headers.insert(X_FORWARDED_HOST, host);
     }
     if !is_said(headers, X_FORWARDED_PROTO) {
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     }
     append(headers, FORWARDED, HeaderValue::from_maybe_shared(forwarded));
 }
