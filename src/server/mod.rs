@@ -122,6 +122,8 @@ impl Server {
             handler: Box::new(handler),
             body_limit: limits.body_limit,
             requests_per_connection: limits.requests_per_connection,
+            header_limit: limits.header_limit,
+            h2c: AtomicBool::new(false),
             last_answers: AtomicBool::new(false),
             hsts: OnceLock::new(),
         };
@@ -144,6 +146,12 @@ impl Server {
             // It is made once.
             let _ = self.http1s.serving().hsts.set(hsts);
         }
+        self
+    }
+
+    /// The same, for clients that may speak HTTP/2 without having asked if it is spoken.
+    pub(crate) fn speaking_h2c(self, h2c: bool) -> Self {
+        self.http1s.serving().h2c.store(h2c, Relaxed);
         self
     }
 

@@ -24,6 +24,8 @@ mod handshake;
 mod keys;
 mod note;
 mod records;
+#[cfg(any(test, fuzzing))]
+mod script;
 mod session;
 mod stream;
 mod tickets;
