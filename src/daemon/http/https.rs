@@ -301,7 +301,6 @@ impl Tls {
     }
 
     /// The certificates, for those who show them.
-    #[expect(dead_code, reason = "for the metrics and the status")]
     pub(crate) fn certificates(&self) -> &Arc<Certificates> {
         &self.certificates
     }

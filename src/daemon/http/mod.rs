@@ -138,6 +138,8 @@ impl Http {
         let routes = match https.zip(resumption.as_ref()) {
             None => routes,
             Some(((https, tls), resumption)) => {
+                let handshakes = &daemon.observer.registry.totals().handshakes;
+                handshakes.follow(Arc::clone(tls.certificates()));
                 let acceptor = tls.acceptor(resumption);
                 let over_tls = listener::bind_all(&https.listen, inherited)?;
                 let port = over_tls.iter().find_map(|listener| match listener.address() {
