@@ -463,9 +463,9 @@ fn check_order(chain: &[&X509], check: &mut Check) {
 
 /// True if a certificate can be that of another's issuer, by their names and keys' identifiers (RFC 5280, sections 4.1.2.4
 /// and 4.2.1.1).
-fn is_issuer(issuer: &X509, issued: &X509) -> bool {
-    let wanted = extension::<AuthorityKeyIdentifier>(issued).and_then(|wanted| wanted.key_identifier);
+fn is_issuer(issuer: &X509, child: &X509) -> bool {
+    let wanted = extension::<AuthorityKeyIdentifier>(child).and_then(|wanted| wanted.key_identifier);
     let found = extension::<SubjectKeyIdentifier>(issuer).map(|found| found.0);
-    issuer.tbs_certificate().subject() == issued.tbs_certificate().issuer()
+    issuer.tbs_certificate().subject() == child.tbs_certificate().issuer()
         && (wanted.is_none() || found.is_none() || wanted == found)
 }

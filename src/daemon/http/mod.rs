@@ -134,6 +134,7 @@ impl Http {
         inherited: &mut Inherited,
     ) -> Result<Self, BindError> {
         let mut listeners = listener::bind_all(&config.listen, inherited)?;
+        let hsts = https.as_ref().and_then(|(https, _)| https.hsts.clone());
         let resumption = https.as_ref().map(|(_, tls)| tls.resumption());
         let routes = match https.zip(resumption.as_ref()) {
             None => routes,
@@ -157,6 +158,7 @@ impl Http {
             .on(io)
             .speaking_h2c(config.h2c)
             .trusting(config.trusted_proxies.clone())
+            .with_hsts(hsts)
             .with_departures(Departures::new(Arc::clone(&daemon.handover)));
         Ok(Self { server, resumption, daemon: daemon.clone(), linger })
     }
