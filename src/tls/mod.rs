@@ -33,6 +33,8 @@ mod tests;
 pub(crate) use handshake::{Acceptor, Failed, Handshake, Reason};
 pub(crate) use note::{NoteError, TlsNote};
 pub(crate) use records::Records;
+#[cfg(fuzzing)]
+pub(crate) use script::fuzz;
 pub(crate) use session::{Alpn, Session, Version};
 pub(crate) use stream::TlsStream;
 pub(crate) use tickets::{TicketKeys, Tickets};
