@@ -83,7 +83,6 @@ mod rules;
 mod server;
 pub mod status;
 mod systemd;
-#[expect(dead_code, unused_imports, reason = "the server that uses it is yet to come")]
 mod tls;
 
 pub use config::Error as ConfigError;

@@ -16,7 +16,10 @@
 //! ```
 //!
 //! [`session`] is what was agreed on and travels with the connection, [`tickets`] are what a client resumes with.
+//! [`certificates`] has what a server shows, and [`client`] how it judges what clients show.
 
+pub(crate) mod certificates;
+pub(crate) mod client;
 mod handshake;
 mod keys;
 mod note;
@@ -31,10 +34,10 @@ mod tickets;
 mod tests;
 
 pub(crate) use handshake::{Acceptor, Failed, Handshake, Reason};
-pub(crate) use note::{NoteError, TlsNote};
+pub(crate) use note::TlsNote;
 pub(crate) use records::Records;
 #[cfg(fuzzing)]
 pub(crate) use script::fuzz;
-pub(crate) use session::{Alpn, Session, Version};
+pub(crate) use session::{Alpn, Session};
 pub(crate) use stream::TlsStream;
 pub(crate) use tickets::{TicketKeys, Tickets};

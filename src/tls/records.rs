@@ -4,6 +4,7 @@
 //! It is a server's. It sends application data, alerts and KeyUpdates; it takes the same, and refuses whatever else a
 //! client might send, with the alert that rustls would send.
 
+use std::sync::Arc;
 use std::{fmt, io, iter};
 
 use serde::{Deserialize, Serialize};
@@ -177,7 +178,7 @@ fn is_client_hello(plain: &[u8]) -> bool {
 
 /// Both directions, and what is between them and the socket.
 pub(crate) struct Records {
-    session: Session,
+    session: Arc<Session>,
     suite: &'static Suite,
     read: Half,
     write: Half,
@@ -189,6 +190,10 @@ pub(crate) struct Records {
     /// Sealed and not yet sent, from `unsent_sent` on.
     pub(super) unsent: Vec<u8>,
     pub(super) unsent_sent: usize,
+    /// The number of bytes of plaintext in it that are not counted as sent.
+    pub(super) unsent_plain: usize,
+    /// The number of bytes of plaintext that the socket has taken, since somebody asked for it.
+    pub(super) sent_plain: usize,
     handshake: Piece,
     /// True if the client has asked for our KeyUpdate, which has to come before our next data.
     owes_update: bool,
@@ -209,7 +214,7 @@ impl Records {
     ) -> Self {
         debug_assert_eq!(session.suite, suite.id);
         Self {
-            session,
+            session: Arc::new(session),
             suite,
             read: Half::new(read),
             write: Half::new(write),
@@ -218,6 +223,8 @@ impl Records {
             plain_read: 0,
             unsent: Vec::new(),
             unsent_sent: 0,
+            unsent_plain: 0,
+            sent_plain: 0,
             handshake: Piece::default(),
             owes_update: false,
             closed: None,
@@ -227,7 +234,7 @@ impl Records {
     }
 
     /// What the handshake has agreed on.
-    pub(crate) fn session(&self) -> &Session {
+    pub(crate) fn session(&self) -> &Arc<Session> {
         &self.session
     }
 
@@ -282,7 +289,7 @@ impl Records {
         self.plain.drain(..self.plain_read);
         self.unsent.drain(..self.unsent_sent);
         Some(TlsNote {
-            session: self.session,
+            session: Arc::unwrap_or_clone(self.session),
             read: self.read.into_note(self.suite),
             write: self.write.into_note(self.suite),
             owes_update: self.owes_update,

@@ -1,8 +1,10 @@
 //! A socket behind TLS.
 
 use std::cell::Cell;
+use std::fmt;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -33,6 +35,15 @@ pub(crate) struct TlsStream<S> {
     records: Box<Records>,
 }
 
+impl<S: fmt::Debug> fmt::Debug for TlsStream<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsStream")
+            .field("io", &self.io)
+            .field("session", self.session())
+            .finish_non_exhaustive()
+    }
+}
+
 impl<S> TlsStream<S> {
     /// What a handshake over this socket has resulted in, or what another process has left off.
     pub(crate) fn new(io: S, records: Records) -> Self {
@@ -50,7 +61,7 @@ impl<S> TlsStream<S> {
     }
 
     /// What the handshake has agreed on.
-    pub(crate) fn session(&self) -> &Session {
+    pub(crate) fn session(&self) -> &Arc<Session> {
         self.records.session()
     }
 
@@ -67,6 +78,11 @@ impl<S> TlsStream<S> {
     /// True if the socket has not taken all that was sealed.
     pub(crate) fn has_unsent(&self) -> bool {
         self.records.has_unsent()
+    }
+
+    /// The number of bytes of plaintext that the socket has taken since this was last asked.
+    pub(crate) fn take_sent(&mut self) -> usize {
+        std::mem::take(&mut self.records.sent_plain)
     }
 
     /// True if there is something to continue in another process: neither side has closed.
@@ -135,6 +151,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
+            // As much of the plaintext as of the records, so that a slow client is seen to read.
+            let plain = records.unsent_plain * n / left.len();
+            records.unsent_plain -= plain;
+            records.sent_plain += plain;
             records.unsent_sent += n;
         }
         records.unsent.clear();
@@ -151,6 +171,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         ready!(self.poll_send(cx))?;
         self.records.unsent = OUTGOING.take();
         let sealed = seal(&mut self.records);
+        self.records.unsent_plain += sealed.as_ref().copied().unwrap_or(0);
         let sent = self.poll_send(cx);
         let records = &mut *self.records;
         let left = records.unsent[records.unsent_sent..].to_vec();

@@ -15,8 +15,9 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 /// The time for which a key makes tickets. It opens them for as long again.
 const ROTATION: Duration = Duration::from_secs(6 * 60 * 60);
 const ACCEPTED: Duration = Duration::from_secs(12 * 60 * 60);
-/// As many keys as are accepted at a time, and one that was made early.
-const MAX_KEYS: usize = 3;
+/// The most keys that are kept. A rotation leaves two; the others are those of workers that made tickets before they had
+/// their predecessor's keys.
+const MAX_KEYS: usize = 8;
 /// A ticket has a client's certificates in it.
 const MAX_TICKET: usize = 1 << 16;
 
@@ -99,15 +100,22 @@ impl TicketKeys {
 }
 
 impl Tickets {
-    /// With a key of its own.
+    /// Without a key: the first ticket makes one, if none has come from another process by then.
     pub(crate) fn new() -> Self {
-        Self::from_keys(TicketKeys(Vec::new()))
+        Self(RwLock::new(TicketKeys(Vec::new())))
     }
 
-    /// With another process's keys, as far as they are young enough.
-    pub(crate) fn from_keys(mut keys: TicketKeys) -> Self {
-        keys.rotate(now());
-        Self(RwLock::new(keys))
+    /// Takes another process's keys as well, as far as they are young enough, and makes tickets with these from now on.
+    pub(crate) fn inherit(&self, mut inherited: TicketKeys) {
+        let now = now();
+        inherited.0.retain(|key| key.is_younger(ACCEPTED, now));
+        inherited.0.truncate(MAX_KEYS);
+        let mut keys = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let own = std::mem::take(&mut keys.0).into_iter();
+        let own = own.filter(|own| inherited.0.iter().all(|key| key.name != own.name)).collect::<Vec<_>>();
+        keys.0 = inherited.0;
+        keys.0.extend(own);
+        keys.0.truncate(MAX_KEYS);
     }
 
     /// The keys, for another process.

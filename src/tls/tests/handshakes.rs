@@ -170,6 +170,9 @@ async fn a_hello_without_end_is_refused_and_costs_little() {
 async fn each_failure_has_its_reason_and_its_alert() {
     let suite = 0x1302;
     let (ends, answer) = feed(&acceptor(suite), b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    assert_eq!(ends.err().expect("it fails").reason, Reason::PlainHttp);
+    assert_eq!(answer, b"");
+    let (ends, answer) = feed(&acceptor(suite), b"\0\x01\x02\x03 rubbish").await;
     assert_eq!(ends.err().expect("it fails").reason, Reason::NotTls);
     assert_eq!(answer, alert(50));
 
@@ -253,7 +256,11 @@ async fn a_client_resumes_with_the_keys_of_another_process() {
 
         let keys = postcard::to_allocvec(&tickets.keys()).expect("they are written");
         let keys = postcard::from_bytes(&keys).expect("they are read");
-        let (server, _) = with(Tickets::from_keys(keys));
+        let (server, _) = with({
+            let tickets = Tickets::new();
+            tickets.inherit(keys);
+            tickets
+        });
         let (mut again, mut server) = pair_by(server, client.clone()).await;
         assert!(server.session().is_resumed(), "{suite:x}");
         assert_eq!(server.session().server_name(), Some("localhost"), "{suite:x}");
