@@ -38,6 +38,6 @@ pub(crate) use note::TlsNote;
 pub(crate) use records::Records;
 #[cfg(fuzzing)]
 pub(crate) use script::fuzz;
-pub(crate) use session::{Alpn, Session};
+pub(crate) use session::Session;
 pub(crate) use stream::TlsStream;
 pub(crate) use tickets::{TicketKeys, Tickets};

@@ -41,6 +41,8 @@ pub struct Config {
     pub threads: Option<usize>,
     /// The limits of what clients may take.
     pub limits: Limits,
+    /// True if a client may speak HTTP/2 without having asked if it is spoken (RFC 9113, section 3.3); false by default.
+    pub h2c: bool,
     /// The peers whose `X-Forwarded-*` and `Forwarded` are passed on; none by default.
     pub trusted_proxies: Trusted,
     /// Sends requests that come without TLS to the same place with it: 308, for all but what is below
@@ -56,6 +58,7 @@ impl Default for Config {
             listen: vec![Address::Tcp(([127, 0, 0, 1], 8080).into())],
             threads: None,
             limits: Limits::default(),
+            h2c: false,
             trusted_proxies: Trusted::default(),
             redirect_to_https: false,
             routes: Vec::new(),
@@ -150,6 +153,7 @@ impl Http {
         let server = Server::new(listeners, routes, registry, config.limits.clone());
         let server = server
             .on(io)
+            .speaking_h2c(config.h2c)
             .trusting(config.trusted_proxies.clone())
             .with_departures(Departures::new(Arc::clone(&daemon.handover)));
         Ok(Self { server, resumption, daemon: daemon.clone(), linger })
