@@ -138,6 +138,7 @@ fuzz seconds="20":
     }
     run config tests/config/valid tests/config/invalid
     run parcels fuzz/seeds/parcels
+    run records -max_len=1024 fuzz/seeds/records
     run connection -max_len=8192 -dict=fuzz/seeds/http.dict fuzz/seeds/connection
 
 # the binary that the tests use: asking for the tests as well gives the

@@ -29,6 +29,11 @@ pub fn parcels(message: &[u8]) {
     );
 }
 
+/// Feeds a record layer what a client with the right keys, or none, may send.
+pub fn records(script: &[u8]) {
+    crate::tls::fuzz(script);
+}
+
 /// Feeds a connection, and returns all that it answers until it is closed.
 pub async fn connection(bytes: &[u8]) -> Vec<u8> {
     let router =

@@ -27,6 +27,9 @@ use super::stream::with_incoming;
 /// The most that is kept of what a client sends: the largest message that rustls takes, a chain of certificates of
 /// 64 KiB, in records of a sensible size.
 const MAX_INCOMING: usize = 80 << 10;
+/// The most records that one message of a client may span: a chain of 64 KiB in records of the least size that a client can
+/// ask for, 512 bytes (RFC 6066, section 4), and as many again. Each of them costs a look at all.
+const MAX_RECORDS: usize = 256;
 /// The longest body of a record (RFC 5246, section 6.2.3).
 const MAX_BODY: usize = (1 << 14) + 2048;
 
@@ -188,6 +191,7 @@ impl Acceptor {
             began_as: None,
             incoming: Vec::new(),
             shown: 0,
+            records: 0,
             outgoing: Vec::new(),
             sent: 0,
             is_sending: false,
@@ -284,6 +288,8 @@ struct Progress {
     incoming: Vec<u8>,
     /// The part of it that rustls has been shown: whole records, and more than one only while a message spans them.
     shown: usize,
+    /// The number of records in that part.
+    records: usize,
     /// What rustls has to say, from `sent` on.
     outgoing: Vec<u8>,
     sent: usize,
@@ -397,6 +403,9 @@ impl Progress {
         };
         self.incoming.drain(..discard);
         self.shown -= discard;
+        if self.shown == 0 {
+            self.records = 0;
+        }
         Ok(next)
     }
 
@@ -423,12 +432,13 @@ impl Progress {
         loop {
             if let Some(length) = first_record(&self.incoming[self.shown..]) {
                 self.shown += length;
+                self.records += 1;
                 if self.decide()? {
                     return Poll::Ready(Ok(()));
                 }
                 continue;
             }
-            if self.incoming.len() > MAX_INCOMING {
+            if self.incoming.len() > MAX_INCOMING || self.records > MAX_RECORDS {
                 return Poll::Ready(Err(Failed::new(Reason::Protocol, "a message that is too long")));
             }
             let read = with_incoming(|buffer| {

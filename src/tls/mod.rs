@@ -36,6 +36,8 @@ mod tests;
 pub(crate) use handshake::{Acceptor, Failed, Handshake, Reason};
 pub(crate) use note::TlsNote;
 pub(crate) use records::Records;
+#[cfg(fuzzing)]
+pub(crate) use script::fuzz;
 pub(crate) use session::Session;
 pub(crate) use stream::TlsStream;
 pub(crate) use tickets::{TicketKeys, Tickets};

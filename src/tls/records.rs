@@ -347,7 +347,7 @@ impl Records {
     }
 
     /// The bytes of memory that it holds, itself included.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn footprint(&self) -> usize {
         let keys = [&self.read.keys, &self.write.keys].into_iter().flatten().count() * size_of::<Keys>();
         let texts = [&self.session.server_name, &self.session.client];

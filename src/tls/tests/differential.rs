@@ -188,3 +188,14 @@ async fn rustls_and_our_records_agree() {
         rounds < 1000 || [End::Open, End::Closed, End::Refused].iter().all(|end| ends[&(*end, false)] > 10)
     );
 }
+
+#[test]
+fn no_script_makes_a_difference_by_where_it_is_cut() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    for _ in 0..2000 {
+        let script: Vec<u8> = (0..random.usize(..300)).map(|_| random.u8(..)).collect();
+        script::fuzz(&script);
+    }
+}
