@@ -141,6 +141,20 @@ impl Failed {
 pub(crate) struct Acceptor {
     config: Arc<ServerConfig>,
     choice: Option<Choice>,
+    policy: Option<Policy>,
+}
+
+/// The policy by which the clients of some names are judged.
+#[derive(Clone)]
+struct Policy {
+    digest: u64,
+    is_for: Arc<dyn Fn(Option<&str>) -> bool + Send + Sync>,
+}
+
+impl fmt::Debug for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Policy").field("digest", &self.digest).finish_non_exhaustive()
+    }
 }
 
 /// Another config, for some of the names that clients ask for.
@@ -159,7 +173,7 @@ impl fmt::Debug for Choice {
 impl Acceptor {
     /// A config with certificates, versions and protocols. What the record layer relies on is set here.
     pub(crate) fn new(config: ServerConfig) -> Self {
-        Self { config: Arc::new(for_records(config)), choice: None }
+        Self { config: Arc::new(for_records(config)), choice: None, policy: None }
     }
 
     /// The same, but with another config for the names that are chosen: it may ask other certificates of clients. It has
@@ -171,6 +185,22 @@ impl Acceptor {
     ) -> Self {
         self.choice = Some(Choice { config: Arc::new(for_records(config)), is_for: Arc::new(is_for) });
         self
+    }
+
+    /// The same, where clients of some names are asked for certificates; the digest is that of all by which these are judged,
+    /// and not 0.
+    pub(crate) fn with_policy(
+        mut self,
+        digest: u64,
+        is_for: impl Fn(Option<&str>) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.policy = Some(Policy { digest, is_for: Arc::new(is_for) });
+        self
+    }
+
+    /// True if the client of a connection that another process has accepted was judged as this one would judge it.
+    pub(crate) fn agrees_with(&self, session: &Session) -> bool {
+        policy_for(self.policy.as_ref(), session.server_name()) == session.policy
     }
 
     /// A handshake with one client.
@@ -187,6 +217,7 @@ impl Acceptor {
             connection,
             heard,
             choice: self.choice.clone(),
+            policy: self.policy.clone(),
             failed,
             began_as: None,
             incoming: Vec::new(),
@@ -197,6 +228,11 @@ impl Acceptor {
             is_sending: false,
         }))
     }
+}
+
+/// The digest of the policy for a name; 0 where nothing is asked of its clients.
+fn policy_for(policy: Option<&Policy>, name: Option<&str>) -> u64 {
+    policy.filter(|policy| (policy.is_for)(name)).map_or(0, |policy| policy.digest)
 }
 
 /// A config with what the record layer relies on.
@@ -282,6 +318,7 @@ struct Progress {
     heard: Arc<Heard>,
     /// The other config, until the client's hello has decided between the two.
     choice: Option<Choice>,
+    policy: Option<Policy>,
     /// The first byte that the client has sent.
     began_as: Option<u8>,
     /// What the client has sent and rustls has not used.
@@ -480,6 +517,7 @@ impl Progress {
         let session = Session {
             suite: suite.id,
             alpn: connection.alpn_protocol().and_then(Alpn::by_name),
+            policy: policy_for(self.policy.as_ref(), server_name.as_deref()),
             server_name,
             client: connection.peer_certificates().and_then(|chain| subject(chain.first()?)),
             resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),

@@ -167,8 +167,14 @@ pub(crate) fn fuzz(mut input: &[u8]) {
             .expect("one of them is its length")
     };
     let records = || {
-        let session =
-            Session { suite: suite.id, alpn: None, server_name: None, client: None, resumed: false };
+        let session = Session {
+            suite: suite.id,
+            alpn: None,
+            server_name: None,
+            client: None,
+            resumed: false,
+            policy: 0,
+        };
         Records::new(session, suite, (material(1), 0), (material(2), 0), Vec::new())
     };
     let mut client = Client::new(suite, material(1), 0);

@@ -60,6 +60,8 @@ pub(crate) struct Session {
     pub(super) server_name: Option<Box<str>>,
     pub(super) client: Option<Box<str>>,
     pub(super) resumed: bool,
+    /// The policy by which the client was judged; 0 where it was asked for nothing.
+    pub(super) policy: u64,
 }
 
 impl Session {
@@ -95,6 +97,11 @@ impl Session {
     /// The subject of the client's certificate, which has been verified; none if it has shown none.
     pub(crate) fn client(&self) -> Option<&str> {
         self.client.as_deref()
+    }
+
+    /// True if the client was asked for a certificate.
+    pub(crate) fn is_judged(&self) -> bool {
+        self.policy != 0
     }
 
     /// True if a ticket stood in for the client's key exchange, or for its certificate.

@@ -292,11 +292,17 @@ impl Tls {
             config
         };
         let others = with_tickets(self.others);
+        // 0 is that of clients who are asked for nothing.
+        let policy = self.policy.first_chunk().map_or(0, |first| u64::from_be_bytes(*first)) | 1;
         match (self.asking.map(with_tickets), self.asked) {
             (None, _) => Acceptor::new(others),
-            (Some(asking), Asked::Everybody) => Acceptor::new(asking),
+            (Some(asking), Asked::Everybody) => Acceptor::new(asking).with_policy(policy, |_| true),
             // A ticket is good for the name that it was given for alone (RFC 6066, section 3), so both may have one store.
-            (Some(asking), asked) => Acceptor::new(others).with_choice(asking, move |name| asked.has(name)),
+            (Some(asking), asked) => {
+                let judged = asked.clone();
+                let acceptor = Acceptor::new(others).with_choice(asking, move |name| asked.has(name));
+                acceptor.with_policy(policy, move |name| judged.has(name))
+            }
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::pin::Pin;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, ready};
 
@@ -275,4 +276,47 @@ async fn a_connection_that_shakes_hands_is_seen_as_such_and_parked_afterwards() 
     }
     assert_eq!(connection.state(), State::Parked);
     assert_eq!(connection.session().expect("TLS").server_name(), Some("localhost"));
+}
+
+/// Otherwise who was asked for nothing, or has shown a certificate that is revoked by now, would go on as if nothing had changed.
+#[tokio::test]
+async fn a_connection_whose_client_would_be_judged_by_another_policy_now_is_closed_and_no_other() {
+    let is_for = |name: Option<&str>| name == Some("localhost");
+    let judging = |digest| acceptor().with_policy(digest, is_for);
+    let of_another_name = || acceptor().with_policy(7, |name| name == Some("elsewhere"));
+    for (before, now, goes_on) in [
+        (judging(7), Some(judging(7)), true),
+        (judging(7), Some(judging(8)), false),
+        (judging(7), Some(of_another_name()), false),
+        (judging(7), Some(acceptor()), false),
+        (judging(7), None, false),
+        (acceptor(), Some(judging(7)), false),
+        (of_another_name(), Some(acceptor()), true),
+        (acceptor(), None, true),
+    ] {
+        let (here, mut there) = (Side::new(), Side::new());
+        there.server = there.server.over(now);
+        let (mut client, theirs) = Client::new(&rustls::version::TLS13);
+        here.server.serve_one_over(theirs, &before);
+        client.shake_hands().await;
+        client.send(REQUEST).await;
+        answer(&mut client).await;
+        here.give_away();
+        here.departures.pass_on().await;
+        let mailbox = here.handover.mailbox().expect("it was made with one");
+        there.server.take_over(mailbox, drop).expect("the mailbox works");
+        if goes_on {
+            client.send(REQUEST).await;
+            assert!(answer(&mut client).await.contains("GET /"));
+        } else {
+            // Also what was sent meanwhile gets no answer.
+            client.send(REQUEST).await;
+            assert_eq!(client.read(&mut [0]).await.expect("a goodbye"), 0);
+        }
+        let counts = (
+            there.registry.totals().taken_over.counts()[0],
+            there.registry.totals().not_understood.load(Relaxed),
+        );
+        assert_eq!(counts, if goes_on { (1, 0) } else { (0, 1) });
+    }
 }

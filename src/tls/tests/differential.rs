@@ -131,7 +131,8 @@ async fn rustls_and_our_records_agree() {
         let their_alert = alert(suite, &write, &mut taken(&mut oracle));
 
         let (ours_io, mut far) = tokio::io::duplex(1 << 20);
-        let session = Session { suite: *id, alpn: None, server_name: None, client: None, resumed: false };
+        let session =
+            Session { suite: *id, alpn: None, server_name: None, client: None, resumed: false, policy: 0 };
         let records = Records::new(session, suite, material(&read), material(&write), Vec::new());
         let mut ours = TlsStream::new(ours_io, records);
         let (mut got, mut end, mut refusal) = (Vec::new(), End::Open, String::new());
