@@ -24,6 +24,7 @@ mod handshake;
 mod keys;
 mod note;
 mod records;
+mod resting;
 #[cfg(any(test, fuzzing))]
 mod script;
 mod session;
