@@ -36,6 +36,6 @@ mod tests;
 pub(crate) use handshake::{Acceptor, Failed, Handshake, Reason};
 pub(crate) use note::TlsNote;
 pub(crate) use records::Records;
-pub(crate) use session::{Alpn, Session};
+pub(crate) use session::Session;
 pub(crate) use stream::TlsStream;
 pub(crate) use tickets::{TicketKeys, Tickets};

@@ -1,7 +1,7 @@
 //! A connection travels from any state, and goes on as if it had not.
 
 use super::*;
-use crate::tls::NoteError;
+use crate::tls::note::NoteError;
 
 #[tokio::test]
 async fn a_request_cut_anywhere_survives_a_carry_at_the_cut() {

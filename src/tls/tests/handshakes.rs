@@ -3,7 +3,8 @@
 use rustls::server::WebPkiClientVerifier;
 
 use super::*;
-use crate::tls::{Alpn, Handshake, Reason, Tickets};
+use crate::tls::session::Alpn;
+use crate::tls::{Handshake, Reason, Tickets};
 
 /// Gives the server these bytes and the end, and returns how the handshake ends, and what the client is sent.
 async fn feed(acceptor: &Acceptor, bytes: &[u8]) -> (Result<Server, Failed>, Vec<u8>) {
