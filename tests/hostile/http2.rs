@@ -14,8 +14,8 @@ use crate::wire::connect;
 /// The number of such clients at a time.
 const CLIENTS: usize = 20;
 
-/// The memory that one of them may have the daemon hold, in bytes: 128 streams with two pieces of an answer each.
-const EACH: u64 = 6 << 20;
+/// The memory that one of them may have the daemon hold, in bytes: 128 streams with 64 KiB of an answer each.
+const EACH: u64 = 8 << 20;
 
 /// All limits are of one second; the sweep is not far behind, on a machine that is not too busy.
 const SOON: Duration = Duration::from_secs(30);
