@@ -128,9 +128,33 @@ impl User {
 
 #[cfg(test)]
 mod tests {
-    //! A unit's name.
+    //! A unit's name, and its user.
+
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    #[test]
+    fn a_file_may_be_read_by_a_user_who_may_also_enter_its_folder() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("not shown here: only root can try what another user may");
+            return;
+        }
+        let nobody = User { name: "nobody".into(), group: "65534".into(), groups: "65534".into() };
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("key");
+        std::fs::write(&file, "").expect("it is written");
+        let change = |path: &Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("it is root's");
+        };
+        for (of_folder, of_file, may_read) in
+            [(0o755, 0o644, true), (0o755, 0o640, false), (0o700, 0o644, false)]
+        {
+            change(folder.path(), of_folder);
+            change(&file, of_file);
+            assert_eq!(nobody.may_read(&file), may_read, "{of_folder:o} {of_file:o}");
+        }
+    }
 
     #[test]
     fn a_unit_is_shown_as_a_shell_takes_it() {

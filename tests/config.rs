@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use proptest::prelude::*;
+use steadfast::config::{CertificateFiles, ClientAuth, Https};
 use steadfast::{Config, ConfigError};
 
 fn files(folder: &str) -> Vec<PathBuf> {
@@ -197,8 +198,19 @@ fn every_default_in_the_example_is_the_default() {
     let mut config =
         Config::parse(&example_in_full(), "config.toml.example").unwrap_or_else(|error| panic!("{error}"));
     let routes = std::mem::take(&mut config.http.routes);
+    let https = config.https.take().expect("the section");
     assert_eq!(config, Config::default());
     assert_eq!(routes.len(), 5);
+
+    // In `[https]`, but for what is an example there.
+    let mut default =
+        Https::new(vec![CertificateFiles::new("/etc/ssl/example.org.pem", "/etc/ssl/example.org.key")]);
+    assert_eq!(https.client_auth.unwrap_or_default(), ClientAuth::default());
+    (default.client_ca, default.client_auth) = (https.client_ca.clone(), https.client_auth);
+    (default.client_crl, default.client_hosts) = (https.client_crl.clone(), https.client_hosts.clone());
+    default.client_subject_header = https.client_subject_header.clone();
+    default.hsts = https.hsts.clone();
+    assert_eq!(https, default);
 
     // The defaults of a route are those of its short form.
     let short = "
@@ -216,10 +228,14 @@ fn every_default_in_the_example_is_the_default() {
 #[test]
 fn the_example_has_every_key() {
     let full = example_in_full();
-    let has = |key: &str| full.lines().any(|line| line.trim_start().starts_with(&format!("{key} = ")));
+    let has = |key: &str| {
+        let key = format!("{key} = ");
+        // Those of a certificate stand within a line.
+        full.lines().any(|line| line.trim_start().starts_with(&key) || line.contains(&format!(" {key}\"/")))
+    };
     // The mistakes know all keys: an unknown one in a section is answered with those there are.
     let sections = "
-        [http]\nx = 1\n[[route]]\npath = '/'\nstatus = true\nx = 1\n[admin]\nx = 1\n[shutdown]\nx = 1
+        [http]\nx = 1\n[https]\nx = 1\ncertificates = [{ chain = '/c', key = '/k', x = 1 }]\n[[route]]\npath = '/'\nstatus = true\nx = 1\n[admin]\nx = 1\n[shutdown]\nx = 1
         [handover]\nx = 1\n[supervision]\nx = 1\n[log]\nx = 1\n[[route]]\npath = '/f'\nfiles = { root = '/', x = 1 }
         [[route]]\npath = '/p'\nproxy = { to = 'unix:/x', x = 1 }\n";
     let error = Config::parse(sections, "").expect_err("x is unknown everywhere").to_string();
@@ -228,7 +244,7 @@ fn the_example_has_every_key() {
     let short = ["files", "proxy"]; // written as `[route.files]` there
     let missing: Vec<_> = keys.iter().filter(|key| !has(key) && !short.contains(key)).collect();
     assert!(missing.is_empty(), "{missing:?}");
-    assert_eq!(keys.len(), 50);
+    assert_eq!(keys.len(), 64);
 }
 
 // ---- files that cannot be read ---------------------------------------------------------------------------------

@@ -43,9 +43,10 @@ use std::convert::Infallible;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use axum::http::HeaderValue;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use hyper::server::conn::http1;
@@ -124,6 +125,7 @@ impl Server {
             header_limit: limits.header_limit,
             h2c: AtomicBool::new(false),
             last_answers: AtomicBool::new(false),
+            hsts: OnceLock::new(),
         };
         Self {
             listeners: Arc::new(Mutex::new(listeners.into_iter().map(Arc::new).collect())),
@@ -136,6 +138,15 @@ impl Server {
             trusted: Arc::default(),
             departures: None,
         }
+    }
+
+    /// The same, with this `Strict-Transport-Security` in each answer over TLS, if any.
+    pub(crate) fn with_hsts(self, hsts: Option<HeaderValue>) -> Self {
+        if let Some(hsts) = hsts {
+            // It is made once.
+            let _ = self.http1s.serving().hsts.set(hsts);
+        }
+        self
     }
 
     /// The same, for clients that may speak HTTP/2 without having asked if it is spoken.

@@ -147,3 +147,47 @@ pub(super) fn name(name: &Name) -> String {
     }
     ascii
 }
+
+#[cfg(test)]
+mod tests {
+    //! Subjects.
+
+    use rcgen::{CertificateParams, DnType, DnValue, KeyPair};
+
+    use super::*;
+
+    fn subject_of(names: &[(DnType, &str)]) -> Option<Box<str>> {
+        let mut parameters = CertificateParams::default();
+        parameters.distinguished_name = rcgen::DistinguishedName::new();
+        for (name, value) in names {
+            parameters.distinguished_name.push(name.clone(), DnValue::Utf8String((*value).to_owned()));
+        }
+        let key = KeyPair::generate().expect("a key");
+        subject(parameters.self_signed(&key).expect("it signs itself").der())
+    }
+
+    #[test]
+    fn a_subject_is_written_as_rfc_4514_does_in_ascii_alone() {
+        let alice =
+            [(DnType::CountryName, "SE"), (DnType::OrganizationName, "A, B"), (DnType::CommonName, "alice")];
+        assert_eq!(subject_of(&alice).as_deref(), Some("CN=alice,O=A\\, B,C=SE"));
+        for (name, written) in [
+            ("Bj\u{f6}rn", "CN=Bj\\C3\\B6rn"),
+            (" #+\"<>;\\ ", "CN=\\ #\\+\\\"\\<\\>\\;\\\\\\ "),
+            ("#", "CN=\\#"),
+            ("a\r\nX-Admin: yes\u{7f}\0", "CN=a\\0d\\0aX-Admin: yes\\7f\\00"),
+        ] {
+            let found = subject_of(&[(DnType::CommonName, name)]).expect("a subject");
+            assert_eq!(&*found, written);
+            assert!(found.bytes().all(|byte| matches!(byte, b' '..=b'~')), "{found}");
+        }
+    }
+
+    #[test]
+    fn a_subject_that_is_none_or_too_long_is_not_passed_on() {
+        assert_eq!(subject_of(&[]), None);
+        assert!(subject_of(&[(DnType::CommonName, &"a".repeat(1021))]).is_some());
+        assert_eq!(subject_of(&[(DnType::CommonName, &"a".repeat(1022))]), None);
+        assert_eq!(subject(&CertificateDer::from(vec![0x30, 0])), None);
+    }
+}

@@ -1,7 +1,5 @@
 //! What a handshake has agreed on, and the connection keeps to its end.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 
 use super::keys::Suite;
@@ -15,12 +13,13 @@ pub(crate) enum Version {
     Tls13,
 }
 
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Version {
+    /// Its name, as OpenSSL has it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
             Self::Tls12 => "TLSv1.2",
             Self::Tls13 => "TLSv1.3",
-        })
+        }
     }
 }
 
@@ -34,6 +33,14 @@ pub(crate) enum Alpn {
 }
 
 impl Alpn {
+    /// Its name (RFC 7301, section 6).
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Http1 => "http/1.1",
+            Self::Http2 => "h2",
+        }
+    }
+
     /// The protocol of this name, if it is one that is spoken here.
     pub(super) fn by_name(name: &[u8]) -> Option<Self> {
         match name {

@@ -8,9 +8,11 @@ use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
+use rustls::{
+    CipherSuite, ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion,
+};
 use steadfast_harness::certificates::{Certificate, is_ca};
-use steadfast_harness::{Daemon, Upstream};
+use steadfast_harness::{Daemon, Signal, Upstream, wait_until};
 use tempfile::TempDir;
 
 use crate::process::{BINARY, serving};
@@ -20,7 +22,7 @@ static CA: LazyLock<Certificate> = LazyLock::new(|| Certificate::of_itself("CA",
 /// A daemon with `[https]`, and the folder of its certificates.
 struct Site {
     daemon: Daemon,
-    _files: TempDir,
+    files: TempDir,
 }
 
 impl Site {
@@ -58,7 +60,15 @@ impl Site {
         );
         let daemon = Daemon::spawn(BINARY, &config.replace("~/", &format!("{}/", folder.path().display())));
         serving(&daemon);
-        Self { daemon, _files: folder }
+        Self { daemon, files: folder }
+    }
+
+    /// Puts other files in the place of the first certificate's, and asks for a reload.
+    fn renew(&self, chain: &Certificate, key: &Certificate) {
+        let write = |name, text| std::fs::write(self.files.path().join(name), text).expect("it is written");
+        write("0.pem", chain.pem() + &CA.pem());
+        write("0.key", key.key());
+        self.daemon.signal(Signal::HUP);
     }
 
     /// The addresses without TLS, and with it.
@@ -68,6 +78,8 @@ impl Site {
             .iter()
             .filter(|listening| listening.child == "http")
             .map(|listening| listening.address.parse().expect("a TCP address"))
+            // A later worker says the same again.
+            .take(2)
             .collect();
         of_http.try_into().expect("two of them")
     }
@@ -96,11 +108,13 @@ struct Asked<'a> {
     versions: &'a [&'static SupportedProtocolVersion],
     protocols: &'a [&'a str],
     certificate: Option<&'a Certificate>,
+    /// It knows no other signatures than RSA's.
+    is_of_rsa: bool,
 }
 
 impl<'a> Asked<'a> {
     fn of(name: &'a str) -> Self {
-        Self { name, versions: BOTH, protocols: &[], certificate: None }
+        Self { name, versions: BOTH, protocols: &[], certificate: None, is_of_rsa: false }
     }
 
     fn by(self, certificate: &'a Certificate) -> Self {
@@ -111,7 +125,13 @@ impl<'a> Asked<'a> {
     fn client(&self, address: SocketAddr) -> io::Result<Secured> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from(CA.der())).expect("a root");
-        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        let mut provider = aws_lc_rs::default_provider();
+        if self.is_of_rsa {
+            provider
+                .cipher_suites
+                .retain(|suite| suite.suite() == CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256);
+        }
+        let config = ClientConfig::builder_with_provider(Arc::new(provider))
             .with_protocol_versions(self.versions)
             .expect("it has suites of both")
             .with_root_certificates(roots);
@@ -175,6 +195,9 @@ fn a_client_is_shown_the_certificate_that_has_the_name_it_asks_for() {
         assert_eq!(shown(&client), certificate.der(), "{name}");
         assert!(exchange(&mut client, &get(name)).expect(name).ends_with("hello"), "{name}");
     }
+    // An old client verifies no other.
+    let old = Asked { versions: &[&TLS12], is_of_rsa: true, ..Asked::of("a.example.org") };
+    assert_eq!(shown(&site.client(&old).expect("it is shown one that it can verify")), rsa.der());
     // A star is one label, and the first certificate is none of this name.
     let error = site.client(&Asked::of("c.b.example.org")).expect_err("it trusts no other name");
     assert!(error.to_string().contains("not valid for name"), "{error}");
@@ -192,6 +215,25 @@ fn the_oldest_version_and_the_protocols_are_those_of_the_config() {
     assert_eq!(site.client(&old).expect("1.2 is").conn.alpn_protocol(), Some(&b"h2"[..]));
     let neither = Asked { protocols: &["ftp"], ..both };
     assert!(site.client(&neither).is_err(), "no protocol in common");
+}
+
+#[test]
+fn a_renewed_certificate_is_shown_after_a_reload_and_a_broken_one_changes_nothing() {
+    let [old, new, broken] = [1, 2, 3].map(|_| CA.issue("example.org", &["example.org"], |_| {}));
+    let site = Site::start(&[&old], "", &[], HELLO);
+    let asked = Asked::of("example.org");
+    let shows =
+        |certificate: &Certificate| shown(&site.client(&asked).expect("it is served")) == certificate.der();
+    assert!(shows(&old));
+    site.renew(&new, &new);
+    wait_until("the new certificate", || shows(&new).then_some(()));
+    site.renew(&broken, &new);
+    site.daemon.wait_for_line("the reason", |line| {
+        line.contains("the key does not match the certificate of") && line.contains("example.org")
+    });
+    assert!(shows(&new));
+    site.renew(&broken, &broken);
+    wait_until("the certificate, mended", || shows(&broken).then_some(()));
 }
 
 // ---- the clients' certificates -----------------------------------------------------------------------------------
@@ -286,6 +328,36 @@ fn a_request_to_a_host_of_other_certificates_than_its_connections_is_misdirected
             assert_eq!(found, expected, "{} {host}", asked.name);
         }
     }
+}
+
+#[test]
+fn the_answer_to_a_request_over_tls_and_no_other_says_that_it_is_to_be_asked_over_tls() {
+    let server = CA.issue("example.org", &["example.org"], |_| {});
+    let upstream = Upstream::start();
+    let proxy = format!("[[route]]\npath = \"/proxied\"\nproxy = \"http://{}\"\n", upstream.address());
+    let site = Site::start(&[&server], "hsts = \"max-age=31536000\"", &[], &format!("{HELLO}{proxy}"));
+    let said = |answer: &str| {
+        let lines = answer.lines().filter_map(|line| line.strip_prefix("strict-transport-security: "));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let ask = |request: &str| {
+        let mut client = site.client(&Asked::of("example.org")).expect("a connection");
+        exchange(&mut client, request).expect("an answer")
+    };
+    let proxied = get("a").replace(" / ", " /proxied ");
+    for request in [&get("a"), &get("a b"), "CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n"] {
+        let answer = ask(request);
+        assert_eq!(said(&answer), ["max-age=31536000"], "{request} {answer}");
+        assert!(said(&site.plain(request)).is_empty(), "{request}");
+    }
+    // In the place of the upstream's own.
+    let answer = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| ask(&proxied));
+        let mut exchange = upstream.next_request();
+        exchange.send("HTTP/1.1 204 No Content\r\nStrict-Transport-Security: max-age=0\r\n\r\n");
+        asked.join().expect("an answer")
+    });
+    assert_eq!(said(&answer), ["max-age=31536000"], "{answer}");
 }
 
 // ---- without TLS -------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ pub struct Config {
     /// The field in which handlers and upstreams get the subject of the client's certificate (RFC 4514); none by default.
     /// If it is given, nobody else's field of that name reaches them, on whatever listener it comes.
     pub client_subject_header: Option<HeaderName>,
-    /// The `Strict-Transport-Security` of every answer over TLS; none by default.
+    /// The `Strict-Transport-Security` of the answer to every request over TLS; none by default.
     pub hsts: Option<HeaderValue>,
 }
 
@@ -301,7 +301,6 @@ impl Tls {
     }
 
     /// The certificates, for those who show them.
-    #[expect(dead_code, reason = "for the metrics and the status")]
     pub(crate) fn certificates(&self) -> &Arc<Certificates> {
         &self.certificates
     }

@@ -134,10 +134,13 @@ impl Http {
         inherited: &mut Inherited,
     ) -> Result<Self, BindError> {
         let mut listeners = listener::bind_all(&config.listen, inherited)?;
+        let hsts = https.as_ref().and_then(|(https, _)| https.hsts.clone());
         let resumption = https.as_ref().map(|(_, tls)| tls.resumption());
         let routes = match https.zip(resumption.as_ref()) {
             None => routes,
             Some(((https, tls), resumption)) => {
+                let handshakes = &daemon.observer.registry.totals().handshakes;
+                handshakes.follow(Arc::clone(tls.certificates()));
                 let acceptor = tls.acceptor(resumption);
                 let over_tls = listener::bind_all(&https.listen, inherited)?;
                 let port = over_tls.iter().find_map(|listener| match listener.address() {
@@ -155,6 +158,7 @@ impl Http {
             .on(io)
             .speaking_h2c(config.h2c)
             .trusting(config.trusted_proxies.clone())
+            .with_hsts(hsts)
             .with_departures(Departures::new(Arc::clone(&daemon.handover)));
         Ok(Self { server, resumption, daemon: daemon.clone(), linger })
     }

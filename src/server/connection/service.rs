@@ -5,8 +5,8 @@ use std::future::{Future, Ready, ready};
 use std::net::Ipv6Addr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
@@ -37,6 +37,8 @@ pub(in crate::server) struct Serving {
     pub(in crate::server) h2c: AtomicBool,
     /// Every answer from now on is its connection's last.
     pub(in crate::server) last_answers: AtomicBool,
+    /// The `Strict-Transport-Security` of each answer over TLS, which hyper's own to bytes that are no request has not.
+    pub(in crate::server) hsts: OnceLock<HeaderValue>,
 }
 
 /// Answers the requests of the connection that hyper works for.
@@ -90,7 +92,7 @@ impl Serving {
             Either::Left(response) if connection.progress.body_left() == 0 => {
                 let response = checked(response.into_inner(), &id, &connection);
                 let last = asks_for_the_end || self.is_last(&response, &connection);
-                Either::Left(ready(Ok(decided(response, &id, last, bodyless, connection))))
+                Either::Left(ready(Ok(self.decided(response, &id, last, bodyless, connection))))
             }
             answering => {
                 let serving = Arc::clone(self);
@@ -101,7 +103,7 @@ impl Serving {
                     let last = asks_for_the_end
                         || serving.is_last(&response, &connection)
                         || connection.is_ended_by_body(response.status()).await;
-                    Ok(decided(response, &id, last, bodyless, connection))
+                    Ok(serving.decided(response, &id, last, bodyless, connection))
                 }))
             }
         }
@@ -149,6 +151,34 @@ impl Serving {
         })
     }
 
+    /// The answer as it is sent, on a connection that closes after its last one.
+    fn decided(
+        &self,
+        mut response: Response<Body>,
+        id: &RequestId,
+        last: bool,
+        bodyless: bool,
+        connection: Arc<Connection>,
+    ) -> Response<AnswerBody> {
+        // hyper lowers it to the request's where that is needed.
+        *response.version_mut() = Version::HTTP_11;
+        let status = response.status();
+        // In the place of a handler's, or an upstream's.
+        response.headers_mut().insert(X_REQUEST_ID, id.value());
+        // RFC 6797, section 7.2: over TLS alone.
+        if let Some(hsts) = self.hsts.get()
+            && connection.session().is_some()
+        {
+            response.headers_mut().insert(header::STRICT_TRANSPORT_SECURITY, hsts.clone());
+        }
+        // A stream's connection goes on, and HTTP/2 has no such field (RFC 9113, section 8.2.2).
+        if last && status != StatusCode::SWITCHING_PROTOCOLS && !connection.is_stream() {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        connection.decided(status, last);
+        AnswerBody::wrap(response, connection, bodyless)
+    }
+
     /// True if an answer is its connection's last. A stream has no other.
     fn is_last(&self, response: &Response<Body>, connection: &Connection) -> bool {
         connection.is_stream()
@@ -184,27 +214,6 @@ fn checked(response: Response<Body>, id: &RequestId, connection: &Connection) ->
         return failed();
     }
     response
-}
-
-/// The answer as it is sent, on a connection that closes after its last one.
-fn decided(
-    mut response: Response<Body>,
-    id: &RequestId,
-    last: bool,
-    bodyless: bool,
-    connection: Arc<Connection>,
-) -> Response<AnswerBody> {
-    // hyper lowers it to the request's where that is needed.
-    *response.version_mut() = Version::HTTP_11;
-    let status = response.status();
-    // In the place of a handler's, or an upstream's.
-    response.headers_mut().insert(X_REQUEST_ID, id.value());
-    // A stream's connection goes on, and HTTP/2 has no such field (RFC 9113, section 8.2.2).
-    if last && status != StatusCode::SWITCHING_PROTOCOLS && !connection.is_stream() {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    connection.decided(status, last);
-    AnswerBody::wrap(response, connection, bodyless)
 }
 
 fn too_late() -> Response<Body> {
