@@ -33,6 +33,9 @@ const SMALL: u64 = 8 << 10;
 /// The most bytes of a file that are read at once where the kernel does not say what is in the page cache.
 const CHUNK: usize = 128 << 10;
 
+/// The same of a stream, of which a connection can have many.
+const STREAM_CHUNK: usize = 16 << 10;
+
 /// The most bytes that a placeholder stands for.
 const WINDOW: usize = 1 << 20;
 
@@ -69,14 +72,15 @@ impl InFlight {
         }
         if self.0.state() != State::Answering || !self.0.sends_files() {
             // No connection would put the file in the place of what stands for it.
-            return Ok(Body::new(Chunks::new(file, part)));
+            let chunk = if self.0.is_stream() { STREAM_CHUNK } else { CHUNK };
+            return Ok(Body::new(Chunks::new(file, part, chunk)));
         }
         let first = window(&part);
         let cached = match is_cached(&file, &first) {
             Ok(true) => first.end,
             Ok(false) => first.start,
             // The file system may have no page cache either: `sendfile` would wait for a disk, or for another machine.
-            Err(Errno::OPNOTSUPP) => return Ok(Body::new(Chunks::new(file, part))),
+            Err(Errno::OPNOTSUPP) => return Ok(Body::new(Chunks::new(file, part, CHUNK))),
             Err(error) => return Err(error.into()),
         };
         let file = Arc::new(SentFile { file, next: AtomicU64::new(part.start), end: part.end });
@@ -274,12 +278,14 @@ async fn read(file: File, part: Range<u64>) -> io::Result<Bytes> {
 struct Chunks {
     file: Arc<File>,
     left: Range<u64>,
+    /// The most bytes of one.
+    chunk: usize,
     reading: Option<JoinHandle<io::Result<Bytes>>>,
 }
 
 impl Chunks {
-    fn new(file: File, part: Range<u64>) -> Self {
-        Self { file: Arc::new(file), left: part, reading: None }
+    fn new(file: File, part: Range<u64>, chunk: usize) -> Self {
+        Self { file: Arc::new(file), left: part, chunk, reading: None }
     }
 }
 
@@ -303,7 +309,7 @@ impl http_body::Body for Chunks {
             }
             None => {
                 let at = this.left.start;
-                let mut chunk = zeros(length(&this.left).min(CHUNK));
+                let mut chunk = zeros(length(&this.left).min(this.chunk));
                 match read_cached(&this.file, &mut chunk, at) {
                     // The rest of it comes next, whether it is there or not.
                     Ok(n) if n > 0 => {

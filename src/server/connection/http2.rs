@@ -41,7 +41,7 @@ const STREAMS: u32 = 128;
 const STREAM_WINDOW: u32 = 128 << 10;
 const CONNECTION_WINDOW: u32 = 256 << 10;
 /// The least bytes of a stream's answer that wait to be written before its body is asked for more.
-const UNWRITTEN: usize = 64 << 10;
+const UNWRITTEN: usize = 32 << 10;
 /// The most bytes of an answer that are given to h2 at once.
 const PIECE: usize = 64 << 10;
 /// The most bytes of an answer that is over for hyper before it is written. A longer one ends afterwards: until then its
