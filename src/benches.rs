@@ -141,6 +141,7 @@ pub fn connection_parcel() -> Work {
         answered: 1000,
         idle_ms: 5000,
         read_ahead: b"GET /some/page HTTP/1.1\r\n".as_slice().into(),
+        tls: None,
     };
     travel(Parcel::Connection(descriptor(), note))
 }
@@ -158,6 +159,7 @@ pub fn tunnel_parcel() -> Work {
         down: flow(1000),
         id: "0123456789abcdef0123456789abcdef".into(),
         route: "/chat/*".into(),
+        tls: None,
     };
     travel(Parcel::Tunnel { client: descriptor(), upstream: descriptor(), note })
 }
@@ -176,7 +178,7 @@ fn travel(parcel: Parcel) -> Work {
         let descriptors = match sent {
             Parcel::Connection(socket, _) => vec![socket],
             Parcel::Tunnel { client, upstream, .. } => vec![client, upstream],
-            Parcel::Counts(_) => Vec::new(),
+            Parcel::Counts(_) | Parcel::Tickets(_) => Vec::new(),
         };
         parcel = parcel::read(&message, descriptors).pop().and_then(Result::ok);
     })
