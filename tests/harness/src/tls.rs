@@ -21,7 +21,7 @@ use rustls::{
 use crate::client::Failure;
 
 /// The time that a certificate is valid, from yesterday on.
-const VALID: Duration = Duration::from_secs(30 * 86400);
+const VALID: Duration = Duration::from_secs(90 * 86400);
 
 /// An authority that issues certificates, for the length of a test.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
