@@ -40,23 +40,15 @@ fn start_all(edge: &Edge) -> Vec<Program> {
 /// curl, which reads no lines: it asks ten times a second. The third word is the number of connections that it has opened for
 /// that request.
 fn start_curl(edge: &Edge) -> Option<Program> {
-    let mut curl = Command::new(find(file!(), "curl")?);
-    curl.args([
-        "--no-progress-meter",
-        "--http1.1",
-        "--rate",
-        "10/s",
-        "--max-time",
-        "60",
-        "--output",
-        "/dev/null",
-    ])
-    .args(["--fail-early", "--cacert", &edge.authority()])
-    // To what is not buffered.
-    .args(["--write-out", "%{stderr}%{http_code} %{local_port} %{num_connects}\n", "--stderr", "-"])
-    .arg(format!("https://localhost:{PORT}/[1-1000000]"))
-    .stdin(Stdio::null())
-    .stdout(Stdio::piped());
+    find(file!(), "curl")?;
+    let mut curl = Command::new("sh");
+    // What it says of a transfer goes to standard error, which is not buffered.
+    curl.args(["-c", "exec curl \"$@\" 2>&1", "sh", "--no-progress-meter", "--output", "/dev/null"])
+        .args(["--write-out", "%{stderr}%{http_code} %{local_port} %{num_connects}\n", "--fail-early"])
+        .args(["--http1.1", "--rate", "10/s", "--max-time", "60", "--cacert", &edge.authority()])
+        .arg(format!("https://localhost:{PORT}/[1-1000000]"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
     Some(Program::spawn(edge, "curl", curl))
 }
 
