@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::Request;
+use axum::http::header::HOST;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version};
 use futures_util::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -40,13 +41,32 @@ pub fn routing(path: &str) -> Work {
         let path = if number % 2 == 0 { format!("/some/{number}/page") } else { format!("/some/{number}/*") };
         Route::new(path, Action::Respond(respond::Config::default()))
     };
-    let routes: Vec<_> = (0..MANY).map(route).collect();
-    let routes = Routes::new(&routes, None, None, &TaskTracker::new());
+    answered_by((0..MANY).map(route), path, None)
+}
+
+/// The same of 1,000 hosts, by a host and a path.
+#[must_use]
+pub fn routing_by_host(host: &'static str, path: &str) -> Work {
+    let route = |number| {
+        let mut route = Route::new("/some/*", Action::Respond(respond::Config::default()));
+        let wildcard = if number % 2 == 0 { "" } else { "*." };
+        route.hosts = vec![format!("{wildcard}{number}.example.org")];
+        route
+    };
+    answered_by((0..MANY).map(route), path, Some(HeaderValue::from_static(host)))
+}
+
+/// Asks for a path, of a host if it has one, and takes the fixed answer of one of these routes.
+fn answered_by(routes: impl Iterator<Item = Route>, path: &str, host: Option<HeaderValue>) -> Work {
+    let routes = Routes::new(&routes.collect::<Vec<_>>(), None, None, &TaskTracker::new());
     let in_flight = InFlight::of(client(1));
     let uri: Uri = path.parse().expect("a URI");
     Box::new(move || {
         let mut request = Request::new(Body::empty());
         *request.uri_mut() = uri.clone();
+        if let Some(host) = &host {
+            request.headers_mut().insert(HOST, host.clone());
+        }
         let answer = routes.answer(request, in_flight.clone()).now_or_never();
         assert!(answer.is_some_and(|answer| answer.status() == StatusCode::OK), "the path has a route");
     })

@@ -83,6 +83,7 @@ mod rules;
 mod server;
 pub mod status;
 mod systemd;
+mod tls;
 
 pub use config::Error as ConfigError;
 pub use daemon::child::{BoxError, Child};

@@ -38,6 +38,8 @@ fn repeat(mut work: Work) -> Work {
 #[bench::exact(warm(parts::routing("/some/500/page")))]
 #[bench::below(warm(parts::routing("/some/501/and/below/it")))]
 #[bench::encoded(warm(parts::routing("/some/./%35%300/page")))]
+#[bench::of_a_host(warm(parts::routing_by_host("500.example.org", "/some/page")))]
+#[bench::below_a_host(warm(parts::routing_by_host("Of.Some.501.Example.org:8080", "/some/page")))]
 fn routing(work: Work) -> Work {
     repeat(work)
 }

@@ -41,6 +41,8 @@ const UPSTREAM_IN_FLIGHT: &str = "steadfast_upstream_requests_in_flight";
 const UPSTREAM_IDLE: &str = "steadfast_upstream_connections_idle";
 const HANDED_OVER: &str = "steadfast_handover_handed_over_total";
 const TAKEN_OVER: &str = "steadfast_handover_taken_over_total";
+const HANDED_OVER_TLS: &str = "steadfast_handover_handed_over_tls_total";
+const TAKEN_OVER_TLS: &str = "steadfast_handover_taken_over_tls_total";
 const LINGERED: &str = "steadfast_handover_lingered_total";
 const RELOADS: &str = "steadfast_reloads_total";
 const WORKER_RESTARTS: &str = "steadfast_worker_restarts_total";
@@ -79,7 +81,7 @@ const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'stat
 }
 
 /// All of them, in the order in which they are shown.
-static METRICS: [Metric; 42] = [
+static METRICS: [Metric; 44] = [
     counter(REQUESTS, &[ROUTE, METHOD, CODE], "Requests ended, by route, method and status."),
     Metric {
         name: DURATION,
@@ -121,6 +123,8 @@ static METRICS: [Metric; 42] = [
         &["kind"],
         "Connections and tunnels taken from an earlier process, and those not understood.",
     ),
+    counter(HANDED_OVER_TLS, &[], "Those of them that are over TLS."),
+    counter(TAKEN_OVER_TLS, &[], "Those of them that are over TLS."),
     counter(LINGERED, &["reason"], "Connections that could not be given to the next process."),
     counter(RELOADS, &["outcome"], "Reloads."),
     Metric {
@@ -293,6 +297,8 @@ impl Metrics {
             add(name, &["connection"], connections);
             add(name, &["tunnel"], tunnels);
         }
+        add(HANDED_OVER_TLS, &[], totals.handed_over.over_tls());
+        add(TAKEN_OVER_TLS, &[], totals.taken_over.over_tls());
         add(TAKEN_OVER, &["refused"], totals.not_understood.load(Relaxed));
         for (reason, number) in totals.not_carried.by_reason() {
             add(LINGERED, &[reason.name()], number);

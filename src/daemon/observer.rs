@@ -172,6 +172,8 @@ impl Observer {
                 cut: totals.cut(),
                 handed_over: totals.handed_over.counts(),
                 taken_over: totals.taken_over.counts(),
+                handed_over_tls: totals.handed_over.over_tls(),
+                taken_over_tls: totals.taken_over.over_tls(),
             },
             requests,
             predecessors: self.predecessors(),

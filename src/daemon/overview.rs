@@ -224,17 +224,23 @@ impl fmt::Display for Status {
             write!(f, "; half within {p50}, 90 % within {p90}, 99 % within {p99}")?;
         }
         writeln!(f)?;
-        let Totals { connections, requests: ended, client_gone, broken_off, cut, handed_over, taken_over } =
-            totals;
+        let Totals { connections, requests: ended, client_gone, broken_off, cut, .. } = totals;
         writeln!(
             f,
             "since the start: connections {}, requests {}; {client_gone} given up, {broken_off} broken off, {cut} cut",
             grouped(*connections),
             grouped(*ended),
         )?;
-        for (what, [connections, tunnels]) in [("handed", handed_over), ("taken", taken_over)] {
-            let (connections, tunnels) = (counted(*connections, "connection"), counted(*tunnels, "tunnel"));
-            writeln!(f, "{what} over: {connections}, {tunnels}")?;
+        for (what, [connections, tunnels], over_tls) in [
+            ("handed", totals.handed_over, totals.handed_over_tls),
+            ("taken", totals.taken_over, totals.taken_over_tls),
+        ] {
+            let (connections, tunnels) = (counted(connections, "connection"), counted(tunnels, "tunnel"));
+            write!(f, "{what} over: {connections}, {tunnels}")?;
+            if over_tls > 0 {
+                write!(f, "; {} of these over TLS", grouped(over_tls))?;
+            }
+            writeln!(f)?;
         }
         writeln!(f, "in flight: {}", requests.len())?;
         for InFlightRequest { method, path, peer, age, sent, waiting_for, .. } in

@@ -192,6 +192,7 @@ impl Stop<'_> {
                 message_id = event::HANDED_OVER,
                 connections,
                 tunnels,
+                over_tls = handed_over.over_tls(),
                 "{handed_over} go on in the next worker"
             );
         }
@@ -202,6 +203,7 @@ impl Stop<'_> {
             cut,
             handed_over_connections = connections,
             handed_over_tunnels = tunnels,
+            handed_over_tls = handed_over.over_tls(),
             not_carried = not_carried.total(),
             delay_usec = micros(delayed),
             drain_usec = micros(drained.saturating_sub(delayed)),

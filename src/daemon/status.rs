@@ -151,6 +151,9 @@ pub struct ChildStatus {
 /// Open connections, by what they are doing.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Connections {
+    /// Agreeing on TLS.
+    #[serde(default)]
+    pub handshaking: usize,
     /// Idle.
     pub parked: usize,
     /// Reading the head of a request.
@@ -170,7 +173,7 @@ pub struct Connections {
 impl Connections {
     /// The counts by the states' names.
     #[must_use]
-    pub fn by_state(&self) -> [(State, usize); 7] {
+    pub fn by_state(&self) -> [(State, usize); State::OPEN.len()] {
         State::OPEN.map(|state| (state, *self.clone().count(state)))
     }
 
@@ -182,6 +185,7 @@ impl Connections {
 
     pub(super) fn count(&mut self, state: State) -> &mut usize {
         match state {
+            State::Handshaking => &mut self.handshaking,
             State::Parked => &mut self.parked,
             State::Reading => &mut self.reading,
             State::Answering => &mut self.answering,
@@ -212,6 +216,12 @@ pub struct Totals {
     pub handed_over: [u64; 2],
     /// Connections and tunnels taken from a predecessor.
     pub taken_over: [u64; 2],
+    /// Those of both given over TLS.
+    #[serde(default)]
+    pub handed_over_tls: u64,
+    /// Those of both taken over TLS.
+    #[serde(default)]
+    pub taken_over_tls: u64,
 }
 
 /// A request in flight.
@@ -294,6 +304,8 @@ impl Status {
                 cut: 0,
                 handed_over: [298, 2],
                 taken_over: [30, 1],
+                handed_over_tls: 12,
+                taken_over_tls: 0,
             },
             rates,
             history: History { interval: 2.0, rates: vec![rates; 10] },

@@ -290,6 +290,7 @@ impl Tree {
                     message_id = event::TOOK_OVER,
                     connections,
                     tunnels,
+                    over_tls = taken_over.over_tls(),
                     "{taken_over} of an earlier worker go on"
                 );
             }

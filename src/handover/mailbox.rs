@@ -2,7 +2,8 @@
 //!
 //! Both ends are kept in the service manager's descriptor store, so the queue outlives the process that filled it.
 //! A message carries many parcels: their descriptors as `SCM_RIGHTS`, the bytes that go with them in a sealed memfd
-//! that is the first of those descriptors, so that the queue's own limit in bytes is never what counts.
+//! that is the first of those descriptors, so that the queue's own limit in bytes is never what counts. They are
+//! encrypted (`envelope`), and the key is in the message.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -14,7 +15,9 @@ use rustix::net::{
 };
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
+use zeroize::Zeroizing;
 
+use super::envelope::{Envelope, OVERHEAD};
 use super::parcel::{self, Parcel, Refusal};
 use crate::systemd::memfd::{sealed, unsealed};
 
@@ -22,7 +25,7 @@ use crate::systemd::memfd::{sealed, unsealed};
 const DESCRIPTORS: usize = 253;
 /// The most bytes that a message's memfd may hold.
 const BYTES: usize = 8 << 20;
-/// The beginning of a message; the number of its connections follows, and all else is in its memfd.
+/// The beginning of a message; the number of its connections and the key of its memfd follow.
 const MARK: &[u8] = b"parcels";
 
 /// Both ends of the mailbox.
@@ -74,7 +77,7 @@ impl Mailbox {
     pub(crate) fn put(&self, parcels: &mut Vec<Parcel>) -> io::Result<()> {
         let (mut records, mut too_large) = (Vec::with_capacity(parcels.len()), Vec::new());
         for parcel in parcels.drain(..) {
-            let mut record = Vec::new();
+            let mut record = Zeroizing::new(Vec::new());
             if parcel.write_to(&mut record) {
                 records.push((parcel, record));
             } else {
@@ -99,9 +102,13 @@ impl Mailbox {
         self.entrance.writable().await
     }
 
-    fn put_one(&self, records: &[(Parcel, Vec<u8>)]) -> io::Result<()> {
-        let bytes: Vec<_> = records.iter().map(|(_, record)| record.as_slice()).collect();
-        let memfd = sealed("steadfast-parcels", &bytes.concat())?;
+    fn put_one(&self, records: &[Record]) -> io::Result<()> {
+        let length: usize = records.iter().map(|(_, record)| record.len()).sum();
+        let mut bytes = Vec::with_capacity(length + OVERHEAD);
+        records.iter().for_each(|(_, record)| bytes.extend_from_slice(record));
+        let envelope = Envelope::new()?;
+        envelope.close(&mut bytes)?;
+        let memfd = sealed("steadfast-parcels", &bytes)?;
         let sockets = records.iter().flat_map(|(parcel, _)| parcel.descriptors());
         let descriptors: Vec<_> = std::iter::once(memfd.as_fd()).chain(sockets).collect();
         let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
@@ -111,7 +118,7 @@ impl Mailbox {
         }
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         let connections = records.iter().filter(|(parcel, _)| parcel.descriptors().next().is_some());
-        let mark = mark(connections.count());
+        let mark = mark(connections.count(), &envelope);
         call_when_ready(&self.entrance, Interest::WRITABLE, || {
             Ok(sendmsg(self.entrance(), &[IoSlice::new(&mark)], &mut control, flags)?)
         })?;
@@ -120,12 +127,12 @@ impl Mailbox {
 
     /// Takes one message out; `None` if there is none.
     pub(crate) fn take(&self) -> io::Result<Option<Vec<Result<Parcel, Refusal>>>> {
-        let mut mark = [0; 64];
+        let mut mark = Zeroizing::new([0; 64]);
         let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
         let received = call_when_ready(&self.exit, Interest::READABLE, || {
-            Ok(recvmsg(self.exit(), &mut [IoSliceMut::new(&mut mark)], &mut control, flags)?)
+            Ok(recvmsg(self.exit(), &mut [IoSliceMut::new(&mut mark[..])], &mut control, flags)?)
         });
         let received = match received {
             Ok(received) => received,
@@ -139,9 +146,15 @@ impl Mailbox {
         let mut descriptors = descriptors.by_ref().flatten();
         let memfd = descriptors.next();
         let descriptors: Vec<_> = descriptors.collect();
-        let connections = mark.get(..received.bytes).and_then(marked);
-        let message = match memfd {
-            Some(memfd) if connections.is_some() => unsealed(memfd, BYTES),
+        let (connections, envelope) = mark.get(..received.bytes).map_or((None, None), marked);
+        let message = match (memfd, envelope) {
+            (Some(memfd), Some(envelope)) => {
+                unsealed(memfd, BYTES + OVERHEAD).map(Zeroizing::new).and_then(|mut bytes| {
+                    let opened = envelope.open(&mut bytes)?.len();
+                    bytes.truncate(opened);
+                    Ok(bytes)
+                })
+            }
             _ => Err(io::Error::from(io::ErrorKind::InvalidData)),
         };
         // A message that makes no sense is taken out all the same, or it would block the queue for ever. It costs each
@@ -160,17 +173,24 @@ impl Mailbox {
     }
 }
 
-/// A message's own bytes: the mark, and the number of its connections.
-fn mark(connections: usize) -> Vec<u8> {
+/// A parcel, and its bytes in a message.
+type Record = (Parcel, Zeroizing<Vec<u8>>);
+
+/// A message's own bytes: the mark, the number of its connections, and the key.
+fn mark(connections: usize, envelope: &Envelope) -> Zeroizing<Vec<u8>> {
     // At most as many as descriptors.
     let connections = u16::try_from(connections).unwrap_or(u16::MAX);
-    [MARK, &connections.to_le_bytes()].concat()
+    Zeroizing::new([MARK, &connections.to_le_bytes(), envelope.key()].concat())
 }
 
-/// The number of connections that a message announces; `None` if it does not begin with the mark.
-fn marked(mark: &[u8]) -> Option<usize> {
-    let count = mark.strip_prefix(MARK)?.try_into().ok()?;
-    Some(usize::from(u16::from_le_bytes(count)).min(DESCRIPTORS))
+/// The number of connections that a message announces, and what its bytes can be read with; neither if it does not begin
+/// with the mark. An earlier version's message has no key.
+fn marked(mark: &[u8]) -> (Option<usize>, Option<Envelope>) {
+    let Some((count, key)) = mark.strip_prefix(MARK).and_then(|rest| rest.split_first_chunk()) else {
+        return (None, None);
+    };
+    let connections = usize::from(u16::from_le_bytes(*count)).min(DESCRIPTORS);
+    (Some(connections), key.try_into().ok().map(Envelope::from_key))
 }
 
 /// Makes a system call that may find the socket not ready. A `WouldBlock` is returned from within `try_io`, so that
@@ -189,9 +209,9 @@ fn call_when_ready<T>(
 }
 
 /// The number of records from the first on that fit into one message. Any single record fits.
-fn fitting(records: &[(Parcel, Vec<u8>)]) -> usize {
+fn fitting(records: &[Record]) -> usize {
     let (mut descriptors, mut bytes) = (1, 0);
-    let fits = |(parcel, record): &&(Parcel, Vec<u8>)| {
+    let fits = |(parcel, record): &&Record| {
         descriptors += parcel.descriptors().count();
         bytes += record.len();
         descriptors <= DESCRIPTORS && bytes <= BYTES
@@ -215,7 +235,8 @@ mod tests {
 
     fn parcel(n: u64) -> (Parcel, UnixStream) {
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
-        let note = ConnectionNote { peer: None, answered: n, idle_ms: 0, read_ahead: Bytes::new() };
+        let note =
+            ConnectionNote { peer: None, answered: n, idle_ms: 0, read_ahead: Bytes::new(), tls: None };
         (Parcel::Connection(ours.into(), note), theirs)
     }
 

@@ -4,6 +4,7 @@
 //! puts what it has counted and its idle connections into the mailbox, and the next one takes them out: at once if it runs
 //! already, as a rule, else when it starts. The rest of the program sees `Handover`.
 
+mod envelope;
 pub(crate) mod mailbox;
 pub(crate) mod parcel;
 

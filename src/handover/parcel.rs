@@ -16,10 +16,13 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use bytes::Bytes;
+use postcard::experimental::serialized_size;
 use serde::{Deserialize, Serialize};
 
+use crate::tls::TlsNote;
+
 /// The version of the records that this program writes, and the only one that it reads.
-pub(crate) const VERSION: u8 = 2;
+pub(crate) const VERSION: u8 = 3;
 
 /// The largest body that is written or read: more than any head, or any tunnel's two buffers, can be.
 pub(crate) const MAX_BODY: usize = 1 << 20;
@@ -45,7 +48,7 @@ pub(crate) enum Parcel {
 }
 
 /// All that the successor must know of a connection.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ConnectionNote {
     /// The client's address; none for a unix socket.
     pub peer: Option<SocketAddr>,
@@ -55,10 +58,12 @@ pub(crate) struct ConnectionNote {
     pub idle_ms: u64,
     /// Bytes already read: the beginning of the next request.
     pub read_ahead: Bytes,
+    /// The state of its TLS; none without. It is in one place at a time, so it is moved and never copied.
+    pub tls: Option<TlsNote>,
 }
 
 /// All that the successor must know of a tunnel.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TunnelNote {
     /// The client's address; none for a unix socket.
     pub peer: Option<SocketAddr>,
@@ -76,6 +81,8 @@ pub(crate) struct TunnelNote {
     pub id: String,
     /// The name of its route.
     pub route: String,
+    /// The state of the client's TLS, as a connection has it.
+    pub tls: Option<TlsNote>,
 }
 
 /// One direction of a tunnel.
@@ -110,17 +117,17 @@ pub(crate) struct Count {
 }
 
 /// A record's body. New kinds come last: another program knows the others by their number.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Content {
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Content<C = ConnectionNote, T = TunnelNote, N = CountsNote> {
     /// One descriptor.
-    Connection(ConnectionNote),
+    Connection(C),
     /// Two: the client's and the upstream's.
-    Tunnel(TunnelNote),
+    Tunnel(T),
     /// None.
-    Counts(CountsNote),
+    Counts(N),
 }
 
-impl Content {
+impl<C, T, N> Content<C, T, N> {
     fn descriptors(&self) -> usize {
         match self {
             Self::Connection(_) => 1,
@@ -164,25 +171,35 @@ impl Parcel {
         first.into_iter().chain(second).map(AsFd::as_fd)
     }
 
+    /// True if its client speaks TLS.
+    pub(crate) fn is_over_tls(&self) -> bool {
+        match self {
+            Self::Connection(_, note) => note.tls.is_some(),
+            Self::Tunnel { note, .. } => note.tls.is_some(),
+            Self::Counts(_) => false,
+        }
+    }
+
     /// Adds its record to a message. `false`, with the message as it was, if it is too large to travel.
     #[must_use]
     pub(crate) fn write_to(&self, message: &mut Vec<u8>) -> bool {
         let content = match self {
-            Self::Connection(_, note) => Content::Connection(note.clone()),
-            Self::Tunnel { note, .. } => Content::Tunnel(note.clone()),
-            Self::Counts(note) => Content::Counts(note.clone()),
+            Self::Connection(_, note) => Content::Connection(note),
+            Self::Tunnel { note, .. } => Content::Tunnel(note),
+            Self::Counts(note) => Content::Counts(note),
         };
-        let Ok(body) = postcard::to_allocvec(&content) else {
+        let Ok(length @ ..=MAX_BODY) = serialized_size(&content) else {
             return false;
         };
-        let Some(length) = u32::try_from(body.len()).ok().filter(|_| body.len() <= MAX_BODY) else {
-            return false;
-        };
+        // At its full length from the beginning: no copy of a secret is left behind where it has grown.
+        message.reserve_exact(HEADER + length);
         message.push(VERSION);
         message.push(u8::try_from(content.descriptors()).unwrap_or(u8::MAX));
-        message.extend(length.to_le_bytes());
-        message.extend(body);
-        true
+        // At most `MAX_BODY`.
+        message.extend(u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
+        let before = message.len();
+        message.resize(before + length, 0);
+        postcard::to_slice(&content, &mut message[before..]).is_ok()
     }
 }
 
@@ -260,6 +277,7 @@ mod tests {
             answered: 3,
             idle_ms: 1500,
             read_ahead: Bytes::copy_from_slice(read_ahead),
+            tls: None,
         };
         Parcel::Connection(socket(), note)
     }
@@ -274,6 +292,7 @@ mod tests {
             down: Flow { unsent: Bytes::new(), ended: true },
             id: "0123456789abcdef0123456789abcdef".into(),
             route: "/chat/*".into(),
+            tls: None,
         };
         Parcel::Tunnel { client: socket(), upstream: socket(), note }
     }

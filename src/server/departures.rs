@@ -15,8 +15,10 @@ use tokio::time::{Instant, sleep_until};
 
 use super::connection::Command;
 use super::connection::task::Serve;
-use super::stream::{ClientStream, Socket};
+use super::socket::Socket;
+use super::stream::ClientStream;
 use super::totals::Carried;
+use super::wire::Wire;
 use super::{Server, tunnel};
 use crate::event;
 use crate::handover::mailbox::Mailbox;
@@ -190,13 +192,14 @@ impl Server {
             // A message's parcels are often lost together, for one reason.
             let mut lost = BTreeMap::<String, u64>::new();
             for parcel in parcels {
+                let is_over_tls = parcel.as_ref().is_ok_and(Parcel::is_over_tls);
                 let adopted = match parcel {
                     Ok(Parcel::Counts(note)) => {
                         counts(Some(note));
                         continue;
                     }
                     Ok(Parcel::Connection(socket, note)) => {
-                        self.adopt_connection(socket, &note).map(|()| &totals.taken_over.connections)
+                        self.adopt_connection(socket, note).map(|()| &totals.taken_over.connections)
                     }
                     Ok(Parcel::Tunnel { client, upstream, note }) => {
                         self.adopt_tunnel(client, upstream, note).map(|()| &totals.taken_over.tunnels)
@@ -209,7 +212,10 @@ impl Server {
                     Err(refusal) => Err(io::Error::other(refusal)),
                 };
                 match adopted {
-                    Ok(counter) => _ = counter.fetch_add(1, Relaxed),
+                    Ok(counter) => {
+                        counter.fetch_add(1, Relaxed);
+                        totals.taken_over.over_tls.fetch_add(is_over_tls.into(), Relaxed);
+                    }
                     Err(error) => *lost.entry(error.to_string()).or_default() += 1,
                 }
             }
@@ -230,27 +236,27 @@ impl Server {
     /// Takes back what the mailbox refused.
     fn take_back(&self, parcel: Parcel) -> io::Result<()> {
         match parcel {
-            Parcel::Connection(socket, note) => self.adopt_connection(socket, &note),
+            Parcel::Connection(socket, note) => self.adopt_connection(socket, note),
             Parcel::Tunnel { client, upstream, note } => self.adopt_tunnel(client, upstream, note),
             Parcel::Counts(_) => unreachable!("a server sends connections"),
         }
     }
 
-    fn adopt_connection(&self, socket: OwnedFd, note: &ConnectionNote) -> io::Result<()> {
+    fn adopt_connection(&self, socket: OwnedFd, mut note: ConnectionNote) -> io::Result<()> {
         let (thread, runtime, permit) = self.place();
         let _entered = runtime.enter();
-        let socket = Socket::adopt(socket)?;
+        let wire = Wire::adopt(socket, note.tls.take())?;
         let trusted = self.trusted.contains(note.peer.into());
-        let connection = self.registry.taken_over(thread, trusted, self.departures.clone(), note);
-        let stream = Box::new(ClientStream::new(socket, note.read_ahead.clone(), connection, permit));
+        let connection = self.registry.taken_over(thread, trusted, self.departures.clone(), &note);
+        let stream = Box::new(ClientStream::new(wire, note.read_ahead, connection, permit));
         self.tasks.spawn(Serve::new(stream, &self.http1s));
         Ok(())
     }
 
-    fn adopt_tunnel(&self, client: OwnedFd, upstream: OwnedFd, note: TunnelNote) -> io::Result<()> {
+    fn adopt_tunnel(&self, client: OwnedFd, upstream: OwnedFd, mut note: TunnelNote) -> io::Result<()> {
         let (thread, runtime, permit) = self.place();
         let _entered = runtime.enter();
-        let (client, upstream) = (Socket::adopt(client)?, Socket::adopt(upstream)?);
+        let (client, upstream) = (Wire::adopt(client, note.tls.take())?, Socket::adopt(upstream)?);
         let connection = self.registry.tunnel_taken_over(thread, self.departures.clone(), &note)?;
         let client = Box::new(ClientStream::new(client, Bytes::new(), connection, permit));
         self.tasks.spawn(tunnel::resume(client, upstream, note.up, note.down));

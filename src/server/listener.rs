@@ -18,6 +18,7 @@ use super::address::{Address, BindError, STORED};
 use super::peer::Peer;
 use crate::event;
 use crate::systemd::activation::Inherited;
+use crate::tls::Acceptor;
 
 /// The most connections that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 65_535;
@@ -82,6 +83,8 @@ pub(crate) struct Listener {
     owns_path: AtomicBool,
     /// True if only root and this process's own user may connect.
     private: bool,
+    /// What accepts TLS on its connections; none for plain ones.
+    tls: Option<Acceptor>,
 }
 
 impl Listener {
@@ -135,7 +138,19 @@ impl Listener {
             inherited,
             owns_path: AtomicBool::new(!inherited),
             private,
+            tls: None,
         })
+    }
+
+    /// The same, for connections that begin with a handshake of TLS.
+    pub(crate) fn secured(mut self, tls: Acceptor) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// What accepts TLS on its connections; none for plain ones.
+    pub(super) fn tls(&self) -> Option<&Acceptor> {
+        self.tls.as_ref()
     }
 
     /// `early`: the address may be one that the machine gets later. It can be listened on all the same (`IP_FREEBIND`,

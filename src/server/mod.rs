@@ -7,6 +7,7 @@
 //! | `registry`, `totals`, `access` | the open ones; the account of all; the log of their requests |
 //! | `connection` | one of them: its states, its commands, its task |
 //! | `handler`, `offloaded` | what answers its requests, also on other threads than its own |
+//! | `socket`, `wire`, `stream` | its socket; what is on it; and as hyper sees it |
 //! | `threads` | the threads that it lives on |
 //! | `sweep`, `limits`, `clock` | how long a client may take |
 //! | `departures`, `tunnel` | to the successor; connections that became another protocol |
@@ -18,6 +19,7 @@ mod connection;
 pub(crate) mod departures;
 pub(crate) mod durations;
 mod handler;
+pub(crate) mod handshakes;
 pub(crate) mod limits;
 pub(crate) mod listener;
 mod offloaded;
@@ -26,7 +28,8 @@ mod registry;
 pub(crate) mod request_id;
 pub(crate) mod requests;
 pub(crate) mod route;
-pub(crate) mod stream;
+pub(crate) mod socket;
+mod stream;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -34,6 +37,7 @@ pub(crate) mod threads;
 mod totals;
 pub(crate) mod trace;
 pub(crate) mod tunnel;
+mod wire;
 
 use std::convert::Infallible;
 use std::io;
@@ -68,10 +72,13 @@ use self::connection::{Command, Serving};
 use self::departures::Departures;
 use self::limits::{AtLimit, Limits, Trusted};
 use self::listener::Listener;
-use self::stream::{ClientStream, Socket};
+use self::socket::Socket;
+use self::stream::ClientStream;
 use self::threads::IoThreads;
 use self::totals::Refused;
+use self::wire::Wire;
 use crate::event;
+use crate::tls::Acceptor;
 
 /// The least that hyper buffers of one connection, in either direction.
 const BUFFER: usize = 64 << 10;
@@ -171,7 +178,7 @@ impl Server {
             let accepted = listener.accept(self.permit()).await;
             match accepted {
                 Ok(Some((socket, peer, permit))) => {
-                    self.start(socket, peer, Some(permit));
+                    self.start(socket, peer, Some(permit), listener.tls());
                     if failed.is_some_and(|at| at.elapsed() >= ACCEPT_CALM) {
                         failed = None;
                         tracing::info!(
@@ -225,7 +232,7 @@ impl Server {
             }
             loop {
                 match listener.accept_now() {
-                    Ok(Some((socket, peer))) => self.start(socket, peer, None),
+                    Ok(Some((socket, peer))) => self.start(socket, peer, None, listener.tls()),
                     Ok(None) => {}
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(error) if is_of_one_connection(&error) => {}
@@ -237,7 +244,13 @@ impl Server {
         }
     }
 
-    fn start(&self, socket: OwnedFd, peer: Peer, permit: Option<OwnedSemaphorePermit>) {
+    fn start(
+        &self,
+        socket: OwnedFd,
+        peer: Peer,
+        permit: Option<OwnedSemaphorePermit>,
+        tls: Option<&Acceptor>,
+    ) {
         let trusted = self.trusted.contains(peer);
         if let Some(client) = limits::client(peer)
             && !trusted
@@ -262,14 +275,23 @@ impl Server {
             }
         };
         let connection = self.registry.accepted(thread, peer, trusted, self.departures.clone());
-        let stream = Box::new(ClientStream::new(socket, Bytes::new(), connection, permit));
-        self.tasks.spawn(Serve::new(stream, &self.http1s));
+        let stream = Box::new(ClientStream::new(Wire::Plain(socket), Bytes::new(), connection, permit));
+        self.tasks.spawn(match tls {
+            Some(tls) => Serve::after_handshake(stream, tls, &self.http1s),
+            None => Serve::new(stream, &self.http1s),
+        });
     }
 
     /// Serves a connection that no listener accepted.
     #[cfg(any(test, fuzzing, feature = "benches"))]
     pub(crate) fn serve_one(&self, socket: tokio::net::UnixStream) {
-        self.start(socket.into_std().expect("it is a socket").into(), Peer::Unix, None);
+        self.start(socket.into_std().expect("it is a socket").into(), Peer::Unix, None, None);
+    }
+
+    /// The same for one that begins with a handshake of TLS.
+    #[cfg(test)]
+    pub(crate) fn serve_one_over(&self, socket: tokio::net::UnixStream, tls: &Acceptor) {
+        self.start(socket.into_std().expect("it is a socket").into(), Peer::Unix, None, Some(tls));
     }
 
     // ---- draining ----

@@ -1,7 +1,7 @@
-//! A client's socket, as hyper and the connection see it.
+//! A client's connection, as hyper and the registry see it.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -9,157 +9,16 @@ use std::task::{Context, Poll, ready};
 use axum::http::StatusCode;
 use bytes::Bytes;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, sendmsg};
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::connection::{Afterwards, Command, Connection, State, Waiter, is_placeholder};
-use super::peer::Peer;
+use super::socket::Socket;
+use super::wire::Wire;
 use crate::event;
 use crate::handover::parcel::{Flow, Parcel};
-
-/// An accepted socket.
-#[derive(Debug)]
-pub(crate) enum Socket {
-    /// Of a TCP listener.
-    Tcp(TcpStream),
-    /// Of a unix listener.
-    Unix(UnixStream),
-}
-
-impl Socket {
-    /// A socket that was accepted. Must run inside the runtime that it is to live on.
-    pub(super) fn accepted(descriptor: OwnedFd, peer: Peer) -> io::Result<Self> {
-        match peer {
-            Peer::Tcp(_) => TcpStream::from_std(descriptor.into()).map(Self::Tcp),
-            Peer::Unix => UnixStream::from_std(descriptor.into()).map(Self::Unix),
-        }
-    }
-
-    /// A socket from a predecessor. Must run inside the runtime that it is to live on.
-    pub(super) fn adopt(descriptor: OwnedFd) -> io::Result<Self> {
-        let socket = socket2::Socket::from(descriptor);
-        socket.set_nonblocking(true)?;
-        if socket.local_addr()?.is_unix() {
-            UnixStream::from_std(OwnedFd::from(socket).into()).map(Self::Unix)
-        } else {
-            TcpStream::from_std(socket.into()).map(Self::Tcp)
-        }
-    }
-
-    /// The bare descriptor, released from this process's runtime.
-    pub(super) fn into_descriptor(self) -> io::Result<OwnedFd> {
-        match self {
-            Self::Tcp(socket) => socket.into_std().map(Into::into),
-            Self::Unix(socket) => socket.into_std().map(Into::into),
-        }
-    }
-
-    /// True if a byte waits in the kernel. It asks the kernel, for the runtime does not know that yet of a new socket.
-    fn has_waiting_byte(&self) -> bool {
-        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        let peeked = match self {
-            Self::Tcp(s) => rustix::net::recv(s, &mut [0; 1], flags),
-            Self::Unix(s) => rustix::net::recv(s, &mut [0; 1], flags),
-        };
-        peeked.is_ok_and(|(_, n)| n > 0)
-    }
-
-    /// Ready when there is something to read: bytes, the end, or an error.
-    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Tcp(s) => s.poll_read_ready(cx),
-            Self::Unix(s) => s.poll_read_ready(cx),
-        }
-    }
-
-    /// Tries a system call that writes to the socket, until the socket has room for it.
-    pub(super) fn poll_send(
-        &self,
-        cx: &mut Context<'_>,
-        mut send: impl FnMut(BorrowedFd<'_>) -> rustix::io::Result<usize>,
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            let result = match self {
-                Self::Tcp(s) => {
-                    ready!(s.poll_write_ready(cx))?;
-                    s.try_io(Interest::WRITABLE, || Ok(send(s.as_fd())?))
-                }
-                Self::Unix(s) => {
-                    ready!(s.poll_write_ready(cx))?;
-                    s.try_io(Interest::WRITABLE, || Ok(send(s.as_fd())?))
-                }
-            };
-            match result {
-                Err(error) if is_of_the_moment(&error) => {}
-                result => return Poll::Ready(result),
-            }
-        }
-    }
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(s) => Pin::new(s).poll_read(cx, buf),
-            Self::Unix(s) => Pin::new(s).poll_read(cx, buf),
-        }
-    }
-}
-
-/// The most bytes that are copied so that they are written in one piece.
-const SMALL: usize = 1 << 10;
-
-impl AsyncWrite for Socket {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(s) => Pin::new(s).poll_write(cx, buf),
-            Self::Unix(s) => Pin::new(s).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        debug_assert!(
-            !bufs.iter().any(|buf| is_placeholder(buf)),
-            "no socket is written what stands for a file"
-        );
-        // The head of a small answer and its body: the kernel takes one buffer with less work than two.
-        if bufs.iter().map(|buf| buf.len()).sum::<usize>() <= SMALL {
-            let mut whole = [0; SMALL];
-            let mut end = 0;
-            for buf in bufs {
-                whole[end..][..buf.len()].copy_from_slice(buf);
-                end += buf.len();
-            }
-            return self.poll_write(cx, &whole[..end]);
-        }
-        match self.get_mut() {
-            Self::Tcp(s) => Pin::new(s).poll_write_vectored(cx, bufs),
-            Self::Unix(s) => Pin::new(s).poll_write_vectored(cx, bufs),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // A socket has no buffer of its own to flush.
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(s) => Pin::new(s).poll_shutdown(cx),
-            Self::Unix(s) => Pin::new(s).poll_shutdown(cx),
-        }
-    }
-}
+use crate::tls::{Records, Session, TlsStream};
 
 /// The number of no request.
 const NONE: u64 = u64::MAX;
@@ -171,7 +30,7 @@ const NONE: u64 = u64::MAX;
 /// It goes from hand to hand in a box: a future holds room for each hand that it passes through.
 #[derive(Debug)]
 pub(super) struct ClientStream {
-    socket: Socket,
+    wire: Wire,
     read_ahead: ReadAhead,
     /// The status of an answer that hyper would have given by itself.
     refused: Option<StatusCode>,
@@ -260,21 +119,27 @@ impl ReadAhead {
 
 impl ClientStream {
     pub(super) fn new(
-        socket: Socket,
+        wire: Wire,
         read_ahead: Bytes,
         connection: Arc<Connection>,
         permit: Option<OwnedSemaphorePermit>,
     ) -> Self {
-        let read_ahead = ReadAhead::new(read_ahead);
+        if let Some(session) = wire.session() {
+            connection.secured(session);
+        }
+        Self::of(wire, ReadAhead::new(read_ahead), Registration { connection, _permit: permit })
+    }
+
+    fn of(wire: Wire, read_ahead: ReadAhead, registration: Registration) -> Self {
         Self {
-            socket,
+            wire,
             read_ahead,
             refused: None,
             ended: false,
             last_chance: NONE,
             lost_file: false,
             hyper_rests: false,
-            registration: Registration { connection, _permit: permit },
+            registration,
         }
     }
 
@@ -298,7 +163,7 @@ impl ClientStream {
 
     /// True if the first byte of a request is there and unread.
     pub(super) fn has_waiting_byte(&self) -> bool {
-        self.has_read_ahead() || self.socket.has_waiting_byte()
+        self.has_read_ahead() || self.wire.has_waiting_byte()
     }
 
     pub(super) fn has_read_ahead(&self) -> bool {
@@ -325,25 +190,63 @@ impl ClientStream {
         self.connection().broken_off(self.ended);
     }
 
-    /// Ready when there is something to read from the socket.
-    pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.socket.poll_readable(cx)
+    /// Ready when there is something to read from the client. Until then it holds no memory that can be made again.
+    pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let polled = self.wire.poll_readable(cx);
+        if polled.is_pending() {
+            self.wire.rest();
+        }
+        polled
+    }
+
+    // ---- TLS ----
+
+    /// What the handshake has agreed on; none without TLS.
+    pub(super) fn session(&self) -> Option<&Arc<Session>> {
+        self.wire.session()
+    }
+
+    /// The bare socket, for the handshake; none after it.
+    pub(super) fn socket(&mut self) -> Option<&mut Socket> {
+        match &mut self.wire {
+            Wire::Plain(socket) => Some(socket),
+            Wire::Tls(_) => None,
+        }
+    }
+
+    /// The same, after its handshake.
+    pub(super) fn secured(self, records: Records) -> Self {
+        let Self { wire, registration, .. } = self;
+        let wire = match wire {
+            Wire::Plain(socket) => Wire::Tls(TlsStream::new(socket, records)),
+            Wire::Tls(_) => unreachable!("a connection has one handshake"),
+        };
+        if let Some(session) = wire.session() {
+            registration.connection.secured(session);
+        }
+        Self::of(wire, ReadAhead::default(), registration)
     }
 
     // ---- to the successor ----
 
+    /// True if it may leave, as what it is now.
+    pub(super) fn may_leave(&self) -> bool {
+        self.wire.may_travel() && self.connection().may_leave()
+    }
+
     /// Leaves for the next process: an HTTP connection between two requests.
     pub(super) fn leave(self) {
-        let Self { socket, read_ahead, registration, .. } = self;
-        match socket.into_descriptor() {
-            Ok(socket) => {
-                let note = registration.connection.note(read_ahead.into_bytes());
-                registration.connection.leave(Parcel::Connection(socket, note));
+        let Self { wire, read_ahead, registration, .. } = self;
+        let connection = &registration.connection;
+        match wire.into_parts() {
+            Ok((socket, tls)) => {
+                let note = connection.note(read_ahead.into_bytes(), tls);
+                connection.leave(Parcel::Connection(socket, note));
             }
             Err(error) => {
                 tracing::warn!(
                     message_id = event::NOT_CARRIED,
-                    peer = %registration.connection.peer(),
+                    peer = %connection.peer(),
                     %error,
                     "cannot take a connection apart"
                 );
@@ -353,25 +256,21 @@ impl ClientStream {
 
     /// Leaves for the next process: one end of a tunnel.
     pub(super) fn leave_as_tunnel(self, upstream: OwnedFd, mut up: Flow, down: Flow) {
-        let Self { socket, read_ahead, registration, .. } = self;
+        let Self { wire, read_ahead, registration, .. } = self;
+        let connection = &registration.connection;
         if !read_ahead.left().is_empty() {
             up.unsent = [&up.unsent, read_ahead.left()].concat().into();
         }
-        match (socket.into_descriptor(), registration.connection.tunnel_note(up, down)) {
-            (Ok(client), Some(note)) => {
-                registration.connection.leave(Parcel::Tunnel { client, upstream, note });
-            }
-            (Ok(_), None) => {
+        let parts = wire.into_parts().and_then(|(client, tls)| {
+            let note = connection.tunnel_note(up, down, tls);
+            Ok((client, note.ok_or_else(|| io::Error::other("it has no request"))?))
+        });
+        match parts {
+            Ok((client, note)) => connection.leave(Parcel::Tunnel { client, upstream, note }),
+            Err(error) => {
                 tracing::warn!(
                     message_id = event::NOT_CARRIED,
-                    peer = %registration.connection.peer(),
-                    "a tunnel has no request"
-                );
-            }
-            (Err(error), _) => {
-                tracing::warn!(
-                    message_id = event::NOT_CARRIED,
-                    peer = %registration.connection.peer(),
+                    peer = %connection.peer(),
                     %error,
                     "cannot take a tunnel apart"
                 );
@@ -425,7 +324,7 @@ impl ClientStream {
     fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut interim = self.connection().take_interim();
         while !interim.is_empty() {
-            let result = Pin::new(&mut self.socket).poll_write(cx, &interim);
+            let result = Pin::new(&mut self.wire).poll_write(cx, &interim);
             match self.wrote(cx, result)? {
                 Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(n) => drop(interim.drain(..n)),
@@ -446,32 +345,36 @@ impl ClientStream {
         bufs: &[io::IoSlice<'_>],
         place: usize,
     ) -> Poll<io::Result<usize>> {
+        let Wire::Plain(socket) = &self.wire else {
+            return Poll::Ready(Err(io::Error::other("no file goes from the page cache into TLS")));
+        };
         if place > 0 {
             // More follows at once: the kernel sends the head and the beginning of the file together.
             let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
-            return self.socket.poll_send(cx, |socket| {
+            return socket.poll_send(cx, |socket| {
                 sendmsg(socket, &bufs[..place], &mut SendAncillaryBuffer::default(), flags)
             });
         }
         let Some(file) = self.connection().file() else {
             return Poll::Ready(Err(io::Error::other("the file that an answer is made of is not there")));
         };
-        let sent = ready!(file.poll_send(cx, &self.socket, bufs[0].len()));
+        let sent = ready!(file.poll_send(cx, socket, bufs[0].len()));
         self.lost_file |= sent.as_ref().is_err_and(is_of_file);
         Poll::Ready(sent)
     }
 
     /// Accounts for a write that was tried. The writer of a tunnel is woken by commands, too.
-    fn wrote(&self, cx: &Context<'_>, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn wrote(&mut self, cx: &Context<'_>, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        let accepted = if let Poll::Ready(Ok(n)) = result { n } else { 0 };
+        let sent = self.wire.sent(accepted);
         let connection = self.connection();
-        match result {
-            Poll::Ready(Ok(n)) => connection.progress().add_sent(n),
-            Poll::Ready(Err(_)) => {}
-            Poll::Pending => {
-                connection.progress().write_blocked();
-                if self.is_tunnel() {
-                    Self::obey(connection.commands().poll(Waiter::Writer, cx))?;
-                }
+        if sent > 0 {
+            connection.progress().add_sent(sent);
+        }
+        if result.is_pending() {
+            connection.progress().write_blocked();
+            if self.is_tunnel() {
+                Self::obey(connection.commands().poll(Waiter::Writer, cx))?;
             }
         }
         result
@@ -492,7 +395,7 @@ impl AsyncRead for ClientStream {
         }
         Self::obey(this.connection().commands().strongest())?;
         let before = buf.filled().len();
-        let result = Pin::new(&mut this.socket).poll_read(cx, buf);
+        let result = Pin::new(&mut this.wire).poll_read(cx, buf);
         let n = buf.filled().len() - before;
         if n > 0 {
             this.read_ahead.pass(&buf.filled()[before..]);
@@ -523,7 +426,7 @@ impl AsyncWrite for ClientStream {
         let result = if is_placeholder(buf) {
             this.poll_write_file(cx, &[io::IoSlice::new(buf)], 0)
         } else {
-            Pin::new(&mut this.socket).poll_write(cx, buf)
+            Pin::new(&mut this.wire).poll_write(cx, buf)
         };
         this.wrote(cx, result)
     }
@@ -541,7 +444,7 @@ impl AsyncWrite for ClientStream {
         ready!(this.poll_interim(cx))?;
         let result = match bufs.iter().position(|buf| is_placeholder(buf)) {
             Some(place) => this.poll_write_file(cx, bufs, place),
-            None => Pin::new(&mut this.socket).poll_write_vectored(cx, bufs),
+            None => Pin::new(&mut this.wire).poll_write_vectored(cx, bufs),
         };
         this.wrote(cx, result)
     }
@@ -555,7 +458,9 @@ impl AsyncWrite for ClientStream {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(this.poll_interim(cx))?;
-        ready!(Pin::new(&mut this.socket).poll_flush(cx))?;
+        // TLS may have sealed more than the socket has taken.
+        let flushed = Pin::new(&mut this.wire).poll_flush(cx);
+        ready!(this.wrote(cx, flushed.map_ok(|()| 0)))?;
         if this.ended && this.connection().state() == State::Flushing {
             // The end was concealed until here, and what comes now may wait for the client again.
             cx.waker().wake_by_ref();
@@ -571,7 +476,7 @@ impl AsyncWrite for ClientStream {
     /// Closes the sending half of a tunnel. An HTTP connection is closed by its task, not by hyper.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.is_tunnel() { Pin::new(&mut this.socket).poll_shutdown(cx) } else { Poll::Ready(Ok(())) }
+        if this.is_tunnel() { Pin::new(&mut this.wire).poll_shutdown(cx) } else { Poll::Ready(Ok(())) }
     }
 }
 
@@ -585,19 +490,14 @@ fn is_one_head(bytes: &[u8]) -> bool {
     end == Some(bytes.len())
 }
 
-/// True for an error that a second try need not have.
-fn is_of_the_moment(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
-}
-
 /// True if it was not the socket that `sendfile` failed for: the file has become too short, or cannot be read.
 fn is_of_file(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::UnexpectedEof || Errno::from_io_error(error) == Some(Errno::IO)
 }
 
-/// The socket itself, for the task that closes the connection.
+/// The way of its bytes, for the task that closes the connection.
 impl ClientStream {
-    pub(super) fn socket(&mut self) -> &mut Socket {
-        &mut self.socket
+    pub(super) fn wire(&mut self) -> &mut Wire {
+        &mut self.wire
     }
 }

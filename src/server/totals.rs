@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use super::access::{self, AccessLog};
 use super::connection;
 use super::durations::{Durations, DurationsView};
+use super::handshakes::Handshakes;
 use super::peer::Peer;
 use super::requests::{Labels, Places, Requests};
 use super::route::{RouteId, RouteNames};
@@ -82,6 +83,8 @@ pub(crate) struct Totals {
     pub accepted: AtomicU64,
     /// Clients that were not served, or not to the end.
     pub refused: RefusedCounts,
+    /// Handshakes of TLS.
+    pub handshakes: Handshakes,
     /// Connections given to the successor.
     pub handed_over: Carried,
     /// Connections that could not be given to it: they linger.
@@ -99,6 +102,8 @@ pub(crate) struct Carried {
     pub connections: AtomicU64,
     /// Tunnels through `proxy`.
     pub tunnels: AtomicU64,
+    /// Those of both over TLS.
+    pub over_tls: AtomicU64,
 }
 
 impl Carried {
@@ -108,23 +113,40 @@ impl Carried {
         [self.connections.load(Relaxed), self.tunnels.load(Relaxed)]
     }
 
-    /// The number of connections, and of tunnels, among parcels.
-    pub(super) fn kinds(parcels: &[Parcel]) -> [u64; 2] {
-        let tunnels = parcels.iter().filter(|parcel| matches!(parcel, Parcel::Tunnel { .. })).count();
-        [(parcels.len() - tunnels) as u64, tunnels as u64]
+    /// The number of those of both over TLS.
+    #[must_use]
+    pub(crate) fn over_tls(&self) -> u64 {
+        self.over_tls.load(Relaxed)
+    }
+
+    /// The number of connections and of tunnels among parcels, and of those over TLS.
+    pub(super) fn kinds(parcels: &[Parcel]) -> [u64; 3] {
+        let number = |is: fn(&Parcel) -> bool| parcels.iter().filter(|parcel| is(parcel)).count() as u64;
+        [
+            number(|parcel| matches!(parcel, Parcel::Connection(..))),
+            number(|parcel| matches!(parcel, Parcel::Tunnel { .. })),
+            number(Parcel::is_over_tls),
+        ]
     }
 
     /// Counts those that are not left, of each kind.
-    pub(super) fn add(&self, before: [u64; 2], left: [u64; 2]) {
-        self.connections.fetch_add(before[0] - left[0], Relaxed);
-        self.tunnels.fetch_add(before[1] - left[1], Relaxed);
+    pub(super) fn add(&self, before: [u64; 3], left: [u64; 3]) {
+        for (counter, (before, left)) in
+            [&self.connections, &self.tunnels, &self.over_tls].into_iter().zip(before.into_iter().zip(left))
+        {
+            counter.fetch_add(before - left, Relaxed);
+        }
     }
 }
 
 impl fmt::Display for Carried {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [connections, tunnels] = self.counts();
-        write!(f, "{} and {}", counted(connections, "connection"), counted(tunnels, "tunnel"))
+        write!(f, "{} and {}", counted(connections, "connection"), counted(tunnels, "tunnel"))?;
+        match self.over_tls() {
+            0 => Ok(()),
+            over_tls => write!(f, " ({over_tls} over TLS)"),
+        }
     }
 }
 
@@ -252,6 +274,7 @@ impl Totals {
             places: Places::new(),
             accepted: AtomicU64::default(),
             refused: RefusedCounts::default(),
+            handshakes: Handshakes::default(),
             handed_over: Carried::default(),
             not_carried: NotCarriedCounts::default(),
             taken_over: Carried::default(),

@@ -14,15 +14,15 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::connection::http1::Seat;
 use super::connection::{Command, Waiter};
-use super::stream::{ClientStream, Socket};
+use super::socket::Socket;
+use super::stream::ClientStream;
 use crate::event;
 use crate::handover::parcel::Flow;
 
 /// The most that is read at once, in bytes, and the most that a direction ever holds.
 const CHUNK: usize = 16 << 10;
 
-/// Two connected ends. The whole state of a tunnel is in here, and none in the future of [`Tunnel::run`]: that can be
-/// dropped between two polls, and the tunnel goes on with another `run`, or in another process.
+/// Two connected ends. The whole state of a tunnel is in here: between two polls it can leave for another process.
 #[derive(Debug)]
 pub(super) struct Tunnel<C, U> {
     client: C,
@@ -69,19 +69,15 @@ pub(super) async fn resume(client: Box<ClientStream>, upstream: Socket, up: Flow
         connection.progress().finish();
     }
     let mut tunnel = Tunnel { client, upstream, up: up.into(), down: down.into() };
-    let ended = {
-        let mut run = std::pin::pin!(tunnel.run());
-        poll_fn(|cx| match connection.commands().poll(Waiter::Task, cx) {
-            Command::Carry if connection.may_leave() => Poll::Ready(None),
-            // The client's end obeys only if it is polled: not if it has ended and nothing is to be written to it.
-            command => match ClientStream::obey(command) {
-                Ok(()) => run.as_mut().poll(cx).map(Some),
-                Err(told) => Poll::Ready(Some(Err(told))),
-            },
-        })
-        .await
-    };
-    match ended {
+    let ended = poll_fn(|cx| match connection.commands().poll(Waiter::Task, cx) {
+        Command::Carry if tunnel.client.may_leave() => Poll::Ready(None),
+        // The client's end obeys only if it is polled: not if it has ended and nothing is to be written to it.
+        command => match ClientStream::obey(command) {
+            Ok(()) => tunnel.poll(cx).map(Some),
+            Err(told) => Poll::Ready(Some(Err(told))),
+        },
+    });
+    match ended.await {
         Some(Ok(())) => {}
         Some(Err(error)) => tracing::debug!(%error, "a tunnel broke"),
         None => tunnel.leave(),
@@ -119,17 +115,14 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
-    /// Carries bytes until both directions have ended. An end of one direction is passed on as such.
+    /// Carries bytes. Ready when both directions have ended; an end of one direction is passed on as such.
     ///
     /// # Errors
     /// Either end has failed: then nothing more can be passed on in either direction.
-    pub(super) async fn run(&mut self) -> io::Result<()> {
-        poll_fn(|cx| {
-            let up = self.up.poll(cx, &mut self.client, &mut self.upstream)?;
-            let down = self.down.poll(cx, &mut self.upstream, &mut self.client)?;
-            if up.is_ready() && down.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
-        })
-        .await
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let up = self.up.poll(cx, &mut self.client, &mut self.upstream)?;
+        let down = self.down.poll(cx, &mut self.upstream, &mut self.client)?;
+        if up.is_ready() && down.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 }
 
@@ -215,9 +208,8 @@ mod tests {
                 let mut tunnel = between(near, far);
                 let carry = async {
                     loop {
-                        let mut run = std::pin::pin!(tunnel.run());
                         let mut left = polls;
-                        let ended = poll_fn(|cx| match run.as_mut().poll(cx) {
+                        let ended = poll_fn(|cx| match tunnel.poll(cx) {
                             Poll::Ready(ended) => Poll::Ready(Some(ended)),
                             Poll::Pending if left == 0 => Poll::Ready(None),
                             Poll::Pending => {
@@ -261,7 +253,7 @@ mod tests {
     async fn an_end_that_fails_ends_the_tunnel() {
         let (far, _upstream) = tokio::io::duplex(1);
         let mut tunnel = between(tokio::io::join(Broken, tokio::io::sink()), far);
-        let error = tunnel.run().await.expect_err("to fail");
+        let error = poll_fn(|cx| tunnel.poll(cx)).await.expect_err("to fail");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
 
@@ -275,10 +267,10 @@ mod tests {
             client.write_all(b"long").await.expect("room");
             let said = async { upstream.read_exact(&mut [0; 4]).await };
             tokio::select! {
-                _ = tunnel.run() => unreachable!("neither end has ended"),
+                _ = poll_fn(|cx| tunnel.poll(cx)) => unreachable!("neither end has ended"),
                 said = said => assert_eq!(said.expect("four bytes"), 4),
             }
-            assert!(futures_util::poll!(std::pin::pin!(tunnel.run())).is_pending());
+            poll_fn(|cx| Poll::Ready(assert!(tunnel.poll(cx).is_pending()))).await;
             assert_eq!(tunnel.up.unsent.capacity() + tunnel.down.unsent.capacity(), 0);
         });
     }

@@ -292,3 +292,34 @@ fn a_pipe_gets_lines_while_somebody_reads_it_and_refuses_a_start_while_nobody_do
     BufReader::new(reader).read_line(&mut line).unwrap();
     assert!(line.contains("\"path\":\"/x\""), "{line}");
 }
+
+// ---- hosts -------------------------------------------------------------------------------------------------------
+
+#[test]
+fn routes_of_one_path_are_told_apart_by_their_hosts_in_the_log_and_the_metrics() {
+    let daemon = steadfast(
+        "log.access = \"all\"\n[[route]]\nhost = [\"example.org\", \"*.example.org\"]\npath = \"/*\"\nrespond = \"a\"\n\
+         [[route]]\npath = \"/*\"\nrespond = \"b\"\n",
+    );
+    let mut client = connect(&daemon, "http");
+    for (host, body) in [("example.org", "a"), ("www.EXAMPLE.org:80", "a"), ("example.net", "b")] {
+        client.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).unwrap();
+        assert_eq!(client.receive().unwrap().body, body.as_bytes(), "{host}");
+    }
+    let mut admin = connect(&daemon, "admin");
+    let counted = |route, number| {
+        format!("steadfast_http_requests_total{{route=\"{route}\",method=\"GET\",code=\"200\"}} {number}\n")
+    };
+    // A request is counted once its answer is written whole, which may be after the client has it.
+    wait_until("all requests are counted", || {
+        admin.send("GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+        let metrics = String::from_utf8(admin.receive().unwrap().body).unwrap();
+        let are_counted =
+            metrics.contains(&counted("example.org/*", 2)) && metrics.contains(&counted("/*", 1));
+        are_counted.then_some(())
+    });
+    drop((client, admin));
+    let log = stop(daemon).join("\n");
+    assert_eq!(log.matches("route=\"example.org/*\"").count(), 2, "{log}");
+    assert_eq!(log.matches("route=\"/*\"").count(), 1, "{log}");
+}

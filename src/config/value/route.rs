@@ -12,6 +12,60 @@ use crate::config::diagnostic::Mistake;
 use crate::config::written::{Kind, wrong_type};
 use crate::daemon::http::routes::{check, files};
 
+/// A host, or all below one.
+pub(in crate::config) struct Host;
+
+impl Text for Host {
+    type Value = String;
+
+    fn expected() -> String {
+        check::HOST.to_owned()
+    }
+
+    fn parse(text: &str) -> Result<String, Refusal> {
+        Ok(text.to_owned())
+    }
+}
+
+/// The hosts of a route: one, or a list.
+pub(in crate::config) struct Hosts;
+
+impl Kind for Hosts {
+    type Value = Vec<Spanned<String>>;
+
+    fn expected() -> String {
+        format!("{}, or a list of such", check::HOST)
+    }
+
+    fn read(value: Spanned<DeValue<'_>>, name: &str, mistakes: &mut Vec<Mistake>) -> Option<Self::Value> {
+        let list = match value.get_ref() {
+            DeValue::String(host) => {
+                return Some(vec![Spanned::new(value.span(), host.clone().into_owned())]);
+            }
+            DeValue::Array(list) => list,
+            other => {
+                mistakes.push(wrong_type::<Self>(name, value.span(), other));
+                return None;
+            }
+        };
+        if list.is_empty() {
+            let expected = format!("expected {}", Self::expected());
+            let mistake = Mistake::new(value.span(), format!("`{name}` is empty"), expected);
+            mistakes.push(mistake.help("leave it out: the route is for every host then".to_owned()));
+            return None;
+        }
+        let host = |host: &Spanned<DeValue<'_>>| match host.get_ref() {
+            DeValue::String(text) => Some(Spanned::new(host.span(), text.clone().into_owned())),
+            other => {
+                mistakes.push(wrong_type::<Self>(name, host.span(), other));
+                None
+            }
+        };
+        let hosts: Vec<_> = list.iter().filter_map(host).collect();
+        (!hosts.is_empty()).then_some(hosts)
+    }
+}
+
 /// `/exact/path`, or `/below/*`.
 pub(in crate::config) struct RoutePath;
 

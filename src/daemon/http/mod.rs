@@ -1,9 +1,10 @@
-//! The http child: the listeners of `[http]` with the config's routes and the caller's `Router`.
+//! The http child: the listeners of `[http]` and `[https]` with the config's routes and the caller's `Router`.
 //!
 //! Its loop waits on each listener, on the sweep over the connections, and on being told to stop; then it drains.
 //! Meanwhile the root waits on the mailbox for a predecessor's connections. Connections are tracked tasks, not
 //! subsystems: they outlive a restart of this child.
 
+pub(crate) mod https;
 pub(crate) mod routes;
 
 use std::convert::Infallible;
@@ -11,6 +12,8 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::https::Tls;
+use self::routes::edge::{Edge, HTTPS_PORT};
 use self::routes::{Route, Routes};
 use super::child::{BoundChild, BoxError, Child, Context, Run};
 use crate::event;
@@ -22,6 +25,7 @@ use crate::server::limits::{Limits, Trusted};
 use crate::server::listener;
 use crate::server::threads::IoThreads;
 use crate::systemd::activation::Inherited;
+use crate::tls::Tickets;
 
 /// Its name in the tree.
 pub(crate) const NAME: &str = "http";
@@ -30,7 +34,7 @@ pub(crate) const NAME: &str = "http";
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
-    /// The addresses to listen on; `127.0.0.1:8080` by default.
+    /// The addresses to listen on; `127.0.0.1:8080` by default. There may be none beside `[https]`.
     pub listen: Vec<Address>,
     /// The number of threads that connections live on; `None`, the default, is one for each core. A daemon that runs in
     /// a caller's runtime has none of its own.
@@ -39,6 +43,9 @@ pub struct Config {
     pub limits: Limits,
     /// The peers whose `X-Forwarded-*` and `Forwarded` are passed on; none by default.
     pub trusted_proxies: Trusted,
+    /// Sends requests that come without TLS to the same place with it: 308, for all but what is below
+    /// `/.well-known/acme-challenge/` (RFC 8555, section 8.3). Off by default; needs `[https]`.
+    pub redirect_to_https: bool,
     /// The routes that answer; none by default.
     pub routes: Vec<Route>,
 }
@@ -50,6 +57,7 @@ impl Default for Config {
             threads: None,
             limits: Limits::default(),
             trusted_proxies: Trusted::default(),
+            redirect_to_https: false,
             routes: Vec::new(),
         }
     }
@@ -69,9 +77,6 @@ pub(crate) const HEADER_LIMIT: &str = "a size from \"8KiB\" to \"1MiB\"";
 impl Config {
     /// Checks `[http]`, all but the routes.
     pub(super) fn check(&self, check: &mut Check) {
-        if self.listen.is_empty() {
-            check.note("listen", "`listen` is empty", "at least one address");
-        }
         address::check_each(&self.listen, check);
         if let Some(threads) = self.threads {
             check.number("threads", threads as u64, THREADS);
@@ -113,16 +118,31 @@ pub(super) struct Http {
 }
 
 impl Http {
-    /// Binds every listener of the config.
+    /// Binds every listener of the config, and those of `[https]` if there is that.
     pub(super) fn bind(
         config: &Config,
+        https: Option<(&https::Config, Tls)>,
         linger: Duration,
         routes: Routes,
         io: IoThreads,
         daemon: &Context,
         inherited: &mut Inherited,
     ) -> Result<Self, BindError> {
-        let listeners = listener::bind_all(&config.listen, inherited)?;
+        let mut listeners = listener::bind_all(&config.listen, inherited)?;
+        let routes = match https {
+            None => routes,
+            Some((https, tls)) => {
+                let acceptor = tls.acceptor(&Arc::new(Tickets::new()));
+                let over_tls = listener::bind_all(&https.listen, inherited)?;
+                let port = over_tls.iter().find_map(|listener| match listener.address() {
+                    Address::Tcp(address) => Some(address.port()),
+                    Address::Unix(_) | Address::Inherited(_) => None,
+                });
+                listeners.extend(over_tls.into_iter().map(|listener| listener.secured(acceptor.clone())));
+                let port = port.unwrap_or(HTTPS_PORT);
+                routes.behind(Edge::new(https, config.redirect_to_https.then_some(port)))
+            }
+        };
         let registry = Arc::clone(&daemon.observer.registry);
         let server = Server::new(listeners, routes, registry, config.limits.clone());
         let server = server

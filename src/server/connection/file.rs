@@ -24,7 +24,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::machine::Machine;
 use super::{Connection, InFlight, State};
-use crate::server::stream::Socket;
+use crate::server::socket::Socket;
 
 /// The most bytes that are read into memory rather than sent from the page cache: for less, one call to read them costs
 /// less than what `sendfile` needs beside it.
@@ -67,8 +67,8 @@ impl InFlight {
         if part.end - part.start <= SMALL {
             return read(file, part).await.map(Body::from);
         }
-        if self.0.state() != State::Answering {
-            // No connection would put the file in the place of what stands for it.
+        if self.0.state() != State::Answering || self.tls().is_some() {
+            // No connection would put the file in the place of what stands for it; and the kernel seals no records.
             return Ok(Body::new(Chunks::new(file, part)));
         }
         let first = window(&part);
@@ -265,7 +265,7 @@ async fn read(file: File, part: Range<u64>) -> io::Result<Bytes> {
     }
 }
 
-/// A part of a file, read in chunks on a thread that may wait for them.
+/// A part of a file, read in chunks: here if one is in the page cache, else on a thread that may wait for it.
 struct Chunks {
     file: Arc<File>,
     left: Range<u64>,
@@ -290,14 +290,30 @@ impl http_body::Body for Chunks {
         if this.left.is_empty() {
             return Poll::Ready(None);
         }
-        let reading = this.reading.get_or_insert_with(|| {
-            let (file, at) = (Arc::clone(&this.file), this.left.start);
-            let chunk = vec![0; length(&this.left).min(CHUNK)];
-            spawn_blocking(move || read_at(&file, at, chunk))
-        });
-        let read = ready!(Pin::new(reading).poll(cx));
-        this.reading = None;
-        let bytes = read.map_err(io::Error::other)??;
+        let bytes = match &mut this.reading {
+            Some(reading) => {
+                let read = ready!(Pin::new(reading).poll(cx));
+                this.reading = None;
+                read.map_err(io::Error::other)??
+            }
+            None => {
+                let at = this.left.start;
+                let mut chunk = zeros(length(&this.left).min(CHUNK));
+                match read_cached(&this.file, &mut chunk, at) {
+                    // The rest of it comes next, whether it is there or not.
+                    Ok(n) if n > 0 => {
+                        chunk.truncate(n);
+                        chunk.into()
+                    }
+                    Ok(_) | Err(Errno::AGAIN | Errno::OPNOTSUPP) => {
+                        let file = Arc::clone(&this.file);
+                        this.reading = Some(spawn_blocking(move || read_at(&file, at, chunk)));
+                        return Pin::new(this).poll_frame(cx);
+                    }
+                    Err(error) => return Poll::Ready(Some(Err(error.into()))),
+                }
+            }
+        };
         this.left.start += bytes.len() as u64;
         Poll::Ready(Some(Ok(Frame::data(bytes))))
     }

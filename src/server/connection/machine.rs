@@ -4,8 +4,8 @@
 //!            first byte          head              produced            flushed
 //!  Parked ──────────────> Reading ───> Answering ────────────> Flushing ──┬──────────────> Parked
 //!    ^                                     ^                              ├─ body unread ─> Discarding ──> Parked
-//!    └── accepted, or taken over           │                              ├─ next head ───> Answering
-//!                                          └──────────────────────────────┤
+//!    ├── accepted, or taken over           │                              ├─ next head ───> Answering
+//!    └── Handshaking <── accepted for TLS  └──────────────────────────────┤
 //!                                                                         ├─ 101 ─────────> Tunnel
 //!                                                                         └─ last answer ─> Closing
 //! ```
@@ -113,6 +113,8 @@ pub(crate) struct Ended {
 /// A connection's state.
 #[derive(Debug)]
 pub(crate) enum Machine {
+    /// The handshake of TLS, before the first request.
+    Handshaking { since: Tick },
     /// Idle, the only state that is: a bare socket, without hyper.
     Parked { since: Tick },
     /// hyper reads the head of a request, of which the first byte has come.
@@ -136,6 +138,8 @@ pub(crate) enum Machine {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum State {
+    /// TLS is being agreed on.
+    Handshaking,
     /// Idle: a bare socket.
     Parked,
     /// A request's head is being read.
@@ -156,7 +160,8 @@ pub enum State {
 
 impl State {
     /// The states of open connections, in the order of their discriminants.
-    pub const OPEN: [Self; 7] = [
+    pub const OPEN: [Self; 8] = [
+        Self::Handshaking,
         Self::Parked,
         Self::Reading,
         Self::Answering,
@@ -170,6 +175,7 @@ impl State {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::Handshaking => "handshaking",
             Self::Parked => "parked",
             Self::Reading => "reading",
             Self::Answering => "answering",
@@ -185,6 +191,10 @@ impl State {
 /// Something that happens to a connection.
 #[derive(Debug)]
 pub(crate) enum Event {
+    /// A handshake of TLS is to come first.
+    Handshake,
+    /// It has succeeded.
+    Secured,
     /// The first byte of a request is there.
     FirstByte,
     /// It was not: the socket only seemed to have one.
@@ -210,6 +220,7 @@ impl Machine {
     /// The state's name.
     pub(crate) fn state(&self) -> State {
         match self {
+            Self::Handshaking { .. } => State::Handshaking,
             Self::Parked { .. } => State::Parked,
             Self::Reading { .. } => State::Reading,
             Self::Answering { .. } => State::Answering,
@@ -227,7 +238,8 @@ impl Machine {
             Self::Answering { exchange } | Self::Flushing { exchange, .. } | Self::Tunnel { exchange } => {
                 Some(exchange)
             }
-            Self::Parked { .. }
+            Self::Handshaking { .. }
+            | Self::Parked { .. }
             | Self::Reading { .. }
             | Self::Discarding { .. }
             | Self::Closing { .. }
@@ -239,6 +251,8 @@ impl Machine {
     /// after its connection was closed, a flush with nothing to flush.
     pub(crate) fn on(&mut self, event: Event, now: impl Fn() -> Tick) -> Option<Ended> {
         let (state, ended) = match (std::mem::replace(self, Self::Closed), event) {
+            (Self::Parked { .. }, Event::Handshake) => (Self::Handshaking { since: now() }, None),
+            (Self::Handshaking { .. }, Event::Secured) => (Self::Parked { since: now() }, None),
             (Self::Parked { .. }, Event::FirstByte) => (Self::Reading { since: now() }, None),
             // Beside `Reading`: where hyper decides if the connection goes on (HTTP/1.0), it may read the next head
             // before the connection is parked; and a head after a discarded body says that the body has ended.
@@ -290,9 +304,13 @@ impl Machine {
                 (state, Some(Ended { exchange, outcome: Outcome::Answered }))
             }
 
-            (Self::Parked { .. } | Self::Reading { .. } | Self::Discarding { .. }, Event::Close) => {
-                (Self::Closing { since: now() }, None)
-            }
+            (
+                Self::Handshaking { .. }
+                | Self::Parked { .. }
+                | Self::Reading { .. }
+                | Self::Discarding { .. },
+                Event::Close,
+            ) => (Self::Closing { since: now() }, None),
 
             (Self::Flushing { exchange, next: Some(next) }, Event::End(outcome)) => {
                 (Self::Answering { exchange: next }, Some(Ended { exchange, outcome }))
@@ -320,7 +338,7 @@ impl Machine {
                 let limit = if look.answered { limits.keepalive_timeout } else { limits.header_timeout };
                 (now.since(*since) >= limit).then_some(Command::Finish)
             }
-            Self::Reading { since } => {
+            Self::Handshaking { since } | Self::Reading { since } => {
                 let limit = if command >= Command::Finish { LEAVING } else { limits.header_timeout };
                 (now.since(*since) >= limit).then_some(Command::TimeOut)
             }

@@ -7,6 +7,7 @@
 mod body;
 mod commands;
 mod file;
+mod handshake;
 pub(super) mod http1;
 mod machine;
 mod pace;
@@ -19,7 +20,7 @@ mod tests;
 use std::future::poll_fn;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -48,6 +49,7 @@ use super::request_id::RequestId;
 use super::route::RouteId;
 use super::totals::{self, Outcome, Refused};
 use crate::handover::parcel::{ConnectionNote, Flow, Parcel, TunnelNote};
+use crate::tls::{Session, TlsNote};
 
 /// The most bytes of interim answers that wait for a client; what comes beyond is not sent.
 const INTERIM: usize = 64 << 10;
@@ -80,6 +82,8 @@ pub(crate) struct Connection {
     route: AtomicU32,
     /// The newest request, and what is left of its body. Locked before the machine, where both are.
     unread: Mutex<Unread>,
+    /// What its handshake has agreed on; empty without TLS, and before that.
+    session: OnceLock<Arc<Session>>,
 }
 
 /// A connection's place in the registry.
@@ -149,6 +153,7 @@ impl Connection {
             answers_alone: AtomicBool::new(false),
             route: AtomicU32::new(RouteId::NONE.bits()),
             unread: Mutex::default(),
+            session: OnceLock::new(),
         }
     }
 
@@ -197,6 +202,23 @@ impl Connection {
         let tunnel = Self::new(slot, note.peer.into(), false, registry, departures, machine, 0);
         tunnel.set_route(route);
         Ok(tunnel)
+    }
+
+    /// It begins with a handshake.
+    pub(super) fn handshake_begins(&self) {
+        self.on(Event::Handshake);
+    }
+
+    /// Its TLS is agreed on.
+    pub(super) fn secured(&self, session: &Arc<Session>) {
+        // A connection has one handshake.
+        let _ = self.session.set(Arc::clone(session));
+        self.on(Event::Secured);
+    }
+
+    /// What its handshake has agreed on; none without TLS, and before that.
+    pub(crate) fn session(&self) -> Option<&Arc<Session>> {
+        self.session.get()
     }
 
     /// Its place in the registry.
@@ -274,7 +296,8 @@ impl Connection {
         let machine = self.machine();
         match *machine {
             _ if self.commands.strongest() >= Command::Drop => None,
-            Machine::Parked { since }
+            Machine::Handshaking { since }
+            | Machine::Parked { since }
             | Machine::Reading { since }
             | Machine::Discarding { since, .. }
             | Machine::Closing { since } => Some(since),
@@ -507,6 +530,8 @@ impl Connection {
         match (self.state(), command) {
             _ if self.commands.strongest() >= Command::TimeOut => None,
             (State::Reading, Command::TimeOut) => Some(Refused::HeaderTimeout),
+            // Counted as a handshake that failed.
+            (State::Handshaking, _) => None,
             (State::Answering | State::Flushing, _) if self.progress.is_blocked() => {
                 Some(Refused::SlowReader)
             }
@@ -546,7 +571,7 @@ impl Connection {
     }
 
     /// All that the successor must know of it between two requests.
-    pub(super) fn note(&self, read_ahead: Bytes) -> ConnectionNote {
+    pub(super) fn note(&self, read_ahead: Bytes, tls: Option<TlsNote>) -> ConnectionNote {
         let idle = match *self.machine() {
             Machine::Parked { since } | Machine::Reading { since } => {
                 self.registry.clock().now().since(since)
@@ -554,11 +579,11 @@ impl Connection {
             _ => Duration::ZERO,
         };
         let idle_ms = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
-        ConnectionNote { peer: self.peer.address(), answered: self.answered(), idle_ms, read_ahead }
+        ConnectionNote { peer: self.peer.address(), answered: self.answered(), idle_ms, read_ahead, tls }
     }
 
     /// All that the successor must know of it as a tunnel. None if it has no request.
-    pub(super) fn tunnel_note(&self, up: Flow, down: Flow) -> Option<TunnelNote> {
+    pub(super) fn tunnel_note(&self, up: Flow, down: Flow, tls: Option<TlsNote>) -> Option<TunnelNote> {
         let machine = self.machine();
         let exchange = machine.exchange()?;
         Some(TunnelNote {
@@ -570,6 +595,7 @@ impl Connection {
             down,
             id: exchange.id.to_string(),
             route: self.registry.totals().routes().name(self.route()).to_owned(),
+            tls,
         })
     }
 }
@@ -591,6 +617,11 @@ impl InFlight {
     #[must_use]
     pub fn is_trusted(&self) -> bool {
         self.0.trusted
+    }
+
+    /// What the handshake of its connection has agreed on; none without TLS.
+    pub(crate) fn tls(&self) -> Option<&Session> {
+        self.0.session().map(|session| &**session)
     }
 
     /// The request's id; another one at each call for a request that nobody sent.

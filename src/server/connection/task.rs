@@ -14,10 +14,12 @@ use axum::http::StatusCode;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::handshake::Handshaking;
 use super::http1::{Http1, Http1s};
 use super::{Command, Connection, State, Waiter};
 use crate::server::stream::ClientStream;
 use crate::server::totals::Refused;
+use crate::tls::Acceptor;
 
 /// Serves a connection until it is closed, or leaves for the next process.
 ///
@@ -32,6 +34,15 @@ impl Serve {
     pub(in crate::server) fn new(stream: Box<ClientStream>, http1s: &Arc<Http1s>) -> Self {
         Self { stage: Stage::Parked(Parked(stream)), http1s: Arc::clone(http1s) }
     }
+
+    /// The same for one that begins with a handshake of TLS.
+    pub(in crate::server) fn after_handshake(
+        stream: Box<ClientStream>,
+        tls: &Acceptor,
+        http1s: &Arc<Http1s>,
+    ) -> Self {
+        Self { stage: Handshaking::stage(stream, tls), http1s: Arc::clone(http1s) }
+    }
 }
 
 impl Future for Serve {
@@ -40,6 +51,7 @@ impl Future for Serve {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             let polled = match std::mem::replace(&mut self.stage, Stage::Gone) {
+                Stage::Handshaking(handshaking) => handshaking.poll(cx),
                 Stage::Parked(parked) => parked.poll(cx, &self.http1s),
                 Stage::Active(active) => active.poll(cx, &self.http1s),
                 Stage::Closing(closing) => closing.poll(cx),
@@ -57,7 +69,9 @@ impl Future for Serve {
 }
 
 /// A stage of a connection's life.
-enum Stage {
+pub(super) enum Stage {
+    /// In a box, so that a connection has no room for it afterwards.
+    Handshaking(Box<Handshaking>),
     Parked(Parked),
     Active(Active),
     Closing(Box<Closing>),
@@ -66,7 +80,7 @@ enum Stage {
 }
 
 /// A stage that is waited for, or the one after it.
-enum Polled {
+pub(super) enum Polled {
     Pending(Stage),
     Next(Stage),
 }
@@ -74,28 +88,28 @@ enum Polled {
 // ---- idle ----------------------------------------------------------------------------------------------------
 
 /// An idle connection: a bare socket.
-struct Parked(Box<ClientStream>);
+pub(super) struct Parked(pub(super) Box<ClientStream>);
 
 impl Parked {
     /// Waits for the first byte of a request.
     fn poll(self, cx: &mut Context<'_>, http1s: &Http1s) -> Polled {
-        let Self(stream) = self;
-        let connection = stream.connection();
-        let wake = match connection.commands.poll(Waiter::Task, cx) {
-            Command::Carry if connection.may_leave() => Wake::Leave,
+        let Self(mut stream) = self;
+        let command = stream.connection().commands.poll(Waiter::Task, cx);
+        let wake = match command {
+            Command::Carry if stream.may_leave() => Wake::Leave,
             // Whoever has asked by now gets an answer.
             Command::Finish if stream.has_waiting_byte() => Wake::Serve,
             Command::Finish | Command::TimeOut | Command::Drop | Command::Cut => Wake::Close,
             // Bytes that were read ahead belong to a request: there is nothing to wait for.
             Command::Serve | Command::Carry if stream.has_read_ahead() => Wake::Serve,
             Command::Serve | Command::Carry => match stream.poll_readable(cx) {
-                Poll::Ready(_) => Wake::Serve,
+                Poll::Ready(()) => Wake::Serve,
                 Poll::Pending => return Polled::Pending(Stage::Parked(Self(stream))),
             },
         };
         Polled::Next(match wake {
             Wake::Serve => {
-                connection.first_byte();
+                stream.connection().first_byte();
                 Stage::Active(Active::new(stream, http1s))
             }
             Wake::Leave => {
@@ -106,6 +120,8 @@ impl Parked {
             Wake::Close if stream.has_waiting_byte() => {
                 Closing::stage(stream, Some(last_answer(StatusCode::REQUEST_TIMEOUT)))
             }
+            // With TLS the end is said, too.
+            Wake::Close if stream.session().is_some() => Closing::stage(stream, None),
             Wake::Close => Stage::Gone,
         })
     }
@@ -122,7 +138,7 @@ enum Wake {
 // ---- with hyper ----------------------------------------------------------------------------------------------
 
 /// A connection whose request hyper reads and answers: from the first byte of it to the last byte of its answer.
-struct Active {
+pub(super) struct Active {
     connection: Arc<Connection>,
     /// The bytes that the connection had received before.
     received_before: u64,
@@ -246,7 +262,7 @@ enum End {
 ///
 /// The client may still be sending what nobody will read. To close then would reset the connection and destroy the
 /// answer, so what comes is discarded until the client closes, or its time is up (RFC 9112, section 9.6).
-struct Closing {
+pub(super) struct Closing {
     stream: Box<ClientStream>,
     /// An answer of the server's own, or what is left of it.
     unsent: Bytes,
@@ -255,7 +271,7 @@ struct Closing {
 }
 
 impl Closing {
-    fn stage(mut stream: Box<ClientStream>, unsent: Option<Bytes>) -> Stage {
+    pub(super) fn stage(mut stream: Box<ClientStream>, unsent: Option<Bytes>) -> Stage {
         let expects_more =
             unsent.is_some() || stream.has_read_ahead() || stream.connection().progress.body_left() > 0;
         stream.forget_read_ahead();
@@ -277,20 +293,20 @@ impl Closing {
 
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<Infallible>> {
         let ended = || Err(std::io::ErrorKind::ConnectionAborted.into());
-        let mut socket = Pin::new(self.stream.socket());
+        let mut wire = Pin::new(self.stream.wire());
         while !self.unsent.is_empty() {
-            match socket.as_mut().poll_write(cx, &self.unsent) {
+            match wire.as_mut().poll_write(cx, &self.unsent) {
                 Poll::Ready(Ok(n)) if n > 0 => _ = self.unsent.split_to(n),
                 Poll::Ready(Ok(_)) => return Poll::Ready(ended()),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => return Poll::Pending,
             }
         }
-        std::task::ready!(socket.as_mut().poll_shutdown(cx))?;
+        std::task::ready!(wire.as_mut().poll_shutdown(cx))?;
         let mut waste = [0; 4096];
         loop {
             let mut waste = ReadBuf::new(&mut waste);
-            match socket.as_mut().poll_read(cx, &mut waste) {
+            match wire.as_mut().poll_read(cx, &mut waste) {
                 Poll::Ready(Ok(())) if !waste.filled().is_empty() => self.expects_more = true,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending if self.expects_more => return Poll::Pending,
@@ -309,7 +325,7 @@ fn reason(status: StatusCode) -> Refused {
 }
 
 /// An answer of the server's own, to bytes that are no request or an unfinished one.
-fn last_answer(status: StatusCode) -> Bytes {
+pub(super) fn last_answer(status: StatusCode) -> Bytes {
     let date = httpdate::HttpDate::from(SystemTime::now());
     format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: 0\r\ndate: {date}\r\n\r\n").into()
 }

@@ -6,7 +6,8 @@
 //! * [`Daemon`] runs the binary as a plain child with a stand-in for the
 //!   service manager that records everything the daemon tells it.
 //! * [`Client`] speaks strict HTTP/1.1 and never retries: what it loses was lost.
-//! * [`Authority`] issues certificates, and [`Trust`] has clients trust them: each of the clients speaks TLS as well.
+//! * [`certificates`] are of every kind, also wrong ones.
+//! * [`Trust`] has clients trust one of them: each of the clients speaks TLS as well.
 //! * [`Load`] is many of them at once, with an account of what they lost.
 //! * [`Upstream`] is a server that answers when the test says so.
 //! * [`Tunnel`] is both ends of a tunnel, with numbered messages.
@@ -15,6 +16,7 @@
 //! Nothing here sleeps and hopes: every wait is for an event, has a bound wide
 //! enough for a busy machine, and says what it waited for when the bound passes.
 
+pub mod certificates;
 mod client;
 mod examples;
 mod load;
@@ -33,7 +35,7 @@ pub use machine::{Machine, Output, files_below, print_figure, raise_descriptor_l
 pub use network::{Cable, Network};
 pub use process::{Daemon, Listening, Notification, Stderr, runs};
 pub use rustix::process::Signal;
-pub use tls::{Agreed, Authority, Identity, Trust};
+pub use tls::{Agreed, Trust};
 pub use tunnel::{Conversation, Tunnel};
 pub use upstream::{Exchange, Upstream};
 pub use wait::{PATIENCE, wait_until, wait_with};

@@ -1,15 +1,10 @@
-//! Certificates of the test's own, and the clients that trust them.
+//! The clients' side of TLS.
 
 use std::fmt;
 use std::io;
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose,
-};
 use rustls::client::Resumption;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -18,95 +13,8 @@ use rustls::{
     SupportedProtocolVersion,
 };
 
+use crate::certificates::Certificate;
 use crate::client::Failure;
-
-/// The time that a certificate is valid, from yesterday on.
-const VALID: Duration = Duration::from_secs(90 * 86400);
-
-/// An authority that issues certificates, for the length of a test.
-pub struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-/// A server's certificate and its key.
-#[derive(Clone)]
-pub struct Identity {
-    /// The certificate, in PEM.
-    pub chain: String,
-    /// The key, in PEM.
-    pub key: String,
-    /// The certificate, in DER.
-    pub certificate: Vec<u8>,
-}
-
-impl fmt::Debug for Authority {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("Authority")
-    }
-}
-
-impl fmt::Debug for Identity {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.chain)
-    }
-}
-
-/// A certificate that is valid now, for such a subject.
-fn parameters(subject: &str, names: &[&str]) -> CertificateParams {
-    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-    let mut parameters = CertificateParams::new(names).expect("names that a certificate can have");
-    parameters.distinguished_name.push(DnType::CommonName, subject);
-    let yesterday = SystemTime::now() - Duration::from_secs(86400);
-    parameters.not_before = yesterday.into();
-    parameters.not_after = (yesterday + VALID).into();
-    parameters
-}
-
-impl Authority {
-    /// A new one, whom nobody trusts but who is told to.
-    ///
-    /// # Panics
-    ///
-    /// If there is no randomness for its key.
-    #[must_use]
-    pub fn new() -> Self {
-        let mut parameters = parameters("an authority of a test", &[]);
-        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let key = KeyPair::generate().expect("a key");
-        Self(CertifiedIssuer::self_signed(parameters, key).expect("it signs"))
-    }
-
-    /// Its own certificate, in PEM.
-    #[must_use]
-    pub fn pem(&self) -> String {
-        self.0.pem()
-    }
-
-    /// A server's certificate for these names, which may be addresses. Each has another key.
-    ///
-    /// # Panics
-    ///
-    /// If a name is none.
-    #[must_use]
-    pub fn issue(&self, names: &[&str]) -> Identity {
-        let mut parameters = parameters(names[0], names);
-        parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        parameters.use_authority_key_identifier_extension = true;
-        let key = KeyPair::generate().expect("a key");
-        let certificate = parameters.signed_by(&key, &self.0).expect("it signs");
-        Identity {
-            chain: certificate.pem(),
-            key: key.serialize_pem(),
-            certificate: certificate.der().to_vec(),
-        }
-    }
-}
-
-impl Default for Authority {
-    fn default() -> Self {
-        Self::new()
-    }
-}
 
 /// Clients that trust one authority, and what they offer.
 #[derive(Clone, Debug)]
@@ -122,7 +30,7 @@ impl Trust {
     ///
     /// If it is no name.
     #[must_use]
-    pub fn new(authority: &Authority, name: &str) -> Self {
+    pub fn new(authority: &Certificate, name: &str) -> Self {
         Self::offering(authority, name, rustls::ALL_VERSIONS)
     }
 
@@ -132,13 +40,13 @@ impl Trust {
     ///
     /// If it is no name.
     #[must_use]
-    pub fn of_tls12(authority: &Authority, name: &str) -> Self {
+    pub fn of_tls12(authority: &Certificate, name: &str) -> Self {
         Self::offering(authority, name, &[&rustls::version::TLS12])
     }
 
-    fn offering(authority: &Authority, name: &str, versions: &[&'static SupportedProtocolVersion]) -> Self {
+    fn offering(authority: &Certificate, name: &str, versions: &[&'static SupportedProtocolVersion]) -> Self {
         let mut roots = RootCertStore::empty();
-        roots.add(authority.0.der().clone()).expect("an authority");
+        roots.add(authority.der().into()).expect("an authority");
         let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_protocol_versions(versions)
             .expect("its suites are of these versions")

@@ -8,12 +8,17 @@ use std::thread;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
-use steadfast_harness::{Authority, Client, Failure, Identity, Load, Trust};
+use steadfast_harness::certificates::{Certificate, is_ca};
+use steadfast_harness::{Client, Failure, Load, Trust};
+
+fn new_authority() -> Certificate {
+    Certificate::of_itself("an authority", &[], is_ca)
+}
 
 /// A server that answers each request of a connection until one asks for "/end", and then closes as TLS does, or not.
-fn serve(identity: &Identity, goodbye: bool) -> SocketAddr {
-    let chain = vec![CertificateDer::from_pem_slice(identity.chain.as_bytes()).unwrap()];
-    let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).unwrap();
+fn serve(identity: &Certificate, goodbye: bool) -> SocketAddr {
+    let chain = vec![CertificateDer::from_pem_slice(identity.pem().as_bytes()).unwrap()];
+    let key = PrivateKeyDer::from_pem_slice(identity.key().as_bytes()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -52,8 +57,8 @@ fn serve(identity: &Identity, goodbye: bool) -> SocketAddr {
 
 #[test]
 fn a_client_keeps_its_connection_over_new_keys_and_sees_either_end() {
-    let authority = Authority::new();
-    let identity = authority.issue(&["server.test", "127.0.0.1"]);
+    let authority = new_authority();
+    let identity = authority.issue("a server", &["server.test", "127.0.0.1"], |_| {});
     for goodbye in [true, false] {
         let address = serve(&identity, goodbye);
         for (trust, version) in [
@@ -64,7 +69,7 @@ fn a_client_keeps_its_connection_over_new_keys_and_sees_either_end() {
             let mut client = Client::connect_tls(address, &trust).unwrap();
             let agreed = client.agreed();
             assert_eq!((agreed.version, agreed.resumed), (version, false));
-            assert!(agreed.certificate == identity.certificate);
+            assert!(agreed.certificate == identity.der());
             for _ in 0..3 {
                 assert_eq!(client.get("/").unwrap().text(), "hello");
                 assert_eq!(client.renew_keys().is_ok(), version == "TLSv1.3");
@@ -79,17 +84,17 @@ fn a_client_keeps_its_connection_over_new_keys_and_sees_either_end() {
 
 #[test]
 fn a_client_does_not_take_another_server_for_the_one_that_it_trusts() {
-    let authority = Authority::new();
-    let address = serve(&authority.issue(&["server.test"]), true);
-    for trust in [Trust::new(&authority, "other.test"), Trust::new(&Authority::new(), "server.test")] {
+    let authority = new_authority();
+    let address = serve(&authority.issue("a server", &["server.test"], |_| {}), true);
+    for trust in [Trust::new(&authority, "other.test"), Trust::new(&new_authority(), "server.test")] {
         assert!(matches!(Client::connect_tls(address, &trust), Err(Failure::Io(_))));
     }
 }
 
 #[test]
 fn load_over_tls_accounts_for_every_answer_and_every_end() {
-    let authority = Authority::new();
-    let address = serve(&authority.issue(&["server.test"]), true);
+    let authority = new_authority();
+    let address = serve(&authority.issue("a server", &["server.test"], |_| {}), true);
     let trust = Trust::new(&authority, "server.test");
     let load = Load::over_tls(4, address, &trust, "/");
     load.advance(100);

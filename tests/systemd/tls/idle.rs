@@ -41,8 +41,9 @@ fn fifteen_thousand_idle_tls_connections_survive_a_restart_and_a_reload() {
     let Some(edge) = Edge::install(file!(), "") else {
         return;
     };
-    let many = https("max_connections = 20000\nkeepalive_timeout = \"10m\"");
-    edge.write(CONFIG, format!("[http]\nlisten = []\n{many}{ROUTES}"));
+    let many =
+        "[http]\nlisten = [\"127.0.0.1:8080\"]\nmax_connections = 20000\nkeepalive_timeout = \"10m\"\n";
+    edge.write(CONFIG, format!("{many}{}{ROUTES}", https("")));
     edge.ok(["systemctl", "start", UNIT]);
     // What the first handshake and the first answers need is there.
     let _first = edge.secured();

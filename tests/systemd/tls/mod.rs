@@ -15,7 +15,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::ops::Deref;
 use std::thread;
 
-use steadfast_harness::{Authority, Client, Failure, Identity, Load, Trust};
+use steadfast_harness::certificates::{Certificate, is_ca};
+use steadfast_harness::{Client, Failure, Load, Trust};
 use tempfile::TempDir;
 use tokio_tungstenite::tungstenite;
 
@@ -30,7 +31,7 @@ const CERTIFICATES: &str = "/etc/steadfast/tls";
 /// A service that listens with TLS, and an authority whose certificate it has.
 struct Edge {
     service: Service,
-    authority: Authority,
+    authority: Certificate,
     trust: Trust,
     /// The authority's certificate, outside of the box, for programs.
     folder: TempDir,
@@ -54,7 +55,7 @@ impl Edge {
 
     fn install(file: &str, lines: &str) -> Option<Self> {
         let service = Service::install(file, &https(lines))?;
-        let authority = Authority::new();
+        let authority = Certificate::of_itself("an authority", &[], is_ca);
         let folder = tempfile::tempdir().expect("a temporary folder");
         std::fs::write(folder.path().join("authority.pem"), authority.pem()).expect("it can be written");
         let trust = Trust::new(&authority, "localhost");
@@ -64,15 +65,15 @@ impl Edge {
     }
 
     /// Another certificate for the same names.
-    fn issue(&self) -> Identity {
-        self.authority.issue(&["localhost", "*.example.test", "127.0.0.1"])
+    fn issue(&self) -> Certificate {
+        self.authority.issue("a server", &["localhost", "*.example.test", "127.0.0.1"], |_| {})
     }
 
     /// Writes a certificate and its key where the config has them, as a renewal does.
-    fn certify(&self, identity: &Identity) {
-        self.write(format!("{CERTIFICATES}/chain.pem"), &identity.chain);
+    fn certify(&self, certificate: &Certificate) {
+        self.write(format!("{CERTIFICATES}/chain.pem"), certificate.pem());
         let key = format!("{CERTIFICATES}/key.pem");
-        self.write(&key, &identity.key);
+        self.write(&key, certificate.key());
         self.ok(["chgrp", "steadfast", &key]);
         self.ok(["chmod", "0640", &key]);
     }
@@ -129,7 +130,7 @@ impl Edge {
 /// The tables of a config whose certificate [`Edge::certify`] writes.
 fn https(lines: &str) -> String {
     format!(
-        "[https]\nlisten = [\"127.0.0.1:{PORT}\"]\nrequests_per_connection = 1000000000\n\
+        "[https]\nlisten = [\"127.0.0.1:{PORT}\"]\n\
          certificates = [{{ chain = \"{CERTIFICATES}/chain.pem\", key = \"{CERTIFICATES}/key.pem\" }}]\n{lines}\n{PROXY}"
     )
 }

@@ -15,12 +15,12 @@ fn a_renewed_certificate_is_for_new_connections_and_those_that_are_open_go_on() 
         let old = open.agreed().certificate;
         let renewed = edge.issue();
         edge.certify(&renewed);
-        assert!(edge.secured().agreed().certificate != renewed.certificate, "nobody has told it yet");
+        assert!(edge.secured().agreed().certificate != renewed.der(), "nobody has told it yet");
         next(&edge);
         assert_eq!(open.get("/").unwrap().status, 200);
         assert!(open.agreed().certificate == old);
         let new = edge.secured();
-        assert!(new.agreed().certificate == renewed.certificate);
+        assert!(new.agreed().certificate == renewed.der());
         let mut old = std::mem::replace(&mut open, new);
         assert_eq!(old.get("/").unwrap().status, 200);
     }
@@ -34,9 +34,9 @@ fn a_pair_that_does_not_match_fails_the_reload_by_name_and_changes_nothing() {
     let mut open = edge.secured();
     let certificate = open.agreed().certificate;
     let broken = [
-        ("another key", edge.issue().key),
+        ("another key", edge.issue().key()),
         ("no key", String::new()),
-        ("half a key", edge.issue().key[..80].to_owned()),
+        ("half a key", edge.issue().key()[..80].to_owned()),
     ];
     let key = format!("{CERTIFICATES}/key.pem");
     for (what, broken) in broken {

@@ -5,13 +5,16 @@ use std::collections::HashMap;
 use axum::http::uri::Authority;
 use axum::http::{HeaderName, StatusCode, header};
 
+use super::host::Invalid;
 use super::path::Reading;
 use super::proxy::Upstream;
-use super::{Action, Route, claim, files, proxy, respond};
+use super::{Action, Route, claim, files, host, proxy, respond};
 use crate::rules::Check;
 use crate::server::address::check_socket_path;
 
-/// The text of a mistake that says what is expected of a route's path.
+/// The text of a mistake that says what is expected of a route's host.
+pub(crate) const HOST: &str = "a host such as \"example.org\", or \"*.example.org\" for all below it";
+/// The same of its path.
 pub(crate) const PATH: &str = "a path such as \"/health\", or \"/app/*\" for everything below";
 /// The same of the root of `files`.
 pub(crate) const ROOT: &str = "the absolute path of a directory";
@@ -37,22 +40,39 @@ static FRAMING: [HeaderName; 8] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
-/// Checks each route by itself, and that no two have one path.
+/// Checks each route by itself, and that no two have one host and path.
 pub(crate) fn check_routes(routes: &[Route], check: &mut Check) {
-    // Keyed by the paths as they are compared, however they are spelled.
-    let mut paths: HashMap<(bool, Vec<u8>), String> = HashMap::new();
+    // Keyed by host and path as they are compared, however they are spelled.
+    let mut claims: HashMap<(Option<String>, bool, Vec<u8>), String> = HashMap::new();
     for (index, route) in routes.iter().enumerate() {
         check.table(&format!("route[{index}]"), |check| {
             route.check(check);
             let Ok((is_folder, reading)) = claim(&route.path) else { return };
-            let claimed = (is_folder, reading.compared.into_owned());
-            match paths.get(&claimed) {
-                Some(first) => {
-                    check
-                        .note("path", format!("two routes have the path {:?}", route.path), "another path")
-                        .also(first, "the first is here");
-                }
-                None => _ = paths.insert(claimed, check.path("path")),
+            let mut claim = |key: &str, host: Option<&str>| {
+                let claimed = host.map(host::claim).transpose();
+                let Ok(claimed) = claimed else { return };
+                let claimed = (claimed, is_folder, reading.compared.to_vec());
+                let Some(first) = claims.get(&claimed) else {
+                    claims.insert(claimed, check.path(key));
+                    return;
+                };
+                let (what, expected) = match host {
+                    None => (format!("two routes have the path {:?}", route.path), "another path"),
+                    Some(host) if first.starts_with(&check.path("host[")) => {
+                        (format!("this route has the host {host:?} twice"), "each host once")
+                    }
+                    Some(host) => (
+                        format!("two routes have the host {host:?} and the path {:?}", route.path),
+                        "another host, or another path",
+                    ),
+                };
+                check.note(key, what, expected).also(first, "the first is here");
+            };
+            if route.hosts.is_empty() {
+                claim("path", None);
+            }
+            for (index, host) in route.hosts.iter().enumerate() {
+                claim(&format!("host[{index}]"), Some(host));
             }
         });
     }
@@ -60,6 +80,9 @@ pub(crate) fn check_routes(routes: &[Route], check: &mut Check) {
 
 impl Route {
     fn check(&self, check: &mut Check) {
+        for (index, host) in self.hosts.iter().enumerate() {
+            check_host(host, &format!("host[{index}]"), check);
+        }
         check_path(&self.path, check);
         match &self.action {
             Action::Respond(respond) => check.table("respond", |check| respond.check(check)),
@@ -68,6 +91,22 @@ impl Route {
             Action::Proxy(proxy) => check.table("proxy", |check| proxy.check(check)),
         }
     }
+}
+
+fn check_host(host: &str, key: &str, check: &mut Check) {
+    let Err(invalid) = host::claim(host) else { return };
+    let violation = check.note(key, format!("`host` {invalid}"), HOST);
+    match invalid {
+        Invalid::Star if host == "*" => violation.help("leave `host` out: the route is for every host then"),
+        Invalid::Star => violation.help("it stands for any number of labels"),
+        Invalid::Port | Invalid::Url => violation.help("a route is for every port and both schemes"),
+        Invalid::NotAscii(_) => {
+            violation.help("write it as clients send it, in Punycode (\"xn--...\"); `idn2 NAME` prints that")
+        }
+        Invalid::Empty | Invalid::Character(_) | Invalid::Label | Invalid::Long | Invalid::Number => {
+            violation
+        }
+    };
 }
 
 fn check_path(path: &str, check: &mut Check) {

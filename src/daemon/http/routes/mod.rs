@@ -1,12 +1,15 @@
 //! The config's routes.
 
 pub(crate) mod check;
+pub(crate) mod edge;
 pub(crate) mod files;
+pub(super) mod host;
 pub(crate) mod path;
 pub(crate) mod proxy;
 pub(crate) mod respond;
 mod status;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::future::ready;
 use std::sync::Arc;
@@ -19,16 +22,27 @@ use futures_util::future::Either;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
+use self::edge::Edge;
 use self::files::Files;
 use self::path::{Reading, Unreadable};
 use self::proxy::{Proxy, UpstreamFigures};
 use self::respond::Respond;
 use crate::server::{Answering, Handler, InFlight, Offloaded, RouteId};
 
-/// One `[[route]]`: a path and its answer.
+/// One `[[route]]`: a path and its answer, for every host or for some.
+///
+/// Of the routes that claim a request the one with the most specific host wins, and of those the one with the most
+/// specific path. So a route of another host, or of none, answers where those of the request's own host have no such path.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Route {
+    /// The hosts that it is for: `example.org`; `*.example.org` for every name below that, by any number of labels, but
+    /// not itself; an address. None, the default, is every host. The exact one is the most specific, then the longest
+    /// `*`, then none.
+    ///
+    /// A request's host is that of its target if that has one, else `Host` (HTTP/2: `:authority`). It is compared in
+    /// any case, and without the port and a dot at its end.
+    pub hosts: Vec<String>,
     /// `/exact/path`, or `/below/*` for everything below; the most specific route wins.
     ///
     /// Paths are compared decoded, with dot segments resolved and empty ones merged, however either is written: the
@@ -42,10 +56,21 @@ pub struct Route {
 }
 
 impl Route {
-    /// A path and its answer.
+    /// A path and its answer, for every host.
     #[must_use]
     pub fn new(path: impl Into<String>, action: Action) -> Self {
-        Self { path: path.into(), action }
+        Self { hosts: Vec::new(), path: path.into(), action }
+    }
+
+    /// The name by which figures and log know it: its path, behind the first of its hosts. No two routes have the same.
+    pub(crate) fn name(&self) -> Cow<'_, str> {
+        self.names().next().unwrap_or_else(|| (&*self.path).into())
+    }
+
+    /// Its path behind each of its hosts; alone if it is for all.
+    pub(crate) fn names(&self) -> impl Iterator<Item = Cow<'_, str>> {
+        let every = self.hosts.is_empty().then(|| Cow::from(&*self.path));
+        every.into_iter().chain(self.hosts.iter().map(|host| format!("{host}{}", self.path).into()))
     }
 }
 
@@ -71,13 +96,17 @@ pub(crate) fn claim(path: &str) -> Result<(bool, Reading<'_>), Unreadable> {
 
 /// Answers by the most specific route.
 #[derive(Clone, Debug)]
-pub(crate) struct Routes(Arc<Table>);
+pub(crate) struct Routes {
+    table: Arc<Table>,
+    /// What comes before them, if there is anything.
+    edge: Option<Arc<Edge>>,
+}
 
 impl Routes {
     /// The routes of a config. A request that none of them claims goes to the `fallback`, with its URI as it was sent: a
-    /// caller's `Router` reads paths in its own way. Without one it is answered with 404. Of two routes with one path
-    /// the first wins; the config's check refuses them, as it does a path that cannot be read, which no request could
-    /// ask for.
+    /// caller's `Router` reads paths in its own way. Without one it is answered with 404. Of two routes with one host and
+    /// path the first wins; the config's check refuses them, as it does a path or a host that cannot be read, which no
+    /// request could ask for.
     ///
     /// The `fallback` runs on the runtime of `users`, if that is another than the connections'. Tunnels run as tasks on
     /// `tunnels`.
@@ -92,16 +121,22 @@ impl Routes {
             let Ok((is_folder, Reading { path, compared, .. })) = claim(&route.path) else {
                 continue;
             };
-            let endpoints = if is_folder { &mut table.below } else { &mut table.exact };
-            endpoints
-                .entry(compared.into_owned())
-                .or_insert_with(|| (RouteId::of_config(index), Endpoint::new(&route.action, &path, tunnels)));
-        }
-        for (folder, (id, endpoint)) in &table.below {
-            let folder = folder.strip_suffix(b"/").unwrap_or_default();
-            if matches!(endpoint, Endpoint::Files(_)) && !folder.is_empty() {
-                table.exact.entry(folder.to_vec()).or_insert((*id, Endpoint::ToFolder));
+            let id = RouteId::of_config(index);
+            let claimant = Arc::new((id, Endpoint::new(&route.action, &path, tunnels)));
+            let claim = |paths: &mut Paths| {
+                let endpoints = if is_folder { &mut paths.below } else { &mut paths.exact };
+                endpoints.entry(compared.to_vec()).or_insert_with(|| Arc::clone(&claimant));
+            };
+            if route.hosts.is_empty() {
+                claim(&mut table.every_host);
             }
+            for host in route.hosts.iter().filter_map(|host| host::claim(host).ok()) {
+                claim(table.hosts.entry(host).or_default());
+            }
+            table.routes.push(claimant);
+        }
+        for paths in table.hosts.values_mut().chain([&mut table.every_host]) {
+            paths.redirect_to_folders();
         }
         // `[http] body_limit` is the limit of a body, not axum's own default.
         table.fallback = fallback.map(|fallback| -> Box<dyn Handler> {
@@ -111,12 +146,17 @@ impl Routes {
                 None => Box::new(fallback),
             }
         });
-        Self(Arc::new(table))
+        Self { table: Arc::new(table), edge: None }
+    }
+
+    /// Puts these rules before the routes.
+    pub(crate) fn behind(self, edge: Edge) -> Self {
+        Self { edge: Some(Arc::new(edge)), ..self }
     }
 
     /// What has happened between this server and each upstream; one that two routes lead to is there twice.
     pub(crate) fn upstreams(&self) -> impl Iterator<Item = UpstreamFigures> {
-        self.0.exact.values().chain(self.0.below.values()).filter_map(|(_, endpoint)| match endpoint {
+        self.table.routes.iter().filter_map(|routed| match &routed.1 {
             Endpoint::Proxy(proxy) => Some(proxy.figures()),
             _ => None,
         })
@@ -125,15 +165,48 @@ impl Routes {
 
 #[derive(Debug, Default)]
 struct Table {
-    /// By their paths, as they are compared.
-    exact: BTreeMap<Vec<u8>, Routed>,
-    /// By their folders, which end in a slash.
-    below: BTreeMap<Vec<u8>, Routed>,
+    /// By the hosts that they are for, as they are claimed.
+    hosts: BTreeMap<String, Paths>,
+    /// Those for every host.
+    every_host: Paths,
+    /// Each of the config's, whatever it is for.
+    routes: Vec<Arc<Routed>>,
     fallback: Option<Box<dyn Handler>>,
+}
+
+/// The routes of one host.
+#[derive(Debug, Default)]
+struct Paths {
+    /// By their paths, as they are compared.
+    exact: BTreeMap<Vec<u8>, Arc<Routed>>,
+    /// By their folders, which end in a slash.
+    below: BTreeMap<Vec<u8>, Arc<Routed>>,
 }
 
 /// A route, and what answers there.
 type Routed = (RouteId, Endpoint);
+
+impl Paths {
+    /// The most specific route of a path: that of the exact path, or of the longest folder above it.
+    fn find(&self, path: &[u8]) -> Option<&Arc<Routed>> {
+        let folders =
+            || (1..=path.len()).rev().map(|end| &path[..end]).filter(|folder| folder.ends_with(b"/"));
+        self.exact.get(path).or_else(|| folders().find_map(|folder| self.below.get(folder)))
+    }
+
+    /// Lets the path of a folder of files without its slash lead to the folder, where it has no route.
+    fn redirect_to_folders(&mut self) {
+        for (folder, routed) in &self.below {
+            let folder = folder.strip_suffix(b"/").unwrap_or_default();
+            if let (id, Endpoint::Files(_)) = &**routed
+                && !folder.is_empty()
+            {
+                let to_folder = || Arc::new((*id, Endpoint::ToFolder));
+                self.exact.entry(folder.to_vec()).or_insert_with(to_folder);
+            }
+        }
+    }
+}
 
 /// The answering side of a route, ready to be called.
 #[derive(Clone, Debug)]
@@ -166,16 +239,16 @@ impl Endpoint {
 }
 
 impl Table {
-    /// The most specific route of a path: that of the exact path, or of the longest folder above it.
-    fn find(&self, path: &[u8]) -> Option<&Routed> {
-        let folders =
-            || (1..=path.len()).rev().map(|end| &path[..end]).filter(|folder| folder.ends_with(b"/"));
-        self.exact.get(path).or_else(|| folders().find_map(|folder| self.below.get(folder)))
+    /// The route with the most specific host, and of those the one with the most specific path.
+    fn find(&self, host: Option<&str>, path: &[u8]) -> Option<&Arc<Routed>> {
+        let of_host = |host| host::claims(host).filter_map(|claim| self.hosts.get(claim));
+        let routed = host.and_then(|host| of_host(host).find_map(|paths| paths.find(path)));
+        routed.or_else(|| self.every_host.find(path))
     }
 
     /// The route of a request; `None` where no route claims it. Where the answer depends on the path, the request is
     /// given the one that was compared.
-    fn route(&self, request: &mut Request) -> Result<Option<&Routed>, String> {
+    fn route(&self, request: &mut Request) -> Result<Option<&Arc<Routed>>, String> {
         let sent = request.uri().path();
         let reading = match path::read(sent) {
             Ok(reading) => reading,
@@ -183,10 +256,11 @@ impl Table {
             Err(Unreadable::Relative) if matches!(sent, "" | "*") => return Ok(None),
             Err(unreadable) => return Err(format!("the path {unreadable}")),
         };
-        let routed = self.find(&reading.compared);
-        if let Some(reader) = routed.filter(|(_, endpoint)| endpoint.reads_the_path()) {
+        let host = if self.hosts.is_empty() { None } else { host::of(request) };
+        let routed = self.find(host.as_deref(), &reading.compared);
+        if let Some(reader) = routed.filter(|routed| routed.1.reads_the_path()) {
             if let Some(undivided) = &reading.undivided
-                && !self.find(undivided).is_some_and(|other| std::ptr::eq(reader, other))
+                && !self.find(host.as_deref(), undivided).is_some_and(|other| Arc::ptr_eq(reader, other))
             {
                 return Err("an encoded slash or a backslash decides on the route of the path".into());
             }
@@ -203,8 +277,14 @@ impl Table {
 impl Handler for Routes {
     fn answer(&self, mut request: Request, in_flight: InFlight) -> Answering {
         let at_once = |response| Either::Left(ready(response));
-        let endpoint = match (self.0.route(&mut request), &self.0.fallback) {
-            (Ok(Some((id, endpoint))), _) => {
+        if let Some(edge) = &self.edge
+            && let Some(response) = edge.answer(&mut request, in_flight.tls())
+        {
+            return at_once(response);
+        }
+        let endpoint = match (self.table.route(&mut request), &self.table.fallback) {
+            (Ok(Some(routed)), _) => {
+                let (id, endpoint) = &**routed;
                 in_flight.routed(*id);
                 endpoint
             }

@@ -14,7 +14,7 @@ use super::{Action, Route, Routes, respond};
 use crate::server::{Handler, InFlight, Peer};
 
 pub(super) fn route(path: &str, action: Action) -> Route {
-    Route { path: path.into(), action }
+    Route::new(path, action)
 }
 
 /// A route whose answer is its own path.
@@ -147,6 +147,134 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         let response = runtime.block_on(ask(&router, get(&path)));
         if let Some(route) = most_specific(&routes, &path) {
+            prop_assert_eq!(runtime.block_on(text(response)), route);
+        } else {
+            prop_assert_eq!(response.status(), StatusCode::NOT_FOUND);
+        }
+    }
+}
+
+// ---------------------------------------------------------------- which host
+
+/// A route of hosts whose answer is its own name.
+fn hosted(hosts: &[&str], path: &str) -> Route {
+    let mut route = named(path);
+    route.hosts = hosts.iter().map(ToString::to_string).collect();
+    let body = route.name().into_owned();
+    Route { action: Action::Respond(respond::Config { body, ..respond::Config::default() }), ..route }
+}
+
+fn get_from(host: &str, path: &str) -> Request {
+    let mut request = get(path);
+    request.headers_mut().insert(header::HOST, HeaderValue::from_str(host).expect("a host"));
+    request
+}
+
+async fn body_from(routes: &Routes, host: &str, path: &str) -> String {
+    text(ask(routes, get_from(host, path)).await).await
+}
+
+#[tokio::test]
+async fn the_most_specific_host_wins_before_the_path() {
+    let router = routed(&[
+        named("/deep/er/*"),
+        named("/*"),
+        hosted(&["*.example.org"], "/deep/*"),
+        hosted(&["*.a.example.org"], "/*"),
+        hosted(&["b.a.example.org", "example.org"], "/*"),
+    ]);
+    for (host, path, route) in [
+        ("b.a.example.org", "/deep/er/x", "b.a.example.org/*"),
+        ("example.org", "/deep/er/x", "b.a.example.org/*"),
+        ("c.b.a.example.org", "/deep/er/x", "*.a.example.org/*"),
+        ("c.a.example.org", "/deep/er/x", "*.a.example.org/*"),
+        ("a.example.org", "/deep/er/x", "*.example.org/deep/*"),
+        ("xexample.org", "/deep/er/x", "/deep/er/*"),
+        ("org", "/deep/x", "/*"),
+    ] {
+        assert_eq!(body_from(&router, host, path).await, route, "{host}");
+    }
+}
+
+#[tokio::test]
+async fn a_path_that_the_host_has_not_is_looked_for_at_less_specific_hosts() {
+    let router = routed(&[
+        hosted(&["www.example.org"], "/one"),
+        hosted(&["*.example.org"], "/two"),
+        named("/three"),
+        hosted(&["other.org"], "/four"),
+    ]);
+    for path in ["/one", "/two", "/three"] {
+        assert!(body_from(&router, "www.example.org", path).await.ends_with(path));
+    }
+    assert_eq!(ask(&router, get_from("www.example.org", "/four")).await.status(), StatusCode::NOT_FOUND);
+    // A request without a host has the routes of every host.
+    assert_eq!(body_at(&router, "/three").await, "/three");
+    assert_eq!(ask(&router, get("/one")).await.status(), StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn no_spelling_of_a_host_gets_past_its_route() {
+    let router = routed(&[
+        hosted(&["Example.ORG"], "/*"),
+        hosted(&["192.0.2.1"], "/*"),
+        hosted(&["2001:db8::1"], "/*"),
+        named("/*"),
+    ]);
+    for host in ["example.org", "EXAMPLE.org", "example.org.", "example.org:8443", "%65xample.org."] {
+        assert_eq!(body_from(&router, host, "/").await, "Example.ORG/*", "{host}");
+    }
+    assert_eq!(body_from(&router, "192.0.2.1:80", "/").await, "192.0.2.1/*");
+    assert_eq!(body_from(&router, "[2001:DB8:0::1]:80", "/").await, "2001:db8::1/*");
+    // RFC 9112, section 3.2.2: the host of the target takes the place of the field.
+    let mut request = get_from("example.org", "/");
+    *request.uri_mut() = "http://192.0.2.1/".parse().expect("a URI");
+    assert_eq!(text(ask(&router, request).await).await, "192.0.2.1/*");
+}
+
+#[tokio::test]
+async fn a_folder_of_files_redirects_at_its_own_host_alone() {
+    let site = Site::new();
+    let mut files = route("/assets/*", Action::Files(site.config()));
+    files.hosts = vec!["example.org".into(), "example.com".into()];
+    let router = routed(&[files, named("/*")]);
+    for host in ["example.org", "example.com"] {
+        let redirect = ask(&router, get_from(host, "/assets")).await;
+        assert_eq!(redirect.headers()[header::LOCATION], "/assets/");
+    }
+    assert_eq!(body_from(&router, "example.net", "/assets").await, "/*");
+}
+
+/// How specific a route's host is for a host; `None` if it is not for it.
+fn specific(claim: &str, host: &str) -> Option<usize> {
+    match claim.strip_prefix('*') {
+        _ if claim.is_empty() => Some(0),
+        Some(below) => (host.len() > below.len() && host.ends_with(below)).then_some(claim.len()),
+        None => (claim == host).then_some(usize::MAX),
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_most_specific_host_wins_and_then_the_most_specific_path(
+        routes in prop::collection::btree_set(("|(\\*\\.)?([ab]\\.){0,2}[ab]", "(/[ab]){0,2}/\\*|(/[ab]){1,2}"), 1..10),
+        host in "([ab]\\.){0,3}[ab]",
+        path in "(/[ab]){1,3}",
+    ) {
+        let hosted: Vec<_> = routes
+            .iter()
+            .map(|(host, path)| if host.is_empty() { named(path) } else { hosted(&[host.as_str()], path) })
+            .collect();
+        let mut hosts: Vec<_> = routes.iter().map(|(host, _)| host).filter(|h| specific(h, &host).is_some()).collect();
+        hosts.sort_by_key(|claim| std::cmp::Reverse(specific(claim, &host)));
+        let expected = hosts.iter().find_map(|claim| {
+            let paths: Vec<_> = routes.iter().filter(|(host, _)| host == *claim).map(|(_, path)| path.clone()).collect();
+            most_specific(&paths, &path).map(|path| format!("{claim}{path}"))
+        });
+        let router = routed(&hosted);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let response = runtime.block_on(ask(&router, get_from(&host, &path)));
+        if let Some(route) = expected {
             prop_assert_eq!(runtime.block_on(text(response)), route);
         } else {
             prop_assert_eq!(response.status(), StatusCode::NOT_FOUND);

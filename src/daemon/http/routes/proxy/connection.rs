@@ -19,7 +19,7 @@ use tokio::runtime;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::body::{Turn, Upload};
-use crate::server::stream::Socket;
+use crate::server::socket::Socket;
 use crate::server::{InFlight, Waiting};
 
 /// An open connection to the upstream. To drop it closes it.

@@ -273,6 +273,14 @@ fn is_claim_of_origin(name: &HeaderName) -> bool {
         || is("proxy")
 }
 
+/// True of a name that has no meaning of its own to this proxy, or to HTTP, so that it may be given one.
+pub(in crate::daemon::http) fn is_free(name: &HeaderName) -> bool {
+    const OTHERS: [&str; 6] =
+        ["authorization", "connection", "content-type", "cookie", "traceparent", "tracestate"];
+    let has = |names: &[&str]| names.iter().any(|other| same_to_cgi(name.as_str(), other));
+    !(has(&OTHERS) || has(&HOP_BY_HOP) || has(&STEERING) || has(&REPLACING) || is_claim_of_origin(name))
+}
+
 /// Fields that say where a message ends or goes, beside [`HOP_BY_HOP`].
 const STEERING: [&str; 6] = ["content-length", "expect", "host", "max-forwards", "trailer", "via"];
 
@@ -285,7 +293,7 @@ fn looks_like_steering(name: &str) -> bool {
 
 /// True if two names are one to CGI and its heirs, which do not tell a hyphen from an underscore, nor some of them from
 /// any other mark.
-fn same_to_cgi(name: &str, other: &str) -> bool {
+pub(in crate::daemon::http) fn same_to_cgi(name: &str, other: &str) -> bool {
     let is_same = |(a, b): (u8, u8)| a == b || (b == b'-' && !a.is_ascii_alphanumeric());
     name.len() == other.len() && name.bytes().zip(other.bytes()).all(is_same)
 }
@@ -320,7 +328,9 @@ fn add_origin(headers: &mut HeaderMap, client: &InFlight) {
         }
         forwarded.push(b'"');
     }
-    forwarded.extend(b";proto=http");
+    let scheme = if client.tls().is_some() { "https" } else { "http" };
+    forwarded.extend(b";proto=");
+    forwarded.extend(scheme.as_bytes());
     let forwarded = Bytes::from(forwarded);
 
     if client.peer() != Peer::Unix {
@@ -334,7 +344,7 @@ fn add_origin(headers: &mut HeaderMap, client: &InFlight) {
         headers.insert(X_FORWARDED_HOST, host);
     }
     if !is_said(headers, X_FORWARDED_PROTO) {
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     }
     append(headers, FORWARDED, HeaderValue::from_maybe_shared(forwarded));
 }

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::account::{Account, Happened};
 use super::{Config, Upstream};
 use crate::server::listener::set_tcp_options;
-use crate::server::stream::Socket;
+use crate::server::socket::Socket;
 
 /// The pause after the first refused attempt; each pause is twice the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);

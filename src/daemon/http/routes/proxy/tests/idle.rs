@@ -25,7 +25,7 @@ async fn ask_for_ok(routes: &Routes) {
 async fn an_idle_connection_is_closed_in_time_and_nothing_runs_after_that() {
     let (upstream, mut told) = keeping();
     let tasks = TaskTracker::new();
-    let route = Route { path: "/*".into(), action: Action::Proxy(upstream.config()) };
+    let route = Route::new("/*", Action::Proxy(upstream.config()));
     let routes = Routes::new(&[route], None, None, &tasks);
     assert_eq!(tasks.len(), 0);
     ask_for_ok(&routes).await;

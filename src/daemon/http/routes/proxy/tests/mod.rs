@@ -50,7 +50,7 @@ fn http(address: SocketAddr) -> Upstream {
 }
 
 fn proxied(config: Config) -> Routes {
-    let route = Route { path: "/*".into(), action: Action::Proxy(config) };
+    let route = Route::new("/*", Action::Proxy(config));
     Routes::new(&[route], None, None, &TaskTracker::new())
 }
 

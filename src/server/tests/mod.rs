@@ -1,6 +1,8 @@
 //! A connection that is taken apart and put together in another server stays the same to its client; one that
 //! cannot be carried is closed, and its client is told so by the last answer.
 
+mod tls;
+
 use std::io::{BufRead, BufReader, Seek};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -11,7 +13,7 @@ use axum::body::Bytes;
 use axum::http::{Method, Uri};
 use proptest::prelude::*;
 use rustix::net::SendFlags;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio_util::task::TaskTracker;
 
@@ -151,7 +153,7 @@ async fn exchange(stream: &[u8], cuts: &[Cut], requests: usize) -> (String, u64)
 }
 
 /// One answer without its date and its id.
-async fn answer(client: &mut UnixStream) -> String {
+async fn answer(client: &mut (impl AsyncRead + Unpin)) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(client.read_u8().await.expect("the connection stays open"));

@@ -1,0 +1,278 @@
+//! The same over TLS: to its client a connection is one, wherever it changes hands.
+
+use std::io::{Read, Write};
+use std::pin::Pin;
+use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll, ready};
+
+use proptest::prelude::*;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio::net::UnixStream;
+
+use super::{Cut, PATIENCE, REQUEST, Side, answer, exchange, request};
+use crate::server::State;
+use crate::tls::{Acceptor, Reason};
+
+/// A certificate for `localhost`, and the key that has signed it.
+static IDENTITY: LazyLock<(CertificateDer<'static>, Vec<u8>)> = LazyLock::new(|| {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let certificate = rcgen::CertificateParams::new(["localhost".to_owned()]).expect("a name");
+    (certificate.self_signed(&key).expect("it signs itself").der().clone(), key.serialize_der())
+});
+
+fn acceptor() -> Acceptor {
+    let (certificate, key) = &*IDENTITY;
+    let config = ServerConfig::builder().with_no_client_auth();
+    let key = PrivatePkcs8KeyDer::from(key.clone()).into();
+    Acceptor::new(config.with_single_cert(vec![certificate.clone()], key).expect("they match"))
+}
+
+/// A client whose records can be sent in pieces.
+struct Client {
+    tls: ClientConnection,
+    socket: UnixStream,
+}
+
+impl Client {
+    /// A client of this version, and the server's end of its connection.
+    fn new(version: &'static rustls::SupportedProtocolVersion) -> (Self, UnixStream) {
+        let mut roots = RootCertStore::empty();
+        roots.add(IDENTITY.0.clone()).expect("a root");
+        let config = ClientConfig::builder_with_protocol_versions(&[version]);
+        let config = config.with_root_certificates(roots).with_no_client_auth();
+        let name = "localhost".try_into().expect("a name");
+        let tls = ClientConnection::new(Arc::new(config), name).expect("a client");
+        let (socket, theirs) = UnixStream::pair().expect("a pair of sockets");
+        (Self { tls, socket }, theirs)
+    }
+
+    /// The records of some plaintext; none of these have been sent.
+    fn sealed(&mut self, plain: &[u8]) -> Vec<u8> {
+        self.tls.writer().write_all(plain).expect("it is short");
+        self.pending()
+    }
+
+    fn pending(&mut self) -> Vec<u8> {
+        let mut records = Vec::new();
+        while self.tls.wants_write() {
+            self.tls.write_tls(&mut records).expect("a Vec takes all");
+        }
+        records
+    }
+
+    async fn send(&mut self, plain: &[u8]) {
+        let records = self.sealed(plain);
+        self.socket.write_all(&records).await.expect("the server reads");
+    }
+
+    async fn shake_hands(&mut self) {
+        let mut bytes = [0; 4096];
+        while self.tls.is_handshaking() {
+            let records = self.pending();
+            self.socket.write_all(&records).await.expect("the server reads");
+            if self.tls.is_handshaking() {
+                let n = self.socket.read(&mut bytes).await.expect("the server answers");
+                assert!(n > 0, "the server has closed");
+                self.take(&bytes[..n]);
+            }
+        }
+        let records = self.pending();
+        self.socket.write_all(&records).await.expect("the server reads");
+    }
+
+    fn take(&mut self, mut records: &[u8]) {
+        while !records.is_empty() {
+            self.tls.read_tls(&mut records).expect("a slice gives all");
+            self.tls.process_new_packets().expect("the server's records are right");
+        }
+    }
+}
+
+/// Reads what the server says.
+impl AsyncRead for Client {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            match this.tls.reader().read(buf.initialize_unfilled()) {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                read => {
+                    buf.advance(read?);
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            let mut records = [0; 4096];
+            let mut records = ReadBuf::new(&mut records);
+            ready!(Pin::new(&mut this.socket).poll_read(cx, &mut records))?;
+            if records.filled().is_empty() {
+                this.tls.read_tls(&mut std::io::empty())?;
+            }
+            this.take(records.filled());
+        }
+    }
+}
+
+/// Sends requests over TLS, their records cut as asked, with a KeyUpdate before those that want one. Returns their answers,
+/// and how often the connection changed hands.
+async fn exchange_sealed(
+    version: &'static rustls::SupportedProtocolVersion,
+    requests: &[(Vec<u8>, bool)],
+    cuts: &[(prop::sample::Index, u8)],
+) -> (String, u64) {
+    let (here, there) = (Side::new(), Side::new());
+    let (mut client, theirs) = Client::new(version);
+    here.server.serve_one_over(theirs, &acceptor());
+    let talk = async {
+        client.shake_hands().await;
+        let mut records = Vec::new();
+        for (request, updates) in requests {
+            if *updates && version.version == rustls::ProtocolVersion::TLSv1_3 {
+                client.tls.refresh_traffic_keys().expect("TLS 1.3 has new keys");
+            }
+            records.extend(client.sealed(request));
+        }
+        let mut cuts: Vec<_> = cuts.iter().map(|(at, runs)| (at.index(records.len() + 1), *runs)).collect();
+        cuts.sort_unstable();
+        let mut sent = 0;
+        for (at, runs) in cuts {
+            client.socket.write_all(&records[sent..at]).await.expect("the server reads");
+            sent = at;
+            for _ in 0..runs {
+                tokio::task::yield_now().await;
+            }
+            here.give_away();
+            there.give_away();
+        }
+        client.socket.write_all(&records[sent..]).await.expect("the server reads");
+        let mut answers = String::new();
+        for _ in requests {
+            answers += &answer(&mut client).await;
+        }
+        answers
+    };
+    let exchange = async {
+        tokio::select! {
+            answers = talk => answers,
+            () = async { tokio::join!(here.pass_to(&there), there.pass_to(&here)); } => unreachable!("they never end"),
+        }
+    };
+    let answers = tokio::time::timeout(PATIENCE, exchange).await.expect("every request is answered");
+    let moves = [&here, &there].map(|side| side.registry.totals().taken_over.counts()[0]);
+    (answers, moves.iter().sum())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn the_answers_over_tls_are_the_same_with_a_handover_at_any_byte_of_a_record_as_without_tls(
+        requests in proptest::collection::vec((request(), any::<bool>()), 1..6),
+        cuts in proptest::collection::vec(any::<(prop::sample::Index, u8)>(), 0..8),
+        is_old in any::<bool>(),
+    ) {
+        let version = if is_old { &rustls::version::TLS12 } else { &rustls::version::TLS13 };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let stream: Vec<_> = requests.iter().flat_map(|(request, _)| request.clone()).collect();
+        let none: [Cut; 0] = [];
+        let (expected, _) = runtime.block_on(exchange(&stream, &none, requests.len()));
+        let (sealed, _) = runtime.block_on(exchange_sealed(version, &requests, &cuts));
+        prop_assert_eq!(sealed, expected);
+    }
+}
+
+/// Without this the test above might look at connections that never moved.
+#[tokio::test]
+async fn a_tls_connection_changes_hands_between_two_requests_and_within_a_record() {
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let (here, there) = (Side::new(), Side::new());
+        let (mut client, theirs) = Client::new(version);
+        here.server.serve_one_over(theirs, &acceptor());
+        client.shake_hands().await;
+        let talk = async {
+            for at in [0, 3, 20, 40] {
+                let records = client.sealed(REQUEST);
+                client.socket.write_all(&records[..at]).await.expect("the server reads");
+                let taken = |side: &Side| side.registry.totals().taken_over.counts()[0];
+                let before = taken(&here) + taken(&there);
+                here.give_away();
+                there.give_away();
+                while taken(&here) + taken(&there) == before {
+                    tokio::task::yield_now().await;
+                }
+                client.socket.write_all(&records[at..]).await.expect("the server reads");
+                assert!(answer(&mut client).await.contains("GET /"));
+            }
+        };
+        let moves = async {
+            tokio::select! {
+                () = talk => {}
+                () = async { tokio::join!(here.pass_to(&there), there.pass_to(&here)); } => {}
+            }
+        };
+        tokio::time::timeout(PATIENCE, moves).await.expect("it is carried each time");
+    }
+}
+
+#[tokio::test]
+async fn an_idle_tls_connection_ends_with_a_goodbye() {
+    let side = Side::new();
+    let (mut client, theirs) = Client::new(&rustls::version::TLS13);
+    side.server.serve_one_over(theirs, &acceptor());
+    client.shake_hands().await;
+    client.send(REQUEST).await;
+    answer(&mut client).await;
+    side.server.drain(std::time::Duration::ZERO).await;
+    // rustls takes an end without close_notify for an error.
+    assert_eq!(client.read(&mut [0]).await.expect("the end is said"), 0);
+}
+
+#[tokio::test]
+async fn a_request_without_tls_is_told_so_and_counted() {
+    let side = Side::new();
+    let (mut client, theirs) = UnixStream::pair().expect("a pair of sockets");
+    side.server.serve_one_over(theirs, &acceptor());
+    client.write_all(REQUEST).await.expect("the server reads");
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.expect("an answer");
+    assert!(answer.contains("HTTP/1.1 400 Bad Request\r\nconnection: close\r\n"), "{answer:?}");
+    let failures = side.registry.totals().handshakes.failures();
+    assert_eq!(failures.filter(|(_, number)| *number > 0).collect::<Vec<_>>(), [(Reason::PlainHttp, 1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handshake_that_stalls_ends_after_the_time_for_a_head() {
+    let side = Side::new();
+    let (mut client, theirs) = Client::new(&rustls::version::TLS13);
+    side.server.serve_one_over(theirs, &acceptor());
+    let hello = client.pending();
+    client.socket.write_all(&hello[..20]).await.expect("the server reads");
+    let started = tokio::time::Instant::now();
+    tokio::select! {
+        () = side.server.serve() => unreachable!("it never ends"),
+        read = client.socket.read_u8() => assert!(read.is_err(), "it is closed"),
+    }
+    let took = started.elapsed().as_secs();
+    assert!((10..12).contains(&took), "{took} s");
+    let failures = side.registry.totals().handshakes.failures();
+    assert_eq!(failures.map(|(_, number)| number).sum::<u64>(), 1);
+}
+
+#[tokio::test]
+async fn a_connection_that_shakes_hands_is_seen_as_such_and_parked_afterwards() {
+    let side = Side::new();
+    let (mut client, theirs) = Client::new(&rustls::version::TLS13);
+    side.server.serve_one_over(theirs, &acceptor());
+    let connection = side.registry.connections().remove(0);
+    assert_eq!(connection.state(), State::Handshaking);
+    client.shake_hands().await;
+    while connection.state() == State::Handshaking {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(connection.state(), State::Parked);
+    assert_eq!(connection.session().expect("TLS").server_name(), Some("localhost"));
+}

@@ -1,0 +1,39 @@
+//! TLS that can be parked, and can travel.
+//!
+//! rustls does the handshake and nothing after it ([`handshake`]). From its end on a connection has a record layer of
+//! our own ([`records`], without I/O; [`stream`] puts it over a socket): that one can give back its keys and buffers
+//! while the connection is idle, and can be taken apart at any byte, into some hundred bytes ([`note`]) from which another
+//! process goes on. Every request runs through the code that a restart depends on, so there is no second path that only
+//! a restart would try.
+//!
+//! There is no cryptography in here. AEADs and HKDF are AWS-LC's, as rustls's are; [`keys`] says what the standards
+//! do with them.
+//!
+//! ```text
+//! Acceptor ── begin ──> Handshake ── poll ──> Records ──> TlsStream ── into_note ──> TlsNote
+//!                                                ^                                      │
+//!                                                └───────────── from_note ──────────────┘
+//! ```
+//!
+//! [`session`] is what was agreed on and travels with the connection, [`tickets`] are what a client resumes with.
+//! [`certificates`] has what a server shows, and [`client`] how it judges what clients show.
+
+pub(crate) mod certificates;
+pub(crate) mod client;
+mod handshake;
+mod keys;
+mod note;
+mod records;
+mod session;
+mod stream;
+mod tickets;
+
+#[cfg(test)]
+mod tests;
+
+pub(crate) use handshake::{Acceptor, Failed, Handshake, Reason};
+pub(crate) use note::TlsNote;
+pub(crate) use records::Records;
+pub(crate) use session::Session;
+pub(crate) use stream::TlsStream;
+pub(crate) use tickets::Tickets;

@@ -1,0 +1,162 @@
+//! Session tickets whose keys can outlive the process: a client that resumes does not notice a restart either.
+//!
+//! rustls has a ticketer as well, which makes its keys itself and shows them to nobody.
+
+use std::fmt;
+use std::sync::{PoisonError, RwLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::rand;
+use rustls::server::ProducesTickets;
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+/// The time for which a key makes tickets. It opens them for as long again.
+const ROTATION: Duration = Duration::from_secs(6 * 60 * 60);
+const ACCEPTED: Duration = Duration::from_secs(12 * 60 * 60);
+/// As many keys as are accepted at a time, and one that was made early.
+const MAX_KEYS: usize = 3;
+/// A ticket has a client's certificates in it.
+const MAX_TICKET: usize = 1 << 16;
+
+const NAME: usize = 16;
+const NONCE: usize = 12;
+
+/// One key. Its name stands in each of its tickets.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+struct TicketKey {
+    name: [u8; NAME],
+    key: [u8; 32],
+    /// The time when it was made, in seconds since 1970: it is another process's time as well.
+    made: u64,
+}
+
+/// The keys, newest first, for another process: whoever has them can read what was said on connections that were resumed.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TicketKeys(Vec<TicketKey>);
+
+impl fmt::Debug for TicketKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TicketKeys").finish_non_exhaustive()
+    }
+}
+
+/// Makes and opens session tickets.
+pub(crate) struct Tickets(RwLock<TicketKeys>);
+
+impl fmt::Debug for Tickets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tickets").finish_non_exhaustive()
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+impl TicketKey {
+    fn new(now: u64) -> Option<Self> {
+        let mut key = Self { name: [0; NAME], key: [0; 32], made: now };
+        rand::fill(&mut key.name).ok()?;
+        rand::fill(&mut key.key).ok()?;
+        Some(key)
+    }
+
+    /// True if it is younger than that. A clock that was set back makes no key live for ever.
+    fn is_younger(&self, age: Duration, now: u64) -> bool {
+        now.abs_diff(self.made) < age.as_secs()
+    }
+
+    fn aead(&self) -> Option<LessSafeKey> {
+        UnboundKey::new(&CHACHA20_POLY1305, &self.key).ok().map(LessSafeKey::new)
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        let mut nonce = [0; NONCE];
+        rand::fill(&mut nonce).ok()?;
+        let mut ticket = [&self.name[..], &nonce, plain].concat();
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        let sealed = &mut ticket[NAME + NONCE..];
+        let tag = self.aead()?.seal_in_place_separate_tag(nonce, Aad::from(self.name), sealed).ok()?;
+        ticket.extend_from_slice(tag.as_ref());
+        Some(ticket)
+    }
+}
+
+impl TicketKeys {
+    fn rotate(&mut self, now: u64) {
+        if !self.is_fresh(now) {
+            self.0.splice(..0, TicketKey::new(now));
+        }
+        self.0.retain(|key| key.is_younger(ACCEPTED, now));
+        self.0.truncate(MAX_KEYS);
+    }
+
+    fn is_fresh(&self, now: u64) -> bool {
+        self.0.first().is_some_and(|key| key.is_younger(ROTATION, now))
+    }
+}
+
+impl Tickets {
+    /// With a key of its own.
+    pub(crate) fn new() -> Self {
+        Self::from_keys(TicketKeys(Vec::new()))
+    }
+
+    /// With another process's keys, as far as they are young enough.
+    pub(crate) fn from_keys(mut keys: TicketKeys) -> Self {
+        keys.rotate(now());
+        Self(RwLock::new(keys))
+    }
+
+    /// The keys, for another process.
+    pub(crate) fn keys(&self) -> TicketKeys {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn encrypt_at(&self, plain: &[u8], now: u64) -> Option<Vec<u8>> {
+        let keys = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        if keys.is_fresh(now) {
+            return keys.0.first()?.encrypt(plain);
+        }
+        drop(keys);
+        let mut keys = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        keys.rotate(now);
+        keys.0.first()?.encrypt(plain)
+    }
+
+    fn decrypt_at(&self, ticket: &[u8], now: u64) -> Option<Vec<u8>> {
+        if ticket.len() > MAX_TICKET {
+            return None;
+        }
+        let (name, rest) = ticket.split_first_chunk::<NAME>()?;
+        let (nonce, sealed) = rest.split_first_chunk::<NONCE>()?;
+        let keys = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        // Its name is no secret, so it may be compared in whatever time.
+        let key = keys.0.iter().find(|key| key.name == *name && key.is_younger(ACCEPTED, now))?;
+        let nonce = Nonce::assume_unique_for_key(*nonce);
+        let mut plain = sealed.to_vec();
+        let length = key.aead()?.open_in_place(nonce, Aad::from(*name), &mut plain).ok()?.len();
+        plain.truncate(length);
+        Some(plain)
+    }
+}
+
+impl ProducesTickets for Tickets {
+    fn enabled(&self) -> bool {
+        true
+    }
+
+    fn lifetime(&self) -> u32 {
+        u32::try_from(ROTATION.as_secs()).unwrap_or(u32::MAX)
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        self.encrypt_at(plain, now())
+    }
+
+    fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
+        self.decrypt_at(cipher, now())
+    }
+}
