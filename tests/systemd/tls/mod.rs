@@ -15,6 +15,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::ops::Deref;
 use std::thread;
 
+use rcgen::{ExtendedKeyUsagePurpose, KeyUsagePurpose};
 use steadfast_harness::certificates::{Certificate, is_ca};
 use steadfast_harness::{Client, Failure, Load, Trust};
 use tempfile::TempDir;
@@ -55,7 +56,10 @@ impl Edge {
 
     fn install(file: &str, lines: &str) -> Option<Self> {
         let service = Service::install(file, &https(lines))?;
-        let authority = Certificate::of_itself("an authority", &[], is_ca);
+        let authority = Certificate::of_itself("an authority", &[], |of| {
+            is_ca(of);
+            of.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        });
         let folder = tempfile::tempdir().expect("a temporary folder");
         std::fs::write(folder.path().join("authority.pem"), authority.pem()).expect("it can be written");
         let trust = Trust::new(&authority, "localhost");
@@ -66,7 +70,10 @@ impl Edge {
 
     /// Another certificate for the same names.
     fn issue(&self) -> Certificate {
-        self.authority.issue("a server", &["localhost", "*.example.test", "127.0.0.1"], |_| {})
+        self.authority.issue("a server", &["localhost", "*.example.test", "127.0.0.1"], |of| {
+            of.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+            of.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        })
     }
 
     /// Writes a certificate and its key where the config has them, as a renewal does.

@@ -47,7 +47,9 @@ fn a_pair_that_does_not_match_fails_the_reload_by_name_and_changes_nothing() {
         let status = wait_until("the status to tell", || {
             Some(edge.show(UNIT, "StatusText")).filter(|status| status.contains("the last reload failed: "))
         });
-        assert!(status.contains(&key), "{what}: {status}");
+        assert!(status.contains("failed: config.toml:") && status.contains("key"), "{what}: {status}");
+        let journal = edge.journal(UNIT, &[]);
+        assert!(journal.contains(&key), "{what}: {journal}");
         assert_eq!(edge.worker_pid(), worker);
         assert_eq!(open.get("/").unwrap().status, 200);
         assert!(edge.secured().agreed().certificate == certificate);
