@@ -69,6 +69,7 @@ fn http(written: Key<written::Http>, default: http::Config, places: &mut Places)
             body_limit: written.body_limit.or(limits.body_limit),
             at_limit: limits.at_limit,
         },
+        h2c: written.h2c.or(default.h2c),
         trusted_proxies: trusted(written.trusted_proxies.or(Vec::new())),
         redirect_to_https: written.redirect_to_https.or(default.redirect_to_https),
         routes: default.routes,

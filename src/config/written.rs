@@ -175,6 +175,7 @@ tables! {
         min_rate_grace: Timeout,
         tunnel_idle_timeout: IdleTimeout,
         body_limit: BodyLimit,
+        h2c: Flag,
         trusted_proxies: List<Proxies>,
         redirect_to_https: Flag,
     }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -23,7 +23,7 @@ use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{
     AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, SubjectAltName, SubjectKeyIdentifier,
 };
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use super::client::name;
 use crate::rules::Check;
@@ -35,6 +35,9 @@ pub(crate) const KEY: &str = "the absolute path of a file with one private key i
 
 /// The largest file of a chain or a key.
 const LARGEST: u64 = 1 << 20;
+
+/// The word in each kind of encrypted key in PEM: PKCS #8's (RFC 7468, section 11), and the older one's (RFC 1421).
+const ENCRYPTED: &[u8] = b"ENCRYPTED";
 
 /// The time before its end from which on a certificate is soon to expire; of a short-lived one, a third of its lifetime
 /// is less. By then it should have been renewed.
@@ -113,15 +116,11 @@ pub(crate) struct Certificates {
 impl Certificates {
     /// Reads certificates with their keys, which are the list `certificates` of a section, and notes what is wrong or
     /// doubtful. `None` if one cannot be served.
-    pub(crate) fn load(
-        files: &[CertificateFiles],
-        provider: &CryptoProvider,
-        check: &mut Check,
-    ) -> Option<Self> {
+    pub(crate) fn load(files: &[CertificateFiles], check: &mut Check) -> Option<Self> {
         let now = SystemTime::now();
         let (mut loaded, mut are_all_there) = (Self { all: Vec::new(), by_name: BTreeMap::new() }, true);
         for (index, files) in files.iter().enumerate() {
-            check.table(&element(index), |check| match load(files, provider, now, check) {
+            check.table(&element(index), |check| match load(files, now, check) {
                 Some(certificate) if are_all_there => loaded.add(certificate, check),
                 Some(_) => {}
                 None => are_all_there = false,
@@ -200,14 +199,9 @@ impl ResolvesServerCert for Certificates {
 
 type X509 = CertificateInner<Raw>;
 
-fn load(
-    files: &CertificateFiles,
-    provider: &CryptoProvider,
-    now: SystemTime,
-    check: &mut Check,
-) -> Option<Certificate> {
+fn load(files: &CertificateFiles, now: SystemTime, check: &mut Check) -> Option<Certificate> {
     let chain = load_chain(&files.chain, check);
-    let key = load_key(&files.key, provider, check);
+    let key = load_key(&files.key, check);
     let (chain, key) = (chain?, key?);
     let leaf = &chain[0].1;
     let names = names(leaf);
@@ -275,55 +269,41 @@ fn load_chain(path: &Path, check: &mut Check) -> Option<Vec<(CertificateDer<'sta
     Some(chain)
 }
 
-fn load_key(path: &Path, provider: &CryptoProvider, check: &mut Check) -> Option<Arc<dyn SigningKey>> {
+fn load_key(path: &Path, check: &mut Check) -> Option<Arc<dyn SigningKey>> {
     let pem = read_pem("key", path, KEY, LARGEST, check)?;
-    let mut keys = Vec::new();
-    for key in PrivateKeyDer::pem_slice_iter(&pem) {
-        match key {
-            Ok(key) => keys.push(key),
-            Err(error) => _ = check.note("key", format!("`key` cannot be read: {error}"), KEY),
-        }
-    }
-    let has = |text: &[u8]| pem.windows(text.len()).any(|window| window == text);
-    let signing = match &keys[..] {
-        _ if has(b"ENCRYPTED") => {
-            check
-                .note("key", "`key` is encrypted", "one without a passphrase, for nobody is there to type it")
-                .help("`openssl pkey -in KEY -out NEW` decrypts it");
-            None
-        }
-        [] => {
-            check.note("key", "`key` has no private key", KEY).help(
-                "one in PEM begins with \"-----BEGIN PRIVATE KEY-----\", or \"RSA\" or \"EC\" in that line",
-            );
-            None
-        }
-        [key] => match provider.key_provider.load_private_key(key.clone_key()) {
-            Ok(key) => Some(key),
-            Err(error) => {
-                check
-                    .note("key", format!("`key` cannot be used: {error}"), "an ECDSA, Ed25519 or RSA key")
-                    .help("RSA keys need 2048 bits or more, ECDSA ones the curve P-256, P-384 or P-521");
-                None
-            }
-        },
-        several => {
-            let what = format!("`key` has {} private keys", several.len());
-            check.note("key", what, KEY).help("leave only that of the certificate in the file");
-            None
-        }
-    };
-    for mut key in keys {
-        key.zeroize();
-    }
-    if let Ok(metadata) = path.metadata()
-        && metadata.permissions().mode() & 0o004 != 0
-    {
+    if path.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0) {
         check
             .warn("key", "`key` can be read by every user of this machine", "a file of mode 0640 or less")
             .help(format!("`chmod o= {}`", path.display()));
     }
-    signing
+    if pem.windows(ENCRYPTED.len()).any(|window| window == ENCRYPTED) {
+        check
+            .note("key", "`key` is encrypted", "one without a passphrase, for nobody is there to type it")
+            .help("`openssl pkey -in KEY -out NEW` decrypts it");
+        return None;
+    }
+    let keys: Result<Vec<_>, _> =
+        PrivateKeyDer::pem_slice_iter(&pem).map(|key| key.map(Zeroizing::new)).collect();
+    let (what, help) = match keys.as_deref() {
+        Ok([key]) => match any_supported_type(key) {
+            Ok(key) => return Some(key),
+            Err(error) => (
+                format!("`key` cannot be used: {error}"),
+                "there are ECDSA keys of the curves P-256, P-384 and P-521, Ed25519 ones, and RSA ones of 2048 bits or more",
+            ),
+        },
+        Ok([]) => (
+            "`key` has no private key".to_owned(),
+            "one in PEM begins with \"-----BEGIN PRIVATE KEY-----\", perhaps with \"RSA\" or \"EC\" in it",
+        ),
+        Ok(several) => (
+            format!("`key` has {} private keys", several.len()),
+            "leave only that of the certificate in the file",
+        ),
+        Err(error) => (format!("`key` cannot be read: {error}"), "is the file whole?"),
+    };
+    check.note("key", what, KEY).help(help);
+    None
 }
 
 /// The bytes of a file that is the value at `key`, or a note of why they cannot be had. Whoever notes that a path is not

@@ -11,6 +11,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
+use sha2::{Digest, Sha256};
 use x509_cert::certificate::{CertificateInner, Raw};
 use x509_cert::crl::CertificateList;
 use x509_cert::der::Decode;
@@ -31,8 +32,8 @@ const LARGEST_CRL: u64 = 256 << 20;
 /// The longest subject that is passed on, in bytes.
 const LONGEST_SUBJECT: usize = 1024;
 
-/// Makes the judge of client certificates of the files of a section's `client_ca` and `client_crl`, and notes what is wrong
-/// or doubtful. `None` if there can be none.
+/// Makes the judge of client certificates of the files of a section's `client_ca` and `client_crl`, tells `policy` what it
+/// judges by, and notes what is wrong or doubtful. `None` if there can be none.
 ///
 /// A certificate whose CA has no list in `crl`, if that is given, is refused. A list that is past its time counts on:
 /// otherwise nobody got in from that moment.
@@ -41,10 +42,12 @@ pub(crate) fn verifier(
     crl: Option<&Path>,
     is_required: bool,
     provider: &Arc<CryptoProvider>,
+    policy: &mut Sha256,
     check: &mut Check,
 ) -> Option<Arc<dyn ClientCertVerifier>> {
-    let roots = roots(ca, check);
-    let lists = crl.map_or(Some(Vec::new()), |crl| lists(crl, check));
+    policy.update([u8::from(is_required)]);
+    let roots = roots(ca, policy, check);
+    let lists = crl.map_or(Some(Vec::new()), |crl| lists(crl, policy, check));
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots?), Arc::clone(provider));
     let builder = builder.with_crls(lists?);
     let builder = if is_required { builder } else { builder.allow_unauthenticated() };
@@ -58,8 +61,9 @@ pub(crate) fn verifier(
     }
 }
 
-fn roots(path: &Path, check: &mut Check) -> Option<RootCertStore> {
+fn roots(path: &Path, policy: &mut Sha256, check: &mut Check) -> Option<RootCertStore> {
     let pem = read_pem("client_ca", path, CA, LARGEST, check)?;
+    policy.update(&pem[..]);
     let mut roots = RootCertStore::empty();
     for (index, der) in CertificateDer::pem_slice_iter(&pem).enumerate() {
         let added = der.map_err(|error| error.to_string());
@@ -76,8 +80,13 @@ fn roots(path: &Path, check: &mut Check) -> Option<RootCertStore> {
     Some(roots)
 }
 
-fn lists(path: &Path, check: &mut Check) -> Option<Vec<CertificateRevocationListDer<'static>>> {
+fn lists(
+    path: &Path,
+    policy: &mut Sha256,
+    check: &mut Check,
+) -> Option<Vec<CertificateRevocationListDer<'static>>> {
     let pem = read_pem("client_crl", path, CRL, LARGEST_CRL, check)?;
+    policy.update(&pem[..]);
     let mut lists = Vec::new();
     for (index, der) in CertificateRevocationListDer::pem_slice_iter(&pem).enumerate() {
         let read = der.map_err(|error| error.to_string()).and_then(|der| {

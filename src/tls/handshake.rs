@@ -3,21 +3,24 @@
 //! rustls is shown one record at a time, and none behind the client's Finished: it has no way to give back what it has
 //! read, and it keeps halves of records to itself. So its unbuffered connection is used, whose input is the caller's.
 
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::{fmt, io};
 
-use rustls::server::{ClientHello, ResolvesServerCert, UnbufferedServerConnection};
+use rustls::server::{ClientHello, ResolvesServerCert, ServerConnectionData, UnbufferedServerConnection};
 use rustls::sign::CertifiedKey;
-use rustls::unbuffered::{ConnectionState, EncodeError, InsufficientSizeError, UnbufferedStatus};
+use rustls::unbuffered::{
+    ConnectionState, EncodeError, EncodeTlsData, InsufficientSizeError, UnbufferedStatus,
+};
 use rustls::{ConnectionTrafficSecrets, HandshakeKind, KeyLog, PeerIncompatible, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use zeroize::Zeroizing;
 
 use super::client::subject;
-use super::keys::{HEADER, Material, Suite};
-use super::records::{CHANGE_CIPHER_SPEC, DATA, HANDSHAKE, Records};
+use super::keys::{HEADER, Material, Suite, TAG};
+use super::records::{ALERT, CHANGE_CIPHER_SPEC, DATA, HANDSHAKE, Records};
 use super::session::{Alpn, Session, Version};
 use super::stream::with_incoming;
 
@@ -332,6 +335,14 @@ impl Handshake {
     }
 }
 
+#[cfg(test)]
+impl Handshake {
+    /// The bytes that it holds of what the client has sent.
+    pub(super) fn held(&self) -> usize {
+        self.0.incoming.capacity()
+    }
+}
+
 impl Progress {
     fn next(&mut self) -> Result<Next, Failed> {
         if self.is_sending {
@@ -343,16 +354,8 @@ impl Progress {
         let UnbufferedStatus { discard, state } =
             connection.process_tls_records(&mut self.incoming[..self.shown]);
         let next = match state {
-            Ok(ConnectionState::EncodeTlsData(mut encode)) => {
-                let start = self.outgoing.len();
-                if let Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) =
-                    encode.encode(&mut [])
-                {
-                    self.outgoing.resize(start + required_size, 0);
-                    encode
-                        .encode(&mut self.outgoing[start..])
-                        .map_err(|error| Failed::new(Reason::Protocol, error))?;
-                }
+            Ok(ConnectionState::EncodeTlsData(encode)) => {
+                encode_to(&mut self.outgoing, encode);
                 Next::Go
             }
             Ok(ConnectionState::TransmitTlsData(transmit)) => {
@@ -361,7 +364,6 @@ impl Progress {
                 self.is_sending = true;
                 Next::Send
             }
-            Ok(_) if self.failed.is_some() => return Err(self.failed.take().expect("it is some")),
             Ok(ConnectionState::BlockedHandshake) => Next::More,
             Ok(ConnectionState::WriteTraffic(_)) => Next::Done,
             Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => {
@@ -369,19 +371,28 @@ impl Progress {
             }
             Ok(_) => return Err(Failed::new(Reason::Protocol, "data before the end of the handshake")),
             Err(error) => {
-                if let Some(failed) = self.failed.take() {
-                    return Err(failed);
-                }
                 let reason = match self.began_as {
                     Some(HANDSHAKE) => Reason::of(&error),
-                    // Methods are written in capitals (RFC 9110, section 9.1).
-                    Some(b'A'..=b'Z') => Reason::PlainHttp,
+                    // Methods are written in capitals (RFC 9110, section 9.1). To such a client an alert is rubbish.
+                    Some(b'A'..=b'Z') => return Err(Failed::new(Reason::PlainHttp, error)),
                     _ => Reason::NotTls,
                 };
                 self.failed = Some(Failed::new(reason, error));
-                // Without anything to read, rustls goes on to say what it has to say: the alert.
-                (self.incoming, self.shown) = (Vec::new(), 0);
-                return Ok(Next::Go);
+                // The alert comes out of the next rounds, perhaps behind the beginning of our answer. These need what is left
+                // of the input, for messages that rustls has seen and not used are places in it; but asked again after the
+                // alert it would go on reading, and fail once more.
+                self.incoming.drain(..discard);
+                let left = &mut self.incoming[..self.shown - discard];
+                let mut record = 0..0;
+                while !is_alert(&self.outgoing[record])
+                    && let Ok(ConnectionState::EncodeTlsData(encode)) =
+                        connection.process_tls_records(left).state
+                {
+                    record = encode_to(&mut self.outgoing, encode);
+                }
+                self.connection = None;
+                self.is_sending = true;
+                return Ok(Next::Send);
             }
         };
         self.incoming.drain(..discard);
@@ -472,6 +483,28 @@ impl Progress {
             material(suite, &secrets.tx.1, server).ok_or_else(|| broken("our secret does not fit"))?;
         let raw = std::mem::take(&mut self.incoming);
         Ok(Records::new(session, suite, (read, secrets.rx.0), (write, secrets.tx.0), raw))
+    }
+}
+
+/// Appends a record that rustls has to send, and returns where.
+fn encode_to(outgoing: &mut Vec<u8>, mut encode: EncodeTlsData<'_, ServerConnectionData>) -> Range<usize> {
+    let start = outgoing.len();
+    if let Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) =
+        encode.encode(&mut [])
+    {
+        outgoing.resize(start + required_size, 0);
+        encode.encode(&mut outgoing[start..]).expect("there is as much room as it requires");
+    }
+    start..outgoing.len()
+}
+
+/// True for an alert, also for a sealed one: no other record of a handshake is as short.
+fn is_alert(record: &[u8]) -> bool {
+    const SEALED: usize = HEADER + 2 + 1 + TAG;
+    match record.first() {
+        Some(&ALERT) => true,
+        Some(&DATA) => record.len() == SEALED,
+        _ => false,
     }
 }
 

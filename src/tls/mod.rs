@@ -24,6 +24,8 @@ mod handshake;
 mod keys;
 mod note;
 mod records;
+#[cfg(any(test, fuzzing))]
+mod script;
 mod session;
 mod stream;
 mod tickets;
@@ -36,4 +38,4 @@ pub(crate) use note::TlsNote;
 pub(crate) use records::Records;
 pub(crate) use session::Session;
 pub(crate) use stream::TlsStream;
-pub(crate) use tickets::Tickets;
+pub(crate) use tickets::{TicketKeys, Tickets};

@@ -90,6 +90,12 @@ impl<S> TlsStream<S> {
         self.records.may_travel()
     }
 
+    /// The bytes of heap that it holds.
+    #[cfg(test)]
+    pub(super) fn footprint(&self) -> usize {
+        self.records.footprint()
+    }
+
     /// The socket, and all that another process must know to continue. It consumes the connection: of two owners each would
     /// seal with the same numbers.
     ///

@@ -9,9 +9,11 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoClientAuth, NoServerSessionStorage, ServerConfig};
 use rustls::version::{TLS12, TLS13};
+use sha2::{Digest, Sha256};
 
 use super::routes::check::HOST;
 use super::routes::{host, proxy};
+use crate::handover::parcel::TicketsNote;
 use crate::rules::Check;
 use crate::server::address::{self, Address};
 use crate::tls::certificates::{CHAIN, CertificateFiles, Certificates, KEY};
@@ -163,21 +165,26 @@ impl Config {
     /// Reads the files, and notes what is wrong or doubtful. `None` if something is wrong.
     pub(crate) fn load(&self, check: &mut Check) -> Option<Tls> {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let certificates = Certificates::load(&self.certificates, &provider, check);
+        let certificates = Certificates::load(&self.certificates, check);
         let is_required = self.client_auth.unwrap_or_default() == ClientAuth::Required;
+        let mut policy = Sha256::new();
         let clients = match &self.client_ca {
             None => None,
             Some(ca) => {
                 let crl = self.client_crl.as_deref();
-                Some(client::verifier(ca, crl, is_required, &provider, check)?)
+                Some(client::verifier(ca, crl, is_required, &provider, &mut policy, check)?)
             }
         };
+        for host in &self.client_hosts {
+            policy.update([host.as_bytes(), b"\n"].concat());
+        }
         let certificates = Arc::new(certificates?);
         let config = |verifier| self.server_config(&provider, &certificates, verifier);
         Some(Tls {
             asking: clients.map(config),
             others: config(Arc::new(NoClientAuth)),
             asked: self.asked(),
+            policy: policy.finalize().into(),
             certificates,
         })
     }
@@ -243,14 +250,43 @@ pub(crate) struct Tls {
     /// For all others.
     others: ServerConfig,
     asked: Asked,
+    /// A digest of what is asked of clients, and of how they are judged.
+    policy: [u8; 32],
     certificates: Arc<Certificates>,
 }
 
+/// What clients resume with. A ticket stands in for the client's certificate, so it is good only where that would be
+/// judged in the same way.
+#[derive(Clone, Debug)]
+pub(super) struct Resumption {
+    policy: [u8; 32],
+    tickets: Arc<Tickets>,
+}
+
+impl Resumption {
+    /// The keys of the tickets, for the next process.
+    pub(super) fn note(&self) -> TicketsNote {
+        TicketsNote { policy: self.policy, keys: self.tickets.keys() }
+    }
+
+    /// Takes the keys of an earlier process, if that has judged in the same way.
+    pub(super) fn inherit(&self, note: TicketsNote) {
+        if note.policy == self.policy {
+            self.tickets.inherit(note.keys);
+        }
+    }
+}
+
 impl Tls {
-    /// What accepts connections, with these tickets for clients that come again.
-    pub(crate) fn acceptor(self, tickets: &Arc<Tickets>) -> Acceptor {
+    /// What clients may resume with.
+    pub(super) fn resumption(&self) -> Resumption {
+        Resumption { policy: self.policy, tickets: Arc::new(Tickets::new()) }
+    }
+
+    /// What accepts connections, also of clients that come again.
+    pub(super) fn acceptor(self, resumption: &Resumption) -> Acceptor {
         let with_tickets = |mut config: ServerConfig| {
-            config.ticketer = Arc::clone(tickets) as _;
+            config.ticketer = Arc::clone(&resumption.tickets) as _;
             // Tickets alone: what is kept here would be gone after a restart.
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config

@@ -12,20 +12,20 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use self::https::Tls;
+use self::https::{Resumption, Tls};
 use self::routes::edge::{Edge, HTTPS_PORT};
 use self::routes::{Route, Routes};
 use super::child::{BoundChild, BoxError, Child, Context, Run};
 use crate::event;
+use crate::handover::parcel::Parcel;
 use crate::rules::Check;
 use crate::server::Server;
 use crate::server::address::{self, Address, BindError};
-use crate::server::departures::Departures;
+use crate::server::departures::{Departures, Note};
 use crate::server::limits::{Limits, Trusted};
 use crate::server::listener;
 use crate::server::threads::IoThreads;
 use crate::systemd::activation::Inherited;
-use crate::tls::Tickets;
 
 /// Its name in the tree.
 pub(crate) const NAME: &str = "http";
@@ -41,6 +41,8 @@ pub struct Config {
     pub threads: Option<usize>,
     /// The limits of what clients may take.
     pub limits: Limits,
+    /// True if a client may speak HTTP/2 without having asked if it is spoken (RFC 9113, section 3.3); false by default.
+    pub h2c: bool,
     /// The peers whose `X-Forwarded-*` and `Forwarded` are passed on; none by default.
     pub trusted_proxies: Trusted,
     /// Sends requests that come without TLS to the same place with it: 308, for all but what is below
@@ -56,6 +58,7 @@ impl Default for Config {
             listen: vec![Address::Tcp(([127, 0, 0, 1], 8080).into())],
             threads: None,
             limits: Limits::default(),
+            h2c: false,
             trusted_proxies: Trusted::default(),
             redirect_to_https: false,
             routes: Vec::new(),
@@ -113,6 +116,8 @@ impl Config {
 #[derive(Clone, Debug)]
 pub(super) struct Http {
     server: Server,
+    /// What clients of `[https]` resume with; none without that.
+    resumption: Option<Resumption>,
     daemon: Context,
     linger: Duration,
 }
@@ -129,10 +134,11 @@ impl Http {
         inherited: &mut Inherited,
     ) -> Result<Self, BindError> {
         let mut listeners = listener::bind_all(&config.listen, inherited)?;
-        let routes = match https {
+        let resumption = https.as_ref().map(|(_, tls)| tls.resumption());
+        let routes = match https.zip(resumption.as_ref()) {
             None => routes,
-            Some((https, tls)) => {
-                let acceptor = tls.acceptor(&Arc::new(Tickets::new()));
+            Some(((https, tls), resumption)) => {
+                let acceptor = tls.acceptor(resumption);
                 let over_tls = listener::bind_all(&https.listen, inherited)?;
                 let port = over_tls.iter().find_map(|listener| match listener.address() {
                     Address::Tcp(address) => Some(address.port()),
@@ -147,9 +153,10 @@ impl Http {
         let server = Server::new(listeners, routes, registry, config.limits.clone());
         let server = server
             .on(io)
+            .speaking_h2c(config.h2c)
             .trusting(config.trusted_proxies.clone())
             .with_departures(Departures::new(Arc::clone(&daemon.handover)));
-        Ok(Self { server, daemon: daemon.clone(), linger })
+        Ok(Self { server, resumption, daemon: daemon.clone(), linger })
     }
 
     /// Its accept loops and connections.
@@ -162,8 +169,13 @@ impl Http {
         let ledger = self.daemon.metrics.ledger();
         if let Some(mailbox) = self.daemon.handover.mailbox()
             && let Err(error) = self.server.take_over(mailbox, |note| match note {
-                Some(note) => ledger.inherit(note),
-                None => ledger.not_understood(),
+                Note::Counts(note) => ledger.inherit(note),
+                Note::Tickets(note) => {
+                    if let Some(resumption) = &self.resumption {
+                        resumption.inherit(note);
+                    }
+                }
+                Note::NotUnderstood => ledger.not_understood(),
             })
         {
             tracing::error!(
@@ -197,6 +209,11 @@ impl Http {
     pub(super) async fn finish(&self) {
         self.server.close(self.daemon.handover.keeps_listeners()).await;
         self.daemon.told.cancelled().await;
+        if let Some(resumption) = self.resumption.as_ref().filter(|_| self.daemon.handover.keeps_listeners())
+        {
+            // Best effort: without it a client that comes again shakes hands in full.
+            let _ = self.daemon.handover.put(&mut vec![Parcel::Tickets(resumption.note())]);
+        }
         self.server.carry(self.linger).await;
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa,
-    KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber,
+    KeyIdMethod, KeyPair, PKCS_RSA_SHA256, RevokedCertParams, RsaKeySize, SerialNumber,
 };
 
 /// A day.
@@ -71,6 +71,17 @@ impl Certificate {
     pub fn issue(&self, subject: &str, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Self {
         let key = KeyPair::generate().expect("a key");
         let parameters = parameters(subject, names, change);
+        Self(CertifiedIssuer::signed_by(parameters, key, &self.0).expect("it signs"))
+    }
+
+    /// The same with an RSA key.
+    ///
+    /// # Panics
+    /// If there can be no such certificate.
+    #[must_use]
+    pub fn issue_rsa(&self, subject: &str, names: &[&str]) -> Self {
+        let key = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).expect("a key");
+        let parameters = parameters(subject, names, |_| {});
         Self(CertifiedIssuer::signed_by(parameters, key, &self.0).expect("it signs"))
     }
 

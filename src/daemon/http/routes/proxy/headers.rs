@@ -153,7 +153,11 @@ pub(crate) fn to_upstream(
     }
     add_origin(headers, client);
     // The version is the one that the request came in (RFC 9110, section 7.6.3).
-    let via = if version == Version::HTTP_10 { "1.0 steadfast" } else { "1.1 steadfast" };
+    let via = match version {
+        Version::HTTP_10 => "1.0 steadfast",
+        Version::HTTP_2 => "2.0 steadfast",
+        _ => "1.1 steadfast",
+    };
     append(headers, VIA, Ok(HeaderValue::from_static(via)));
     headers.insert(X_REQUEST_ID, id.value());
     trace::pass_on(headers, id);
