@@ -57,6 +57,19 @@ impl Trust {
         Self { config: Arc::new(config), name }
     }
 
+    /// The first message of a handshake (RFC 8446, section 4.1.2), in one record.
+    ///
+    /// # Panics
+    ///
+    /// If there is no randomness for it.
+    #[must_use]
+    pub fn client_hello(&self) -> Vec<u8> {
+        let mut hello = Vec::new();
+        let connection = ClientConnection::new(Arc::clone(&self.config), self.name.clone());
+        connection.expect("it begins").write_tls(&mut hello).expect("there is room");
+        hello
+    }
+
     /// The handshake, to its end.
     pub(crate) fn shake_hands(&self, stream: TcpStream) -> Result<Secured, Failure> {
         let connection =
