@@ -75,7 +75,7 @@ fn renew_keys(programs: &mut [Program], which: &str, when: &str) {
 
 #[test]
 fn clients_in_every_language_keep_their_one_connection_over_ten_restarts_and_ten_reloads() {
-    let Some(edge) = Edge::start(file!(), "http2 = false") else {
+    let Some(edge) = Edge::start(file!(), "") else {
         return;
     };
     edge.echo();
