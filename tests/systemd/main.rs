@@ -26,6 +26,7 @@ mod start;
 mod stop;
 mod succession;
 mod survive;
+mod tls;
 mod tunnels;
 mod unit;
 mod versions;
