@@ -50,6 +50,11 @@ fn load(asked: Option<PathBuf>, read: Read) -> Result<(Config, String), ConfigEr
 
 fn check(config: &Config, origin: &str, unit: &Unit) -> Exit {
     println!("{origin}: valid\n{}", config.tree());
+    let user = config.https.as_ref().and_then(|_| unit.user());
+    let may_read = |path: &Path| user.as_ref().is_none_or(|user| user.may_read(path));
+    if let Some(warnings) = config.warnings(may_read) {
+        eprintln!("{}", warnings.for_stderr());
+    }
     unit.warn_of_stop_timeout(&config.shutdown);
     Exit::Clean
 }

@@ -85,6 +85,7 @@ pub(crate) struct Check {
     /// The table that the keys are below: `http`, `route[0].files`.
     below: String,
     found: Vec<Violation>,
+    warnings: Vec<Violation>,
 }
 
 impl Check {
@@ -103,16 +104,33 @@ impl Check {
         what: impl Into<String>,
         expected: impl Into<String>,
     ) -> &mut Violation {
-        let violation = Violation {
+        let violation = self.violation(key, what, expected);
+        self.found.push(violation);
+        let last = self.found.len() - 1;
+        &mut self.found[last]
+    }
+
+    /// Notes what is doubtful at a key, although it can be served.
+    pub(crate) fn warn(
+        &mut self,
+        key: &str,
+        what: impl Into<String>,
+        expected: impl Into<String>,
+    ) -> &mut Violation {
+        let violation = self.violation(key, what, expected);
+        self.warnings.push(violation);
+        let last = self.warnings.len() - 1;
+        &mut self.warnings[last]
+    }
+
+    fn violation(&self, key: &str, what: impl Into<String>, expected: impl Into<String>) -> Violation {
+        Violation {
             key: self.path(key),
             what: what.into(),
             expected: expected.into(),
             help: None,
             also: None,
-        };
-        self.found.push(violation);
-        let last = self.found.len() - 1;
-        &mut self.found[last]
+        }
     }
 
     /// A duration that may be nothing.
@@ -149,9 +167,14 @@ impl Check {
         }
     }
 
-    /// Ends the check.
-    pub(crate) fn finish(self) -> Result<(), Violations> {
-        if self.found.is_empty() { Ok(()) } else { Err(Violations(self.found)) }
+    /// Ends the check, with what is doubtful if nothing is wrong.
+    pub(crate) fn finish(self) -> Result<Vec<Violation>, Violations> {
+        if self.found.is_empty() { Ok(self.warnings) } else { Err(Violations(self.found)) }
+    }
+
+    /// Ends the check, with what is doubtful whatever is wrong.
+    pub(crate) fn warnings(self) -> Vec<Violation> {
+        self.warnings
     }
 
     /// The whole path of a key.

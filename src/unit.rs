@@ -1,7 +1,7 @@
 //! The unit that a daemon runs as: where it is found, and its settings, about which `steadfast check` asks systemd.
 
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -47,6 +47,23 @@ impl Unit {
         control_path(self.instance.as_deref())
     }
 
+    /// The user that its processes run as, by systemd, or the one that is shipped; `None` if that cannot be told, or is
+    /// root, or this process, which is not root, could not try what that user may.
+    pub(crate) fn user(&self) -> Option<User> {
+        if !rustix::process::geteuid().is_root() {
+            return None;
+        }
+        let properties = properties(&self.name(), ["User", "Group", "SupplementaryGroups"]);
+        let [name, group, more] = properties.unwrap_or(["steadfast".into(), String::new(), String::new()]);
+        let id = |option| said(Command::new("id").args([option, "--", &*name]));
+        if name.is_empty() || id("-u")?.trim() == "0" {
+            return None;
+        }
+        let group = if group.is_empty() { id("-g")?.trim().to_owned() } else { group };
+        let groups = [id("-G")?, more].join(" ").split_whitespace().collect::<Vec<_>>().join(",");
+        Some(User { name, group, groups })
+    }
+
     /// Warns if its `TimeoutStopSec=` is shorter than a stop may take by the config. A daemon that drains has it extended;
     /// but a `systemctl daemon-reload` meanwhile makes systemd forget that, and count from the stop's beginning.
     pub(crate) fn warn_of_stop_timeout(&self, config: &Shutdown) {
@@ -68,13 +85,45 @@ impl Unit {
 /// The longest that systemd waits for a unit to stop. `None` if it waits for ever, or there is no such unit, or no
 /// systemd.
 fn stop_timeout(unit: &str) -> Option<Duration> {
-    let show = ["show", "--property=LoadState", "--property=TimeoutStopUSec", unit];
-    let output = Command::new("systemctl").args(show).output().ok()?;
-    let properties = String::from_utf8(output.stdout).ok()?;
-    let value = |name| properties.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-    value("LoadState").filter(|state| *state == "loaded")?;
+    let [timeout] = properties(unit, ["TimeoutStopUSec"])?;
     // "1min 30s", "infinity".
-    value("TimeoutStopUSec")?.parse::<SignedDuration>().ok()?.try_into().ok()
+    timeout.parse::<SignedDuration>().ok()?.try_into().ok()
+}
+
+/// Properties of a unit, as systemd has them; `None` if there is no such unit, or no systemd.
+fn properties<const N: usize>(unit: &str, names: [&str; N]) -> Option<[String; N]> {
+    let shown = said(Command::new("systemctl").args(["show", unit]))?;
+    let value = |name: &str| shown.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    value("LoadState").filter(|state| *state == "loaded")?;
+    Some(names.map(|name| value(name).unwrap_or_default().to_owned()))
+}
+
+/// The output of a command that has succeeded.
+fn said(command: &mut Command) -> Option<String> {
+    let output = command.output().ok().filter(|output| output.status.success())?;
+    String::from_utf8(output.stdout).ok()
+}
+
+/// The user that a unit's processes run as.
+#[derive(Debug)]
+pub(crate) struct User {
+    name: String,
+    group: String,
+    /// All of its groups, and those that the unit adds, with commas between them.
+    groups: String,
+}
+
+impl User {
+    /// True if the user may read a file. It is tried as that user: modes, access lists and directories all have a say in
+    /// this.
+    pub(crate) fn may_read(&self, path: &Path) -> bool {
+        let mut command = Command::new("setpriv");
+        command.arg(format!("--reuid={}", self.name)).arg(format!("--regid={}", self.group));
+        command.arg(format!("--groups={}", self.groups));
+        command.args(["sh", "-c", "test -r \"$1\" || echo no", "sh"]).arg(path);
+        // Where it cannot be tried, nothing is said.
+        said(command.stderr(Stdio::null())).is_none_or(|said| said.trim() != "no")
+    }
 }
 
 #[cfg(test)]

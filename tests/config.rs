@@ -3,6 +3,9 @@
 //! The files in `tests/config/valid` and `tests/config/invalid` are named for what they promise. Beside each stands
 //! what becomes of it, in `.expected`: the tree, or the diagnostic, to the letter. `UPDATE_EXPECTED=1` writes these.
 
+#[path = "config/certificates.rs"]
+mod certificates;
+
 use std::error::Error;
 use std::fs;
 use std::io;
@@ -61,7 +64,7 @@ fn every_invalid_file_is_refused_with_all_its_mistakes() {
         }
     });
     assert!(surprises.is_empty(), "{}", surprises.join("\n"));
-    assert_eq!(files.len(), 95);
+    assert_eq!(files.len(), 100);
 }
 
 #[test]

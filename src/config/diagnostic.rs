@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::fmt;
+use std::io::{self, IsTerminal};
 use std::ops::Range;
 use std::path::Path;
 
@@ -61,7 +62,8 @@ impl Mistake {
     }
 }
 
-/// All mistakes in one file, in the file's order.
+/// All mistakes in one file, in the file's order; or all that is doubtful in one that is right
+/// ([`Config::warnings`](crate::Config::warnings)).
 ///
 /// [`Display`](fmt::Display) shows each as `origin:line:column`, the line with the place marked, what was expected,
 /// and what to do; without colour, with it as `{:#}`.
@@ -70,12 +72,25 @@ pub struct Mistakes {
     origin: String,
     text: String,
     all: Vec<Mistake>,
+    level: Level<'static>,
 }
 
 impl Mistakes {
     pub(super) fn new(origin: &str, text: &str, mut all: Vec<Mistake>) -> Self {
         all.sort_by_key(|mistake| (mistake.span.start, mistake.span.end));
-        Self { origin: origin.to_owned(), text: text.to_owned(), all }
+        Self { origin: origin.to_owned(), text: text.to_owned(), all, level: Level::ERROR }
+    }
+
+    /// What is doubtful in a file that is right; `None` if nothing is.
+    pub(super) fn warnings(origin: &str, text: &str, all: Vec<Mistake>) -> Option<Self> {
+        let warnings = Self { level: Level::WARNING, ..Self::new(origin, text, all) };
+        (!warnings.all.is_empty()).then_some(warnings)
+    }
+
+    /// All of it for stderr: in colour where that is a terminal and `NO_COLOR` is not set.
+    #[must_use]
+    pub fn for_stderr(&self) -> String {
+        if stderr_has_colour() { format!("{self:#}") } else { self.to_string() }
     }
 
     /// The first on one short line, and how many more there are: `config.toml:12:1: unknown key "lisen", nearest
@@ -98,7 +113,7 @@ impl Mistakes {
         if let Some((span, label)) = &mistake.also {
             snippet = snippet.annotation(AnnotationKind::Context.span(span.clone()).label(label));
         }
-        let mut report = Level::ERROR.primary_title(&mistake.what).element(snippet);
+        let mut report = self.level.clone().primary_title(&mistake.what).element(snippet);
         if let Some(help) = &mistake.help {
             report = report.element(Level::HELP.message(help));
         }
@@ -123,6 +138,11 @@ impl fmt::Display for Mistakes {
             more => write!(f, "\n\nand {more} more mistakes"),
         }
     }
+}
+
+/// True if stderr takes colours.
+pub(super) fn stderr_has_colour() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Of the words that are known, the one that was probably meant.

@@ -10,18 +10,20 @@ use super::diagnostic::{Mistake, Span};
 use super::places::Places;
 use super::value::Proxy;
 use super::written::{self, File, Key};
+use crate::daemon::http::https;
 use crate::daemon::http::routes::{Action, Route, files, proxy, respond};
 use crate::daemon::{Config, admin, http, shutdown, supervisor};
-use crate::server::address::Address;
 use crate::server::limits::{Limits, Trusted};
+use crate::tls::certificates::CertificateFiles;
 use crate::{handover, logging};
 
-/// The config that a file means. Valid only if there is no mistake.
-pub(super) fn config(file: File, mistakes: &mut Vec<Mistake>) -> Config {
+/// The config that a file means, and the places of its values. Valid only if there is no mistake.
+pub(super) fn config(file: File, mistakes: &mut Vec<Mistake>) -> (Config, Places) {
     let mut places = Places::default();
     file.note("", &mut places);
     let default = Config::default();
     let mut config = Config { http: http(file.http, default.http, &mut places), ..Config::default() };
+    config.https = file.https.given().map(|written| https(written.into_inner(), &mut places, mistakes));
     config.http.routes = routes(file.route.or(Vec::new()), &mut places, mistakes);
     config.admin = admin(file.admin, default.admin, &mut places);
     config.shutdown = shutdown(file.shutdown, &default.shutdown, &mut places);
@@ -31,7 +33,7 @@ pub(super) fn config(file: File, mistakes: &mut Vec<Mistake>) -> Config {
     if let Err(violations) = config.check() {
         mistakes.extend(violations.0.into_iter().filter_map(|violation| places.mistake(violation)));
     }
-    config
+    (config, places)
 }
 
 /// A section, whose keys' places are noted.
@@ -47,7 +49,7 @@ fn http(written: Key<written::Http>, default: http::Config, places: &mut Places)
     let written = section!(written, "http", places);
     let limits = default.limits;
     http::Config {
-        listen: listen(written.listen, "http.listen", default.listen, places),
+        listen: list(written.listen, "http.listen", default.listen, places),
         threads: written.threads.or(default.threads),
         limits: Limits {
             max_connections: written.max_connections.or(limits.max_connections),
@@ -67,9 +69,55 @@ fn http(written: Key<written::Http>, default: http::Config, places: &mut Places)
             body_limit: written.body_limit.or(limits.body_limit),
             at_limit: limits.at_limit,
         },
+        h2c: written.h2c.or(default.h2c),
         trusted_proxies: trusted(written.trusted_proxies.or(Vec::new())),
+        redirect_to_https: written.redirect_to_https.or(default.redirect_to_https),
         routes: default.routes,
     }
+}
+
+fn https(written: written::Https, places: &mut Places, mistakes: &mut Vec<Mistake>) -> https::Config {
+    written.note("https.", places);
+    let default = https::Config::new(certificates(written.certificates, places, mistakes));
+    https::Config {
+        listen: list(written.listen, "https.listen", default.listen, places),
+        min_version: written.min_version.or(default.min_version),
+        http2: written.http2.or(default.http2),
+        client_ca: written.client_ca.given().map(Spanned::into_inner),
+        client_auth: written.client_auth.given().map(Spanned::into_inner),
+        client_crl: written.client_crl.given().map(Spanned::into_inner),
+        client_hosts: list(written.client_hosts, "https.client_hosts", default.client_hosts, places),
+        client_subject_header: written.client_subject_header.given().map(Spanned::into_inner),
+        hsts: written.hsts.given().map(Spanned::into_inner),
+        certificates: default.certificates,
+    }
+}
+
+fn certificates(
+    written: Key<Vec<Spanned<written::Certificate>>>,
+    places: &mut Places,
+    mistakes: &mut Vec<Mistake>,
+) -> Vec<CertificateFiles> {
+    let mut meant = Vec::new();
+    for (index, certificate) in written.or(Vec::new()).into_iter().enumerate() {
+        let key = format!("https.certificates[{index}]");
+        let whole = certificate.span();
+        let certificate = certificate.into_inner();
+        places.give(&key, whole.clone());
+        certificate.note(&format!("{key}."), places);
+        for (name, at) in [("chain", certificate.chain.at()), ("key", certificate.key.at())] {
+            if at.is_none() {
+                let what = format!("this certificate has no `{name}`");
+                mistakes.push(Mistake::new(whole.clone(), what, format!("expected a `{name}` in it")));
+                places.refuse(format!("{key}.{name}"));
+            }
+        }
+        meant.push(CertificateFiles::new(
+            certificate.chain.or(PathBuf::new()),
+            certificate.key.or(PathBuf::new()),
+        ));
+    }
+    meant
 }
 
 fn trusted(written: Vec<Spanned<Proxy>>) -> Trusted {
@@ -85,20 +133,16 @@ fn trusted(written: Vec<Spanned<Proxy>>) -> Trusted {
 
 fn admin(written: Key<written::Admin>, default: admin::Config, places: &mut Places) -> admin::Config {
     let written = section!(written, "admin", places);
-    admin::Config { listen: listen(written.listen, "admin.listen", default.listen, places) }
+    admin::Config { listen: list(written.listen, "admin.listen", default.listen, places) }
 }
 
-fn listen(
-    written: Key<Vec<Spanned<Address>>>,
-    key: &str,
-    default: Vec<Address>,
-    places: &mut Places,
-) -> Vec<Address> {
-    let Some(addresses) = written.given() else { return default };
+/// The elements of a list, each of whose places is noted.
+fn list<T>(written: Key<Vec<Spanned<T>>>, key: &str, default: Vec<T>, places: &mut Places) -> Vec<T> {
+    let Some(elements) = written.given() else { return default };
     let mut meant = Vec::new();
-    for (index, address) in addresses.into_inner().into_iter().enumerate() {
-        places.give(format!("{key}[{index}]"), address.span());
-        meant.push(address.into_inner());
+    for (index, element) in elements.into_inner().into_iter().enumerate() {
+        places.give(format!("{key}[{index}]"), element.span());
+        meant.push(element.into_inner());
     }
     meant
 }

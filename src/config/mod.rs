@@ -26,7 +26,7 @@ mod value;
 mod written;
 
 use std::fs::File;
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -38,6 +38,7 @@ pub use value::ParseError;
 
 pub use crate::daemon::admin::Config as Admin;
 pub use crate::daemon::http::Config as Http;
+pub use crate::daemon::http::https::{ClientAuth, Config as Https, TlsVersion};
 pub use crate::daemon::http::routes::files::Config as Files;
 pub use crate::daemon::http::routes::proxy::{Config as Proxy, Upstream};
 pub use crate::daemon::http::routes::respond::Config as Respond;
@@ -49,13 +50,15 @@ pub use crate::logging::{Access, AccessFormat, Config as Log, Format, Target};
 pub use crate::rules::{Violation, Violations};
 pub use crate::server::address::Address;
 pub use crate::server::limits::{AtLimit, Limits, Trusted};
+pub use crate::tls::certificates::CertificateFiles;
 
 use crate::Exit;
 use crate::daemon::Config;
-use crate::daemon::config::{Source, Stale};
+use crate::daemon::config::{HTTPS, Source, Stale};
+use crate::rules::Check;
 use crate::systemd::activation::{LARGEST, decline, last_good};
 use crate::{event, logging};
-use diagnostic::Mistake;
+use diagnostic::{Mistake, stderr_has_colour};
 
 /// The time that journald has to see of which unit a process is that ends.
 const JOURNAL: Duration = Duration::from_millis(100);
@@ -80,12 +83,12 @@ impl Error {
     /// All of it for stderr: in colour where that is a terminal and `NO_COLOR` is not set.
     #[must_use]
     pub fn for_stderr(&self) -> String {
-        let colour =
-            io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         match self {
-            _ if !colour => self.to_string(),
-            Self::Unreadable { path, source } => unreadable(path, source, &Renderer::styled()),
-            Self::Wrong(mistakes) => format!("{mistakes:#}"),
+            Self::Unreadable { path, source } if stderr_has_colour() => {
+                unreadable(path, source, &Renderer::styled())
+            }
+            Self::Unreadable { .. } => self.to_string(),
+            Self::Wrong(mistakes) => mistakes.for_stderr(),
         }
     }
 }
@@ -137,13 +140,14 @@ fn unreadable(path: &Path, source: &io::Error, renderer: &Renderer) -> String {
 }
 
 impl Config {
-    /// Reads a file. That a directory it names is not there, or cannot be read, is no mistake: it may come later.
+    /// Reads a file, and the certificates that it names. That a directory it names is not there, or cannot be read, is no
+    /// mistake: it may come later.
     ///
     /// Where the file is wrong at a restart of the service, or of a worker that crashed, this is the last config that
     /// was good, unless that has `[handover] last_good = false`; the log and the status say so.
     ///
     /// # Errors
-    /// The file cannot be read, or is wrong.
+    /// The file cannot be read, or is wrong, or a certificate of it cannot be served.
     pub fn load(path: &Path) -> Result<Self, Error> {
         Self::read(path, |mistake| !mistake.may_pass()).or_else(|error| Self::last_good(&error).ok_or(error))
     }
@@ -163,12 +167,39 @@ impl Config {
         Self::read(path, |_| true)
     }
 
-    /// Checks the text of a file, as [`load`](Self::load) does; `origin` is what its mistakes are said to be in.
+    /// Checks the text of a file, as [`load`](Self::load) does, but for the certificates that it names; `origin` is what its
+    /// mistakes are said to be in.
     ///
     /// # Errors
     /// The text is wrong: [`Error::Wrong`].
     pub fn parse(text: &str, origin: &str) -> Result<Self, Error> {
-        Self::parse_if(text, origin, |mistake| !mistake.may_pass())
+        Self::parse_if(text, origin, |mistake| !mistake.may_pass(), |_, _| {})
+    }
+
+    /// What is doubtful in a config that was read from a file, although it can be served: a certificate that is about to
+    /// expire or that some clients refuse, a file that the user who serves may not read, as `may_read` knows. `None` if
+    /// nothing is.
+    #[must_use]
+    pub fn warnings(&self, may_read: impl Fn(&Path) -> bool) -> Option<Mistakes> {
+        let Source { name, text, .. } = &self.source;
+        let (_, places) = meant::config(written::File::parse(text, &mut Vec::new())?, &mut Vec::new());
+        let mut check = Check::default();
+        self.load_https(&mut check);
+        if let Some(https) = &self.https {
+            check.table(HTTPS, |check| {
+                for (key, path, expected) in https.files() {
+                    if !may_read(path) {
+                        let what =
+                            format!("{} may not be read by the user that steadfast runs as", path.display());
+                        check.warn(&key, what, expected).help(
+                            "let it read the file and enter its directories, as by `chgrp` and `chmod g+r`",
+                        );
+                    }
+                }
+            });
+        }
+        let warnings = check.warnings().into_iter().filter_map(|warning| places.mistake(warning));
+        Mistakes::warnings(name, text, warnings.collect())
     }
 
     fn read(path: &Path, counts: impl Fn(&Mistake) -> bool) -> Result<Self, Error> {
@@ -179,7 +210,7 @@ impl Config {
             .map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
         let origin = path.display().to_string();
         match std::str::from_utf8(&bytes) {
-            Ok(text) => Self::parse_if(text, &origin, counts),
+            Ok(text) => Self::parse_if(text, &origin, counts, |config, check| _ = config.load_https(check)),
             Err(error) => {
                 let at = error.valid_up_to();
                 let text = String::from_utf8_lossy(&bytes);
@@ -191,10 +222,23 @@ impl Config {
         }
     }
 
-    /// The same, with the mistakes that satisfy `counts` alone.
-    fn parse_if(text: &str, origin: &str, counts: impl Fn(&Mistake) -> bool) -> Result<Self, Error> {
+    /// The same, with the mistakes that satisfy `counts` alone, and those that `look` finds in what the config names.
+    fn parse_if(
+        text: &str,
+        origin: &str,
+        counts: impl Fn(&Mistake) -> bool,
+        look: impl FnOnce(&Self, &mut Check),
+    ) -> Result<Self, Error> {
         let mut mistakes = Vec::new();
-        let config = written::File::parse(text, &mut mistakes).map(|file| meant::config(file, &mut mistakes));
+        let config = written::File::parse(text, &mut mistakes).map(|file| {
+            let (config, places) = meant::config(file, &mut mistakes);
+            let mut check = Check::default();
+            look(&config, &mut check);
+            if let Err(violations) = check.finish() {
+                mistakes.extend(violations.0.into_iter().filter_map(|violation| places.mistake(violation)));
+            }
+            config
+        });
         mistakes.retain(counts);
         match config {
             Some(mut config) if mistakes.is_empty() => {

@@ -42,8 +42,11 @@ impl Places {
                 None => mistake(here).help(default(&other)),
             },
             (None, Some((other, _))) => mistake(place(&other).unwrap_or_default()).help(default(&key)),
-            // A default breaks no rule by itself.
-            (None, None) => mistake(Span::default()),
+            // A default breaks no rule by itself: it is the table that lacks the key.
+            (None, None) => {
+                let table = key.rsplit_once('.').and_then(|(table, _)| place(table));
+                mistake(table.unwrap_or_default())
+            }
         })
     }
 

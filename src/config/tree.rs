@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::daemon::config::HTTPS;
 use crate::daemon::http::routes::Action;
 use crate::daemon::{Config, http};
 use crate::server::address::Address;
@@ -15,6 +16,9 @@ impl fmt::Display for Tree<'_> {
         writeln!(f, "steadfast")?;
         writeln!(f, "├── signals")?;
         for (child, listen) in self.0.listening() {
+            if child == http::NAME {
+                self.https(f)?;
+            }
             writeln!(f, "├── {child:<10}{}", addresses(listen))?;
             if child == http::NAME {
                 self.routes(f)?;
@@ -25,6 +29,17 @@ impl fmt::Display for Tree<'_> {
 }
 
 impl Tree<'_> {
+    /// The listeners over TLS, which are the http child's as well, and their certificates.
+    fn https(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(https) = &self.0.https else { return Ok(()) };
+        writeln!(f, "├── {HTTPS:<10}{}", addresses(&https.listen))?;
+        for (index, files) in https.certificates.iter().enumerate() {
+            let branch = if index + 1 < https.certificates.len() { "├──" } else { "└──" };
+            writeln!(f, "│   {branch} {}", files.chain.display())?;
+        }
+        Ok(())
+    }
+
     fn routes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let routes = self.0.http.routes.iter();
         let routes: Vec<_> =

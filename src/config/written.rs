@@ -11,9 +11,10 @@ use toml::de::{DeTable, DeValue};
 use super::diagnostic::{Mistake, Span, list, nearest};
 use super::places::Places;
 use super::value::{
-    Access, AccessFile, AccessFormat, BodyLimit, Connections, ContentType, Deadline, Delay, Directory,
-    FieldValue, Flag, Format, HeaderLimit, Headers, Hosts, IdleTimeout, Index, Level, Listen, Proxies,
-    Restarts, RoutePath, Status, Target, Threads, Timeout, True, Upstream, Words,
+    Access, AccessFile, AccessFormat, AuthoritiesFile, BodyLimit, ChainFile, ClientAuth, Connections,
+    ContentType, Deadline, Delay, Directory, FieldName, FieldValue, Flag, Format, HeaderLimit, Headers, Host,
+    Hosts, IdleTimeout, Index, KeyFile, Level, Listen, Proxies, Restarts, RevocationsFile, RoutePath, Status,
+    Target, Threads, Timeout, TlsVersion, True, Upstream, Words,
 };
 
 /// A way in which a value is written in the file.
@@ -150,6 +151,7 @@ tables! {
     /// The whole file.
     File "a table" {
         http: Http,
+        https: Https,
         route: List<Route>,
         admin: Admin,
         shutdown: Shutdown,
@@ -173,7 +175,27 @@ tables! {
         min_rate_grace: Timeout,
         tunnel_idle_timeout: IdleTimeout,
         body_limit: BodyLimit,
+        h2c: Flag,
         trusted_proxies: List<Proxies>,
+        redirect_to_https: Flag,
+    }
+
+    Https "the section `[https]`" {
+        listen: List<Listen>,
+        certificates: List<Certificate>,
+        min_version: TlsVersion,
+        http2: Flag,
+        client_ca: AuthoritiesFile,
+        client_auth: ClientAuth,
+        client_crl: RevocationsFile,
+        client_hosts: List<Host>,
+        client_subject_header: FieldName,
+        hsts: FieldValue,
+    }
+
+    Certificate "a table of `chain` and `key`, both files" {
+        chain: ChainFile,
+        key: KeyFile,
     }
 
     /// Of the last four, exactly one is given.
@@ -247,6 +269,8 @@ tables! {
 /// The tables that each key belongs in, for the mistake of one that stands elsewhere.
 const HOMES: &[(&str, &[&str])] = &[
     ("[http]", Http::KEYS),
+    ("[https]", Https::KEYS),
+    ("a certificate of [https]", Certificate::KEYS),
     ("[[route]]", Route::KEYS),
     ("[admin]", Admin::KEYS),
     ("[shutdown]", Shutdown::KEYS),

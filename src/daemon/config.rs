@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 
+use super::http::https;
 use super::{admin, http, shutdown, supervisor};
 use crate::rules::{Check, Violations};
 use crate::server::address::{self, Address};
 use crate::{handover, logging};
+
+/// The section of the listeners over TLS.
+pub(crate) const HTTPS: &str = "https";
 
 /// The place that a config came from. It makes no difference to what the config means.
 #[derive(Clone, Debug, Default)]
@@ -45,6 +49,8 @@ macro_rules! sections {
         #[non_exhaustive]
         pub struct Config {
             $($(#[$listening_doc])* pub $listening: $Listening,)*
+            /// `[https]`; without it there is no TLS.
+            pub https: Option<https::Config>,
             $($(#[$other_doc])* pub $other: $Other,)*
             pub(crate) source: Source,
         }
@@ -55,13 +61,17 @@ macro_rules! sections {
                 vec![$((stringify!($listening), &*self.$listening.listen),)*]
             }
 
-            /// Everything that is listened on: the addresses above, and what comes from the environment.
+            /// Everything that is listened on: the addresses above, those of `[https]`, and what comes from the environment.
             pub(super) fn sockets(&self) -> Vec<Address> {
-                [$(self.$listening.sockets(),)*].concat()
+                let https = self.https.as_ref().map_or(Vec::new(), |https| https.listen.clone());
+                [$(self.$listening.sockets(),)* https].concat()
             }
 
             fn check_sections(&self, check: &mut Check) {
                 $(check.table(stringify!($listening), |check| self.$listening.check(check));)*
+                if let Some(https) = &self.https {
+                    check.table(HTTPS, |check| https.check(check));
+                }
                 $(check.table(stringify!($other), |check| self.$other.check(check));)*
             }
         }
@@ -93,8 +103,31 @@ impl Config {
         let mut check = Check::default();
         self.check_sections(&mut check);
         self.http.check_routes(&mut check);
-        address::check_apart(&self.listening(), &mut check);
-        check.finish()
+        if self.http.listen.is_empty() && self.https.is_none() {
+            check.note("http.listen", "`listen` is empty", "at least one address");
+        }
+        if self.http.redirect_to_https && self.https.is_none() {
+            check
+                .note(
+                    "http.redirect_to_https",
+                    "there is no `[https]` to redirect to",
+                    "false, or that section",
+                )
+                .help("`[https]` needs `certificates`");
+        }
+        let mut listening = self.listening();
+        listening.extend(self.https.as_ref().map(|https| (HTTPS, &*https.listen)));
+        address::check_apart(&listening, &mut check);
+        check.finish().map(drop)
+    }
+
+    /// Reads the certificates of `[https]`, and what else it names; `None` if there is no such section, or something is
+    /// wrong, which is noted.
+    pub(crate) fn load_https(&self, check: &mut Check) -> Option<https::Tls> {
+        let https = self.https.as_ref()?;
+        let mut loaded = None;
+        check.table(HTTPS, |check| loaded = https.load(check));
+        loaded
     }
 }
 

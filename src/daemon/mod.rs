@@ -41,6 +41,7 @@ pub use self::config::Config;
 use self::config::Source;
 use self::history::History;
 use self::http::Http;
+use self::http::https::Tls;
 use self::http::routes::{Route, Routes};
 use self::link::Link;
 use self::metrics::Metrics;
@@ -54,7 +55,7 @@ use crate::event;
 use crate::handover::Handover;
 use crate::logging::access::OpenError;
 use crate::main_process::{self, Settings};
-use crate::rules::Violations;
+use crate::rules::{Check, Violations};
 use crate::server::access::AccessLog;
 use crate::server::address::{Address, BindError};
 use crate::server::listener::RemovedListener;
@@ -87,7 +88,8 @@ impl fmt::Debug for Daemon {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The config is wrong. Cannot happen to one that was read from a file and not changed since.
+    /// The config is wrong. Cannot happen to one that was read from a file and not changed since, but for the certificates
+    /// that it names.
     #[error(transparent)]
     Config(#[from] Violations),
     /// A listener cannot be bound.
@@ -280,6 +282,7 @@ impl Daemon {
     ) -> Result<Tree, StartError> {
         let Self { config, router, user_children, lifecycle, stop_when } = self;
         config.check()?;
+        let tls = load_https(&config)?;
         let source = &config.source;
         log_source(source);
         let is_beside = link.as_ref().is_some_and(Link::is_beside);
@@ -358,8 +361,10 @@ impl Daemon {
         let tunnels = TaskTracker::new();
         let routes = Routes::new(&config.http.routes, router, users, &tunnels);
         context.metrics.follow(routes.clone());
-        let http = Http::bind(&config.http, context.shutdown.linger, routes, io, &context, &mut inherited)
-            .map_err(beside)?;
+        let https = config.https.as_ref().zip(tls);
+        let linger = context.shutdown.linger;
+        let http =
+            Http::bind(&config.http, https, linger, routes, io, &context, &mut inherited).map_err(beside)?;
         let others: Vec<Arc<dyn BoundChild>> = vec![
             Arc::new(signals::Signals::bind(&context)),
             Arc::new(admin::Admin::bind(&config.admin, &context, &mut inherited).map_err(beside)?),
@@ -373,6 +378,16 @@ impl Daemon {
 
         Ok(Tree { daemon: context, settings, last_good, http, others, user_children, stop_when, removed })
     }
+}
+
+/// Reads the certificates of `[https]`, if there is that section, and says what is doubtful about them.
+fn load_https(config: &Config) -> Result<Option<Tls>, Violations> {
+    let mut check = Check::default();
+    let tls = config.load_https(&mut check);
+    for warning in check.finish()? {
+        tracing::warn!(message_id = event::CERTIFICATE_DOUBTFUL, cause = %warning, "{warning}");
+    }
+    Ok(tls)
 }
 
 /// Says which config this is, and why it is not the one that is there.

@@ -126,7 +126,7 @@ impl Stop<'_> {
         let asked = Instant::now();
         let answered_before = registry.totals().requests();
         let in_flight_before = registry.in_flight();
-        let idle_before = registry.len().saturating_sub(in_flight_before);
+        let idle_before = registry.idle();
         // There is no delay where another worker serves: load balancers need not look away.
         let hands_over = lifecycle.cause().is_some_and(Cause::is_handover);
         let delay = if hands_over { Duration::ZERO } else { config.delay };

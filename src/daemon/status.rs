@@ -166,6 +166,9 @@ pub struct Connections {
     pub discarding: usize,
     /// Speaking another protocol.
     pub tunnel: usize,
+    /// Speaking HTTP/2, with or without requests.
+    #[serde(default)]
+    pub http2: usize,
     /// Answered for the last time.
     pub closing: usize,
 }
@@ -192,6 +195,7 @@ impl Connections {
             State::Flushing => &mut self.flushing,
             State::Discarding => &mut self.discarding,
             State::Tunnel => &mut self.tunnel,
+            State::Http2 => &mut self.http2,
             // One that was closed while it was looked at was closing a moment ago.
             State::Closing | State::Closed => &mut self.closing,
         }

@@ -305,7 +305,7 @@ mod tests {
         let refused = parcels;
         let answered = |parcel: &Parcel| match parcel {
             Parcel::Connection(_, note) => note.answered,
-            Parcel::Tunnel { .. } | Parcel::Counts(_) => panic!("{parcel:?}"),
+            Parcel::Tunnel { .. } | Parcel::Counts(_) | Parcel::Tickets(_) => panic!("{parcel:?}"),
         };
         assert_eq!(refused.iter().map(answered).collect::<Vec<_>>(), [2]);
         assert!(error.to_string().contains("too large"), "{error}");

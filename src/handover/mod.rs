@@ -76,12 +76,14 @@ pub(crate) enum NotCarried {
     SwitchedOff,
     /// The mailbox did not take it.
     MailboxFull,
+    /// It speaks HTTP/2: its requests end here, and its client asks the next process on another connection.
+    Http2,
 }
 
 impl NotCarried {
     /// All reasons, in the order of their discriminants.
-    pub(crate) const ALL: [Self; 4] =
-        [Self::NoStore, Self::NoSuccessor, Self::SwitchedOff, Self::MailboxFull];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::NoStore, Self::NoSuccessor, Self::SwitchedOff, Self::MailboxFull, Self::Http2];
 
     /// Its name in metrics.
     pub(crate) fn name(self) -> &'static str {
@@ -90,6 +92,7 @@ impl NotCarried {
             Self::NoSuccessor => "no_successor",
             Self::SwitchedOff => "switched_off",
             Self::MailboxFull => "mailbox_full",
+            Self::Http2 => "http2",
         }
     }
 }
@@ -101,6 +104,7 @@ impl fmt::Display for NotCarried {
             Self::NoSuccessor => "there is no next process",
             Self::SwitchedOff => "switched off in [handover]",
             Self::MailboxFull => "refused by the mailbox",
+            Self::Http2 => "they spoke HTTP/2",
         })
     }
 }

@@ -1,4 +1,5 @@
-//! Parcels: connections on their way from one process to the next, as bytes and descriptors; and counts, as bytes alone.
+//! Parcels: connections on their way from one process to the next, as bytes and descriptors; and counts, and the keys of
+//! tickets, as bytes alone.
 //!
 //! A message is a list of records beside a list of descriptors:
 //!
@@ -19,7 +20,7 @@ use bytes::Bytes;
 use postcard::experimental::serialized_size;
 use serde::{Deserialize, Serialize};
 
-use crate::tls::TlsNote;
+use crate::tls::{TicketKeys, TlsNote};
 
 /// The version of the records that this program writes, and the only one that it reads.
 pub(crate) const VERSION: u8 = 3;
@@ -45,6 +46,8 @@ pub(crate) enum Parcel {
     },
     /// What the process has counted.
     Counts(CountsNote),
+    /// What clients resume TLS with.
+    Tickets(TicketsNote),
 }
 
 /// All that the successor must know of a connection.
@@ -116,23 +119,34 @@ pub(crate) struct Count {
     pub value: u64,
 }
 
+/// The keys of the tickets with which clients resume TLS.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TicketsNote {
+    /// A digest of what is asked of clients: a ticket stands in for that, so it is good for nothing else.
+    pub policy: [u8; 32],
+    /// The keys.
+    pub keys: TicketKeys,
+}
+
 /// A record's body. New kinds come last: another program knows the others by their number.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Content<C = ConnectionNote, T = TunnelNote, N = CountsNote> {
+pub(crate) enum Content<C = ConnectionNote, T = TunnelNote, N = CountsNote, K = TicketsNote> {
     /// One descriptor.
     Connection(C),
     /// Two: the client's and the upstream's.
     Tunnel(T),
     /// None.
     Counts(N),
+    /// None.
+    Tickets(K),
 }
 
-impl<C, T, N> Content<C, T, N> {
+impl<C, T, N, K> Content<C, T, N, K> {
     fn descriptors(&self) -> usize {
         match self {
             Self::Connection(_) => 1,
             Self::Tunnel(_) => 2,
-            Self::Counts(_) => 0,
+            Self::Counts(_) | Self::Tickets(_) => 0,
         }
     }
 }
@@ -166,7 +180,7 @@ impl Parcel {
         let (first, second) = match self {
             Self::Connection(socket, _) => (Some(socket), None),
             Self::Tunnel { client, upstream, .. } => (Some(client), Some(upstream)),
-            Self::Counts(_) => (None, None),
+            Self::Counts(_) | Self::Tickets(_) => (None, None),
         };
         first.into_iter().chain(second).map(AsFd::as_fd)
     }
@@ -176,7 +190,7 @@ impl Parcel {
         match self {
             Self::Connection(_, note) => note.tls.is_some(),
             Self::Tunnel { note, .. } => note.tls.is_some(),
-            Self::Counts(_) => false,
+            Self::Counts(_) | Self::Tickets(_) => false,
         }
     }
 
@@ -187,6 +201,7 @@ impl Parcel {
             Self::Connection(_, note) => Content::Connection(note),
             Self::Tunnel { note, .. } => Content::Tunnel(note),
             Self::Counts(note) => Content::Counts(note),
+            Self::Tickets(note) => Content::Tickets(note),
         };
         let Ok(length @ ..=MAX_BODY) = serialized_size(&content) else {
             return false;
@@ -220,6 +235,7 @@ pub(crate) fn read(message: &[u8], descriptors: Vec<OwnedFd>) -> Vec<Result<Parc
                     Ok(Parcel::Tunnel { client, upstream, note })
                 }
                 (Ok(Content::Counts(note)), None, None) if announced == 0 => Ok(Parcel::Counts(note)),
+                (Ok(Content::Tickets(note)), None, None) if announced == 0 => Ok(Parcel::Tickets(note)),
                 (Ok(content), ..) => Err(Refusal::Descriptors(announced, content.descriptors())),
                 (Err(refusal), ..) if announced == 0 => Err(Refusal::NoConnection(Box::new(refusal))),
                 (Err(refusal), ..) => Err(refusal),

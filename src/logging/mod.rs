@@ -143,7 +143,9 @@ pub fn start(config: &Config) {
     let levels = Targets::new()
         .with_default(config.level.map_or(LevelFilter::OFF, LevelFilter::from_level))
         // The tree's own account of a stop, and of a child that failed for good, repeats ours.
-        .with_target("tokio_graceful_shutdown", LevelFilter::OFF);
+        .with_target("tokio_graceful_shutdown", LevelFilter::OFF)
+        // An HTTP/2 client could have it say as much as it likes, each frame at `debug`.
+        .with_target("h2", LevelFilter::OFF);
     let journals = journal(config.target, Priority::Informational)
         // journald's rate limit counts by priority, and takes notice and info for one (`priority_map` in its
         // journald-rate-limit.c): debug is the only one in which many accesses use up nothing but their own share.

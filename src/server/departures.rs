@@ -22,7 +22,7 @@ use super::wire::Wire;
 use super::{Server, tunnel};
 use crate::event;
 use crate::handover::mailbox::Mailbox;
-use crate::handover::parcel::{ConnectionNote, CountsNote, Parcel, Refusal, TunnelNote};
+use crate::handover::parcel::{ConnectionNote, CountsNote, Parcel, Refusal, TicketsNote, TunnelNote};
 use crate::handover::{Handover, NotCarried};
 use crate::printable::counted;
 
@@ -179,14 +179,20 @@ async fn at(instant: Option<Instant>) {
 
 // ---- from a predecessor ----------------------------------------------------------------------------------
 
+/// What a predecessor has left beside connections.
+#[derive(Debug)]
+pub(crate) enum Note {
+    /// What it has counted.
+    Counts(CountsNote),
+    /// The keys of its tickets.
+    Tickets(TicketsNote),
+    /// Something that only another version understands.
+    NotUnderstood,
+}
+
 impl Server {
-    /// Takes over everything that waits in the mailbox, and gives `counts` what is not for it; none for a note that is
-    /// not understood.
-    pub(crate) fn take_over(
-        &self,
-        mailbox: &Mailbox,
-        mut counts: impl FnMut(Option<CountsNote>),
-    ) -> io::Result<()> {
+    /// Takes over everything that waits in the mailbox, and gives `others` what is no connection.
+    pub(crate) fn take_over(&self, mailbox: &Mailbox, mut others: impl FnMut(Note)) -> io::Result<()> {
         let totals = self.registry.totals();
         while let Some(parcels) = mailbox.take()? {
             // A message's parcels are often lost together, for one reason.
@@ -195,7 +201,11 @@ impl Server {
                 let is_over_tls = parcel.as_ref().is_ok_and(Parcel::is_over_tls);
                 let adopted = match parcel {
                     Ok(Parcel::Counts(note)) => {
-                        counts(Some(note));
+                        others(Note::Counts(note));
+                        continue;
+                    }
+                    Ok(Parcel::Tickets(note)) => {
+                        others(Note::Tickets(note));
                         continue;
                     }
                     Ok(Parcel::Connection(socket, note)) => {
@@ -206,7 +216,7 @@ impl Server {
                     }
                     Err(Refusal::NoConnection(why)) => {
                         tracing::warn!("a note of the predecessor, not about a connection, is lost: {why}");
-                        counts(None);
+                        others(Note::NotUnderstood);
                         continue;
                     }
                     Err(refusal) => Err(io::Error::other(refusal)),
@@ -238,7 +248,7 @@ impl Server {
         match parcel {
             Parcel::Connection(socket, note) => self.adopt_connection(socket, note),
             Parcel::Tunnel { client, upstream, note } => self.adopt_tunnel(client, upstream, note),
-            Parcel::Counts(_) => unreachable!("a server sends connections"),
+            Parcel::Counts(_) | Parcel::Tickets(_) => unreachable!("a server sends connections"),
         }
     }
 

@@ -121,6 +121,8 @@ impl Server {
             handler: Box::new(handler),
             body_limit: limits.body_limit,
             requests_per_connection: limits.requests_per_connection,
+            header_limit: limits.header_limit,
+            h2c: AtomicBool::new(false),
             last_answers: AtomicBool::new(false),
         };
         Self {
@@ -134,6 +136,12 @@ impl Server {
             trusted: Arc::default(),
             departures: None,
         }
+    }
+
+    /// The same, for clients that may speak HTTP/2 without having asked if it is spoken.
+    pub(crate) fn speaking_h2c(self, h2c: bool) -> Self {
+        self.http1s.serving().h2c.store(h2c, Relaxed);
+        self
     }
 
     /// The same, with proxies that are trusted.

@@ -94,7 +94,8 @@ impl Registry {
         Ok(self.insert(Connection::tunnel(self.slot(thread), Arc::clone(self), departures, note)?))
     }
 
-    fn slot(&self, thread: usize) -> Slot {
+    /// A place for a connection, or for a stream.
+    pub(super) fn slot(&self, thread: usize) -> Slot {
         Slot { id: self.next_id.fetch_add(1, Relaxed), thread }
     }
 
@@ -143,6 +144,20 @@ impl Registry {
         self.lock().connections.values().cloned().collect()
     }
 
+    /// Everything that may have a request: the open connections, and before those that speak HTTP/2 their streams.
+    pub(super) fn connections_and_streams(&self) -> impl Iterator<Item = Arc<Connection>> {
+        self.connections().into_iter().flat_map(|connection| {
+            let streams = connection.streams();
+            streams.into_iter().chain([connection])
+        })
+    }
+
+    /// The number of open connections without a request in flight.
+    #[must_use]
+    pub(crate) fn idle(&self) -> usize {
+        self.connections().iter().filter(|connection| !connection.is_busy()).count()
+    }
+
     /// The number of open connections.
     #[must_use]
     pub(crate) fn len(&self) -> usize {
@@ -178,7 +193,7 @@ impl Registry {
     /// The requests in flight, oldest first.
     #[must_use]
     pub(crate) fn requests(&self) -> Vec<RequestView> {
-        let mut requests: Vec<_> = self.connections().iter().filter_map(|c| c.view()).collect();
+        let mut requests: Vec<_> = self.connections_and_streams().filter_map(|c| c.view()).collect();
         requests.sort_by_key(|r| std::cmp::Reverse(r.age));
         requests
     }
@@ -186,8 +201,8 @@ impl Registry {
     /// The oldest requests in flight, at most so many, and the number of all. Nothing is copied of the others.
     #[must_use]
     pub(crate) fn oldest_requests(&self, most: usize) -> (Vec<RequestView>, usize) {
-        let connections = self.connections();
-        let mut requests: Vec<_> = connections.iter().filter_map(|c| Some((c.request_since()?, c))).collect();
+        let mut requests: Vec<_> =
+            self.connections_and_streams().filter_map(|c| Some((c.request_since()?, c))).collect();
         let number = requests.len();
         requests.sort_unstable_by_key(|(since, _)| *since);
         // One may have ended meanwhile.
@@ -269,7 +284,7 @@ impl Registry {
             let blocked = Duration::from_millis(now.saturating_sub(since));
             Some(((connection.slot().id, since), connection.view()?, blocked)).filter(|_| blocked >= limit)
         };
-        self.connections().iter().filter_map(blocked_for).collect()
+        self.connections_and_streams().filter_map(|c| blocked_for(&c)).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {

@@ -13,7 +13,7 @@ use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::connection::{Afterwards, Command, Connection, State, Waiter, is_placeholder};
+use super::connection::{Afterwards, Command, Connection, PREFACE, State, Waiter, is_placeholder};
 use super::socket::Socket;
 use super::wire::Wire;
 use crate::event;
@@ -188,6 +188,29 @@ impl ClientStream {
     /// The rest of the answer will not come.
     pub(super) fn broken_off(&self) {
         self.connection().broken_off(self.ended);
+    }
+
+    /// Ready with true once the client has said that it speaks HTTP/2 (RFC 9113, section 3.3), and with false once it cannot
+    /// say so any more. What it has said is put back.
+    pub(super) fn poll_speaks_http2(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        loop {
+            let said = self.read_ahead.left();
+            let length = said.len().min(PREFACE.len());
+            if said[..length] != PREFACE[..length] {
+                return Poll::Ready(false);
+            }
+            if length == PREFACE.len() {
+                return Poll::Ready(true);
+            }
+            let mut more = [0; PREFACE.len()];
+            let mut more = ReadBuf::new(&mut more[length..]);
+            let read = ready!(Pin::new(&mut self.wire).poll_read(cx, &mut more));
+            if read.is_err() || more.filled().is_empty() {
+                // Whoever reads next finds the same.
+                return Poll::Ready(false);
+            }
+            self.read_ahead = ReadAhead::new([said, more.filled()].concat().into());
+        }
     }
 
     /// Ready when there is something to read from the client. Until then it holds no memory that can be made again.

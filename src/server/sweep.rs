@@ -24,7 +24,7 @@ pub(super) async fn sweep(registry: &Registry, limits: &Limits) -> Infallible {
         let mut passed = Duration::ZERO;
         while !registry.is_empty() {
             let now = registry.clock().now();
-            for connection in registry.connections() {
+            for connection in registry.connections_and_streams() {
                 connection.look(now, passed, limits);
             }
             tokio::time::sleep(STEP).await;

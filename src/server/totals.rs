@@ -195,10 +195,12 @@ pub(crate) enum Refused {
     Waited,
     /// It was closed without a request in flight, for another to be served.
     Evicted,
+    /// It sent many frames of HTTP/2 that ask for nothing, or took back its requests as fast as it made them.
+    Flood,
 }
 
 impl Refused {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::BadRequest,
         Self::HeadTooLarge,
         Self::HeaderTimeout,
@@ -209,6 +211,7 @@ impl Refused {
         Self::ConnectionsPerClient,
         Self::Waited,
         Self::Evicted,
+        Self::Flood,
     ];
 
     /// Its name in metrics.
@@ -225,6 +228,7 @@ impl Refused {
             Self::ConnectionsPerClient => "connections_per_client",
             Self::Waited => "waited",
             Self::Evicted => "evicted",
+            Self::Flood => "flood",
         }
     }
 }

@@ -18,9 +18,10 @@ use rustls::{ConnectionTrafficSecrets, HandshakeKind, KeyLog, PeerIncompatible, 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use zeroize::Zeroizing;
 
+use super::client::subject;
 use super::keys::{HEADER, Material, Suite, TAG};
 use super::records::{ALERT, CHANGE_CIPHER_SPEC, DATA, HANDSHAKE, Records};
-use super::session::{Alpn, Session, Version, subject};
+use super::session::{Alpn, Session, Version};
 use super::stream::with_incoming;
 
 /// The most that is kept of what a client sends: the largest message that rustls takes, a chain of certificates of
@@ -134,35 +135,55 @@ impl Failed {
 
 /// All that the handshakes of a listener have in common.
 #[derive(Clone, Debug)]
-pub(crate) struct Acceptor(Arc<ServerConfig>);
+pub(crate) struct Acceptor {
+    config: Arc<ServerConfig>,
+    choice: Option<Choice>,
+}
+
+/// Another config, for some of the names that clients ask for.
+#[derive(Clone)]
+struct Choice {
+    config: Arc<ServerConfig>,
+    is_for: Arc<dyn Fn(Option<&str>) -> bool + Send + Sync>,
+}
+
+impl fmt::Debug for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Choice").field("config", &self.config).finish_non_exhaustive()
+    }
+}
 
 impl Acceptor {
     /// A config with certificates, versions and protocols. What the record layer relies on is set here.
-    pub(crate) fn new(mut config: ServerConfig) -> Self {
-        config.enable_secret_extraction = true;
-        // Nothing is sent or taken before the handshake has ended: a request that comes earlier could be a replayed one.
-        config.max_early_data_size = 0;
-        config.send_half_rtt_data = false;
-        Self(Arc::new(config))
+    pub(crate) fn new(config: ServerConfig) -> Self {
+        Self { config: Arc::new(for_records(config)), choice: None }
+    }
+
+    /// The same, but with another config for the names that are chosen: it may ask other certificates of clients. It has
+    /// the same certificates itself.
+    pub(crate) fn with_choice(
+        mut self,
+        config: ServerConfig,
+        is_for: impl Fn(Option<&str>) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.choice = Some(Choice { config: Arc::new(for_records(config)), is_for: Arc::new(is_for) });
+        self
     }
 
     /// A handshake with one client.
     pub(crate) fn begin(&self) -> Handshake {
         let heard = Arc::new(Heard {
-            resolver: Arc::clone(&self.0.cert_resolver),
+            resolver: Arc::clone(&self.config.cert_resolver),
             told: Mutex::new(Told::default()),
         });
-        // A config of the connection's own. All in it is shared, but for the short list of protocols.
-        let mut config = ServerConfig::clone(&self.0);
-        config.key_log = Arc::clone(&heard) as _;
-        config.cert_resolver = Arc::clone(&heard) as _;
-        let (connection, failed) = match UnbufferedServerConnection::new(Arc::new(config)) {
+        let (connection, failed) = match heard.connection(&self.config) {
             Ok(connection) => (Some(connection), None),
-            Err(error) => (None, Some(Failed::new(Reason::Protocol, error))),
+            Err(failed) => (None, Some(failed)),
         };
         Handshake(Box::new(Progress {
             connection,
             heard,
+            choice: self.choice.clone(),
             failed,
             began_as: None,
             incoming: Vec::new(),
@@ -172,6 +193,15 @@ impl Acceptor {
             is_sending: false,
         }))
     }
+}
+
+/// A config with what the record layer relies on.
+fn for_records(mut config: ServerConfig) -> ServerConfig {
+    config.enable_secret_extraction = true;
+    // Nothing is sent or taken before the handshake has ended: a request that comes earlier could be a replayed one.
+    config.max_early_data_size = 0;
+    config.send_half_rtt_data = false;
+    config
 }
 
 /// What rustls tells of one connection while it shakes hands, and not afterwards.
@@ -192,6 +222,16 @@ struct Told {
 }
 
 impl Heard {
+    /// A connection that tells what is to be heard.
+    fn connection(self: &Arc<Self>, config: &ServerConfig) -> Result<UnbufferedServerConnection, Failed> {
+        // A config of the connection's own. All in it is shared, but for the short list of protocols.
+        let mut config = config.clone();
+        config.key_log = Arc::clone(self) as _;
+        config.cert_resolver = Arc::clone(self) as _;
+        UnbufferedServerConnection::new(Arc::new(config))
+            .map_err(|error| Failed::new(Reason::Protocol, error))
+    }
+
     fn told(&self) -> std::sync::MutexGuard<'_, Told> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -236,6 +276,8 @@ struct Progress {
     /// None when it has ended.
     connection: Option<UnbufferedServerConnection>,
     heard: Arc<Heard>,
+    /// The other config, until the client's hello has decided between the two.
+    choice: Option<Choice>,
     /// The first byte that the client has sent.
     began_as: Option<u8>,
     /// What the client has sent and rustls has not used.
@@ -381,7 +423,10 @@ impl Progress {
         loop {
             if let Some(length) = first_record(&self.incoming[self.shown..]) {
                 self.shown += length;
-                return Poll::Ready(Ok(()));
+                if self.decide()? {
+                    return Poll::Ready(Ok(()));
+                }
+                continue;
             }
             if self.incoming.len() > MAX_INCOMING {
                 return Poll::Ready(Err(Failed::new(Reason::Protocol, "a message that is too long")));
@@ -398,6 +443,18 @@ impl Progress {
                 Err(error) => return Poll::Ready(Err(Failed::gone(error))),
             }
         }
+    }
+
+    /// Chooses the config by the name in the client's hello. False if more of that is needed; rustls's connection, which
+    /// may become another one, has been shown nothing of it by then.
+    fn decide(&mut self) -> Result<bool, Failed> {
+        let Some(choice) = &self.choice else { return Ok(true) };
+        let Some(server_name) = server_name(&self.incoming[..self.shown]) else { return Ok(false) };
+        if (choice.is_for)(server_name.as_deref()) {
+            self.connection = Some(self.heard.connection(&choice.config)?);
+        }
+        self.choice = None;
+        Ok(true)
     }
 
     /// From rustls's hands into ours.
@@ -448,6 +505,19 @@ fn is_alert(record: &[u8]) -> bool {
         Some(&ALERT) => true,
         Some(&DATA) => record.len() == SEALED,
         _ => false,
+    }
+}
+
+/// The name that a client asks for, in lower case, and none if it asks for none, or with what is no hello; `None` while more
+/// of its hello is to come.
+fn server_name(records: &[u8]) -> Option<Option<String>> {
+    let (mut hello, mut rest) = (rustls::server::Acceptor::default(), records);
+    while !rest.is_empty() && hello.read_tls(&mut rest).is_ok_and(|read| read > 0) {}
+    match hello.accept() {
+        Ok(None) if rest.is_empty() => None,
+        Ok(Some(accepted)) => Some(accepted.client_hello().server_name().map(str::to_ascii_lowercase)),
+        // That it is none, rustls's connection will say to the client.
+        Ok(None) | Err(_) => Some(None),
     }
 }
 

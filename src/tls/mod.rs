@@ -16,11 +16,16 @@
 //! ```
 //!
 //! [`session`] is what was agreed on and travels with the connection, [`tickets`] are what a client resumes with.
+//! [`certificates`] has what a server shows, and [`client`] how it judges what clients show.
 
+pub(crate) mod certificates;
+pub(crate) mod client;
 mod handshake;
 mod keys;
 mod note;
 mod records;
+#[cfg(any(test, fuzzing))]
+mod script;
 mod session;
 mod stream;
 mod tickets;

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
+use super::records::Counts;
 use super::session::Session;
 
 /// The state of a connection between two records. It is a connection's keys: whoever has it can read and continue what
@@ -21,6 +22,8 @@ pub(crate) struct TlsNote {
     pub(super) write: HalfNote,
     /// True if the client has asked for a KeyUpdate that has not been sent.
     pub(super) owes_update: bool,
+    #[zeroize(skip)]
+    pub(super) counts: Counts,
     /// The beginning of a handshake message.
     pub(super) handshake: Vec<u8>,
     /// Received and opened, not yet read.

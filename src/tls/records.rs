@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::{fmt, io, iter};
 
+use serde::{Deserialize, Serialize};
 use tokio::io::ReadBuf;
 use zeroize::Zeroize;
 
@@ -27,7 +28,7 @@ pub(super) const ALERT: u8 = 21;
 pub(super) const HANDSHAKE: u8 = 22;
 pub(super) const DATA: u8 = 23;
 
-/// The type of the message that begins a handshake, and so asks for another one.
+/// The type of the message that begins a handshake.
 const CLIENT_HELLO: u8 = 1;
 /// A KeyUpdate that asks for none in return (RFC 8446, section 4.6.3).
 const KEY_UPDATE: [u8; 5] = [24, 0, 0, 1, 0];
@@ -126,6 +127,24 @@ impl Half {
     }
 }
 
+/// What a client may do now and then, and not for ever.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Counts {
+    /// KeyUpdates without data in between.
+    updates: u8,
+    /// Empty records in a row.
+    empty: u8,
+    warnings: u8,
+    /// True if it has asked for another handshake.
+    has_declined: bool,
+}
+
+impl Counts {
+    fn is_bearable(self) -> bool {
+        self.updates <= MAX_UPDATES && self.empty <= MAX_EMPTY && self.warnings <= MAX_WARNINGS
+    }
+}
+
 /// The beginning of the only handshake message that a client may send.
 #[derive(Clone, Copy, Default)]
 struct Piece {
@@ -142,6 +161,18 @@ impl Piece {
 
     fn as_bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]
+    }
+}
+
+/// True for a whole ClientHello, as far as its length tells: it asks for another handshake, whatever else is in it.
+fn is_client_hello(plain: &[u8]) -> bool {
+    /// Version, random, no session, one suite, no compression (RFC 5246, section 7.4.1.2).
+    const SHORTEST: usize = 2 + 32 + 1 + 4 + 2;
+    match *plain {
+        [CLIENT_HELLO, 0, high, low, ref body @ ..] => {
+            body.len() >= SHORTEST && body.len() == usize::from(u16::from_be_bytes([high, low]))
+        }
+        _ => false,
     }
 }
 
@@ -168,9 +199,7 @@ pub(crate) struct Records {
     owes_update: bool,
     closed: Option<Closed>,
     said_goodbye: bool,
-    updates: u8,
-    empty: u8,
-    warnings: u8,
+    counts: Counts,
 }
 
 impl Records {
@@ -200,9 +229,7 @@ impl Records {
             owes_update: false,
             closed: None,
             said_goodbye: false,
-            updates: 0,
-            empty: 0,
-            warnings: 0,
+            counts: Counts::default(),
         }
     }
 
@@ -266,6 +293,7 @@ impl Records {
             read: self.read.into_note(self.suite),
             write: self.write.into_note(self.suite),
             owes_update: self.owes_update,
+            counts: self.counts,
             handshake: self.handshake.as_bytes().to_vec(),
             plain: self.plain,
             raw: self.raw,
@@ -298,7 +326,7 @@ impl Records {
         let updates = note.owes_update || !note.handshake.is_empty();
         if updates && suite.version == Version::Tls12
             || !KEY_UPDATE.starts_with(handshake.as_bytes())
-            || note.session.client.as_deref() == Some("")
+            || !note.counts.is_bearable()
         {
             return Err(NoteError::State);
         }
@@ -314,6 +342,7 @@ impl Records {
         records.unsent = take(&mut note.unsent);
         records.handshake = handshake;
         records.owes_update = note.owes_update;
+        records.counts = note.counts;
         Ok(records)
     }
 
@@ -369,6 +398,9 @@ impl Records {
         let Some(&[_, _, _, high, low]) = bytes.first_chunk::<HEADER>() else {
             return Ok(None);
         };
+        if bytes[0] != DATA && [high, low] == [0, 0] {
+            return Err(Fault::DecodeError);
+        }
         let length = HEADER + usize::from(u16::from_be_bytes([high, low]));
         if length > MAX_PLAIN + Keys::overhead(self.suite) {
             return Err(Fault::RecordOverflow);
@@ -437,17 +469,17 @@ impl Records {
             return Err(Fault::UnexpectedMessage);
         }
         if plain.is_empty() {
-            self.empty += 1;
-            return if kind == DATA && self.empty <= MAX_EMPTY {
+            self.counts.empty += 1;
+            return if kind == DATA && self.counts.empty <= MAX_EMPTY {
                 Ok(())
             } else {
                 Err(Fault::UnexpectedMessage)
             };
         }
-        self.empty = 0;
+        self.counts.empty = 0;
         match kind {
             DATA => {
-                self.updates = 0;
+                self.counts.updates = 0;
                 let fits = if self.has_plain() { 0 } else { plain.len().min(out.remaining()) };
                 out.put_slice(&plain[..fits]);
                 self.plain.extend_from_slice(&plain[fits..]);
@@ -455,7 +487,7 @@ impl Records {
             }
             ALERT => self.take_alert(plain),
             HANDSHAKE if suite.version == Version::Tls13 => self.take_handshake(plain),
-            HANDSHAKE if plain[0] == CLIENT_HELLO => self.decline_renegotiation(),
+            HANDSHAKE if is_client_hello(plain) => self.decline_renegotiation(),
             _ => Err(Fault::UnexpectedMessage),
         }
     }
@@ -476,8 +508,8 @@ impl Records {
     }
 
     fn take_warning(&mut self) -> Result<(), Fault> {
-        self.warnings += 1;
-        if self.warnings > MAX_WARNINGS { Err(Fault::UnexpectedMessage) } else { Ok(()) }
+        self.counts.warnings += 1;
+        if self.counts.warnings > MAX_WARNINGS { Err(Fault::UnexpectedMessage) } else { Ok(()) }
     }
 
     /// The only message that a client may send after its handshake is KeyUpdate.
@@ -493,21 +525,20 @@ impl Records {
             [] => return Ok(()),
             // Nothing may follow it under the old keys (RFC 8446, section 5.1).
             [_, _, ..] => return Err(Fault::UnexpectedMessage),
-            [_] if self.updates == MAX_UPDATES => return Err(Fault::UnexpectedMessage),
+            [_] if self.counts.updates == MAX_UPDATES => return Err(Fault::UnexpectedMessage),
             [0] => {}
             [1] => self.owes_update = true,
             [_] => return Err(Fault::IllegalParameter),
         }
         self.handshake = Piece::default();
-        self.updates += 1;
+        self.counts.updates += 1;
         self.read.update(self.suite);
         Ok(())
     }
 
     /// The first request for another handshake is declined, the second one is an error: as rustls has it.
     fn decline_renegotiation(&mut self) -> Result<(), Fault> {
-        self.warnings += MAX_WARNINGS;
-        if self.warnings > MAX_WARNINGS {
+        if std::mem::replace(&mut self.counts.has_declined, true) {
             return Err(Fault::UnexpectedMessage);
         }
         self.seal(ALERT, &[WARNING, NO_RENEGOTIATION]);

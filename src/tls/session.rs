@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
 use super::keys::Suite;
@@ -95,9 +94,4 @@ impl Session {
     pub(crate) fn is_resumed(&self) -> bool {
         self.resumed
     }
-}
-
-/// The subject of a certificate, in the manner of RFC 4514.
-pub(super) fn subject(_certificate: &CertificateDer<'_>) -> Option<Box<str>> {
-    None
 }

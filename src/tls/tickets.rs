@@ -15,8 +15,9 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 /// The time for which a key makes tickets. It opens them for as long again.
 const ROTATION: Duration = Duration::from_secs(6 * 60 * 60);
 const ACCEPTED: Duration = Duration::from_secs(12 * 60 * 60);
-/// As many keys as are accepted at a time, and one that was made early.
-const MAX_KEYS: usize = 3;
+/// The most keys that are kept. A rotation leaves two; the others are those of workers that made tickets before they had
+/// their predecessor's keys.
+const MAX_KEYS: usize = 8;
 /// A ticket has a client's certificates in it.
 const MAX_TICKET: usize = 1 << 16;
 
@@ -99,15 +100,22 @@ impl TicketKeys {
 }
 
 impl Tickets {
-    /// With a key of its own.
+    /// Without a key: the first ticket makes one, if none has come from another process by then.
     pub(crate) fn new() -> Self {
-        Self::from_keys(TicketKeys(Vec::new()))
+        Self(RwLock::new(TicketKeys(Vec::new())))
     }
 
-    /// With another process's keys, as far as they are young enough.
-    pub(crate) fn from_keys(mut keys: TicketKeys) -> Self {
-        keys.rotate(now());
-        Self(RwLock::new(keys))
+    /// Takes another process's keys as well, as far as they are young enough, and makes tickets with these from now on.
+    pub(crate) fn inherit(&self, mut inherited: TicketKeys) {
+        let now = now();
+        inherited.0.retain(|key| key.is_younger(ACCEPTED, now));
+        inherited.0.truncate(MAX_KEYS);
+        let mut keys = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let own = std::mem::take(&mut keys.0).into_iter();
+        let own = own.filter(|own| inherited.0.iter().all(|key| key.name != own.name)).collect::<Vec<_>>();
+        keys.0 = inherited.0;
+        keys.0.extend(own);
+        keys.0.truncate(MAX_KEYS);
     }
 
     /// The keys, for another process.
@@ -158,5 +166,75 @@ impl ProducesTickets for Tickets {
 
     fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
         self.decrypt_at(cipher, now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! Keys change, go on for a while, and end; and no ticket that was not made here is opened.
+
+    use super::*;
+
+    const HOUR: u64 = 60 * 60;
+
+    #[test]
+    fn a_ticket_is_opened_for_twelve_hours_at_most_and_for_six_at_least() {
+        let tickets = Tickets::new();
+        let start = now();
+        let ticket = tickets.encrypt_at(b"session", start + 5 * HOUR).expect("a ticket");
+        for (hours, opens) in [(5, true), (10, true), (11, true), (12, false), (30, false)] {
+            let plain = tickets.decrypt_at(&ticket, start + hours * HOUR + 1);
+            assert_eq!(plain.as_deref(), opens.then_some(&b"session"[..]), "after {hours} h");
+        }
+    }
+
+    #[test]
+    fn a_key_makes_tickets_for_six_hours() {
+        let tickets = Tickets::new();
+        let start = now();
+        let name = |hours| {
+            let ticket = tickets.encrypt_at(b"session", start + hours * HOUR + 1).expect("a ticket");
+            ticket[..NAME].to_vec()
+        };
+        let first = name(0);
+        assert_eq!(name(5), first);
+        let second = name(6);
+        assert_ne!(second, first);
+        assert_eq!(name(11), second);
+        name(12);
+        name(18);
+        name(24);
+        assert!(tickets.keys().0.len() <= MAX_KEYS);
+    }
+
+    #[test]
+    fn the_keys_of_another_process_are_taken_as_far_as_they_are_young() {
+        let old = Tickets::new();
+        let ticket = old.encrypt(b"session").expect("a ticket");
+        let keys = postcard::to_allocvec(&old.keys()).expect("they are written");
+        let keys: TicketKeys = postcard::from_bytes(&keys).expect("they are read");
+        assert_eq!(Tickets::from_keys(keys.clone()).decrypt(&ticket).as_deref(), Some(&b"session"[..]));
+        for made in [0, now() - 13 * HOUR, now() + 13 * HOUR, u64::MAX] {
+            let mut keys = keys.clone();
+            keys.0[0].made = made;
+            let tickets = Tickets::from_keys(keys);
+            assert_eq!(tickets.decrypt(&ticket), None, "made {made}");
+            assert!(tickets.encrypt(b"session").is_some(), "with a key of its own");
+        }
+    }
+
+    #[test]
+    fn a_ticket_that_was_changed_is_none() {
+        let tickets = Tickets::new();
+        let ticket = tickets.encrypt(b"session").expect("a ticket");
+        for at in 0..ticket.len() {
+            let mut changed = ticket.clone();
+            changed[at] ^= 1;
+            assert_eq!(tickets.decrypt(&changed), None, "byte {at}");
+            assert_eq!(tickets.decrypt(&ticket[..at]), None, "cut at {at}");
+        }
+        assert_eq!(tickets.decrypt(&vec![0; MAX_TICKET + 1]), None);
+        let shown = format!("{tickets:?} {:?}", tickets.keys());
+        assert_eq!(shown, "Tickets { .. } TicketKeys { .. }");
     }
 }

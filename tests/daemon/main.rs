@@ -14,6 +14,7 @@ mod container;
 mod cut;
 mod example;
 mod handlers;
+mod https;
 mod limits;
 mod listening;
 mod log;

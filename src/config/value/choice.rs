@@ -2,6 +2,7 @@
 
 use super::{Refusal, Text};
 use crate::config::diagnostic::{list, nearest};
+use crate::daemon::http::https;
 use crate::logging;
 
 /// A value that is one of a few words.
@@ -27,6 +28,26 @@ impl<C: Choice> Text for C {
             }
         })
     }
+}
+
+/// `[https] min_version`.
+pub(in crate::config) struct TlsVersion;
+
+impl Choice for TlsVersion {
+    type Value = https::TlsVersion;
+
+    const WORDS: &[(&str, Self::Value)] =
+        &[("1.2", https::TlsVersion::V1_2), ("1.3", https::TlsVersion::V1_3)];
+}
+
+/// `[https] client_auth`.
+pub(in crate::config) struct ClientAuth;
+
+impl Choice for ClientAuth {
+    type Value = https::ClientAuth;
+
+    const WORDS: &[(&str, Self::Value)] =
+        &[("required", https::ClientAuth::Required), ("optional", https::ClientAuth::Optional)];
 }
 
 /// `[log] level`.

@@ -3,6 +3,7 @@
 mod address;
 mod amount;
 mod choice;
+mod https;
 mod route;
 
 use std::fmt;
@@ -15,8 +16,11 @@ pub(super) use address::{Listen, Proxies, Proxy, Upstream};
 pub(super) use amount::{
     BodyLimit, Connections, Deadline, Delay, HeaderLimit, IdleTimeout, Restarts, Threads, Timeout,
 };
-pub(super) use choice::{Access, AccessFormat, Format, Level, Target};
-pub(super) use route::{ContentType, Directory, FieldValue, Headers, Hosts, Index, RoutePath, Status, True};
+pub(super) use choice::{Access, AccessFormat, ClientAuth, Format, Level, Target, TlsVersion};
+pub(super) use https::{AuthoritiesFile, ChainFile, FieldName, KeyFile, RevocationsFile};
+pub(super) use route::{
+    ContentType, Directory, FieldValue, Headers, Host, Hosts, Index, RoutePath, Status, True,
+};
 
 use super::diagnostic::Mistake;
 use super::written::{Kind, wrong_type};

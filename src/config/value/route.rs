@@ -12,6 +12,21 @@ use crate::config::diagnostic::Mistake;
 use crate::config::written::{Kind, wrong_type};
 use crate::daemon::http::routes::{check, files};
 
+/// A host, or all below one.
+pub(in crate::config) struct Host;
+
+impl Text for Host {
+    type Value = String;
+
+    fn expected() -> String {
+        check::HOST.to_owned()
+    }
+
+    fn parse(text: &str) -> Result<String, Refusal> {
+        Ok(text.to_owned())
+    }
+}
+
 /// The hosts of a route: one, or a list.
 pub(in crate::config) struct Hosts;
 

@@ -1,9 +1,10 @@
-//! The http child: the listeners of `[http]` with the config's routes and the caller's `Router`.
+//! The http child: the listeners of `[http]` and `[https]` with the config's routes and the caller's `Router`.
 //!
 //! Its loop waits on each listener, on the sweep over the connections, and on being told to stop; then it drains.
 //! Meanwhile the root waits on the mailbox for a predecessor's connections. Connections are tracked tasks, not
 //! subsystems: they outlive a restart of this child.
 
+pub(crate) mod https;
 pub(crate) mod routes;
 
 use std::convert::Infallible;
@@ -11,13 +12,16 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::https::{Resumption, Tls};
+use self::routes::edge::{Edge, HTTPS_PORT};
 use self::routes::{Route, Routes};
 use super::child::{BoundChild, BoxError, Child, Context, Run};
 use crate::event;
+use crate::handover::parcel::Parcel;
 use crate::rules::Check;
 use crate::server::Server;
 use crate::server::address::{self, Address, BindError};
-use crate::server::departures::Departures;
+use crate::server::departures::{Departures, Note};
 use crate::server::limits::{Limits, Trusted};
 use crate::server::listener;
 use crate::server::threads::IoThreads;
@@ -30,15 +34,20 @@ pub(crate) const NAME: &str = "http";
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
-    /// The addresses to listen on; `127.0.0.1:8080` by default.
+    /// The addresses to listen on; `127.0.0.1:8080` by default. There may be none beside `[https]`.
     pub listen: Vec<Address>,
     /// The number of threads that connections live on; `None`, the default, is one for each core. A daemon that runs in
     /// a caller's runtime has none of its own.
     pub threads: Option<usize>,
     /// The limits of what clients may take.
     pub limits: Limits,
+    /// True if a client may speak HTTP/2 without having asked if it is spoken (RFC 9113, section 3.3); false by default.
+    pub h2c: bool,
     /// The peers whose `X-Forwarded-*` and `Forwarded` are passed on; none by default.
     pub trusted_proxies: Trusted,
+    /// Sends requests that come without TLS to the same place with it: 308, for all but what is below
+    /// `/.well-known/acme-challenge/` (RFC 8555, section 8.3). Off by default; needs `[https]`.
+    pub redirect_to_https: bool,
     /// The routes that answer; none by default.
     pub routes: Vec<Route>,
 }
@@ -49,7 +58,9 @@ impl Default for Config {
             listen: vec![Address::Tcp(([127, 0, 0, 1], 8080).into())],
             threads: None,
             limits: Limits::default(),
+            h2c: false,
             trusted_proxies: Trusted::default(),
+            redirect_to_https: false,
             routes: Vec::new(),
         }
     }
@@ -69,9 +80,6 @@ pub(crate) const HEADER_LIMIT: &str = "a size from \"8KiB\" to \"1MiB\"";
 impl Config {
     /// Checks `[http]`, all but the routes.
     pub(super) fn check(&self, check: &mut Check) {
-        if self.listen.is_empty() {
-            check.note("listen", "`listen` is empty", "at least one address");
-        }
         address::check_each(&self.listen, check);
         if let Some(threads) = self.threads {
             check.number("threads", threads as u64, THREADS);
@@ -108,28 +116,47 @@ impl Config {
 #[derive(Clone, Debug)]
 pub(super) struct Http {
     server: Server,
+    /// What clients of `[https]` resume with; none without that.
+    resumption: Option<Resumption>,
     daemon: Context,
     linger: Duration,
 }
 
 impl Http {
-    /// Binds every listener of the config.
+    /// Binds every listener of the config, and those of `[https]` if there is that.
     pub(super) fn bind(
         config: &Config,
+        https: Option<(&https::Config, Tls)>,
         linger: Duration,
         routes: Routes,
         io: IoThreads,
         daemon: &Context,
         inherited: &mut Inherited,
     ) -> Result<Self, BindError> {
-        let listeners = listener::bind_all(&config.listen, inherited)?;
+        let mut listeners = listener::bind_all(&config.listen, inherited)?;
+        let resumption = https.as_ref().map(|(_, tls)| tls.resumption());
+        let routes = match https.zip(resumption.as_ref()) {
+            None => routes,
+            Some(((https, tls), resumption)) => {
+                let acceptor = tls.acceptor(resumption);
+                let over_tls = listener::bind_all(&https.listen, inherited)?;
+                let port = over_tls.iter().find_map(|listener| match listener.address() {
+                    Address::Tcp(address) => Some(address.port()),
+                    Address::Unix(_) | Address::Inherited(_) => None,
+                });
+                listeners.extend(over_tls.into_iter().map(|listener| listener.secured(acceptor.clone())));
+                let port = port.unwrap_or(HTTPS_PORT);
+                routes.behind(Edge::new(https, config.redirect_to_https.then_some(port)))
+            }
+        };
         let registry = Arc::clone(&daemon.observer.registry);
         let server = Server::new(listeners, routes, registry, config.limits.clone());
         let server = server
             .on(io)
+            .speaking_h2c(config.h2c)
             .trusting(config.trusted_proxies.clone())
             .with_departures(Departures::new(Arc::clone(&daemon.handover)));
-        Ok(Self { server, daemon: daemon.clone(), linger })
+        Ok(Self { server, resumption, daemon: daemon.clone(), linger })
     }
 
     /// Its accept loops and connections.
@@ -142,8 +169,13 @@ impl Http {
         let ledger = self.daemon.metrics.ledger();
         if let Some(mailbox) = self.daemon.handover.mailbox()
             && let Err(error) = self.server.take_over(mailbox, |note| match note {
-                Some(note) => ledger.inherit(note),
-                None => ledger.not_understood(),
+                Note::Counts(note) => ledger.inherit(note),
+                Note::Tickets(note) => {
+                    if let Some(resumption) = &self.resumption {
+                        resumption.inherit(note);
+                    }
+                }
+                Note::NotUnderstood => ledger.not_understood(),
             })
         {
             tracing::error!(
@@ -177,6 +209,11 @@ impl Http {
     pub(super) async fn finish(&self) {
         self.server.close(self.daemon.handover.keeps_listeners()).await;
         self.daemon.told.cancelled().await;
+        if let Some(resumption) = self.resumption.as_ref().filter(|_| self.daemon.handover.keeps_listeners())
+        {
+            // Best effort: without it a client that comes again shakes hands in full.
+            let _ = self.daemon.handover.put(&mut vec![Parcel::Tickets(resumption.note())]);
+        }
         self.server.carry(self.linger).await;
     }
 

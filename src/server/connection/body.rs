@@ -127,7 +127,7 @@ impl http_body::Body for RequestBody {
         match &frame {
             Some(Ok(frame)) if !inner.is_end_stream() => {
                 let bytes = frame.data_ref().map_or(0, Bytes::len);
-                this.report(|connection, _| connection.progress.read_body(bytes));
+                this.report(|connection, _| connection.body_came(bytes));
             }
             _ => {
                 this.inner = None;
@@ -155,6 +155,9 @@ impl Drop for RequestBody {
                 // The client waits for `100 Continue` in vain: it may or may not send the body all the same (RFC 9110,
                 // section 10.1.1).
                 connection.progress.lose_body();
+            } else if connection.is_stream() && connection.progress.body_left() > DISCARD {
+                // Once the client has the answer, h2 tells it that nobody wants the rest (RFC 9113, section 8.1).
+                connection.progress.await_body(false);
             } else {
                 connection.progress.await_body(false);
                 *leftover = Some(Leftover(Box::new(inner)));
@@ -198,6 +201,15 @@ impl Connection {
         self.progress.begin(bytes);
     }
 
+    /// Some bytes of a body were read.
+    fn body_came(&self, bytes: usize) {
+        self.progress.read_body(bytes);
+        if self.is_stream() {
+            // Of a connection, its socket tells.
+            self.progress.add_received(bytes);
+        }
+    }
+
     /// Discards what has come of an unread body.
     pub(super) fn discard_body(&self, cx: &mut Context<'_>) {
         if self.progress.body_left() == 0 {
@@ -220,6 +232,16 @@ impl Connection {
                 }
             }
         }
+    }
+
+    /// True if something is left of a body, and is to be discarded.
+    pub(super) fn has_unread_body(&self) -> bool {
+        self.progress.body_left() > 0 && self.unread().leftover.is_some()
+    }
+
+    /// Gives up what is left of a body.
+    pub(super) fn forget_body(&self) {
+        self.unread().leftover = None;
     }
 
     /// True if the connection has to close after an answer because of the request's body: too much of it is left, or

@@ -67,8 +67,8 @@ impl InFlight {
         if part.end - part.start <= SMALL {
             return read(file, part).await.map(Body::from);
         }
-        if self.0.state() != State::Answering || self.tls().is_some() {
-            // No connection would put the file in the place of what stands for it; and the kernel seals no records.
+        if self.0.state() != State::Answering || !self.0.sends_files() {
+            // No connection would put the file in the place of what stands for it.
             return Ok(Body::new(Chunks::new(file, part)));
         }
         let first = window(&part);
@@ -126,6 +126,11 @@ impl Connection {
     /// The file that the answer being written is made of.
     pub(in crate::server) fn file(&self) -> Option<Arc<SentFile>> {
         self.machine().exchange()?.file.clone()
+    }
+
+    /// True if the kernel can send its bytes: it makes no frames of HTTP/2, and seals no records.
+    fn sends_files(&self) -> bool {
+        !self.is_stream() && self.session().is_none()
     }
 
     /// Has the request in flight carry the file that its answer is made of; with the request it is let go of.

@@ -59,7 +59,7 @@ impl Http1s {
     }
 
     /// What the connections share.
-    pub(in crate::server) fn serving(&self) -> &Serving {
+    pub(in crate::server) fn serving(&self) -> &Arc<Serving> {
         &self.serving
     }
 
@@ -117,7 +117,7 @@ impl fmt::Debug for Http1s {
 pub(in crate::server) struct Seat(Arc<Mutex<Option<Box<ClientStream>>>>);
 
 impl Seat {
-    fn stream(&self) -> MutexGuard<'_, Option<Box<ClientStream>>> {
+    pub(super) fn stream(&self) -> MutexGuard<'_, Option<Box<ClientStream>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -10,6 +10,9 @@
 //!                                                                         └─ last answer ─> Closing
 //! ```
 //!
+//! A connection that speaks HTTP/2 leaves this for `Http2`, and has a life of its own for each stream: that one begins
+//! with the head of its request, and is closing once its answer is written.
+//!
 //! From every state the connection may end: closed by either side, cut, or carried to the successor. Every state has a
 //! limit on the time that the client may keep it there, so no client can hold a connection for ever.
 //!
@@ -36,6 +39,9 @@ use crate::server::totals::Outcome;
 const CLOSING: Duration = Duration::from_secs(2);
 /// The same, and the time for the rest of a head, once the connection is told to leave or to finish.
 const LEAVING: Duration = Duration::from_millis(500);
+/// The time for the requests that an HTTP/2 client had sent before it saw that the connection is to end: until it answers
+/// the PING that says so (RFC 9113, section 6.8), if it does.
+const GOING_AWAY: Duration = Duration::from_secs(2);
 
 /// A request that is being answered.
 #[derive(Debug)]
@@ -128,6 +134,10 @@ pub(crate) enum Machine {
     Discarding { since: Tick, sending: Box<Pace> },
     /// It speaks another protocol, by an upgrade; or will, once the rest of the request's body is read.
     Tunnel { exchange: Box<Exchange> },
+    /// It speaks HTTP/2: each of its requests is a stream, which has a machine of its own. `idle` since there is none; none
+    /// while there is. `frame` since a frame is on its way, other than one of a body. `going_away` once the client was told
+    /// that the connection is to end.
+    Http2 { idle: Option<Tick>, frame: Option<Tick>, going_away: bool, reading: Box<Pace> },
     /// The last answer is written, or being written; what the client still sends is discarded.
     Closing { since: Tick },
     /// The socket is closed, or the successor's.
@@ -152,6 +162,8 @@ pub enum State {
     Discarding,
     /// It speaks another protocol now, by an upgrade.
     Tunnel,
+    /// It speaks HTTP/2, with or without requests.
+    Http2,
     /// Answered for the last time.
     Closing,
     /// Closed: no open connection is in this state.
@@ -160,7 +172,7 @@ pub enum State {
 
 impl State {
     /// The states of open connections, in the order of their discriminants.
-    pub const OPEN: [Self; 8] = [
+    pub const OPEN: [Self; 9] = [
         Self::Handshaking,
         Self::Parked,
         Self::Reading,
@@ -168,6 +180,7 @@ impl State {
         Self::Flushing,
         Self::Discarding,
         Self::Tunnel,
+        Self::Http2,
         Self::Closing,
     ];
 
@@ -182,6 +195,7 @@ impl State {
             Self::Flushing => "flushing",
             Self::Discarding => "discarding",
             Self::Tunnel => "tunnel",
+            Self::Http2 => "http2",
             Self::Closing => "closing",
             Self::Closed => "closed",
         }
@@ -209,6 +223,14 @@ pub(crate) enum Event {
     Produced,
     /// All that hyper has buffered was written to the socket.
     Flushed,
+    /// It speaks HTTP/2 from here on.
+    Http2,
+    /// An HTTP/2 connection has streams, or has none any more.
+    Streams(bool),
+    /// An HTTP/2 client has begun a frame and not ended it, or has ended it.
+    Frame(bool),
+    /// An HTTP/2 client was told that the connection is to end.
+    GoAway,
     /// No further request is answered.
     Close,
     /// The socket is closed, or leaves for the successor: ends one request in flight, the oldest. Given again until
@@ -227,6 +249,7 @@ impl Machine {
             Self::Flushing { .. } => State::Flushing,
             Self::Discarding { .. } => State::Discarding,
             Self::Tunnel { .. } => State::Tunnel,
+            Self::Http2 { .. } => State::Http2,
             Self::Closing { .. } => State::Closing,
             Self::Closed => State::Closed,
         }
@@ -242,6 +265,7 @@ impl Machine {
             | Self::Parked { .. }
             | Self::Reading { .. }
             | Self::Discarding { .. }
+            | Self::Http2 { .. }
             | Self::Closing { .. }
             | Self::Closed => None,
         }
@@ -304,11 +328,26 @@ impl Machine {
                 (state, Some(Ended { exchange, outcome: Outcome::Answered }))
             }
 
+            (Self::Parked { .. } | Self::Reading { .. }, Event::Http2) => {
+                let idle = Some(now());
+                (Self::Http2 { idle, frame: None, going_away: false, reading: Box::default() }, None)
+            }
+            (Self::Http2 { frame, going_away, reading, .. }, Event::Streams(open)) => {
+                (Self::Http2 { idle: (!open).then(now), frame, going_away, reading }, None)
+            }
+            (Self::Http2 { idle, going_away, reading, .. }, Event::Frame(begun)) => {
+                (Self::Http2 { idle, frame: begun.then(now), going_away, reading }, None)
+            }
+            (Self::Http2 { idle, frame, reading, .. }, Event::GoAway) => {
+                (Self::Http2 { idle: idle.map(|_| now()), frame, going_away: true, reading }, None)
+            }
+
             (
                 Self::Handshaking { .. }
                 | Self::Parked { .. }
                 | Self::Reading { .. }
-                | Self::Discarding { .. },
+                | Self::Discarding { .. }
+                | Self::Http2 { .. },
                 Event::Close,
             ) => (Self::Closing { since: now() }, None),
 
@@ -386,6 +425,23 @@ impl Machine {
                     exchange.sending.falls_short(true, moved, look.passed, &demand)
                 });
                 (reads_too_slowly || is_silent).then_some(Command::Drop)
+            }
+            Self::Http2 { idle, frame, going_away, reading } => {
+                let reads = progress.is_blocked();
+                let demand = demand(limits.write_timeout);
+                if reading.falls_short(reads, progress.sent(), look.passed, &demand) {
+                    return Some(Command::Drop);
+                }
+                if frame.is_some_and(|since| now.since(since) >= limits.header_timeout) {
+                    return Some(Command::TimeOut);
+                }
+                let limit = match going_away {
+                    true => GOING_AWAY,
+                    false if look.answered => limits.keepalive_timeout,
+                    false => limits.header_timeout,
+                };
+                let due = if *going_away { Command::Drop } else { Command::Finish };
+                idle.is_some_and(|since| now.since(since) >= limit).then_some(due)
             }
             Self::Closing { since } => {
                 let limit = if leaving { LEAVING } else { CLOSING };

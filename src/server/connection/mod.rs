@@ -1,18 +1,22 @@
 //! One connection: the handle that the registry, its task, its bodies and the sweep share.
 //!
 //! `machine` has a connection's states, `commands` what it is told, `progress` the bytes that it has moved; `task`
-//! drives it, `http1` has hyper, `service` answers its requests, `body` follows their bodies. This file joins them: it runs
-//! the machine under the connection's one lock, and counts, times and logs the requests that it says have ended.
+//! drives it, `http1` and `http2` have hyper, `service` answers its requests, `body` follows their bodies. With HTTP/2 each
+//! of its `streams` is a connection as well. This file joins them: it runs the machine under the connection's one lock, and
+//! counts, times and logs the requests that it says have ended.
 
 mod body;
 mod commands;
 mod file;
+mod frames;
 mod handshake;
 pub(super) mod http1;
+mod http2;
 mod machine;
 mod pace;
 mod progress;
 mod service;
+mod streams;
 pub(super) mod task;
 #[cfg(test)]
 mod tests;
@@ -30,6 +34,7 @@ use hyper::upgrade::OnUpgrade;
 
 pub(crate) use self::commands::{Command, Waiter};
 pub(super) use self::file::is_placeholder;
+pub(super) use self::frames::PREFACE;
 pub use self::machine::State;
 pub(super) use self::machine::{Afterwards, Ended};
 pub(crate) use self::machine::{Event, Exchange, Machine};
@@ -40,6 +45,7 @@ use self::body::Unread;
 use self::commands::Commands;
 use self::machine::Look;
 use self::progress::Progress;
+use self::streams::Http2;
 use super::clock::Tick;
 use super::departures::Departures;
 use super::limits::Limits;
@@ -48,6 +54,7 @@ use super::registry::Registry;
 use super::request_id::RequestId;
 use super::route::RouteId;
 use super::totals::{self, Outcome, Refused};
+use crate::handover::NotCarried;
 use crate::handover::parcel::{ConnectionNote, Flow, Parcel, TunnelNote};
 use crate::tls::{Session, TlsNote};
 
@@ -72,7 +79,7 @@ pub(crate) struct Connection {
     machine: Mutex<Machine>,
     /// A copy of the machine's state, to be read without the lock; written under it.
     state: AtomicU8,
-    /// Requests answered. Written under the lock.
+    /// Requests answered. Written under the lock, and of an HTTP/2 connection by its streams.
     answered: AtomicU64,
     /// True once it has been counted as not carried.
     refused: AtomicBool,
@@ -82,6 +89,8 @@ pub(crate) struct Connection {
     route: AtomicU32,
     /// The newest request, and what is left of its body. Locked before the machine, where both are.
     unread: Mutex<Unread>,
+    /// Its part in HTTP/2, if it has one. In a box, for an idle connection has none.
+    http2: OnceLock<Box<Http2>>,
     /// What its handshake has agreed on; empty without TLS, and before that.
     session: OnceLock<Arc<Session>>,
 }
@@ -153,6 +162,7 @@ impl Connection {
             answers_alone: AtomicBool::new(false),
             route: AtomicU32::new(RouteId::NONE.bits()),
             unread: Mutex::default(),
+            http2: OnceLock::new(),
             session: OnceLock::new(),
         }
     }
@@ -272,6 +282,7 @@ impl Connection {
 
     /// A copy of what is known of the request in flight.
     pub(super) fn view(&self) -> Option<RequestView> {
+        self.look_who_waits();
         let machine = self.machine();
         let exchange = machine.exchange()?;
         Some(RequestView {
@@ -301,6 +312,7 @@ impl Connection {
             | Machine::Reading { since }
             | Machine::Discarding { since, .. }
             | Machine::Closing { since } => Some(since),
+            Machine::Http2 { idle, .. } => idle,
             Machine::Answering { .. }
             | Machine::Flushing { .. }
             | Machine::Tunnel { .. }
@@ -325,6 +337,9 @@ impl Connection {
         let ended = ended?;
         self.answered.store(self.answered() + 1, Relaxed);
         drop(machine);
+        if self.is_stream() {
+            self.transport().answered.fetch_add(1, Relaxed);
+        }
         let afterwards = ended.exchange.afterwards;
         let sent = self.progress.sent().saturating_sub(ended.exchange.sent_before);
         let body = match ended.exchange.status {
@@ -395,9 +410,11 @@ impl Connection {
         self.on(Event::BodyRead);
     }
 
-    /// Sends an interim answer to the client (RFC 9110, section 15.2), if its answer has not begun and it reads on.
+    /// Sends an interim answer to the client (RFC 9110, section 15.2), if its answer has not begun and it reads on. On a
+    /// stream hyper has no way to.
     fn send_interim(&self, head: &[u8]) {
-        if let Machine::Answering { exchange } = &mut *self.machine()
+        if !self.is_stream()
+            && let Machine::Answering { exchange } = &mut *self.machine()
             && exchange.status.is_none()
             && exchange.interim.len() + head.len() <= INTERIM
         {
@@ -470,18 +487,26 @@ impl Connection {
         self.on(Event::Close);
     }
 
-    /// The socket is closed.
+    /// The socket is closed, or the stream has ended.
     pub(crate) fn closed(&self) {
-        let outcome = match (self.commands.strongest(), self.state()) {
+        self.gone();
+        if self.is_stream() {
+            self.transport().remove_stream(self);
+        } else {
+            self.registry.remove(self);
+        }
+    }
+
+    /// Nothing that is left of an answer reaches the client.
+    fn gone(&self) {
+        self.end(match (self.command(), self.state()) {
             (Command::Cut, _) => Outcome::Cut,
             (Command::Drop, _) => Outcome::Stalled,
             (_, State::Tunnel) => Outcome::Answered,
             // A body that panics takes the connection's task along.
             _ if std::thread::panicking() => Outcome::BrokenOff,
             _ => Outcome::ClientGone,
-        };
-        self.end(outcome);
-        self.registry.remove(self);
+        });
     }
 
     /// The rest of the answer will not come: its handler, or the upstream, broke it off, unless it was to be made of a
@@ -504,6 +529,7 @@ impl Connection {
 
     /// Gives the command that is due if its client takes too long.
     pub(super) fn look(&self, now: Tick, passed: Duration, limits: &Limits) {
+        self.look_who_waits();
         let mut machine = self.machine();
         let look = Look {
             now,
@@ -529,7 +555,8 @@ impl Connection {
     fn refused(&self, command: Command) -> Option<Refused> {
         match (self.state(), command) {
             _ if self.commands.strongest() >= Command::TimeOut => None,
-            (State::Reading, Command::TimeOut) => Some(Refused::HeaderTimeout),
+            (State::Reading | State::Http2, Command::TimeOut) => Some(Refused::HeaderTimeout),
+            (State::Http2, Command::Drop) if self.progress.is_blocked() => Some(Refused::SlowReader),
             // Counted as a handshake that failed.
             (State::Handshaking, _) => None,
             (State::Answering | State::Flushing, _) if self.progress.is_blocked() => {
@@ -539,7 +566,15 @@ impl Connection {
             (State::Tunnel, _) if self.progress.is_finished() => Some(Refused::SlowReader),
             (State::Tunnel, _) => Some(Refused::SilentTunnel),
             // Whose body is discarded has had its answer.
-            (State::Parked | State::Reading | State::Discarding | State::Closing | State::Closed, _) => None,
+            (
+                State::Parked
+                | State::Reading
+                | State::Discarding
+                | State::Http2
+                | State::Closing
+                | State::Closed,
+                _,
+            ) => None,
         }
     }
 
@@ -556,10 +591,15 @@ impl Connection {
     pub(super) fn may_leave(&self) -> bool {
         let Some(departures) = &self.departures else { return false };
         let Some(reason) = departures.refuses(self.state() == State::Tunnel) else { return true };
+        self.stays(reason);
+        false
+    }
+
+    /// It is not carried to the successor, which is counted once.
+    fn stays(&self, reason: NotCarried) {
         if !self.refused.swap(true, Relaxed) {
             self.registry.totals().not_carried.add(reason, 1);
         }
-        false
     }
 
     /// Leaves for the successor, in which a tunnel's request goes on.

@@ -53,7 +53,7 @@ pub(crate) struct Progress {
     received: AtomicU64,
     /// Bytes written to it.
     sent: AtomicU64,
-    /// Bytes of the bodies of answers, as far as they were produced.
+    /// Bytes of the bodies of answers, as far as they were produced; of an HTTP/2 connection, as far as they were written.
     body: AtomicU64,
     /// Bytes of the request's body that nobody has read yet; `u64::MAX` where their number is not known.
     body_left: AtomicU64,
@@ -136,7 +136,12 @@ impl Progress {
 
     /// The socket would take no byte.
     pub(crate) fn write_blocked(&self) {
-        set(&self.blocked, true);
+        self.set_blocked(true);
+    }
+
+    /// Says whether the client is waited for, to read.
+    pub(super) fn set_blocked(&self, waits: bool) {
+        set(&self.blocked, waits);
     }
 
     /// The client of a tunnel has finished sending.

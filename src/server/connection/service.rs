@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 
 use super::body::{AnswerBody, RequestBody, announced};
 use super::http1::Seat;
+use super::http2;
 use super::{Command, Connection, InFlight};
 use crate::event;
 use crate::server::handler::{Answering, Handler, failed, panicked};
@@ -30,6 +31,10 @@ pub(in crate::server) struct Serving {
     pub(in crate::server) handler: Box<dyn Handler>,
     pub(in crate::server) body_limit: u64,
     pub(in crate::server) requests_per_connection: u64,
+    /// The largest head of a request, for HTTP/2; hyper has that of HTTP/1.
+    pub(in crate::server) header_limit: usize,
+    /// A client may speak HTTP/2 from its first byte on.
+    pub(in crate::server) h2c: AtomicBool,
     /// Every answer from now on is its connection's last.
     pub(in crate::server) last_answers: AtomicBool,
 }
@@ -47,7 +52,7 @@ impl Service {
 }
 
 /// An answer that is there at once, or one that is yet to be made.
-type Answer = Either<Ready<Answered>, Pin<Box<dyn Future<Output = Answered> + Send>>>;
+pub(super) type Answer = Either<Ready<Answered>, Pin<Box<dyn Future<Output = Answered> + Send>>>;
 type Answered = Result<Response<AnswerBody>, Infallible>;
 
 impl hyper::service::Service<Request<Incoming>> for Service {
@@ -73,7 +78,7 @@ impl hyper::service::Service<Request<Incoming>> for Service {
 
 impl Serving {
     /// Answers a request. What waits for nothing is no future of its own, which would have to be allocated.
-    fn answer(
+    pub(super) fn answer(
         self: &Arc<Self>,
         request: Request<Incoming>,
         connection: Arc<Connection>,
@@ -122,6 +127,11 @@ impl Serving {
             // request again.
             return Some(too_late());
         }
+        if request.version() == Version::HTTP_2
+            && let Some(refusal) = http2::refusal(request, connection)
+        {
+            return Some(refusal);
+        }
         if let Some(reason) = invalid_host(request) {
             connection.count_refused(Refused::BadRequest);
             return Some(closing(StatusCode::BAD_REQUEST, reason));
@@ -139,12 +149,18 @@ impl Serving {
         })
     }
 
-    /// True if an answer is its connection's last.
+    /// True if an answer is its connection's last. A stream has no other.
     fn is_last(&self, response: &Response<Body>, connection: &Connection) -> bool {
-        self.last_answers.load(Relaxed)
+        connection.is_stream()
+            || self.last_answers.load(Relaxed)
             || connection.commands.strongest() >= Command::Finish
             || connection.answered() + 1 >= self.requests_per_connection
             || closes(response)
+    }
+
+    /// True if a stream is the last that its connection may have.
+    pub(super) fn is_last_stream(&self, number: u64) -> bool {
+        self.last_answers.load(Relaxed) || number >= self.requests_per_connection
     }
 }
 
@@ -154,7 +170,9 @@ fn checked(response: Response<Body>, id: &RequestId, connection: &Connection) ->
         // It was made without the rest of the body.
         return too_late();
     }
-    if response.status().is_informational() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    // HTTP/2 has no upgrades (RFC 9113, section 8.6).
+    let may_switch = response.status() == StatusCode::SWITCHING_PROTOCOLS && !connection.is_stream();
+    if response.status().is_informational() && !may_switch {
         let status = response.status().as_u16();
         tracing::error!(
             message_id = event::HANDLER_WRONG,
@@ -181,7 +199,8 @@ fn decided(
     let status = response.status();
     // In the place of a handler's, or an upstream's.
     response.headers_mut().insert(X_REQUEST_ID, id.value());
-    if last && status != StatusCode::SWITCHING_PROTOCOLS {
+    // A stream's connection goes on, and HTTP/2 has no such field (RFC 9113, section 8.2.2).
+    if last && status != StatusCode::SWITCHING_PROTOCOLS && !connection.is_stream() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     connection.decided(status, last);
@@ -225,7 +244,7 @@ fn has_option(headers: &HeaderMap, option: &str) -> bool {
 fn invalid_host(request: &Request<Incoming>) -> Option<&'static str> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     match (hosts.next(), hosts.next()) {
-        (None, _) if request.version() == Version::HTTP_11 => Some("the request has no Host\n"),
+        (None, _) if request.version() >= Version::HTTP_11 => Some("the request has no Host\n"),
         (Some(_), Some(_)) => Some("the request has more than one Host\n"),
         (Some(host), None) if !host.to_str().is_ok_and(is_host) => Some("the request's Host is not a host\n"),
         // It takes the place of `Host` (RFC 9112, section 3.2.2).

@@ -1,12 +1,13 @@
 //! A connection's own task, from `accept` to close.
 //!
 //! The connection is parked while it is idle, active while hyper reads a request and sends its answer, and closing once
-//! it has had its last answer.
+//! it has had its last answer. One that speaks HTTP/2 is hyper's from then on.
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::SystemTime;
 
@@ -16,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::handshake::Handshaking;
 use super::http1::{Http1, Http1s};
+use super::http2::{self, Http2};
 use super::{Command, Connection, State, Waiter};
 use crate::server::stream::ClientStream;
 use crate::server::totals::Refused;
@@ -53,7 +55,9 @@ impl Future for Serve {
             let polled = match std::mem::replace(&mut self.stage, Stage::Gone) {
                 Stage::Handshaking(handshaking) => handshaking.poll(cx),
                 Stage::Parked(parked) => parked.poll(cx, &self.http1s),
+                Stage::Greeted(greeted) => greeted.poll(cx, &self.http1s),
                 Stage::Active(active) => active.poll(cx, &self.http1s),
+                Stage::Http2(http2) => poll_http2(http2, cx),
                 Stage::Closing(closing) => closing.poll(cx),
                 Stage::Gone => return Poll::Ready(()),
             };
@@ -73,7 +77,9 @@ pub(super) enum Stage {
     /// In a box, so that a connection has no room for it afterwards.
     Handshaking(Box<Handshaking>),
     Parked(Parked),
+    Greeted(Greeted),
     Active(Active),
+    Http2(Box<Http2>),
     Closing(Box<Closing>),
     /// It is closed, or belongs to the code that upgraded it, or to the next process.
     Gone,
@@ -110,7 +116,12 @@ impl Parked {
         Polled::Next(match wake {
             Wake::Serve => {
                 stream.connection().first_byte();
-                Stage::Active(Active::new(stream, http1s))
+                let is_new = stream.connection().answered() == 0;
+                match stream.session() {
+                    Some(session) if session.is_http2() => Stage::http2(stream, http1s),
+                    None if is_new && http1s.serving().h2c.load(Relaxed) => Stage::Greeted(Greeted(stream)),
+                    _ => Stage::Active(Active::new(stream, http1s)),
+                }
             }
             Wake::Leave => {
                 stream.leave();
@@ -133,6 +144,55 @@ enum Wake {
     Serve,
     Leave,
     Close,
+}
+
+// ---- the first bytes -----------------------------------------------------------------------------------------
+
+/// A new connection, which may be one of HTTP/2: its first bytes say so.
+pub(super) struct Greeted(Box<ClientStream>);
+
+impl Greeted {
+    fn poll(self, cx: &mut Context<'_>, http1s: &Http1s) -> Polled {
+        let Self(mut stream) = self;
+        let connection = Arc::clone(stream.connection());
+        match connection.commands.poll(Waiter::Task, cx) {
+            Command::Drop | Command::Cut => return Polled::Next(Stage::Gone),
+            Command::TimeOut => {
+                return Polled::Next(Closing::stage(stream, Some(last_answer(StatusCode::REQUEST_TIMEOUT))));
+            }
+            Command::Carry if stream.may_leave() => {
+                stream.leave();
+                return Polled::Next(Stage::Gone);
+            }
+            Command::Serve | Command::Carry | Command::Finish => {}
+        }
+        match stream.poll_speaks_http2(cx) {
+            Poll::Ready(true) => Polled::Next(Stage::http2(stream, http1s)),
+            Poll::Ready(false) => Polled::Next(Stage::Active(Active::new(stream, http1s))),
+            Poll::Pending => Polled::Pending(Stage::Greeted(Self(stream))),
+        }
+    }
+}
+
+// ---- HTTP/2 --------------------------------------------------------------------------------------------------
+
+impl Stage {
+    /// A connection whose client speaks HTTP/2.
+    fn http2(stream: Box<ClientStream>, http1s: &Http1s) -> Self {
+        Self::Http2(Box::new(Http2::new(stream, http1s)))
+    }
+}
+
+fn poll_http2(mut http2: Box<Http2>, cx: &mut Context<'_>) -> Polled {
+    match http2.poll(cx) {
+        Poll::Pending => Polled::Pending(Stage::Http2(http2)),
+        Poll::Ready(http2::End::Dropped) => Polled::Next(Stage::Gone),
+        // The client may have asked for more before it saw that the connection ends.
+        Poll::Ready(http2::End::Closes) => Polled::Next(match http2.into_stream() {
+            Some(stream) => Closing::after_more(stream),
+            None => Stage::Gone,
+        }),
+    }
 }
 
 // ---- with hyper ----------------------------------------------------------------------------------------------
@@ -271,12 +331,21 @@ pub(super) struct Closing {
 }
 
 impl Closing {
-    pub(super) fn stage(mut stream: Box<ClientStream>, unsent: Option<Bytes>) -> Stage {
+    pub(super) fn stage(stream: Box<ClientStream>, unsent: Option<Bytes>) -> Stage {
         let expects_more =
             unsent.is_some() || stream.has_read_ahead() || stream.connection().progress.body_left() > 0;
+        Self::of(stream, unsent.unwrap_or_default(), expects_more)
+    }
+
+    /// That of a connection of which the client is sure to have sent more.
+    fn after_more(stream: Box<ClientStream>) -> Stage {
+        Self::of(stream, Bytes::new(), true)
+    }
+
+    fn of(mut stream: Box<ClientStream>, unsent: Bytes, expects_more: bool) -> Stage {
         stream.forget_read_ahead();
         stream.connection().close();
-        Stage::Closing(Box::new(Self { stream, unsent: unsent.unwrap_or_default(), expects_more }))
+        Stage::Closing(Box::new(Self { stream, unsent, expects_more }))
     }
 
     fn poll(mut self: Box<Self>, cx: &mut Context<'_>) -> Polled {

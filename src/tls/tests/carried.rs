@@ -1,6 +1,7 @@
 //! A connection travels from any state, and goes on as if it had not.
 
 use super::*;
+use crate::tls::NoteError;
 
 #[tokio::test]
 async fn a_request_cut_anywhere_survives_a_carry_at_the_cut() {
@@ -98,7 +99,12 @@ async fn key_updates_of_both_sides_come_before_between_and_after_carries() {
 }
 
 /// The numbers and contents of the records in `bytes`, of which the first has this number, over KeyUpdates.
-fn opened(suite: &'static Suite, secret: &[u8], mut seq: u64, bytes: &mut [u8]) -> Vec<(u64, u8, Vec<u8>)> {
+pub(super) fn opened(
+    suite: &'static Suite,
+    secret: &[u8],
+    mut seq: u64,
+    bytes: &mut [u8],
+) -> Vec<(u64, u8, Vec<u8>)> {
     let mut material = Material::new(suite, secret).expect("its own length");
     let (mut records, mut rest) = (Vec::new(), bytes);
     while !rest.is_empty() {
@@ -144,6 +150,71 @@ async fn worn_out_keys_are_replaced_in_tls_1_3_and_end_the_connection_in_tls_1_2
         };
         assert_eq!(records, [&first[..], &then].concat(), "{id:x}");
         assert_eq!(results, [&[Ok(1), Ok(1)], &ends[..]].concat(), "{id:x}");
+    }
+}
+
+#[tokio::test]
+async fn a_note_that_comes_back_goes_on_with_the_numbers_at_which_it_left() {
+    for id in SUITES {
+        let (mut client, server) = pair(id).await;
+        client.receive().await.expect("its tickets");
+        let suite = suite(id);
+        let (io, note) = server.into_note().expect("it may travel");
+        let (secret, first) = (note.write.material.clone(), note.write.seq);
+        let mut server = TlsStream::new(io, Records::from_note(note).expect("it is understood"));
+        for _ in 0..5 {
+            write(&mut server, b"answer").await;
+            client.send(b"ask").await;
+            server.read_exact(&mut [0; 3]).await.expect("it is read");
+            // As if the mailbox had refused it, or the successor had died with it unread. `into_note` takes the connection,
+            // and `from_note` the note: of two owners both would use the next number.
+            let (io, note) = server.into_note().expect("it may travel");
+            server = TlsStream::new(io, Records::from_note(note).expect("it is understood"));
+        }
+        let mut bytes = vec![0; 4096];
+        let n = client.io.read(&mut bytes).await.expect("the records");
+        let numbers: Vec<_> = opened(suite, &secret, first, &mut bytes[..n]).iter().map(|r| r.0).collect();
+        assert_eq!(numbers, (first..first + 5).collect::<Vec<_>>(), "{id:x}: each one once, and in order");
+    }
+}
+
+#[tokio::test]
+async fn an_owed_key_update_travels() {
+    let (mut client, mut server) = pair(0x1302).await;
+    let bytes = client.key_update();
+    client.io.write_all(&bytes).await.expect("the pipe takes it");
+    assert!(!is_filled(&mut server));
+    server = carry(carry(server));
+    write(&mut server, b"answer").await;
+    assert_eq!(client.receive().await.expect("the keys that it asked for"), b"answer");
+}
+
+#[tokio::test]
+async fn a_note_shows_no_secret() {
+    let (_client, server) = pair(0x1302).await;
+    let (_io, note) = server.into_note().expect("it may travel");
+    let shown = format!("{note:?}");
+    assert!(shown.len() < 200 && shown.contains("localhost") && !shown.contains("material"), "{shown}");
+}
+
+#[tokio::test]
+async fn a_note_that_no_connection_writes_is_refused_with_a_reason() {
+    let damages: [(NoteError, fn(&mut TlsNote)); 9] = [
+        (NoteError::Suite(0x1304), |note| note.session.suite = 0x1304),
+        (NoteError::Material, |note| note.read.material.truncate(32)),
+        (NoteError::Material, |note| note.session.suite = 0x1301),
+        (NoteError::Sequence, |note| note.write.seq = 1 << 25),
+        (NoteError::Sequence, |note| note.read.seq = 1 << 50),
+        (NoteError::Length, |note| note.raw = vec![0; 1 << 20]),
+        (NoteError::Length, |note| note.session.server_name = Some("x".repeat(256).into())),
+        (NoteError::State, |note| note.handshake = vec![1]),
+        (NoteError::State, |note| note.handshake = vec![24, 0, 0, 1, 0]),
+    ];
+    for (error, damage) in damages {
+        let (_client, server) = pair(0x1302).await;
+        let (_io, mut note) = server.into_note().expect("it may travel");
+        damage(&mut note);
+        assert_eq!(Records::from_note(note).err(), Some(error));
     }
 }
 

@@ -256,7 +256,11 @@ async fn a_client_resumes_with_the_keys_of_another_process() {
 
         let keys = postcard::to_allocvec(&tickets.keys()).expect("they are written");
         let keys = postcard::from_bytes(&keys).expect("they are read");
-        let (server, _) = with(Tickets::from_keys(keys));
+        let (server, _) = with({
+            let tickets = Tickets::new();
+            tickets.inherit(keys);
+            tickets
+        });
         let (mut again, mut server) = pair_by(server, client.clone()).await;
         assert!(server.session().is_resumed(), "{suite:x}");
         assert_eq!(server.session().server_name(), Some("localhost"), "{suite:x}");
@@ -269,6 +273,45 @@ async fn a_client_resumes_with_the_keys_of_another_process() {
         let (server, _) = with(Tickets::new());
         let (_client, server) = pair_by(server, client.clone()).await;
         assert!(!server.session().is_resumed(), "{suite:x}: keys of its own open no ticket of another");
+    }
+}
+
+#[tokio::test]
+async fn no_bytes_make_a_handshake_panic_or_wait_for_what_is_there() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let (config, client) = configs(0x1302);
+    let acceptor = Acceptor::new(config);
+    for _ in 0..1000 {
+        let (mut ours, theirs) = tokio::io::duplex(1 << 20);
+        let mut client = Client::new(client.clone(), theirs);
+        let mut handshake = acceptor.begin();
+        let mut flight = client.take();
+        let is_second = random.bool();
+        if is_second {
+            client.io.write_all(&flight).await.expect("the pipe takes it");
+            assert!(poll(&mut handshake, &mut ours).is_none(), "it waits for the client");
+            client.receive().await.expect("the server's flight");
+            flight = client.seal(b"GET / HTTP/1.1\r\n\r\n");
+        }
+        for _ in 0..random.usize(0..4) {
+            let at = random.usize(..flight.len());
+            match random.u8(0..4) {
+                0 => flight[at] = random.u8(..),
+                1 => flight.insert(at, random.u8(..)),
+                2 => drop(flight.remove(at)),
+                // The same records once more.
+                _ => flight.extend_from_within(..),
+            }
+        }
+        client.io.write_all(&flight).await.expect("the pipe takes it");
+        let early = poll(&mut handshake, &mut ours);
+        client.io.shutdown().await.expect("the pipe ends");
+        let end = early.or_else(|| poll(&mut handshake, &mut ours)).expect("it ends with the client");
+        if let Err(failed) = end {
+            assert!(!failed.error.is_empty() && failed.reason != Reason::TimedOut);
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a client with the right keys and bad manners may send, and the alert that it gets: rustls's own.
 
 use super::*;
+use crate::tls::script::CLIENT_HELLO;
 
 type Make = fn(&Keys, u64) -> Vec<u8>;
 
@@ -126,10 +127,10 @@ async fn renegotiation_in_tls_1_2_is_declined_once() {
     let (mut client, server) = pair(0xc02b).await;
     let (material, seq, mut server) = client_keys(server);
     let keys = material.keys(suite(0xc02b));
-    client.io.write_all(&sealed(&keys, seq, 22, &[1, 0, 0, 0])).await.expect("the pipe takes it");
+    client.io.write_all(&sealed(&keys, seq, 22, &CLIENT_HELLO)).await.expect("the pipe takes it");
     assert!(!is_filled(&mut server));
     write(&mut server, b"on").await;
     assert_eq!(client.receive().await.expect("after a warning"), b"on");
-    client.io.write_all(&sealed(&keys, seq + 1, 22, &[1, 0, 0, 0])).await.expect("the pipe takes it");
+    client.io.write_all(&sealed(&keys, seq + 1, 22, &CLIENT_HELLO)).await.expect("the pipe takes it");
     refused("another one", 10, &mut client, &mut server).await;
 }

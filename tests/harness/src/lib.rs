@@ -6,6 +6,7 @@
 //! * [`Daemon`] runs the binary as a plain child with a stand-in for the
 //!   service manager that records everything the daemon tells it.
 //! * [`Client`] speaks strict HTTP/1.1 and never retries: what it loses was lost.
+//! * [`certificates`] are of every kind, also wrong ones.
 //! * [`Load`] is many of them at once, with an account of what they lost.
 //! * [`Upstream`] is a server that answers when the test says so.
 //! * [`Tunnel`] is both ends of a tunnel, with numbered messages.
@@ -14,6 +15,7 @@
 //! Nothing here sleeps and hopes: every wait is for an event, has a bound wide
 //! enough for a busy machine, and says what it waited for when the bound passes.
 
+pub mod certificates;
 mod client;
 mod examples;
 mod load;

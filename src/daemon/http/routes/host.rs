@@ -15,7 +15,7 @@ const LONGEST_LABEL: usize = 63;
 
 /// The reason why a route's host is none that a request could ask for; its text follows "`host`".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Invalid {
+pub(in crate::daemon::http) enum Invalid {
     #[error("is empty")]
     Empty,
     #[error("is a URL")]
@@ -37,7 +37,7 @@ pub(super) enum Invalid {
 }
 
 /// The hosts that a route claims, as they are compared: `example.org` for one, `.example.org` for all below it.
-pub(super) fn claim(host: &str) -> Result<String, Invalid> {
+pub(in crate::daemon::http) fn claim(host: &str) -> Result<String, Invalid> {
     let literal = host.strip_prefix('[').and_then(|literal| literal.strip_suffix(']'));
     if let Ok(address) = literal.unwrap_or(host).parse() {
         return Ok(bracketed(address));
@@ -73,16 +73,30 @@ pub(super) fn claim(host: &str) -> Result<String, Invalid> {
 
 /// The host that a request asks for; `None` if it names none that could have a route. The authority of an absolute URI
 /// takes the place of `Host` (RFC 9112, section 3.2.2), and that of HTTP/2 is the URI's (RFC 9113, section 8.3.1).
-pub(super) fn of(request: &Request) -> Option<Cow<'_, str>> {
-    let authority = match request.uri().authority() {
-        Some(authority) => authority.as_str(),
-        None => request.headers().get(HOST)?.to_str().ok()?,
-    };
-    read(authority)
+pub(in crate::daemon::http) fn of(request: &Request) -> Option<Cow<'_, str>> {
+    authority(request).and_then(read)
+}
+
+/// The host that a request asks for as it is written, without its port.
+pub(super) fn written(request: &Request) -> Option<&str> {
+    let host = without_user(authority(request)?);
+    let end = if host.starts_with('[') { host.find(']')? + 1 } else { host.find(':').unwrap_or(host.len()) };
+    Some(&host[..end])
+}
+
+fn authority(request: &Request) -> Option<&str> {
+    match request.uri().authority() {
+        Some(authority) => Some(authority.as_str()),
+        None => request.headers().get(HOST)?.to_str().ok(),
+    }
+}
+
+fn without_user(authority: &str) -> &str {
+    authority.rsplit_once('@').map_or(authority, |(_, host)| host)
 }
 
 fn read(authority: &str) -> Option<Cow<'_, str>> {
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let host = without_user(authority);
     if let Some(literal) = host.strip_prefix('[') {
         let (address, _) = literal.split_once(']')?;
         return address.parse().ok().map(|address| bracketed(address).into());
@@ -98,7 +112,7 @@ fn read(authority: &str) -> Option<Cow<'_, str>> {
 }
 
 /// Everything that claims a host, the most specific first: its name, then all below each of its parents.
-pub(super) fn claims(host: &str) -> impl Iterator<Item = &str> {
+pub(in crate::daemon::http) fn claims(host: &str) -> impl Iterator<Item = &str> {
     std::iter::once(host).chain(host.match_indices('.').map(|(dot, _)| &host[dot..]))
 }
 

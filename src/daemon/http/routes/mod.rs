@@ -1,8 +1,9 @@
 //! The config's routes.
 
 pub(crate) mod check;
+pub(crate) mod edge;
 pub(crate) mod files;
-mod host;
+pub(super) mod host;
 pub(crate) mod path;
 pub(crate) mod proxy;
 pub(crate) mod respond;
@@ -21,6 +22,7 @@ use futures_util::future::Either;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
+use self::edge::Edge;
 use self::files::Files;
 use self::path::{Reading, Unreadable};
 use self::proxy::{Proxy, UpstreamFigures};
@@ -94,7 +96,11 @@ pub(crate) fn claim(path: &str) -> Result<(bool, Reading<'_>), Unreadable> {
 
 /// Answers by the most specific route.
 #[derive(Clone, Debug)]
-pub(crate) struct Routes(Arc<Table>);
+pub(crate) struct Routes {
+    table: Arc<Table>,
+    /// What comes before them, if there is anything.
+    edge: Option<Arc<Edge>>,
+}
 
 impl Routes {
     /// The routes of a config. A request that none of them claims goes to the `fallback`, with its URI as it was sent: a
@@ -140,12 +146,17 @@ impl Routes {
                 None => Box::new(fallback),
             }
         });
-        Self(Arc::new(table))
+        Self { table: Arc::new(table), edge: None }
+    }
+
+    /// Puts these rules before the routes.
+    pub(crate) fn behind(self, edge: Edge) -> Self {
+        Self { edge: Some(Arc::new(edge)), ..self }
     }
 
     /// What has happened between this server and each upstream; one that two routes lead to is there twice.
     pub(crate) fn upstreams(&self) -> impl Iterator<Item = UpstreamFigures> {
-        self.0.routes.iter().filter_map(|routed| match &routed.1 {
+        self.table.routes.iter().filter_map(|routed| match &routed.1 {
             Endpoint::Proxy(proxy) => Some(proxy.figures()),
             _ => None,
         })
@@ -266,7 +277,12 @@ impl Table {
 impl Handler for Routes {
     fn answer(&self, mut request: Request, in_flight: InFlight) -> Answering {
         let at_once = |response| Either::Left(ready(response));
-        let endpoint = match (self.0.route(&mut request), &self.0.fallback) {
+        if let Some(edge) = &self.edge
+            && let Some(response) = edge.answer(&mut request, in_flight.tls())
+        {
+            return at_once(response);
+        }
+        let endpoint = match (self.table.route(&mut request), &self.table.fallback) {
             (Ok(Some(routed)), _) => {
                 let (id, endpoint) = &**routed;
                 in_flight.routed(*id);

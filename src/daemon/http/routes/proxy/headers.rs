@@ -153,7 +153,11 @@ pub(crate) fn to_upstream(
     }
     add_origin(headers, client);
     // The version is the one that the request came in (RFC 9110, section 7.6.3).
-    let via = if version == Version::HTTP_10 { "1.0 steadfast" } else { "1.1 steadfast" };
+    let via = match version {
+        Version::HTTP_10 => "1.0 steadfast",
+        Version::HTTP_2 => "2.0 steadfast",
+        _ => "1.1 steadfast",
+    };
     append(headers, VIA, Ok(HeaderValue::from_static(via)));
     headers.insert(X_REQUEST_ID, id.value());
     trace::pass_on(headers, id);
@@ -273,6 +277,14 @@ fn is_claim_of_origin(name: &HeaderName) -> bool {
         || is("proxy")
 }
 
+/// True of a name that has no meaning of its own to this proxy, or to HTTP, so that it may be given one.
+pub(in crate::daemon::http) fn is_free(name: &HeaderName) -> bool {
+    const OTHERS: [&str; 6] =
+        ["authorization", "connection", "content-type", "cookie", "traceparent", "tracestate"];
+    let has = |names: &[&str]| names.iter().any(|other| same_to_cgi(name.as_str(), other));
+    !(has(&OTHERS) || has(&HOP_BY_HOP) || has(&STEERING) || has(&REPLACING) || is_claim_of_origin(name))
+}
+
 /// Fields that say where a message ends or goes, beside [`HOP_BY_HOP`].
 const STEERING: [&str; 6] = ["content-length", "expect", "host", "max-forwards", "trailer", "via"];
 
@@ -285,7 +297,7 @@ fn looks_like_steering(name: &str) -> bool {
 
 /// True if two names are one to CGI and its heirs, which do not tell a hyphen from an underscore, nor some of them from
 /// any other mark.
-fn same_to_cgi(name: &str, other: &str) -> bool {
+pub(in crate::daemon::http) fn same_to_cgi(name: &str, other: &str) -> bool {
     let is_same = |(a, b): (u8, u8)| a == b || (b == b'-' && !a.is_ascii_alphanumeric());
     name.len() == other.len() && name.bytes().zip(other.bytes()).all(is_same)
 }

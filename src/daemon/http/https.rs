@@ -1,0 +1,308 @@
+//! `[https]`: the listeners over TLS, their certificates, and what is asked of clients.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::http::{HeaderName, HeaderValue};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoClientAuth, NoServerSessionStorage, ServerConfig};
+use rustls::version::{TLS12, TLS13};
+use sha2::{Digest, Sha256};
+
+use super::routes::check::HOST;
+use super::routes::{host, proxy};
+use crate::handover::parcel::TicketsNote;
+use crate::rules::Check;
+use crate::server::address::{self, Address};
+use crate::tls::certificates::{CHAIN, CertificateFiles, Certificates, KEY};
+use crate::tls::{Acceptor, Tickets, client};
+
+/// The text of a mistake that says what is expected of `hsts`.
+pub(crate) const HSTS: &str = "directives such as \"max-age=31536000\"";
+/// The same of `client_subject_header`.
+pub(crate) const SUBJECT_HEADER: &str =
+    "the name of a header that nothing else sets, such as \"X-Client-Subject\"";
+
+/// `[https]`: listeners over TLS, to which every limit of `[http]` applies as well, and the same routes.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Config {
+    /// The addresses to listen on; `127.0.0.1:8443` by default.
+    pub listen: Vec<Address>,
+    /// The certificates; at least one. A client is shown one that has the name that it asks for, as it stands or by a `*`
+    /// for its first label; of several with one name, one that it can verify. Who asks for no name, or for one that is in
+    /// none, is shown the first.
+    pub certificates: Vec<CertificateFiles>,
+    /// The oldest version that is spoken; TLS 1.2 by default.
+    pub min_version: TlsVersion,
+    /// Lets clients choose HTTP/2 (by ALPN); on by default.
+    pub http2: bool,
+    /// The CAs whose certificates clients are asked for, in PEM; nobody is asked by default.
+    pub client_ca: Option<PathBuf>,
+    /// Says if clients may go without one; [`ClientAuth::Required`] if there is a `client_ca` and nothing else is given.
+    pub client_auth: Option<ClientAuth>,
+    /// Lists of certificates that are revoked, in PEM, one at least of each CA; none by default.
+    pub client_crl: Option<PathBuf>,
+    /// The hosts whose clients are asked for certificates, written as those of a [`Route`](super::routes::Route); all if
+    /// none is given. A request to a host on a connection that was opened to one of the other kind is answered with 421.
+    pub client_hosts: Vec<String>,
+    /// The field in which handlers and upstreams get the subject of the client's certificate (RFC 4514); none by default.
+    /// If it is given, nobody else's field of that name reaches them, on whatever listener it comes.
+    pub client_subject_header: Option<HeaderName>,
+    /// The `Strict-Transport-Security` of every answer over TLS; none by default.
+    pub hsts: Option<HeaderValue>,
+}
+
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TlsVersion {
+    /// TLS 1.2, RFC 5246.
+    #[default]
+    V1_2,
+    /// TLS 1.3, RFC 8446.
+    V1_3,
+}
+
+/// Says if a client may do without a certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ClientAuth {
+    /// Clients without a valid one are refused.
+    #[default]
+    Required,
+    /// A client may show none. One that is not valid is refused all the same.
+    Optional,
+}
+
+impl Config {
+    /// These certificates, all else as it is unless given.
+    #[must_use]
+    pub fn new(certificates: Vec<CertificateFiles>) -> Self {
+        Self {
+            listen: vec![Address::Tcp(([127, 0, 0, 1], 8443).into())],
+            certificates,
+            min_version: TlsVersion::default(),
+            http2: true,
+            client_ca: None,
+            client_auth: None,
+            client_crl: None,
+            client_hosts: Vec::new(),
+            client_subject_header: None,
+            hsts: None,
+        }
+    }
+
+    /// Checks the section, but for the files that it names.
+    pub(in crate::daemon) fn check(&self, check: &mut Check) {
+        if self.listen.is_empty() {
+            check
+                .note("listen", "`listen` is empty", "at least one address")
+                .help("without the section `[https]` there is no TLS");
+        }
+        address::check_each(&self.listen, check);
+        if self.certificates.is_empty() {
+            check.note("certificates", "`[https]` has no certificate", "a list of `{ chain, key }` in it");
+        }
+        for (key, path, expected) in self.files() {
+            let name = key.rsplit('.').next().unwrap_or(&key);
+            if !path.is_absolute() {
+                check
+                    .note(&key, format!("`{name}` is not absolute"), expected)
+                    .help("a service has no working directory of its own");
+            }
+        }
+        if self.client_ca.is_none() {
+            let without = [
+                ("client_auth", self.client_auth.is_some()),
+                ("client_crl", self.client_crl.is_some()),
+                ("client_hosts", !self.client_hosts.is_empty()),
+                ("client_subject_header", self.client_subject_header.is_some()),
+            ];
+            for (key, _) in without.iter().filter(|(_, is_given)| *is_given) {
+                check
+                    .note(key, format!("`{key}` is given without `client_ca`"), "both, or none")
+                    .help("without `client_ca` no client is asked for a certificate");
+            }
+        }
+        for (index, pattern) in self.client_hosts.iter().enumerate() {
+            if let Err(invalid) = host::claim(pattern) {
+                check.note(&format!("client_hosts[{index}]"), format!("`client_hosts` {invalid}"), HOST);
+            }
+        }
+        if let Some(name) = &self.client_subject_header
+            && !proxy::headers::is_free(name)
+        {
+            let what = format!("`{name}` has a meaning of its own");
+            check.note("client_subject_header", what, SUBJECT_HEADER);
+        }
+        // RFC 6797, section 6.1: the one directive that must be there.
+        let has_age = |hsts: &HeaderValue| {
+            let mut directives = hsts.as_bytes().split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+            directives.any(|directive| directive.to_ascii_lowercase().starts_with(b"max-age="))
+        };
+        if self.hsts.as_ref().is_some_and(|hsts| !has_age(hsts)) {
+            check.note("hsts", "`hsts` has no `max-age`", HSTS);
+        }
+    }
+
+    /// The files that it names, by their keys within the section, and what is expected of each.
+    pub(crate) fn files(&self) -> Vec<(String, &Path, &'static str)> {
+        let pairs = self.certificates.iter().enumerate().flat_map(|(index, files)| {
+            let key = |name| format!("certificates[{index}].{name}");
+            [(key("chain"), &*files.chain, CHAIN), (key("key"), &*files.key, KEY)]
+        });
+        let client =
+            [("client_ca", &self.client_ca, client::CA), ("client_crl", &self.client_crl, client::CRL)];
+        let client = client
+            .into_iter()
+            .filter_map(|(key, path, expected)| Some((key.to_owned(), path.as_deref()?, expected)));
+        pairs.chain(client).collect()
+    }
+
+    /// Reads the files, and notes what is wrong or doubtful. `None` if something is wrong.
+    pub(crate) fn load(&self, check: &mut Check) -> Option<Tls> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let certificates = Certificates::load(&self.certificates, check);
+        let is_required = self.client_auth.unwrap_or_default() == ClientAuth::Required;
+        let mut policy = Sha256::new();
+        let clients = match &self.client_ca {
+            None => None,
+            Some(ca) => {
+                let crl = self.client_crl.as_deref();
+                Some(client::verifier(ca, crl, is_required, &provider, &mut policy, check)?)
+            }
+        };
+        for host in &self.client_hosts {
+            policy.update([host.as_bytes(), b"\n"].concat());
+        }
+        let certificates = Arc::new(certificates?);
+        let config = |verifier| self.server_config(&provider, &certificates, verifier);
+        Some(Tls {
+            asking: clients.map(config),
+            others: config(Arc::new(NoClientAuth)),
+            asked: self.asked(),
+            policy: policy.finalize().into(),
+            certificates,
+        })
+    }
+
+    /// The hosts whose clients are asked for certificates.
+    pub(crate) fn asked(&self) -> Asked {
+        match &self.client_ca {
+            None => Asked::Nobody,
+            Some(_) if self.client_hosts.is_empty() => Asked::Everybody,
+            Some(_) => Asked::Of(Arc::new(
+                self.client_hosts.iter().filter_map(|host| host::claim(host).ok()).collect(),
+            )),
+        }
+    }
+
+    fn server_config(
+        &self,
+        provider: &Arc<CryptoProvider>,
+        certificates: &Arc<Certificates>,
+        clients: Arc<dyn ClientCertVerifier>,
+    ) -> ServerConfig {
+        let versions: &[_] = match self.min_version {
+            TlsVersion::V1_2 => &[&TLS13, &TLS12],
+            TlsVersion::V1_3 => &[&TLS13],
+        };
+        let mut config = ServerConfig::builder_with_provider(Arc::clone(provider))
+            .with_protocol_versions(versions)
+            .unwrap_or_else(|error| unreachable!("the provider has suites of both versions: {error}"))
+            .with_client_cert_verifier(clients)
+            .with_cert_resolver(Arc::clone(certificates) as _);
+        let protocols: &[&[u8]] = if self.http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        config
+    }
+}
+
+/// The hosts whose clients are asked for certificates.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Asked {
+    #[default]
+    Nobody,
+    Everybody,
+    /// Those of these hosts, as they are claimed.
+    Of(Arc<BTreeSet<String>>),
+}
+
+impl Asked {
+    /// True if the clients of a host are asked; of a name that a client asks for in its handshake, or of a request's host.
+    pub(crate) fn has(&self, host: Option<&str>) -> bool {
+        match self {
+            Self::Nobody => false,
+            Self::Everybody => true,
+            Self::Of(hosts) => host.is_some_and(|host| host::claims(host).any(|claim| hosts.contains(claim))),
+        }
+    }
+}
+
+/// What `[https]` is served with: the files, read.
+#[derive(Debug)]
+pub(crate) struct Tls {
+    /// For hosts whose clients are asked for a certificate; `None` if there are none.
+    asking: Option<ServerConfig>,
+    /// For all others.
+    others: ServerConfig,
+    asked: Asked,
+    /// A digest of what is asked of clients, and of how they are judged.
+    policy: [u8; 32],
+    certificates: Arc<Certificates>,
+}
+
+/// What clients resume with. A ticket stands in for the client's certificate, so it is good only where that would be
+/// judged in the same way.
+#[derive(Clone, Debug)]
+pub(super) struct Resumption {
+    policy: [u8; 32],
+    tickets: Arc<Tickets>,
+}
+
+impl Resumption {
+    /// The keys of the tickets, for the next process.
+    pub(super) fn note(&self) -> TicketsNote {
+        TicketsNote { policy: self.policy, keys: self.tickets.keys() }
+    }
+
+    /// Takes the keys of an earlier process, if that has judged in the same way.
+    pub(super) fn inherit(&self, note: TicketsNote) {
+        if note.policy == self.policy {
+            self.tickets.inherit(note.keys);
+        }
+    }
+}
+
+impl Tls {
+    /// What clients may resume with.
+    pub(super) fn resumption(&self) -> Resumption {
+        Resumption { policy: self.policy, tickets: Arc::new(Tickets::new()) }
+    }
+
+    /// What accepts connections, also of clients that come again.
+    pub(super) fn acceptor(self, resumption: &Resumption) -> Acceptor {
+        let with_tickets = |mut config: ServerConfig| {
+            config.ticketer = Arc::clone(&resumption.tickets) as _;
+            // Tickets alone: what is kept here would be gone after a restart.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config
+        };
+        let others = with_tickets(self.others);
+        match (self.asking.map(with_tickets), self.asked) {
+            (None, _) => Acceptor::new(others),
+            (Some(asking), Asked::Everybody) => Acceptor::new(asking),
+            // A ticket is good for the name that it was given for alone (RFC 6066, section 3), so both may have one store.
+            (Some(asking), asked) => Acceptor::new(others).with_choice(asking, move |name| asked.has(name)),
+        }
+    }
+
+    /// The certificates, for those who show them.
+    #[expect(dead_code, reason = "for the metrics and the status")]
+    pub(crate) fn certificates(&self) -> &Arc<Certificates> {
+        &self.certificates
+    }
+}

@@ -1,0 +1,517 @@
+//! hyper's part of a connection that speaks HTTP/2 (RFC 9113): it reads frames and makes requests of them, and of answers
+//! frames. Each stream is a connection of its own to the rest of the server (`streams`).
+//!
+//! All of a connection's streams are answered within its own task, so that they are gone when it is. hyper says nothing of
+//! what becomes of an answer once it has it whole; the pieces of a body tell when they are written, or dropped.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use axum::body::Body;
+use axum::http::uri::{Authority, Uri};
+use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use axum::response::IntoResponse;
+use bytes::{Buf, Bytes};
+use futures_util::FutureExt;
+use futures_util::stream::{FuturesUnordered, Stream};
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::rt::Executor;
+use hyper::server::conn::http2::{Builder, Connection as Hyper};
+use hyper_util::rt::TokioIo;
+
+use super::body::{AnswerBody, announced};
+use super::frames::{Flood, Frames};
+use super::http1::{Http1s, Seat};
+use super::machine::{Event, State};
+use super::service::{Answer, Serving};
+use super::streams::OpenStream;
+use super::{Command, Connection, Waiter};
+use crate::handover::NotCarried;
+use crate::server::stream::ClientStream;
+use crate::server::totals::Refused;
+
+/// The most streams that a client may have open at once.
+const STREAMS: u32 = 128;
+/// The most bytes of request bodies that a client may send before they are read: of one stream, and of all.
+const STREAM_WINDOW: u32 = 128 << 10;
+const CONNECTION_WINDOW: u32 = 256 << 10;
+/// The least bytes of a stream's answer that wait to be written before its body is asked for more.
+const UNWRITTEN: usize = 64 << 10;
+/// The most bytes of an answer that are given to h2 at once.
+const PIECE: usize = 64 << 10;
+/// The most bytes of an answer that is over for hyper before it is written. A longer one ends afterwards: until then its
+/// stream alone can be reset, if the client makes no room for it.
+const SHORT: u64 = 32 << 10;
+/// The most streams that a client may have reset by its own mistakes before the connection is closed.
+const MISTAKES: usize = 128;
+/// The most fields of a request's head, as with HTTP/1.
+const FIELDS: usize = 100;
+
+// ---- the connection ------------------------------------------------------------------------------------------
+
+/// A connection that speaks HTTP/2, with the streams that are being answered.
+pub(super) struct Http2 {
+    connection: Arc<Connection>,
+    seat: Seat,
+    hyper: Pin<Box<Hyper<TokioIo<Frames<Seat>>, Service, Begun>>>,
+    begun: Begun,
+    answering: FuturesUnordered<Answering>,
+    /// Those whose answers hyper has whole, and has not written, or whose requests are not read to their ends.
+    unwritten: Vec<OpenStream>,
+    going_away: bool,
+    /// As its connection knows it: it has streams, and the number of the frame that is on its way.
+    has_streams: bool,
+    frame: u64,
+    flood: Flood,
+}
+
+/// The end of hyper's part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// Both sides know that nothing more comes.
+    Closes,
+    /// At once.
+    Dropped,
+}
+
+impl Http2 {
+    pub(super) fn new(stream: Box<ClientStream>, http1s: &Http1s) -> Self {
+        let connection = Arc::clone(stream.connection());
+        connection.speak_http2();
+        let seat = Seat::default();
+        *seat.stream() = Some(stream);
+        let (frames, flood) = Frames::new(seat.clone(), connection.registry.clock().now());
+        let serving = http1s.serving();
+        let begun = Begun::default();
+        let service = Service {
+            connection: Arc::clone(&connection),
+            serving: Arc::clone(serving),
+            begun: begun.clone(),
+        };
+        let mut builder = Builder::new(begun.clone());
+        builder
+            .max_concurrent_streams(STREAMS)
+            .max_header_list_size(u32::try_from(serving.header_limit).unwrap_or(u32::MAX))
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buf_size(UNWRITTEN)
+            .max_local_error_reset_streams(MISTAKES);
+        let hyper = Box::pin(builder.serve_connection(TokioIo::new(frames), service));
+        Self {
+            connection,
+            seat,
+            hyper,
+            begun,
+            answering: FuturesUnordered::new(),
+            unwritten: Vec::new(),
+            going_away: false,
+            has_streams: false,
+            frame: 0,
+            flood,
+        }
+    }
+
+    /// Takes the connection's stream back.
+    pub(super) fn into_stream(self) -> Option<Box<ClientStream>> {
+        self.seat.into_stream()
+    }
+
+    /// Ready when hyper will do no more.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        let command = self.connection.commands.poll(Waiter::Task, cx);
+        if command >= Command::TimeOut {
+            return Poll::Ready(End::Dropped);
+        }
+        if !self.going_away && self.is_to_go_away(command) {
+            self.going_away = true;
+            self.connection.on(Event::GoAway);
+            self.hyper.as_mut().graceful_shutdown();
+        }
+        let now = self.connection.registry.watchdog_now();
+        let polled = self.connection.progress.task.timed(now, || self.hyper.as_mut().poll(cx));
+        self.answering.extend(self.begun.take());
+        // h2 has nothing left that it could write, unless the socket takes no more.
+        let is_flushed = match &polled {
+            Poll::Ready(result) => result.is_ok(),
+            Poll::Pending => !self.connection.progress.is_blocked(),
+        };
+        self.end_written(cx, is_flushed);
+        if let Poll::Ready(result) = polled {
+            if let Err(error) = result {
+                tracing::debug!(peer = %self.connection.peer(), %error, "the connection failed");
+                self.connection.count_refused(Refused::BadRequest);
+            }
+            return Poll::Ready(End::Closes);
+        }
+        let is_stuck = self.poll_streams(cx);
+        if self.is_flood() {
+            self.connection.count_refused(Refused::Flood);
+            return Poll::Ready(End::Dropped);
+        }
+        if is_stuck {
+            return Poll::Ready(End::Dropped);
+        }
+        self.tell();
+        Poll::Pending
+    }
+
+    /// Tells the connection what is new.
+    fn tell(&mut self) {
+        let has_streams = !self.answering.is_empty() || !self.unwritten.is_empty();
+        if std::mem::replace(&mut self.has_streams, has_streams) != has_streams {
+            self.connection.on(Event::Streams(has_streams));
+        }
+        let frame = self.flood.under_way();
+        if std::mem::replace(&mut self.frame, frame) != frame {
+            self.connection.on(Event::Frame(frame > 0));
+        }
+    }
+
+    /// True if a command tells the connection to end once its streams have. With a successor it ends at once; where the
+    /// others cannot be carried either, it may go on until they are told to finish.
+    fn is_to_go_away(&self, command: Command) -> bool {
+        match command {
+            Command::Carry if self.connection.may_leave() => {
+                self.connection.stays(NotCarried::Http2);
+                true
+            }
+            Command::Serve | Command::Carry => false,
+            Command::Finish | Command::TimeOut | Command::Drop | Command::Cut => true,
+        }
+    }
+
+    /// Ends the streams whose answers are written, or lost, once what their clients still sent is discarded.
+    fn end_written(&mut self, cx: &mut Context<'_>, is_flushed: bool) {
+        self.unwritten.retain(|OpenStream(stream)| {
+            if is_flushed && stream.unwritten() == 0 {
+                stream.answer_written();
+            }
+            match stream.state() {
+                State::Flushing => true,
+                State::Closing => {
+                    stream.discard_body(cx);
+                    stream.has_unread_body() && stream.commands.poll(Waiter::Task, cx) < Command::Drop
+                }
+                _ => false,
+            }
+        });
+    }
+
+    /// Goes on with the streams. True if the client makes no room for an answer that only the connection's end can end.
+    fn poll_streams(&mut self, cx: &mut Context<'_>) -> bool {
+        while let Poll::Ready(Some(ended)) = Pin::new(&mut self.answering).poll_next(cx) {
+            match ended {
+                Ended::Given(stream) => self.unwritten.push(stream),
+                Ended::TakenBack => self.flood.taken_back(),
+                Ended::Over => {}
+            }
+        }
+        self.unwritten.iter().any(|OpenStream(stream)| {
+            let command = stream.commands.poll(Waiter::Task, cx);
+            command >= Command::Drop && stream.state() == State::Flushing
+        })
+    }
+
+    fn is_flood(&mut self) -> bool {
+        let written = self.connection.progress.body();
+        self.flood.is_too_much(written, || self.connection.registry.clock().now())
+    }
+}
+
+// ---- its streams ---------------------------------------------------------------------------------------------
+
+/// The streams that hyper has just begun to answer. hyper gives the future of each to its executor, which this is, right
+/// after it has called the service for its request.
+#[derive(Clone, Default)]
+struct Begun(Arc<Mutex<Beginning>>);
+
+#[derive(Default)]
+struct Beginning {
+    /// The one that the service was called for.
+    stream: Option<OpenStream>,
+    answering: Vec<Answering>,
+}
+
+impl Begun {
+    fn lock(&self) -> MutexGuard<'_, Beginning> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self) -> Vec<Answering> {
+        std::mem::take(&mut self.lock().answering)
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Begun {
+    fn execute(&self, answer: F) {
+        let mut begun = self.lock();
+        if let Some(stream) = begun.stream.take() {
+            begun.answering.push(Answering { answer: Box::pin(answer), stream: Some(stream) });
+        }
+    }
+}
+
+/// A stream whose request is being answered.
+struct Answering {
+    /// hyper's. To drop it resets the stream, unless the answer is whole.
+    answer: Pin<Box<dyn Future<Output = ()> + Send>>,
+    stream: Option<OpenStream>,
+}
+
+/// The end of a stream's own task.
+enum Ended {
+    /// hyper has all of its answer.
+    Given(OpenStream),
+    /// The client has reset it before it had any answer.
+    TakenBack,
+    /// Its answer will not be whole.
+    Over,
+}
+
+impl Future for Answering {
+    type Output = Ended;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended> {
+        let Self { answer, stream } = &mut *self;
+        let Some(OpenStream(connection)) = &*stream else { return Poll::Ready(Ended::Over) };
+        if connection.commands.poll(Waiter::Task, cx) >= Command::Drop {
+            return Poll::Ready(Ended::Over);
+        }
+        let now = connection.registry.watchdog_now();
+        let polled =
+            connection.progress.task.timed(now, || catch_unwind(AssertUnwindSafe(|| answer.poll_unpin(cx))));
+        connection.discard_body(cx);
+        match polled {
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(())) => {}
+            // The panic hook has logged it. The other streams go on.
+            Err(_) => connection.broken_off(false),
+        }
+        if connection.state() == State::Flushing
+            && let Some(stream) = stream.take()
+        {
+            return Poll::Ready(Ended::Given(stream));
+        }
+        let was_taken_back = stream.as_ref().is_some_and(|OpenStream(stream)| stream.is_unanswered());
+        Poll::Ready(if was_taken_back { Ended::TakenBack } else { Ended::Over })
+    }
+}
+
+// ---- their requests ------------------------------------------------------------------------------------------
+
+/// Answers the requests of a connection, each on a stream.
+struct Service {
+    connection: Arc<Connection>,
+    serving: Arc<Serving>,
+    begun: Begun,
+}
+
+impl hyper::service::Service<Request<Incoming>> for Service {
+    type Response = Response<Pieces>;
+    type Error = Infallible;
+    type Future = StreamAnswer;
+
+    fn call(&self, mut request: Request<Incoming>) -> StreamAnswer {
+        let (open, number) = self.connection.open_stream();
+        let stream = Arc::clone(&open.0);
+        self.begun.lock().stream = Some(open);
+        if self.serving.is_last_stream(number) {
+            self.connection.commands.give(Command::Finish);
+        }
+        as_of_http1(&mut request);
+        let id = stream.head(&request, announced(request.body()));
+        let is_head = request.method() == Method::HEAD;
+        let now = stream.registry.watchdog_now();
+        let answer =
+            stream.progress.task.timed(now, || self.serving.answer(request, Arc::clone(&stream), id));
+        StreamAnswer { answer, stream, is_head }
+    }
+}
+
+/// Gives a request the form that it has in HTTP/1.1 (RFC 9113, section 8.3.1), so that whatever looks at it has one form
+/// to look at: the path alone as its target, the host as `Host`, and all cookies in one field (section 8.2.3).
+fn as_of_http1(request: &mut Request<Incoming>) {
+    let host = request.uri().authority().map(Authority::as_str);
+    let is_same = match (host, request.headers().get(header::HOST)) {
+        (Some(host), Some(field)) => field.as_bytes().eq_ignore_ascii_case(host.as_bytes()),
+        (Some(_), None) => true,
+        (None, _) => false,
+    };
+    // A host beside another stays for the server to refuse; and that of `CONNECT` is all there is.
+    if is_same && let Some(Ok(host)) = host.map(HeaderValue::from_str) {
+        request.headers_mut().insert(header::HOST, host);
+        if let Some(path) = request.uri().path_and_query().filter(|_| request.method() != Method::CONNECT) {
+            *request.uri_mut() = Uri::from(path.clone());
+        }
+    }
+    let mut cookies = request.headers().get_all(header::COOKIE).iter();
+    if cookies.next().is_some() && cookies.next().is_some() {
+        let cookies: Vec<_> =
+            request.headers().get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        if let Ok(cookies) = HeaderValue::from_bytes(&cookies.join(&b"; "[..])) {
+            request.headers_mut().insert(header::COOKIE, cookies);
+        }
+    }
+}
+
+/// The answer to a request that HTTP/1 has not: with more fields than any may have, or with two hosts.
+pub(super) fn refusal(request: &Request<Incoming>, connection: &Connection) -> Option<Response<Body>> {
+    if request.headers().len() > FIELDS {
+        connection.count_refused(Refused::HeadTooLarge);
+        let reason = format!("the request has more than {FIELDS} fields\n");
+        return Some((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, reason).into_response());
+    }
+    let has_two_hosts = request.uri().authority().is_some() && request.method() != Method::CONNECT;
+    has_two_hosts.then(|| {
+        connection.count_refused(Refused::BadRequest);
+        (StatusCode::BAD_REQUEST, "the request's Host is not its :authority\n").into_response()
+    })
+}
+
+// ---- their answers -------------------------------------------------------------------------------------------
+
+/// An answer on its way to hyper.
+struct StreamAnswer {
+    answer: Answer,
+    stream: Arc<Connection>,
+    is_head: bool,
+}
+
+impl Future for StreamAnswer {
+    type Output = Result<Response<Pieces>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Ok(mut response) = ready!(self.answer.poll_unpin(cx));
+        let is_bodyless =
+            self.is_head || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        if self.is_head
+            && let Some(length) = response.body().size_hint().exact()
+        {
+            // hyper says it of bodies that it sends.
+            response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(length.into());
+        }
+        Poll::Ready(Ok(response.map(|body| Pieces {
+            stream: Arc::clone(&self.stream),
+            body: (!is_bodyless).then_some(body),
+            rest: Bytes::new(),
+            given: 0,
+            end: None,
+        })))
+    }
+}
+
+/// The body of an answer on a stream, in pieces that tell the stream when they are written.
+struct Pieces {
+    stream: Arc<Connection>,
+    /// None of an answer without one.
+    body: Option<AnswerBody>,
+    /// The part of its last frame that is yet to be given.
+    rest: Bytes,
+    /// The number of bytes that were given.
+    given: u64,
+    /// All of it was given but for its trailers, if it has any.
+    end: Option<Option<HeaderMap>>,
+}
+
+impl Pieces {
+    fn piece(&mut self) -> Frame<Piece> {
+        let bytes = self.rest.split_to(self.rest.len().min(PIECE));
+        self.given += bytes.len() as u64;
+        self.stream.to_be_written(bytes.len());
+        Frame::data(Piece { bytes, stream: Arc::clone(&self.stream) })
+    }
+
+    /// Ready when the body may end.
+    fn poll_end(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.given > SHORT {
+            self.stream.commands.poll(Waiter::Writer, cx);
+            if self.stream.unwritten() > 0 {
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+impl http_body::Body for Pieces {
+    type Data = Piece;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Piece>, axum::Error>>> {
+        let this = self.get_mut();
+        loop {
+            if !this.rest.is_empty() {
+                return Poll::Ready(Some(Ok(this.piece())));
+            }
+            if let Some(trailers) = &mut this.end {
+                let trailers = trailers.take();
+                if this.poll_end(cx).is_pending() {
+                    this.end = Some(trailers);
+                    return Poll::Pending;
+                }
+                return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+            }
+            let frame = match &mut this.body {
+                Some(body) if !body.is_end_stream() => ready!(Pin::new(body).poll_frame(cx)),
+                _ => None,
+            };
+            match frame.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(bytes))) => this.rest = bytes,
+                Some(Ok(Err(frame))) => this.end = Some(frame.into_trailers().ok()),
+                None => this.end = Some(None),
+                Some(Err(error)) => {
+                    this.stream.broken_off(true);
+                    return Poll::Ready(Some(Err(error)));
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty()
+            && self.given <= SHORT
+            && self.end.is_none()
+            && self.body.as_ref().is_none_or(AnswerBody::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), AnswerBody::size_hint)
+    }
+}
+
+/// A piece of an answer. h2 takes from it what it writes to the socket, and drops what it will not write.
+struct Piece {
+    bytes: Bytes,
+    stream: Arc<Connection>,
+}
+
+impl Buf for Piece {
+    fn remaining(&self) -> usize {
+        self.bytes.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.bytes.chunk()
+    }
+
+    fn advance(&mut self, bytes: usize) {
+        self.bytes.advance(bytes);
+        self.stream.written(bytes);
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        if self.bytes.has_remaining() {
+            self.stream.gone();
+        }
+    }
+}

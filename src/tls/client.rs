@@ -1,0 +1,149 @@
+//! Client certificates: by which CAs and lists of revocation they are judged, and their subjects.
+
+use std::fmt::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rustls::RootCertStore;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use sha2::{Digest, Sha256};
+use x509_cert::certificate::{CertificateInner, Raw};
+use x509_cert::crl::CertificateList;
+use x509_cert::der::Decode;
+use x509_cert::name::Name;
+
+use super::certificates::{in_words, read_pem};
+use crate::rules::Check;
+
+/// The text of a mistake that says what is expected of the CAs of clients.
+pub(crate) const CA: &str = "the absolute path of a file of CA certificates in PEM";
+/// The same of lists of revocation.
+pub(crate) const CRL: &str = "the absolute path of a file of certificate revocation lists in PEM";
+
+/// The largest file of CAs.
+const LARGEST: u64 = 16 << 20;
+/// The largest file of lists: a large CA's has megabytes.
+const LARGEST_CRL: u64 = 256 << 20;
+/// The longest subject that is passed on, in bytes.
+const LONGEST_SUBJECT: usize = 1024;
+
+/// Makes the judge of client certificates of the files of a section's `client_ca` and `client_crl`, tells `policy` what it
+/// judges by, and notes what is wrong or doubtful. `None` if there can be none.
+///
+/// A certificate whose CA has no list in `crl`, if that is given, is refused. A list that is past its time counts on:
+/// otherwise nobody got in from that moment.
+pub(crate) fn verifier(
+    ca: &Path,
+    crl: Option<&Path>,
+    is_required: bool,
+    provider: &Arc<CryptoProvider>,
+    policy: &mut Sha256,
+    check: &mut Check,
+) -> Option<Arc<dyn ClientCertVerifier>> {
+    policy.update([u8::from(is_required)]);
+    let roots = roots(ca, policy, check);
+    let lists = crl.map_or(Some(Vec::new()), |crl| lists(crl, policy, check));
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots?), Arc::clone(provider));
+    let builder = builder.with_crls(lists?);
+    let builder = if is_required { builder } else { builder.allow_unauthenticated() };
+    match builder.build() {
+        Ok(verifier) => Some(verifier),
+        Err(error) => {
+            // Of the CAs there is one at least: only a list can be at fault.
+            check.note("client_crl", format!("`client_crl` cannot be used: {error}"), CRL);
+            None
+        }
+    }
+}
+
+fn roots(path: &Path, policy: &mut Sha256, check: &mut Check) -> Option<RootCertStore> {
+    let pem = read_pem("client_ca", path, CA, LARGEST, check)?;
+    policy.update(&pem[..]);
+    let mut roots = RootCertStore::empty();
+    for (index, der) in CertificateDer::pem_slice_iter(&pem).enumerate() {
+        let added = der.map_err(|error| error.to_string());
+        if let Err(error) = added.and_then(|der| roots.add(der).map_err(|error| error.to_string())) {
+            let what = format!("certificate {} of `client_ca` cannot be used: {error}", index + 1);
+            check.note("client_ca", what, CA);
+            return None;
+        }
+    }
+    if roots.is_empty() {
+        check.note("client_ca", "`client_ca` has no certificate", CA);
+        return None;
+    }
+    Some(roots)
+}
+
+fn lists(
+    path: &Path,
+    policy: &mut Sha256,
+    check: &mut Check,
+) -> Option<Vec<CertificateRevocationListDer<'static>>> {
+    let pem = read_pem("client_crl", path, CRL, LARGEST_CRL, check)?;
+    policy.update(&pem[..]);
+    let mut lists = Vec::new();
+    for (index, der) in CertificateRevocationListDer::pem_slice_iter(&pem).enumerate() {
+        let read = der.map_err(|error| error.to_string()).and_then(|der| {
+            let list = CertificateList::<Raw>::from_der(&der).map_err(|error| error.to_string())?;
+            Ok((list, der))
+        });
+        match read {
+            Ok((list, der)) => {
+                check_age(&list, check);
+                lists.push(der);
+            }
+            Err(error) => {
+                let what = format!("list {} of `client_crl` cannot be read: {error}", index + 1);
+                check.note("client_crl", what, CRL);
+                return None;
+            }
+        }
+    }
+    if lists.is_empty() {
+        check.note("client_crl", "`client_crl` has no list", CRL);
+        return None;
+    }
+    Some(lists)
+}
+
+fn check_age(list: &CertificateList<Raw>, check: &mut Check) {
+    let next = list.tbs_cert_list.next_update.map(|next| next.to_system_time());
+    if let Some(since) = next.and_then(|next| SystemTime::now().duration_since(next).ok()) {
+        let issuer = name(&list.tbs_cert_list.issuer);
+        let what =
+            format!("the list of {issuer:?} in `client_crl` was to be replaced {} ago", in_words(since));
+        check
+            .warn("client_crl", what, "the latest list")
+            .help("fetch the new one, and reload: a certificate revoked since is still believed");
+    }
+}
+
+/// The subject of a certificate as RFC 4514 writes it, `CN=alice,O=Example`, in ASCII: other characters are escaped, as that
+/// allows. `None` if it cannot be read, is empty, or has more than 1,024 bytes.
+pub(crate) fn subject(certificate: &CertificateDer<'_>) -> Option<Box<str>> {
+    let x509 = CertificateInner::<Raw>::from_der(certificate).ok()?;
+    let subject = name(x509.tbs_certificate().subject());
+    (1..=LONGEST_SUBJECT).contains(&subject.len()).then(|| subject.into())
+}
+
+/// A name as RFC 4514 writes it, in ASCII.
+pub(super) fn name(name: &Name) -> String {
+    let mut ascii = String::new();
+    for char in name.to_string().chars() {
+        if char.is_ascii() {
+            ascii.push(char);
+        } else {
+            let mut bytes = [0; 4];
+            for byte in char.encode_utf8(&mut bytes).bytes() {
+                _ = write!(ascii, "\\{byte:02X}");
+            }
+        }
+    }
+    ascii
+}

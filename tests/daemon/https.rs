@@ -1,0 +1,319 @@
+//! `[https]`: which certificate is shown, who is let in, and where a request goes.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::{Arc, LazyLock};
+
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
+use steadfast_harness::certificates::{Certificate, is_ca};
+use steadfast_harness::{Daemon, Upstream};
+use tempfile::TempDir;
+
+use crate::process::{BINARY, serving};
+
+static CA: LazyLock<Certificate> = LazyLock::new(|| Certificate::of_itself("CA", &[], is_ca));
+
+/// A daemon with `[https]`, and the folder of its certificates.
+struct Site {
+    daemon: Daemon,
+    _files: TempDir,
+}
+
+impl Site {
+    /// With these certificates, these further lines in `[https]`, of which `~/` is the folder, these other files in it, and
+    /// what stands behind the section.
+    fn start(certificates: &[&Certificate], https: &str, files: &[(&str, &str)], rest: &str) -> Self {
+        Self::start_with("", certificates, https, files, rest)
+    }
+
+    /// The same, with these lines before all sections.
+    fn start_with(
+        first: &str,
+        certificates: &[&Certificate],
+        https: &str,
+        files: &[(&str, &str)],
+        rest: &str,
+    ) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let write = |name: &str, text: &str| {
+            std::fs::write(folder.path().join(name), text).expect("it is written");
+        };
+        let mut list = Vec::new();
+        for (index, certificate) in certificates.iter().enumerate() {
+            write(&format!("{index}.pem"), &(certificate.pem() + &CA.pem()));
+            write(&format!("{index}.key"), &certificate.key());
+            list.push(format!("{{ chain = \"~/{index}.pem\", key = \"~/{index}.key\" }}"));
+        }
+        for (name, text) in files {
+            write(name, text);
+        }
+        let config = format!(
+            "http.listen = [\"127.0.0.1:0\"]\nadmin.listen = []\n{first}\n[https]\nlisten = [\"127.0.0.1:0\"]\n\
+             certificates = [{}]\n{https}\n{rest}",
+            list.join(", ")
+        );
+        let daemon = Daemon::spawn(BINARY, &config.replace("~/", &format!("{}/", folder.path().display())));
+        serving(&daemon);
+        Self { daemon, _files: folder }
+    }
+
+    /// The addresses without TLS, and with it.
+    fn addresses(&self) -> [SocketAddr; 2] {
+        let addresses = self.daemon.addresses();
+        let of_http: Vec<_> = addresses
+            .iter()
+            .filter(|listening| listening.child == "http")
+            .map(|listening| listening.address.parse().expect("a TCP address"))
+            .collect();
+        of_http.try_into().expect("two of them")
+    }
+
+    fn plain(&self, request: &str) -> String {
+        let mut client = TcpStream::connect(self.addresses()[0]).expect("it listens");
+        client.write_all(request.as_bytes()).expect("it is sent");
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).expect("it is answered");
+        answer
+    }
+
+    fn client(&self, asked: &Asked<'_>) -> io::Result<Secured> {
+        asked.client(self.addresses()[1])
+    }
+}
+
+type Secured = StreamOwned<ClientConnection, TcpStream>;
+
+static BOTH: &[&SupportedProtocolVersion] = &[&TLS12, &TLS13];
+
+/// How a client asks.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    name: &'a str,
+    versions: &'a [&'static SupportedProtocolVersion],
+    protocols: &'a [&'a str],
+    certificate: Option<&'a Certificate>,
+}
+
+impl<'a> Asked<'a> {
+    fn of(name: &'a str) -> Self {
+        Self { name, versions: BOTH, protocols: &[], certificate: None }
+    }
+
+    fn by(self, certificate: &'a Certificate) -> Self {
+        Self { certificate: Some(certificate), ..self }
+    }
+
+    /// A connection whose handshake has ended. In TLS 1.3 a client does not know yet if its certificate was taken.
+    fn client(&self, address: SocketAddr) -> io::Result<Secured> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from(CA.der())).expect("a root");
+        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_protocol_versions(self.versions)
+            .expect("it has suites of both")
+            .with_root_certificates(roots);
+        let mut config = match self.certificate {
+            None => config.with_no_client_auth(),
+            Some(certificate) => {
+                let key = PrivateKeyDer::from_pem_slice(certificate.key().as_bytes()).expect("a key");
+                config.with_client_auth_cert(vec![certificate.der().into()], key).expect("they match")
+            }
+        };
+        config.alpn_protocols = self.protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
+        let name = ServerName::try_from(self.name.to_owned()).expect("a name");
+        let connection = ClientConnection::new(Arc::new(config), name).expect("a client");
+        let mut stream = StreamOwned::new(connection, TcpStream::connect(address)?);
+        while stream.conn.is_handshaking() {
+            stream.conn.complete_io(&mut stream.sock)?;
+        }
+        Ok(stream)
+    }
+}
+
+/// The answer to a request after which the connection closes.
+fn exchange(stream: &mut Secured, request: &str) -> io::Result<String> {
+    stream.write_all(request.as_bytes())?;
+    let mut answer = Vec::new();
+    // After the close_notify the socket may be reset.
+    match stream.read_to_end(&mut answer) {
+        Ok(_) => Ok(String::from_utf8(answer).expect("text")),
+        Err(error) => Err(error),
+    }
+}
+
+fn get(host: &str) -> String {
+    format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
+}
+
+fn shown(stream: &Secured) -> Vec<u8> {
+    stream.conn.peer_certificates().expect("it has shown one")[0].to_vec()
+}
+
+const HELLO: &str = "[[route]]\npath = \"/*\"\nrespond = \"hello\"\n";
+
+// ---- the server's certificates -----------------------------------------------------------------------------------
+
+#[test]
+fn a_client_is_shown_the_certificate_that_has_the_name_it_asks_for() {
+    let first = CA.issue("first", &["example.net", "127.0.0.1"], |_| {});
+    let exact = CA.issue("exact", &["a.example.org"], |_| {});
+    let below = CA.issue("below", &["*.example.org"], |_| {});
+    let rsa = CA.issue_rsa("rsa", &["a.example.org"]);
+    let site = Site::start(&[&first, &below, &exact, &rsa], "", &[], HELLO);
+    for (name, certificate) in [
+        ("a.example.org", &exact),
+        ("A.EXAMPLE.org", &exact),
+        ("b.example.org", &below),
+        ("example.net", &first),
+        // It sends no name.
+        ("127.0.0.1", &first),
+    ] {
+        let mut client = site.client(&Asked::of(name)).expect(name);
+        assert_eq!(shown(&client), certificate.der(), "{name}");
+        assert!(exchange(&mut client, &get(name)).expect(name).ends_with("hello"), "{name}");
+    }
+    // A star is one label, and the first certificate is none of this name.
+    let error = site.client(&Asked::of("c.b.example.org")).expect_err("it trusts no other name");
+    assert!(error.to_string().contains("not valid for name"), "{error}");
+}
+
+#[test]
+fn the_oldest_version_and_the_protocols_are_those_of_the_config() {
+    let certificate = CA.issue("example.org", &["example.org"], |_| {});
+    let both = Asked { protocols: &["h2", "http/1.1"], ..Asked::of("example.org") };
+    let old = Asked { versions: &[&TLS12], ..both };
+    let site = Site::start(&[&certificate], "min_version = \"1.3\"\nhttp2 = false", &[], HELLO);
+    assert!(site.client(&old).is_err(), "TLS 1.2 is not spoken");
+    assert_eq!(site.client(&both).expect("1.3 is").conn.alpn_protocol(), Some(&b"http/1.1"[..]));
+    let site = Site::start(&[&certificate], "", &[], HELLO);
+    assert_eq!(site.client(&old).expect("1.2 is").conn.alpn_protocol(), Some(&b"h2"[..]));
+    let neither = Asked { protocols: &["ftp"], ..both };
+    assert!(site.client(&neither).is_err(), "no protocol in common");
+}
+
+// ---- the clients' certificates -----------------------------------------------------------------------------------
+
+/// A request whose own fields are no one's subject.
+const CLAIMS: &str = "GET / HTTP/1.1\r\nHost: example.org\r\nX-Client: CN=mallory\r\nX_Client: CN=mallory\r\n\
+                      Trailer: x-client\r\nConnection: close\r\n\r\n";
+
+#[test]
+fn a_certificate_is_required_of_clients_and_its_subject_is_the_upstreams_to_see() {
+    let upstream = Upstream::start();
+    let server = CA.issue("example.org", &["example.org"], |_| {});
+    let alice = CA.issue("alice, of \u{e4} + b", &[], |_| {});
+    let stranger = Certificate::of_itself("CA", &[], is_ca).issue("alice", &[], |_| {});
+    let https = "client_ca = \"~/ca\"\nclient_subject_header = \"X-Client\"";
+    let route = format!("[[route]]\npath = \"/*\"\nproxy = \"http://{}\"\n", upstream.address());
+    let site = Site::start(&[&server], https, &[("ca", &CA.pem())], &route);
+    for versions in [&[&TLS12][..], &[&TLS13]] {
+        let asked = Asked { versions, ..Asked::of("example.org") };
+        for refused in [asked, asked.by(&stranger)] {
+            let answer = site.client(&refused).and_then(|mut client| exchange(&mut client, CLAIMS));
+            assert!(answer.is_err(), "{answer:?}");
+        }
+        let mut client = site.client(&asked.by(&alice)).expect("she is let in");
+        client.write_all(CLAIMS.as_bytes()).expect("it is sent");
+        let exchange = upstream.next_request();
+        let head = exchange.head.to_lowercase();
+        assert!(head.contains("\r\nx-client: cn=alice\\, of \\c3\\a4 \\+ b\r\n"), "{head}");
+        assert!(!head.contains("mallory") && !head.contains("trailer"), "{head}");
+        assert!(head.contains("proto=https") && head.contains("\r\nx-forwarded-proto: https\r\n"), "{head}");
+        exchange.answer(200, "ok");
+    }
+    // Whoever comes without TLS has no subject either.
+    let plain = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| site.plain(CLAIMS));
+        let exchange = upstream.next_request();
+        assert!(!exchange.head.to_lowercase().contains("x-client"), "{}", exchange.head);
+        exchange.answer(200, "ok");
+        asked.join().expect("an answer")
+    });
+    assert!(plain.starts_with("HTTP/1.1 200 "), "{plain}");
+}
+
+#[test]
+fn a_client_may_go_without_where_that_is_allowed_but_not_with_a_revoked_one() {
+    let server = CA.issue("example.org", &["example.org"], |_| {});
+    let [alice, eve] = [5, 6].map(|serial: u64| {
+        CA.issue("client", &[], |parameters| parameters.serial_number = Some(serial.into()))
+    });
+    let https = "client_ca = \"~/ca\"\nclient_auth = \"optional\"\nclient_crl = \"~/crl\"";
+    // Past its time: it counts on.
+    let files = [("ca", &*CA.pem()), ("crl", &CA.revoke(&[6], -1))];
+    let site = Site::start(&[&server], https, &files, HELLO);
+    let asked = Asked::of("example.org");
+    for welcome in [asked, asked.by(&alice)] {
+        let mut client = site.client(&welcome).expect("it is let in");
+        assert!(exchange(&mut client, &get("example.org")).expect("an answer").ends_with("hello"));
+    }
+    let answer =
+        site.client(&asked.by(&eve)).and_then(|mut client| exchange(&mut client, &get("example.org")));
+    assert!(answer.is_err(), "{answer:?}");
+}
+
+#[test]
+fn a_request_to_a_host_of_other_certificates_than_its_connections_is_misdirected() {
+    let server = CA.issue("example.org", &["example.org", "*.example.org", "127.0.0.1"], |_| {});
+    let alice = CA.issue("alice", &[], |_| {});
+    let https = "client_ca = \"~/ca\"\nclient_hosts = [\"admin.example.org\", \"*.admin.example.org\"]";
+    let site = Site::start(&[&server], https, &[("ca", &CA.pem())], HELLO);
+    let status = |asked: Asked<'_>, host: &str| -> io::Result<u16> {
+        let answer = exchange(&mut site.client(&asked)?, &get(host))?;
+        Ok(answer[9..12].parse().expect("a status"))
+    };
+    for versions in [&[&TLS12][..], &[&TLS13]] {
+        let [open, none, admin] = ["example.org", "127.0.0.1", "admin.example.org"]
+            .map(|name| Asked { versions, ..Asked::of(name) });
+        assert!(status(admin, "admin.example.org").is_err(), "it needs a certificate");
+        for (asked, host, expected) in [
+            (open, "example.org", 200),
+            (open, "www.example.org:8443", 200),
+            (open, "ADMIN.example.org", 421),
+            (open, "b.admin.example.org.", 421),
+            (none, "admin.example.org", 421),
+            (none, "127.0.0.1", 200),
+            (admin.by(&alice), "admin.example.org", 200),
+            (admin.by(&alice), "b.admin.example.org", 200),
+            (admin.by(&alice), "example.org", 421),
+            // It is not asked for one.
+            (open.by(&alice), "admin.example.org", 421),
+        ] {
+            let found = status(asked, host).unwrap_or_else(|error| panic!("{host}: {error}"));
+            assert_eq!(found, expected, "{} {host}", asked.name);
+        }
+    }
+}
+
+// ---- without TLS -------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_request_without_tls_is_sent_on_to_tls_but_for_those_of_a_ca() {
+    let server = CA.issue("example.org", &["example.org"], |_| {});
+    let site = Site::start_with("http.redirect_to_https = true", &[&server], "", &[], HELLO);
+    let port = site.addresses()[1].port();
+    let location = |target: &str, host: &str| {
+        let answer =
+            site.plain(&format!("POST {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"));
+        assert!(answer.starts_with("HTTP/1.1 308 "), "{answer}");
+        let line = answer.lines().find_map(|line| line.strip_prefix("location: ")).expect("a location");
+        line.to_owned()
+    };
+    assert_eq!(
+        location("/a/../b?c=%20d", "Example.org:80"),
+        format!("https://Example.org:{port}/a/../b?c=%20d")
+    );
+    assert_eq!(location("/", "[::1]:80"), format!("https://[::1]:{port}/"));
+    assert_eq!(location("http://me@other.org:81/x", "example.org"), format!("https://other.org:{port}/x"));
+    assert_eq!(
+        location("/.well-known/acme-challenge/../../x", "a"),
+        format!("https://a:{port}/.well-known/acme-challenge/../../x")
+    );
+    assert!(site.plain(&get("a").replace(" / ", " /.well-known/acme-challenge/x ")).ends_with("hello"));
+    assert!(site.plain("GET / HTTP/1.0\r\n\r\n").starts_with("HTTP/1.0 400 "));
+    let mut client = site.client(&Asked::of("example.org")).expect("a connection");
+    assert!(exchange(&mut client, &get("example.org")).expect("an answer").ends_with("hello"));
+}
