@@ -114,7 +114,7 @@ impl Handshakes {
             let before = servers[at].cpu();
             let counted = all[at].run(Self::EACH);
             let after = servers[at].cpu();
-            assert_eq!(count(counted), f64::from(resumed), "{} resumes otherwise", servers[at].name);
+            assert_eq!(counted as u64, u64::from(resumed), "{} resumes otherwise", servers[at].name);
             (after - before) / f64::from(connections)
         })
     }

@@ -142,7 +142,7 @@ impl CertificateStatus {
 }
 
 impl Tls {
-    /// The handshakes in one line: "1,203 handshakes: 1,100 TLSv1.3, 103 TLSv1.2; 103 resumed; 4 failed: 4 not_tls".
+    /// The handshakes in one line: `1,203 handshakes: 1,100 TLSv1.3, 103 TLSv1.2; 103 resumed; 4 failed: 4 not_tls`.
     #[must_use]
     pub fn in_short(&self) -> String {
         let sum = |of: &dyn Fn(&Handshakes) -> bool| {
@@ -155,18 +155,18 @@ impl Tls {
             format!("{} {}", grouped(sum(&|handshakes| handshakes.version == *version)), printable(version))
         };
         let versions: Vec<_> = versions.iter().map(of_version).collect();
-        let mut line = format!("{} handshakes", grouped(sum(&|_| true)));
-        if !versions.is_empty() {
-            let resumed = grouped(sum(&|handshakes| handshakes.resumed));
-            line += &format!(": {}; {resumed} resumed", versions.join(", "));
-        }
+        let all = format!("{} handshakes", grouped(sum(&|_| true)));
+        let resumed = grouped(sum(&|handshakes| handshakes.resumed));
+        let succeeded = if versions.is_empty() {
+            all
+        } else {
+            format!("{all}: {}; {resumed} resumed", versions.join(", "))
+        };
         let failures: u64 = self.failures.iter().map(|failures| failures.number).sum();
-        line += &format!("; {} failed", grouped(failures));
-        if failures > 0 {
-            let reason = |named: &Named| format!("{} {}", grouped(named.number), printable(&named.name));
-            line += &format!(": {}", self.failures.iter().map(reason).collect::<Vec<_>>().join(", "));
-        }
-        line
+        let reason = |named: &Named| format!("{} {}", grouped(named.number), printable(&named.name));
+        let reasons: Vec<_> = self.failures.iter().map(reason).collect();
+        let colon = if reasons.is_empty() { "" } else { ": " };
+        format!("{succeeded}; {} failed{colon}{}", grouped(failures), reasons.join(", "))
     }
 }
 

@@ -144,11 +144,14 @@ pub(crate) struct Acceptor {
     policy: Option<Policy>,
 }
 
+/// True for the names that clients ask for, or for none, which something is for.
+type IsFor = Arc<dyn Fn(Option<&str>) -> bool + Send + Sync>;
+
 /// The policy by which the clients of some names are judged.
 #[derive(Clone)]
 struct Policy {
     digest: u64,
-    is_for: Arc<dyn Fn(Option<&str>) -> bool + Send + Sync>,
+    is_for: IsFor,
 }
 
 impl fmt::Debug for Policy {
@@ -161,7 +164,7 @@ impl fmt::Debug for Policy {
 #[derive(Clone)]
 struct Choice {
     config: Arc<ServerConfig>,
-    is_for: Arc<dyn Fn(Option<&str>) -> bool + Send + Sync>,
+    is_for: IsFor,
 }
 
 impl fmt::Debug for Choice {

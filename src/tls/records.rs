@@ -165,7 +165,7 @@ impl Piece {
     }
 }
 
-/// True for a whole ClientHello, as far as its length tells: it asks for another handshake, whatever else is in it.
+/// True for a whole `ClientHello`, as far as its length tells: it asks for another handshake, whatever else is in it.
 fn is_client_hello(plain: &[u8]) -> bool {
     /// Version, random, no session, one suite, no compression (RFC 5246, section 7.4.1.2).
     const SHORTEST: usize = 2 + 32 + 1 + 4 + 2;
@@ -282,11 +282,6 @@ impl Records {
     /// Nothing will come from the socket any more.
     pub(super) fn close(&mut self, closed: Closed) {
         self.closed.get_or_insert(closed);
-    }
-
-    /// True if nothing can be written any more.
-    pub(super) fn said_goodbye(&self) -> bool {
-        self.said_goodbye
     }
 
     /// True if there is something to continue: neither side has closed.

@@ -287,6 +287,11 @@ impl Chunks {
     fn new(file: File, part: Range<u64>, chunk: usize) -> Self {
         Self { file: Arc::new(file), left: part, chunk, reading: None }
     }
+
+    fn give(&mut self, bytes: Bytes) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        self.left.start += bytes.len() as u64;
+        Poll::Ready(Some(Ok(Frame::data(bytes))))
+    }
 }
 
 impl http_body::Body for Chunks {
@@ -301,32 +306,25 @@ impl http_body::Body for Chunks {
         if this.left.is_empty() {
             return Poll::Ready(None);
         }
-        let bytes = match &mut this.reading {
-            Some(reading) => {
-                let read = ready!(Pin::new(reading).poll(cx));
-                this.reading = None;
-                read.map_err(io::Error::other)??
-            }
-            None => {
-                let at = this.left.start;
-                let mut chunk = zeros(length(&this.left).min(this.chunk));
-                match read_cached(&this.file, &mut chunk, at) {
-                    // The rest of it comes next, whether it is there or not.
-                    Ok(n) if n > 0 => {
-                        chunk.truncate(n);
-                        chunk.into()
-                    }
-                    Ok(_) | Err(Errno::AGAIN | Errno::OPNOTSUPP) => {
-                        let file = Arc::clone(&this.file);
-                        this.reading = Some(spawn_blocking(move || read_at(&file, at, chunk)));
-                        return Pin::new(this).poll_frame(cx);
-                    }
-                    Err(error) => return Poll::Ready(Some(Err(error.into()))),
+        if this.reading.is_none() {
+            let at = this.left.start;
+            let mut chunk = zeros(length(&this.left).min(this.chunk));
+            match read_cached(&this.file, &mut chunk, at) {
+                // The rest of it comes next, whether it is there or not.
+                Ok(n) if n > 0 => {
+                    chunk.truncate(n);
+                    return this.give(chunk.into());
                 }
+                Ok(_) | Err(Errno::AGAIN | Errno::OPNOTSUPP) => {
+                    let file = Arc::clone(&this.file);
+                    this.reading = Some(spawn_blocking(move || read_at(&file, at, chunk)));
+                }
+                Err(error) => return Poll::Ready(Some(Err(error.into()))),
             }
-        };
-        this.left.start += bytes.len() as u64;
-        Poll::Ready(Some(Ok(Frame::data(bytes))))
+        }
+        let read = ready!(this.reading.as_mut().map_or(Poll::Pending, |reading| Pin::new(reading).poll(cx)));
+        this.reading = None;
+        this.give(read.map_err(io::Error::other)??)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -58,7 +58,7 @@ const FIELDS: usize = 100;
 pub(super) struct Http2 {
     connection: Arc<Connection>,
     seat: Seat,
-    hyper: Pin<Box<Hyper<TokioIo<Frames<Seat>>, Service, Begun>>>,
+    hyper: Pin<Box<Driven>>,
     begun: Begun,
     answering: FuturesUnordered<Answering>,
     /// Those whose answers hyper has whole, and has not written, or whose requests are not read to their ends.
@@ -69,6 +69,9 @@ pub(super) struct Http2 {
     frame: u64,
     flood: Flood,
 }
+
+/// hyper's part, over the frames that are looked at.
+type Driven = Hyper<TokioIo<Frames<Seat>>, Service, Begun>;
 
 /// The end of hyper's part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
