@@ -101,7 +101,7 @@ func many(client *http.Client, url, number string) {
 				lock.Lock()
 				answered++
 				connections[on] = true
-				if answered%1000 == 0 {
+				if answered%200 == 0 {
 					fmt.Println(answered, len(connections))
 				}
 				lock.Unlock()
