@@ -85,7 +85,7 @@ fn pour(stream: &mut TcpStream, mut more: impl FnMut() -> Vec<u8>) {
 /// Reads, so that the daemon is never held up, until it has closed.
 fn drain(stream: &TcpStream) {
     let mut stream = stream.try_clone().expect("a descriptor");
-    let mut waste = [0; 64 << 10];
+    let mut waste = [0; 16 << 10];
     while stream.read(&mut waste).is_ok_and(|n| n > 0) {}
 }
 

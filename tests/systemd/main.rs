@@ -10,6 +10,7 @@ mod announce;
 mod counters;
 mod documents;
 mod drop_ins;
+mod http2;
 mod idle;
 mod journal;
 mod lingering;

@@ -563,7 +563,7 @@ impl Connection {
             (State::Answering | State::Flushing, _) => Some(Refused::SlowBody),
             (State::Tunnel, _) if self.progress.is_finished() => Some(Refused::SlowReader),
             (State::Tunnel, _) => Some(Refused::SilentTunnel),
-            // Whose body is discarded has had its answer; a handshake has an account of its own.
+            // Whose body is discarded has had its answer; and a handshake that failed is counted as that.
             (
                 State::Handshaking
                 | State::Parked

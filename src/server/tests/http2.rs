@@ -423,7 +423,7 @@ async fn a_cut_ends_every_stream_by_name() {
     service.until(|registry| registry.in_flight() == 2).await;
     assert_eq!(service.registry.requests().len(), 2);
     service.server.cut();
-    service.until(|registry| registry.is_empty()).await;
+    service.until(Registry::is_empty).await;
     assert_eq!(service.registry.totals().cut(), 2);
     drop(waits);
 }
