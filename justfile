@@ -11,7 +11,7 @@ _default:
     @just --list --unsorted
 
 # everything that CI checks
-check: fmt lint test newcomer harness versions faults soak doc package deb deny instructions configs kubernetes balancer metrics fuzz
+check: fmt lint test newcomer harness versions scanners faults soak doc package deb deny instructions configs kubernetes balancer metrics fuzz
 
 # the formatting, without changing it
 fmt:
@@ -54,6 +54,10 @@ harness:
 # up- and downgrades over the versions of the handover's format, with programs built of earlier commits
 versions:
     cargo test --test systemd versions:: -- --ignored --nocapture
+
+# testssl.sh finds nothing to complain about at the defaults of TLS
+scanners:
+    cargo test --test systemd tls::scanners:: -- --ignored --nocapture
 
 # every fault of every child in every situation. One at a time: each has load, and deadlines of a few seconds
 faults:
@@ -138,6 +142,7 @@ fuzz seconds="20":
     }
     run config tests/config/valid tests/config/invalid
     run parcels fuzz/seeds/parcels
+    run records -max_len=1024 fuzz/seeds/records
     run connection -max_len=8192 -dict=fuzz/seeds/http.dict fuzz/seeds/connection
 
 # the binary that the tests use: asking for the tests as well gives the

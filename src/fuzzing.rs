@@ -9,24 +9,29 @@ use axum::routing::{any, get};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use crate::handover::parcel::{Parcel, records};
+use crate::handover::parcel::{self, Parcel};
 use crate::server::Server;
 use crate::server::limits::Limits;
 use crate::server::{Registry, Totals};
 
 /// Reads a message of the mailbox.
 pub fn parcels(message: &[u8]) {
-    for record in records(message) {
+    for record in parcel::records(message) {
         if let Ok((_, Ok(content))) = record {
             let note = format!("{content:?}");
             assert!(!note.is_empty());
         }
     }
     // With no descriptors at all no connection can be carried.
-    let parcels = crate::handover::parcel::read(message, Vec::new());
+    let parcels = parcel::read(message, Vec::new());
     assert!(
         parcels.iter().all(|parcel| matches!(parcel, Err(_) | Ok(Parcel::Counts(_) | Parcel::Tickets(_))))
     );
+}
+
+/// Feeds a record layer what a client with the right keys, or none, may send.
+pub fn records(script: &[u8]) {
+    crate::tls::fuzz(script);
 }
 
 /// Feeds a connection, and returns all that it answers until it is closed.

@@ -13,8 +13,8 @@
 
 pub use crate::daemon::overview::{Health, Row};
 pub use crate::daemon::status::{
-    ChildStatus, Connections, Drain, History, InFlightRequest, MainProcess, Predecessor, Rates, Report,
-    Status, Totals,
+    CertificateStatus, ChildStatus, Connections, Drain, Handshakes, History, InFlightRequest, MainProcess,
+    Named, Predecessor, Rates, Report, Status, Tls, Totals,
 };
 
 /// What comes from outside, and numbers, fit to be shown to people.

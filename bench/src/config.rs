@@ -2,11 +2,11 @@
 //! for as long as the clients like, no access log unless it is measured. What else there is stays as shipped.
 
 use std::fmt::Write;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::thread;
 
-use crate::server::Site;
+use crate::server::{Addresses, Site};
+use crate::tls::Certificate;
 
 /// The body of the small answer.
 pub(crate) const HELLO: &str = include_str!("../yardsticks/hello.html");
@@ -25,7 +25,8 @@ pub(crate) fn routes(site: &Site) -> impl Iterator<Item = String> + use<> {
     (0..site.routes).map(|n| format!("/route/{n:05}"))
 }
 
-pub(crate) fn steadfast(site: &Site, address: SocketAddr, admin: SocketAddr) -> String {
+pub(crate) fn steadfast(site: &Site, addresses: Addresses) -> String {
+    let Addresses { plain, secure, admin } = addresses;
     let Site { files, upstream, access_log, .. } = site;
     let files = files.display();
     // Failures and slow requests are logged as shipped.
@@ -37,7 +38,7 @@ pub(crate) fn steadfast(site: &Site, address: SocketAddr, admin: SocketAddr) -> 
     let mut config = format!(
         r#"
 [http]
-listen = ["{address}"]
+listen = ["{plain}"]
 max_connections = {CONNECTIONS}
 requests_per_connection = 1000000000
 header_timeout = "10m"
@@ -56,13 +57,36 @@ path = "/proxied/*"
 proxy = "http://{upstream}"
 "#
     );
+    if let Some(certificate) = &site.certificate {
+        config += &steadfast_https(&secure.to_string(), certificate);
+    }
     for path in routes(site) {
         let _ = write!(config, "[[route]]\npath = \"{path}\"\nrespond = \"{HELLO}\"\n");
     }
     config
 }
 
-pub(crate) fn nginx(site: &Site, address: SocketAddr, folder: &Path) -> String {
+/// The section of steadfast's config for TLS.
+pub(crate) fn steadfast_https(address: &str, certificate: &Certificate) -> String {
+    let (chain, key) = (certificate.chain.display(), certificate.key.display());
+    format!(
+        "[https]\nlisten = [\"{address}\"]\ncertificates = [{{ chain = \"{chain}\", key = \"{key}\" }}]\n"
+    )
+}
+
+/// nginx's lines for TLS, within a server. Its versions are Debian's own, but for the two that are no more.
+pub(crate) fn nginx_https(address: &str, certificate: &Certificate) -> String {
+    let (chain, key) = (certificate.chain.display(), certificate.key.display());
+    format!(
+        "listen {address} ssl backlog=4096;\nssl_certificate {chain};\nssl_certificate_key {key};\n\
+         ssl_protocols TLSv1.2 TLSv1.3;\n"
+    )
+}
+
+pub(crate) fn nginx(site: &Site, addresses: Addresses, folder: &Path) -> String {
+    let Addresses { plain, secure, .. } = addresses;
+    let tls = site.certificate.as_ref();
+    let tls = tls.map(|certificate| nginx_https(&secure.to_string(), certificate)).unwrap_or_default();
     let Site { files, upstream, access_log, .. } = site;
     let (files, folder, workers) = (files.display(), folder.display(), cores());
     let log = if *access_log { format!("{folder}/access.log") } else { "off".into() };
@@ -97,7 +121,8 @@ http {{
         keepalive_requests 1000000000;
     }}
     server {{
-        listen {address} backlog=4096;
+        listen {plain} backlog=4096;
+        {tls}
         location = / {{ {answer} }}
         location /files/ {{ alias {files}/; }}
         location /proxied/ {{
@@ -118,7 +143,13 @@ http {{
     config + "} }\n"
 }
 
-pub(crate) fn haproxy(site: &Site, address: SocketAddr, folder: &Path) -> String {
+pub(crate) fn haproxy(site: &Site, addresses: Addresses, folder: &Path) -> String {
+    let Addresses { plain, secure, .. } = addresses;
+    // It finds the key beside the chain.
+    let tls = site.certificate.as_ref().map(|Certificate { chain, .. }| {
+        format!("bind {secure} ssl crt {} alpn http/1.1 backlog 4096", chain.display())
+    });
+    let tls = tls.unwrap_or_default();
     let Site { upstream, access_log, .. } = site;
     let (folder, threads) = (folder.display(), cores());
     let (target, log) = if *access_log {
@@ -144,14 +175,15 @@ defaults
     timeout http-keep-alive 10m
     timeout server 1m
 frontend front
-    bind {address} backlog 4096
+    bind {plain} backlog 4096
+    {tls}
     {answer} string "{HELLO}" if {{ path / }}
     {answer} lf-string "%[path,map_str({folder}/routes.map)]" if {{ path -m beg /route/ }}
     default_backend back
 backend back
     http-reuse safe
     option forwardfor
-    http-request set-header X-Forwarded-Proto http
+    http-request set-header X-Forwarded-Proto %[ssl_fc,iif(https,http)]
     http-request set-header X-Forwarded-Host %[req.hdr(Host)]
     server upstream {upstream} pool-max-conn 8192
 "#
@@ -163,28 +195,15 @@ pub(crate) fn haproxy_routes(site: &Site) -> String {
     routes(site).fold(String::new(), |map, path| map + &path + " " + HELLO + "\n")
 }
 
-pub(crate) fn caddy(site: &Site, address: SocketAddr, folder: &Path) -> String {
+pub(crate) fn caddy(site: &Site, addresses: Addresses, folder: &Path) -> String {
+    let Addresses { plain, secure, .. } = addresses;
     let Site { files, upstream, access_log, .. } = site;
     let (files, folder) = (files.display(), folder.display());
-    // An address as the site's name would be the one host that it answers.
-    let (ip, port) = (address.ip(), address.port());
     let log =
         if *access_log { format!("log {{\n output file {folder}/access.log\n}}") } else { String::new() };
     let answer = format!("header Content-Type \"{HTML}\"\nrespond `{HELLO}`");
-    let mut config = format!(
+    let mut served = format!(
         r"
-{{
-    admin off
-    auto_https off
-    servers {{
-        protocols h1
-        timeouts {{
-            idle 10m
-        }}
-    }}
-}}
-http://:{port} {{
-    bind {ip}
     {log}
     handle / {{
         {answer}
@@ -203,7 +222,33 @@ http://:{port} {{
 "
     );
     for path in routes(site) {
-        let _ = write!(config, "handle {path} {{\n{answer}\n}}\n");
+        let _ = write!(served, "handle {path} {{\n{answer}\n}}\n");
     }
-    config + "}\n"
+    // An address as the site's name would be the one host that it answers.
+    let mut config = format!(
+        r"
+{{
+    admin off
+    auto_https off
+    servers {{
+        protocols h1
+        timeouts {{
+            idle 10m
+        }}
+    }}
+}}
+http://:{} {{
+    bind {}
+    {served}
+}}
+",
+        plain.port(),
+        plain.ip()
+    );
+    if let Some(Certificate { chain, key }) = &site.certificate {
+        let (chain, key) = (chain.display(), key.display());
+        let (port, ip) = (secure.port(), secure.ip());
+        let _ = write!(config, "https://:{port} {{\nbind {ip}\ntls {chain} {key}\n{served}\n}}\n");
+    }
+    config
 }

@@ -7,14 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use rustls::ClientConfig;
+use rustls::client::Resumption;
 use steadfast_harness::Machine;
 use tempfile::TempDir;
 
 use crate::config::{self, HELLO};
-use crate::cpu::{self, Work};
+use crate::cpu::{self, Handshakes, Work};
 use crate::programs::{Kind, Program};
 use crate::results::{Table, count};
 use crate::server::{Server, Site};
+use crate::tls::{Authority, Certificate};
 use crate::{memory, starts, units};
 
 /// The descriptors that this process and each server need.
@@ -29,13 +32,15 @@ pub(crate) enum GroupName {
     Files,
     /// A small answer and one of 100 KiB from an upstream
     Proxied,
+    /// Requests and handshakes over TLS
+    Tls,
     /// The small answer, each request logged in a file; and, with root and systemd, in the journal
     Log,
     /// The small answer on 16 to 4,096 connections
     Connections,
     /// The small answer on one of 1 to 10,000 routes
     Routes,
-    /// The memory of 15,000 idle connections
+    /// The memory of 15,000 idle connections, plain and over TLS
     Idle,
     /// Starts, and stops of a server that has nothing to do
     Start,
@@ -58,6 +63,10 @@ pub(crate) struct Servers {
     site: Site,
     /// The files' contents by their name.
     files: Vec<(&'static str, Arc<[u8]>)>,
+    authority: Authority,
+    /// The servers' certificates: the one that most have today, and an older kind.
+    certificate: Certificate,
+    certificate_rsa: Certificate,
     /// The folder that the peers' packages are unpacked in.
     peers: PathBuf,
     _folder: TempDir,
@@ -76,10 +85,27 @@ impl Servers {
             std::fs::write(folder.path().join(name), contents).expect("a file can be written");
         }
         let nobody = ([127, 0, 0, 1], 9).into();
-        let mut site = Site { files: folder.path().into(), upstream: nobody, routes: 0, access_log: false };
+        let mut site = Site {
+            files: folder.path().into(),
+            upstream: nobody,
+            routes: 0,
+            access_log: false,
+            certificate: None,
+        };
         let upstream = Server::start(floor, &site);
-        site.upstream = upstream.address;
-        Self { programs, site, files, peers, _folder: folder, _upstream: upstream }
+        site.upstream = upstream.address();
+        let authority = Authority::new();
+        Self {
+            programs,
+            site,
+            files,
+            certificate: authority.certify(folder.path()),
+            certificate_rsa: authority.certify_rsa(folder.path()),
+            authority,
+            peers,
+            _folder: folder,
+            _upstream: upstream,
+        }
     }
 
     pub(crate) fn versions(&self) -> BTreeMap<String, String> {
@@ -93,6 +119,16 @@ impl Servers {
 
     fn start(&self, site: &Site, can: impl Fn(Kind) -> bool) -> Vec<Server> {
         self.which(can).into_iter().map(|program| Server::start(program, site)).collect()
+    }
+
+    /// The site with a certificate.
+    fn secure(&self, certificate: &Certificate) -> Site {
+        Site { certificate: Some(certificate.clone()), ..self.site.clone() }
+    }
+
+    /// Clients that speak TLS, and resume none.
+    fn client(&self) -> Arc<ClientConfig> {
+        self.authority.client(Resumption::disabled())
     }
 
     fn file(&self, name: &str) -> Arc<[u8]> {
@@ -121,6 +157,7 @@ impl GroupName {
     pub(crate) fn rounds(self, asked: usize) -> usize {
         match self {
             Self::Respond | Self::Files | Self::Proxied | Self::Log | Self::Start => asked,
+            Self::Tls => asked.div_ceil(2),
             Self::Connections | Self::Routes | Self::Losses | Self::Restart => asked.div_ceil(3),
             Self::Idle => 1,
         }
@@ -132,26 +169,31 @@ impl GroupName {
             eprintln!("skipped: {self}, because {reason}");
             return None;
         }
-        // The floor shows what CPU time the kernel takes. It has nothing to say of anything else.
-        let real = |kind| kind != Kind::Floor;
         Some(match self {
             Self::Respond => vec![respond(servers, rounds)],
             Self::Files => vec![files(servers, rounds)],
             Self::Proxied => vec![proxied(servers, rounds)],
+            Self::Tls => tls(servers, rounds),
             Self::Log => log(servers, rounds),
             Self::Connections => vec![connections(servers, rounds)],
             Self::Routes => vec![routes(servers, rounds)],
-            Self::Idle => memory::measure(&servers.which(real), &servers.site),
-            Self::Start => starts::measure(&servers.which(real), &servers.site, rounds),
-            Self::Losses => units::measure_losses(&servers.which(real), &servers.peers, rounds),
-            Self::Restart => units::measure_restarts(&servers.which(real), &servers.peers, rounds),
+            Self::Idle => idle(servers),
+            Self::Start => starts::measure(&servers.which(is_real), &servers.site, rounds),
+            Self::Losses => units::measure_losses(&servers.which(is_real), &servers.peers, rounds),
+            Self::Restart => restart(servers, rounds),
         })
     }
 }
 
 /// The small answer on 64 connections.
 fn small() -> Work {
-    Work { paths: vec!["/".into()], body: HELLO.as_bytes().into(), connections: 64, requests: 51_200 }
+    Work {
+        paths: vec!["/".into()],
+        body: HELLO.as_bytes().into(),
+        connections: 64,
+        requests: 51_200,
+        tls: None,
+    }
 }
 
 fn respond(servers: &Servers, rounds: usize) -> Table {
@@ -171,7 +213,7 @@ fn files(servers: &Servers, rounds: usize) -> Table {
         [("1 KiB", "1k.png", 64, 51_200), ("100 KiB", "100k.png", 64, 19_200), ("10 MiB", "10m.png", 8, 320)]
     {
         let paths = vec![format!("/files/{name}")];
-        let work = Work { paths, body: servers.file(name), connections, requests };
+        let work = Work { paths, body: servers.file(name), connections, requests, tls: None };
         table.add(point, cpu::measure(&started, &work, rounds));
     }
     table
@@ -193,6 +235,64 @@ fn proxied(servers: &Servers, rounds: usize) -> Table {
     };
     table.add("100 KiB", cpu::measure(&started, &large, rounds));
     table
+}
+
+/// The servers that speak TLS here.
+fn speaks_tls(kind: Kind) -> bool {
+    matches!(kind, Kind::Steadfast | Kind::Nginx | Kind::Haproxy | Kind::Caddy | Kind::Go)
+}
+
+/// Requests over TLS on 64 connections, and connections that come for one request each.
+fn tls(servers: &Servers, rounds: usize) -> Vec<Table> {
+    let started = servers.start(&servers.secure(&servers.certificate), speaks_tls);
+    let all: Vec<_> = started.iter().collect();
+    let files: Vec<_> = all.iter().copied().filter(|server| server.kind != Kind::Haproxy).collect();
+    let small = Work { tls: Some(servers.client()), requests: 25_600, ..small() };
+    let file = |name: &'static str, requests| Work {
+        paths: vec![format!("/files/{name}")],
+        body: servers.file(name),
+        requests,
+        ..small.clone()
+    };
+    let mut requests = cpu::table("Over TLS");
+    requests.add("a small fixed answer", cpu::measure(&all, &small, rounds));
+    requests.add("a file of 1 KiB", cpu::measure(&files, &file("1k.png", 25_600), rounds));
+    requests.add("a file of 100 KiB", cpu::measure(&files, &file("100k.png", 9_600), rounds));
+    let proxied = Work { paths: vec!["/proxied/small".into()], ..small.clone() };
+    requests.add("a small proxied answer", cpu::measure(&all, &proxied, rounds));
+
+    let mut connections = Table::new("A new connection for a small fixed answer", "µs of CPU per connection");
+    let mut measure = |point, all: &[&Server], handshakes: Handshakes| {
+        connections.add(point, handshakes.measure(all, &servers.authority, rounds));
+    };
+    measure("without TLS", &all, Handshakes::None);
+    measure("a handshake with ECDSA P-256", &all, Handshakes::Full);
+    measure("a handshake that resumes", &all, Handshakes::Resumed);
+    drop(started);
+    let started = servers.start(&servers.secure(&servers.certificate_rsa), speaks_tls);
+    measure("a handshake with RSA 2048", &started.iter().collect::<Vec<_>>(), Handshakes::Full);
+    vec![requests, connections]
+}
+
+/// Whether it is more than the floor, which shows what CPU time the kernel takes, and has nothing to say of anything else.
+fn is_real(kind: Kind) -> bool {
+    kind != Kind::Floor
+}
+
+fn idle(servers: &Servers) -> Vec<Table> {
+    let mut tables = memory::measure(&servers.which(is_real), &servers.site);
+    let secure = servers.secure(&servers.certificate);
+    tables.push(memory::measure_tls(&servers.which(speaks_tls), &secure, &servers.client()));
+    tables
+}
+
+fn restart(servers: &Servers, rounds: usize) -> Vec<Table> {
+    let Servers { peers, certificate, .. } = servers;
+    let plain = servers.which(is_real);
+    let mut tables = units::measure_restarts(&plain, peers, rounds);
+    let secure = servers.which(units::speaks_tls);
+    tables.extend(units::measure_restarts_over_tls(&secure, peers, certificate, &servers.client(), rounds));
+    tables
 }
 
 /// The small answer with a line in a file for each, and how many of these lines there were.

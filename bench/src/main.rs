@@ -5,6 +5,7 @@
 
 mod circumstances;
 mod config;
+mod connection;
 mod cpu;
 mod groups;
 mod load;
@@ -15,6 +16,7 @@ mod report;
 mod results;
 mod server;
 mod starts;
+mod tls;
 mod units;
 
 use std::path::{Path, PathBuf};

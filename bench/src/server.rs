@@ -5,14 +5,18 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use rustls::ClientConfig;
 use steadfast_harness::{Client, PATIENCE, wait_until};
 use tempfile::TempDir;
 
 use crate::config;
+use crate::connection::Target;
 use crate::programs::{Kind, LIBRARIES, Program};
+use crate::tls::Certificate;
 
 /// More descriptors than a server without connections has.
 const FEW: usize = 500;
@@ -28,6 +32,19 @@ pub(crate) struct Site {
     pub(crate) routes: u32,
     /// Whether each request is logged, in a file.
     pub(crate) access_log: bool,
+    /// What it also serves all of this with, over TLS.
+    pub(crate) certificate: Option<Certificate>,
+}
+
+/// The addresses of a server.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Addresses {
+    /// It answers here.
+    pub(crate) plain: SocketAddr,
+    /// And here over TLS, with a certificate.
+    pub(crate) secure: SocketAddr,
+    /// steadfast says here how it is.
+    pub(crate) admin: SocketAddr,
 }
 
 /// A server, running. Dropping it kills all of its processes.
@@ -35,10 +52,7 @@ pub(crate) struct Site {
 pub(crate) struct Server {
     pub(crate) name: String,
     pub(crate) kind: Kind,
-    /// The address that it answers on.
-    pub(crate) address: SocketAddr,
-    /// Another one, where steadfast says how it is.
-    admin: SocketAddr,
+    addresses: Addresses,
     /// From exec to the first answer.
     pub(crate) answered_after: Duration,
     /// From exec to READY, if it says that.
@@ -55,12 +69,12 @@ impl Server {
     /// Runs a program and returns when it has answered.
     pub(crate) fn start(program: &Program, site: &Site) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let (address, admin) = (free_address(), free_address());
+        let addresses = Addresses { plain: free_address(), secure: free_address(), admin: free_address() };
         let log = File::create(folder.path().join("log")).expect("the log can be made");
         let notify = folder.path().join("notify.sock");
         let manager = UnixDatagram::bind(&notify).expect("the manager's socket can be bound");
 
-        let mut command = command(program, site, folder.path(), address, admin);
+        let mut command = command(program, site, folder.path(), addresses);
         command
             .env("NOTIFY_SOCKET", &notify)
             .env("RUNTIME_DIRECTORY", folder.path())
@@ -77,16 +91,8 @@ impl Server {
             .spawn()
             .unwrap_or_else(|error| panic!("{} does not start: {error}", program.binary.display()));
         let (name, kind) = (program.name.clone(), program.kind);
-        let mut server = Self {
-            name,
-            kind,
-            address,
-            admin,
-            answered_after: Duration::ZERO,
-            ready_after: None,
-            child,
-            folder,
-        };
+        let mut server =
+            Self { name, kind, addresses, answered_after: Duration::ZERO, ready_after: None, child, folder };
         server.wait_for_answer(began);
         if server.says_ready() {
             server.ready_after = Some(wait_for_ready(&manager, began));
@@ -97,7 +103,7 @@ impl Server {
     /// The looks are close to each other: they are the grain of the time that is measured.
     fn wait_for_answer(&mut self, began: Instant) {
         loop {
-            let answered = Client::connect(self.address).and_then(|mut client| client.get("/"));
+            let answered = Client::connect(self.addresses.plain).and_then(|mut client| client.get("/"));
             if answered.is_ok() {
                 break;
             }
@@ -111,6 +117,18 @@ impl Server {
             std::thread::sleep(Duration::from_micros(200));
         }
         self.answered_after = began.elapsed();
+    }
+
+    /// The plain address that it answers on.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.addresses.plain
+    }
+
+    /// Where clients find it, with this side of TLS if any.
+    pub(crate) fn target(&self, tls: Option<&Arc<ClientConfig>>) -> Target {
+        let Addresses { plain, secure, .. } = self.addresses;
+        let address = if tls.is_some() { secure } else { plain };
+        Target { name: self.name.clone(), address, tls: tls.cloned() }
     }
 
     fn says_ready(&self) -> bool {
@@ -155,7 +173,8 @@ impl Drop for Server {
 }
 
 /// The command of a server, whose config is written into its folder.
-fn command(program: &Program, site: &Site, folder: &Path, address: SocketAddr, admin: SocketAddr) -> Command {
+fn command(program: &Program, site: &Site, folder: &Path, addresses: Addresses) -> Command {
+    let address = addresses.plain;
     let write = |name: &str, text: String| {
         let path = folder.join(name);
         fs::write(&path, text).expect("a config can be written");
@@ -164,25 +183,28 @@ fn command(program: &Program, site: &Site, folder: &Path, address: SocketAddr, a
     let mut command = Command::new(&program.binary);
     match program.kind {
         Kind::Steadfast => {
-            let config = write("config.toml", config::steadfast(site, address, admin));
+            let config = write("config.toml", config::steadfast(site, addresses));
             command.args(["run", "--config"]).arg(config);
         }
         Kind::Nginx => {
-            let config = write("nginx.conf", config::nginx(site, address, folder));
+            let config = write("nginx.conf", config::nginx(site, addresses, folder));
             command.arg("-e").arg(folder.join("error.log")).arg("-p").arg(folder).arg("-c").arg(config);
         }
         Kind::Haproxy => {
             write("routes.map", config::haproxy_routes(site));
-            let config = write("haproxy.cfg", config::haproxy(site, address, folder));
+            let config = write("haproxy.cfg", config::haproxy(site, addresses, folder));
             command.arg("-f").arg(config).env(LIBRARIES, &program.libraries);
         }
         Kind::Caddy => {
-            let config = write("Caddyfile", config::caddy(site, address, folder));
+            let config = write("Caddyfile", config::caddy(site, addresses, folder));
             command.args(["run", "--adapter", "caddyfile", "--config"]).arg(config);
         }
         Kind::Go => {
             command.arg(address.to_string()).arg(&site.files);
             command.arg(site.upstream.to_string()).arg(site.routes.to_string());
+            if let Some(Certificate { chain, key }) = &site.certificate {
+                command.arg(addresses.secure.to_string()).arg(chain).arg(key);
+            }
         }
         Kind::Axum => {
             command.arg(address.to_string()).arg(site.routes.to_string());
@@ -274,7 +296,7 @@ impl Server {
         if self.kind != Kind::Steadfast {
             return;
         }
-        let mut client = Client::connect(self.admin).expect("the admin listener accepts");
+        let mut client = Client::connect(self.addresses.admin).expect("the admin listener accepts");
         wait_until("the connections to be parked", || {
             let status = client.get("/status").expect("/status answers").text();
             let status: serde_json::Value = serde_json::from_str(&status).expect("/status is JSON");

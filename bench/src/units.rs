@@ -7,13 +7,16 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustls::ClientConfig;
 use steadfast_harness::{Account, Client, Load, Machine, wait_until};
 
-use crate::config::HELLO;
+use crate::config::{self, HELLO};
+use crate::connection::Target;
 use crate::cpu::Work;
 use crate::load::{self, Answer};
 use crate::programs::{Kind, Program};
 use crate::results::{Table, count};
+use crate::tls::Certificate;
 
 /// Clients that ask without a pause, and never a second time.
 const BUSY: usize = 50;
@@ -28,6 +31,8 @@ const MANY: [usize; 4] = [0, 1_000, 5_000, 15_000];
 
 /// The address that every unit serves: the box's network is its own.
 const HTTP: &str = "127.0.0.1:8080";
+/// The one of those that speak TLS, too.
+const HTTPS: &str = "127.0.0.1:8443";
 
 const JOURNALD: &str = "systemd-journald.service";
 
@@ -76,7 +81,7 @@ pub(crate) fn measure_access_log(program: &Program, work: &Work, rounds: usize) 
     const OFF: &str = "access = \"off\"\nslow = \"1h\"\n";
     const FILE: &str = "access = \"all\"\naccess_file = \"/var/log/steadfast/access.log\"\n";
     let service = Service { machine: Machine::boot(), program, unit: unit_of(program.kind) };
-    service.install(Path::new(""));
+    service.install(Path::new(""), None);
     // journald takes all of it.
     service.machine.write(
         format!("/etc/systemd/system/{}.d/log.conf", service.unit),
@@ -109,9 +114,10 @@ impl Service<'_> {
         let each = u32::try_from(work.requests.div_ceil(work.connections)).expect("it is a small number");
         let requests = f64::from(each) * count(work.connections);
         self.machine.enter_network(|| {
-            let answer = Arc::new(Answer::of(&self.program.name, address(), "/", &work.body));
+            let target = self.target(None);
+            let answer = Arc::new(Answer::of(&target, "/", &work.body));
             let round = |_| {
-                let mut load = load::Load::new(address(), &work.paths, &answer);
+                let mut load = load::Load::new(&target, &work.paths, &answer);
                 load.connect(work.connections, 0);
                 load.run(1);
                 let before = [self.unit, JOURNALD].map(|unit| self.cpu(unit));
@@ -148,7 +154,7 @@ pub(crate) fn measure_losses(programs: &[&Program], peers: &Path, rounds: usize)
         Table::new("The longest that a client waits for an answer, or for its failure", "ms").counting();
     let mut costs: Vec<(String, Vec<Option<Cost>>)> = Vec::new();
     for program in programs {
-        let service = Service::start(program, peers);
+        let service = Service::start(program, peers, None);
         let of_all = Event::ALL.map(|(event, _)| service.can(event).then(|| service.cost(event, rounds)));
         costs.push((program.name.clone(), of_all.into()));
     }
@@ -244,39 +250,90 @@ pub(crate) fn measure_restarts(programs: &[&Program], peers: &Path, rounds: usiz
     let services: Vec<_> = programs
         .iter()
         .map(|program| {
-            let service = Service::start(program, peers);
-            MANY.map(|many| (0..rounds).map(|_| service.restart(many)).collect::<Vec<_>>())
+            let service = Service::start(program, peers, None);
+            let target = service.target(None);
+            MANY.map(|many| (0..rounds).map(|_| service.restart(&target, many)).collect::<Vec<_>>())
         })
         .collect();
     for (at, many) in MANY.iter().enumerate() {
-        let samples = |of: fn(&[f64; 3]) -> f64| {
+        let samples = |of: fn(&Restart) -> f64| {
             let all = programs.iter().zip(&services);
             all.map(|(program, restarts)| (program.name.clone(), restarts[at].iter().map(of).collect()))
                 .collect()
         };
-        time.add(&many.to_string(), samples(|figures| figures[0]));
-        answer.add(&many.to_string(), samples(|figures| figures[1]));
-        closed.add(&many.to_string(), samples(|figures| figures[2]));
+        time.add(&many.to_string(), samples(|restart| restart.took));
+        answer.add(&many.to_string(), samples(|restart| restart.answered));
+        closed.add(&many.to_string(), samples(|restart| restart.closed));
     }
     vec![time, answer, closed]
 }
 
+/// The same beside as many as there can be, over TLS.
+pub(crate) fn measure_restarts_over_tls(
+    programs: &[&Program],
+    peers: &Path,
+    certificate: &Certificate,
+    tls: &Arc<ClientConfig>,
+    rounds: usize,
+) -> Vec<Table> {
+    const MOST: usize = MANY[MANY.len() - 1];
+    let all: Vec<_> = programs
+        .iter()
+        .map(|program| {
+            let service = Service::start(program, peers, Some(certificate));
+            let target = service.target(Some(tls));
+            (program, (0..rounds).map(|_| service.restart(&target, MOST)).collect::<Vec<_>>())
+        })
+        .collect();
+    let samples = |of: fn(&Restart) -> f64| {
+        let samples = |(program, restarts): &(&&Program, Vec<Restart>)| {
+            (program.name.clone(), restarts.iter().map(of).collect())
+        };
+        all.iter().map(samples).collect::<Vec<_>>()
+    };
+    let mut time = Table::new(&format!("A restart beside {MOST} idle connections over TLS"), "ms");
+    time.add("systemctl restart", samples(|restart| restart.took));
+    time.add("to the next answer", samples(|restart| restart.answered));
+    let closed = Table::new(&format!("Connections that a restart closes, of {MOST} over TLS"), "connections");
+    let mut closed = closed.counting();
+    closed.add("idle", samples(|restart| restart.closed));
+    vec![time, closed]
+}
+
+/// Whether [`measure_restarts_over_tls`] can have a server of this kind: one that keeps its connections, and one that
+/// does not.
+pub(crate) fn speaks_tls(kind: Kind) -> bool {
+    matches!(kind, Kind::Steadfast | Kind::Nginx)
+}
+
+/// What a restart costs.
+struct Restart {
+    /// The milliseconds of `systemctl restart`.
+    took: f64,
+    /// Those to the next answer.
+    answered: f64,
+    /// The connections that it closes.
+    closed: f64,
+}
+
 impl Service<'_> {
-    /// The milliseconds of a restart beside so many connections, those to an answer, and the connections that it closes.
-    fn restart(&self, many: usize) -> [f64; 3] {
-        let mut idle = self.connect(many);
-        let began = Instant::now();
-        self.happen(Event::Restart);
-        let took = began.elapsed();
-        drop(self.connect(1));
-        let answered = began.elapsed();
-        idle.retain_mut(Client::is_open);
-        for client in &mut idle {
-            let answer = client.get("/").expect("a connection that is open is answered");
-            assert_eq!(answer.body, HELLO.as_bytes());
-        }
-        let closed = count(many - idle.len());
-        [took.as_secs_f64() * 1e3, answered.as_secs_f64() * 1e3, closed]
+    /// Restarts it beside so many connections that have each been answered once.
+    fn restart(&self, target: &Target, many: usize) -> Restart {
+        self.machine.enter_network(|| {
+            // Right after an event a client may meet a process that ends.
+            let answer = Arc::new(Answer::await_of(target, "/", HELLO.as_bytes()));
+            let mut load = load::Load::new(target, &["/".into()], &answer);
+            load.connect(many, 0);
+            load.run(1);
+            let began = Instant::now();
+            self.happen(Event::Restart);
+            let took = began.elapsed();
+            Answer::await_of(target, "/", HELLO.as_bytes());
+            let answered = began.elapsed();
+            let closed = many - load.keep_open();
+            let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
+            Restart { took: milliseconds(took), answered: milliseconds(answered), closed: count(closed) }
+        })
     }
 }
 
@@ -289,13 +346,29 @@ fn address() -> SocketAddr {
 }
 
 impl<'a> Service<'a> {
-    /// Installs a server in a box and starts it.
-    fn start(program: &'a Program, peers: &Path) -> Self {
+    /// Installs a server in a box and starts it; with a certificate, it serves TLS, too.
+    fn start(program: &'a Program, peers: &Path, certificate: Option<&Certificate>) -> Self {
         let machine = Machine::boot();
         let service = Self { machine, program, unit: unit_of(program.kind) };
-        service.install(peers);
+        let certificate = certificate.map(|certificate| service.place(certificate));
+        service.install(peers, certificate.as_ref());
         service.machine.ok(["systemctl", "start", service.unit]);
         service
+    }
+
+    /// Copies a certificate to where any service finds it.
+    fn place(&self, certificate: &Certificate) -> Certificate {
+        let inside = Certificate { chain: "/etc/tls/chain.pem".into(), key: "/etc/tls/key.pem".into() };
+        self.machine.copy(&certificate.chain, &inside.chain, "0644");
+        self.machine.copy(&certificate.key, &inside.key, "0644");
+        inside
+    }
+
+    /// Where clients in the box's network find it, with this side of TLS if any.
+    fn target(&self, tls: Option<&Arc<ClientConfig>>) -> Target {
+        let address = if tls.is_some() { HTTPS } else { HTTP };
+        let address = address.parse().expect("it is an address");
+        Target { name: self.program.name.clone(), address, tls: tls.cloned() }
     }
 
     /// So many connections that have each been answered once. Right after an event one may meet a process that ends.
@@ -317,7 +390,7 @@ impl<'a> Service<'a> {
         self.machine.write("/etc/steadfast/config.toml", config);
     }
 
-    fn install(&self, peers: &Path) {
+    fn install(&self, peers: &Path, certificate: Option<&Certificate>) {
         let machine = &self.machine;
         let html = "text/html; charset=utf-8";
         // Restarted as steadfast's unit says, where a unit as shipped leaves that to its operator. Descriptors for all.
@@ -326,17 +399,20 @@ impl<'a> Service<'a> {
             Kind::Steadfast => {
                 let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging");
                 machine.install(&self.program.binary, &packaging);
-                self.configure("");
+                let https = certificate.map(|certificate| config::steadfast_https(HTTPS, certificate));
+                self.configure(&https.unwrap_or_default());
                 drop_in.clear();
             }
             Kind::Nginx => {
                 self.copy(peers);
+                let tls = certificate.map(|certificate| config::nginx_https(HTTPS, certificate));
+                let tls = tls.unwrap_or_default();
                 machine.write(
                     "/etc/nginx/nginx.conf",
                     format!(
                         "user www-data;\nworker_processes auto;\npid /run/nginx.pid;\n\
                          events {{ worker_connections 20000; }}\n\
-                         http {{ access_log off; keepalive_requests 1000000000; server {{ listen {HTTP}; \
+                         http {{ access_log off; keepalive_requests 1000000000; server {{ listen {HTTP}; {tls} \
                          location = / {{ default_type \"{html}\"; return 200 \"{HELLO}\"; }} }} }}\n"
                     ),
                 );

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use super::exposition::{Kind, Metric, Samples, as_f64, text};
 use super::http::routes::Routes;
@@ -44,6 +44,10 @@ const TAKEN_OVER: &str = "steadfast_handover_taken_over_total";
 const HANDED_OVER_TLS: &str = "steadfast_handover_handed_over_tls_total";
 const TAKEN_OVER_TLS: &str = "steadfast_handover_taken_over_tls_total";
 const LINGERED: &str = "steadfast_handover_lingered_total";
+const HANDSHAKES: &str = "steadfast_tls_handshakes_total";
+const HANDSHAKES_BY_NAME: &str = "steadfast_tls_handshakes_by_name_total";
+const HANDSHAKE_FAILURES: &str = "steadfast_tls_handshake_failures_total";
+const CERTIFICATE_EXPIRY: &str = "steadfast_tls_certificate_expiry_timestamp_seconds";
 const RELOADS: &str = "steadfast_reloads_total";
 const WORKER_RESTARTS: &str = "steadfast_worker_restarts_total";
 const CHILD_RESTARTS: &str = "steadfast_child_restarts_total";
@@ -81,7 +85,7 @@ const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'stat
 }
 
 /// All of them, in the order in which they are shown.
-static METRICS: [Metric; 44] = [
+static METRICS: [Metric; 48] = [
     counter(REQUESTS, &[ROUTE, METHOD, CODE], "Requests ended, by route, method and status."),
     Metric {
         name: DURATION,
@@ -102,6 +106,18 @@ static METRICS: [Metric; 44] = [
     counter(ACCEPTED, &[], "Connections accepted."),
     counter(RECEIVED, &[], "Bytes received from clients."),
     counter(SENT, &[], "Bytes sent to clients."),
+    counter(
+        HANDSHAKES,
+        &["version", "suite", "alpn", "resumed"],
+        "Handshakes of TLS that succeeded, by what was agreed on.",
+    ),
+    counter(
+        HANDSHAKES_BY_NAME,
+        &["name"],
+        "The same by the name that the client asked for, as it stands in a certificate.",
+    ),
+    counter(HANDSHAKE_FAILURES, &["reason"], "Handshakes of TLS that failed."),
+    gauge(CERTIFICATE_EXPIRY, &["certificate"], "When a certificate expires, in seconds since 1970."),
     counter(UPSTREAM_REQUESTS, &["upstream"], "Requests to be passed on."),
     counter(
         UPSTREAM_FAILURES,
@@ -280,6 +296,18 @@ impl Metrics {
         let [received, sent] = observer.registry.moved();
         add(RECEIVED, &[], received);
         add(SENT, &[], sent);
+        for (terms, number) in totals.handshakes.by_terms() {
+            let resumed = if terms.resumed { "true" } else { "false" };
+            add(HANDSHAKES, &[terms.version, terms.suite, terms.alpn, resumed], number);
+        }
+        for (name, number) in totals.handshakes.by_name() {
+            add(HANDSHAKES_BY_NAME, &[&label(&name)], number);
+        }
+        if totals.handshakes.are_possible() {
+            for (reason, number) in totals.handshakes.failures() {
+                add(HANDSHAKE_FAILURES, &[reason.name()], number);
+            }
+        }
         for upstream in self.0.routes.get().into_iter().flat_map(Routes::upstreams) {
             for (what, number) in upstream.happened {
                 let name = match what {
@@ -352,6 +380,11 @@ impl Metrics {
         for (to, [in_flight, idle]) in upstreams {
             gauges.push((UPSTREAM_IN_FLIGHT, Some(to.clone()), in_flight));
             gauges.push((UPSTREAM_IDLE, Some(to), idle));
+        }
+        for certificate in observer.registry.totals().handshakes.certificates() {
+            let file = label(&certificate.file().to_string_lossy());
+            let expiry = certificate.not_after().duration_since(UNIX_EPOCH).unwrap_or_default();
+            gauges.push((CERTIFICATE_EXPIRY, Some(file), expiry.as_secs_f64()));
         }
         for Predecessor { pid, in_flight, left, .. } in predecessors {
             let in_flight = in_flight.map(|number| (PREDECESSOR_IN_FLIGHT, as_f64(number)));

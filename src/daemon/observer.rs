@@ -11,12 +11,14 @@ use super::history;
 use super::phase::{Lifecycle, Phase};
 use super::shutdown;
 use super::status::{
-    ChildStatus, Connections, Drain, InFlightRequest, MainProcess, Predecessor, Rates, Report, Status, Totals,
+    CertificateStatus, ChildStatus, Connections, Drain, Handshakes, InFlightRequest, MainProcess, Named,
+    Predecessor, Rates, Report, Status, Tls, Totals,
 };
 use super::supervisor::Supervisor;
 use crate::main_process;
 use crate::printable::{LONGEST, counted, excerpt_of, grouped};
 use crate::server::Registry;
+use crate::server::handshakes::Terms;
 use crate::server::threads::IoThreads;
 use crate::systemd::process;
 
@@ -175,11 +177,32 @@ impl Observer {
                 handed_over_tls: totals.handed_over.over_tls(),
                 taken_over_tls: totals.taken_over.over_tls(),
             },
+            tls: self.tls(),
             requests,
             predecessors: self.predecessors(),
             stale_config: self.stale_config.clone(),
             reload_failure: self.reload_failure(),
         }
+    }
+
+    /// What is known of TLS; none without it.
+    fn tls(&self) -> Option<Tls> {
+        let handshakes = &self.registry.totals().handshakes;
+        let of_terms = |(terms, number): (Terms, u64)| Handshakes {
+            version: terms.version.to_owned(),
+            suite: terms.suite.to_owned(),
+            alpn: terms.alpn.to_owned(),
+            resumed: terms.resumed,
+            number,
+        };
+        let named = |(name, number): (&str, u64)| Named { name: name.to_owned(), number };
+        let failures = handshakes.failures().map(|(reason, number)| (reason.name(), number));
+        handshakes.are_possible().then(|| Tls {
+            handshakes: handshakes.by_terms().into_iter().map(of_terms).collect(),
+            names: handshakes.by_name().iter().map(|(name, number)| named((name, *number))).collect(),
+            failures: failures.filter(|(_, number)| *number > 0).map(named).collect(),
+            certificates: handshakes.certificates().map(CertificateStatus::of).collect(),
+        })
     }
 
     /// Counts the open connections.

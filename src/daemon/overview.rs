@@ -4,7 +4,8 @@
 use std::fmt;
 
 use super::status::{
-    ChildStatus, Connections, Drain, InFlightRequest, MainProcess, Predecessor, Status, Totals,
+    CertificateStatus, ChildStatus, Connections, Drain, Handshakes, InFlightRequest, MainProcess, Named,
+    Predecessor, Status, Tls, Totals,
 };
 use super::status::{grouped, lasting, printable, rate, size};
 use crate::printable::counted;
@@ -107,7 +108,65 @@ impl Status {
         };
         let stale = warning("serving the last good config", &self.stale_config);
         let failure = warning("the last reload failed and changed nothing", &self.reload_failure);
-        stale.into_iter().chain(failure).collect()
+        let certificates = self.tls.iter().flat_map(|tls| &tls.certificates);
+        let urgent = certificates.filter(|certificate| certificate.expires_in < DAY);
+        let expiry =
+            urgent.map(|certificate| format!("{} {}", printable(&certificate.file), certificate.expiry()));
+        stale.into_iter().chain(failure).chain(expiry).collect()
+    }
+}
+
+/// A day, in seconds.
+const DAY: f64 = 24.0 * 60.0 * 60.0;
+
+impl CertificateStatus {
+    /// The time until it expires, or since then, for people to read: "expires in 43 d 12 h".
+    #[must_use]
+    pub fn expiry(&self) -> String {
+        if self.expires_in > 0.0 {
+            format!("expires in {}", lasting(self.expires_in))
+        } else {
+            format!("has expired {} ago", lasting(-self.expires_in))
+        }
+    }
+
+    /// Its names, for people to read.
+    #[must_use]
+    pub fn all_names(&self) -> String {
+        if self.names.is_empty() {
+            "no names".to_owned()
+        } else {
+            printable(&self.names.join(", ")).into_owned()
+        }
+    }
+}
+
+impl Tls {
+    /// The handshakes in one line: `1,203 handshakes: 1,100 TLSv1.3, 103 TLSv1.2; 103 resumed; 4 failed: 4 not_tls`.
+    #[must_use]
+    pub fn in_short(&self) -> String {
+        let sum = |of: &dyn Fn(&Handshakes) -> bool| {
+            self.handshakes.iter().filter(|handshakes| of(handshakes)).map(|h| h.number).sum::<u64>()
+        };
+        let mut versions: Vec<_> = self.handshakes.iter().map(|handshakes| &*handshakes.version).collect();
+        versions.sort_unstable_by(|a, b| b.cmp(a));
+        versions.dedup();
+        let of_version = |version: &&str| {
+            format!("{} {}", grouped(sum(&|handshakes| handshakes.version == *version)), printable(version))
+        };
+        let versions: Vec<_> = versions.iter().map(of_version).collect();
+        let all = format!("{} handshakes", grouped(sum(&|_| true)));
+        let resumed = grouped(sum(&|handshakes| handshakes.resumed));
+        let succeeded = if versions.is_empty() {
+            all
+        } else {
+            format!("{all}: {}; {resumed} resumed", versions.join(", "))
+        };
+        let failures: u64 = self.failures.iter().map(|failures| failures.number).sum();
+        let reason = |named: &Named| format!("{} {}", grouped(named.number), printable(&named.name));
+        let reasons: Vec<_> = self.failures.iter().map(reason).collect();
+        let colon = if reasons.is_empty() { "" } else { ": " };
+        format!("{succeeded}; {} failed{colon}{}", grouped(failures), reasons.join(", "))
     }
 }
 
@@ -196,8 +255,20 @@ impl Connections {
 /// As `steadfast status` shows it.
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { phase, version, pid, uptime, drain, report, connections, totals, requests, rates, .. } =
-            self;
+        let Self {
+            phase,
+            version,
+            pid,
+            uptime,
+            drain,
+            report,
+            connections,
+            totals,
+            tls,
+            requests,
+            rates,
+            ..
+        } = self;
         let (version, phase) = (printable(version), printable(phase));
         writeln!(f, "steadfast {version}, process {pid}: {phase}, up {}", lasting(*uptime))?;
         for warning in self.warnings() {
@@ -241,6 +312,13 @@ impl fmt::Display for Status {
                 write!(f, "; {} of these over TLS", grouped(over_tls))?;
             }
             writeln!(f)?;
+        }
+        if let Some(tls) = tls {
+            writeln!(f, "TLS: {}", tls.in_short())?;
+            for certificate in &tls.certificates {
+                let (file, names) = (printable(&certificate.file), certificate.all_names());
+                writeln!(f, "  {file}: {names}; {}", certificate.expiry())?;
+            }
         }
         writeln!(f, "in flight: {}", requests.len())?;
         for InFlightRequest { method, path, peer, age, sent, waiting_for, .. } in

@@ -1,10 +1,13 @@
 //! The daemon's status, for `STATUS=`, `/status` and the metrics alike: what it consists of.
 
+use std::time::SystemTime;
+
 use serde::{Deserialize, Serialize};
 
 use crate::printable::excerpt_of;
 pub use crate::printable::{grouped, lasting, printable, rate, size};
 use crate::server::{RequestView, State};
+use crate::tls::certificates::Certificate;
 
 /// The daemon's status, as `/status` shows it. Durations are in seconds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -38,6 +41,9 @@ pub struct Status {
     pub history: History,
     /// Everything that is counted since the start.
     pub totals: Totals,
+    /// Its TLS; absent without `[https]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
     /// The requests in flight, oldest first.
     pub requests: Vec<InFlightRequest>,
     /// The workers that finish what they had in flight when others took over, oldest first.
@@ -49,6 +55,54 @@ pub struct Status {
     /// The reason why the last reload changed nothing; absent if it did not fail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reload_failure: Option<String>,
+}
+
+/// TLS since the start: the handshakes of clients, and the certificates that they are shown.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Tls {
+    /// The handshakes that succeeded, by what was agreed on.
+    pub handshakes: Vec<Handshakes>,
+    /// The same by the name that the client asked for.
+    pub names: Vec<Named>,
+    /// The handshakes that failed, by the reason.
+    pub failures: Vec<Named>,
+    /// The certificates, in the config's order.
+    pub certificates: Vec<CertificateStatus>,
+}
+
+/// Handshakes that agreed on the same.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Handshakes {
+    /// The version of TLS: `TLSv1.3`.
+    pub version: String,
+    /// The cipher suite, by its name at IANA.
+    pub suite: String,
+    /// The protocol (ALPN): `h2`, `http/1.1`, or `none`.
+    pub alpn: String,
+    /// True if the clients have resumed an earlier session.
+    pub resumed: bool,
+    /// Their number.
+    pub number: u64,
+}
+
+/// A number of handshakes that have something in common.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Named {
+    /// What that is: a server's name, as it stands in a certificate, `other` or `none`; or the reason of a failure.
+    pub name: String,
+    /// Their number.
+    pub number: u64,
+}
+
+/// A certificate that is served.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// The file of its chain.
+    pub file: String,
+    /// The names in it.
+    pub names: Vec<String>,
+    /// The time until it expires; since then, if it is negative.
+    pub expires_in: f64,
 }
 
 /// The process that starts workers and keeps what outlives them.
@@ -251,6 +305,21 @@ pub struct InFlightRequest {
     pub waiting_for: String,
 }
 
+impl CertificateStatus {
+    pub(super) fn of(certificate: &Certificate) -> Self {
+        let (now, end) = (SystemTime::now(), certificate.not_after());
+        let expires_in = match end.duration_since(now) {
+            Ok(left) => left.as_secs_f64(),
+            Err(since) => -since.duration().as_secs_f64(),
+        };
+        Self {
+            file: printable(&certificate.file().to_string_lossy()).into_owned(),
+            names: certificate.names().map(str::to_owned).collect(),
+            expires_in,
+        }
+    }
+}
+
 impl InFlightRequest {
     /// It, with the first `longest` bytes of its method and of its path.
     pub(super) fn of(request: &RequestView, longest: usize) -> Self {
@@ -311,6 +380,31 @@ impl Status {
                 handed_over_tls: 12,
                 taken_over_tls: 0,
             },
+            tls: Some(Tls {
+                handshakes: vec![
+                    Handshakes {
+                        version: "TLSv1.3".to_owned(),
+                        suite: "TLS_AES_128_GCM_SHA256".to_owned(),
+                        alpn: "h2".to_owned(),
+                        resumed: false,
+                        number: 1100,
+                    },
+                    Handshakes {
+                        version: "TLSv1.2".to_owned(),
+                        suite: "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256".to_owned(),
+                        alpn: "http/1.1".to_owned(),
+                        resumed: true,
+                        number: 103,
+                    },
+                ],
+                names: vec![Named { name: "example.org".to_owned(), number: 1203 }],
+                failures: vec![Named { name: "not_tls".to_owned(), number: 4 }],
+                certificates: vec![CertificateStatus {
+                    file: "/etc/ssl/example.org.pem".to_owned(),
+                    names: vec!["example.org".to_owned(), "*.example.org".to_owned()],
+                    expires_in: 43.5 * 86_400.0,
+                }],
+            }),
             rates,
             history: History { interval: 2.0, rates: vec![rates; 10] },
             requests: vec![InFlightRequest {

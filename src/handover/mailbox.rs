@@ -105,7 +105,9 @@ impl Mailbox {
     fn put_one(&self, records: &[Record]) -> io::Result<()> {
         let length: usize = records.iter().map(|(_, record)| record.len()).sum();
         let mut bytes = Vec::with_capacity(length + OVERHEAD);
-        records.iter().for_each(|(_, record)| bytes.extend_from_slice(record));
+        for (_, record) in records {
+            bytes.extend_from_slice(record);
+        }
         let envelope = Envelope::new()?;
         envelope.close(&mut bytes)?;
         let memfd = sealed("steadfast-parcels", &bytes)?;

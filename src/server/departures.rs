@@ -25,6 +25,7 @@ use crate::handover::mailbox::Mailbox;
 use crate::handover::parcel::{ConnectionNote, CountsNote, Parcel, Refusal, TicketsNote, TunnelNote};
 use crate::handover::{Handover, NotCarried};
 use crate::printable::counted;
+use crate::tls::Session;
 
 /// The most connections that leave together.
 const BATCH: usize = 250;
@@ -256,17 +257,36 @@ impl Server {
         let (thread, runtime, permit) = self.place();
         let _entered = runtime.enter();
         let wire = Wire::adopt(socket, note.tls.take())?;
+        let judged = self.agrees_with(&wire);
         let trusted = self.trusted.contains(note.peer.into());
         let connection = self.registry.taken_over(thread, trusted, self.departures.clone(), &note);
         let stream = Box::new(ClientStream::new(wire, note.read_ahead, connection, permit));
-        self.tasks.spawn(Serve::new(stream, &self.http1s));
-        Ok(())
+        self.tasks.spawn(match judged {
+            Ok(()) => Serve::new(stream, &self.http1s),
+            Err(_) => Serve::to_close(stream, &self.http1s),
+        });
+        judged
+    }
+
+    /// An error if the client of a connection of another process would now be asked for another certificate.
+    fn agrees_with(&self, wire: &Wire) -> io::Result<()> {
+        let agrees = |session: &Session| match &self.tls {
+            Some(tls) => tls.agrees_with(session),
+            None => !session.is_judged(),
+        };
+        match wire.session() {
+            Some(session) if !agrees(session) => {
+                Err(io::Error::other("its client was judged by another policy than [https] has now"))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn adopt_tunnel(&self, client: OwnedFd, upstream: OwnedFd, mut note: TunnelNote) -> io::Result<()> {
         let (thread, runtime, permit) = self.place();
         let _entered = runtime.enter();
         let (client, upstream) = (Wire::adopt(client, note.tls.take())?, Socket::adopt(upstream)?);
+        self.agrees_with(&client)?;
         let connection = self.registry.tunnel_taken_over(thread, self.departures.clone(), &note)?;
         let client = Box::new(ClientStream::new(client, Bytes::new(), connection, permit));
         self.tasks.spawn(tunnel::resume(client, upstream, note.up, note.down));

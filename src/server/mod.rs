@@ -102,6 +102,8 @@ pub(crate) struct Server {
     threads: IoThreads,
     limits: Arc<Limits>,
     trusted: Arc<Trusted>,
+    /// What accepts TLS, if anything does.
+    tls: Option<Acceptor>,
     departures: Option<Arc<Departures>>,
 }
 
@@ -136,6 +138,7 @@ impl Server {
             threads: IoThreads::default(),
             limits: Arc::new(limits),
             trusted: Arc::default(),
+            tls: None,
             departures: None,
         }
     }
@@ -158,6 +161,12 @@ impl Server {
     /// The same, with proxies that are trusted.
     pub(crate) fn trusting(self, trusted: Trusted) -> Self {
         Self { trusted: Arc::new(trusted), ..self }
+    }
+
+    /// The same, with what accepts TLS on some of its listeners. It takes over a connection of another process only if it
+    /// would have judged its client in the same way.
+    pub(crate) fn over(self, tls: Option<Acceptor>) -> Self {
+        Self { tls, ..self }
     }
 
     /// The same, with connections that live on these threads; else it is the runtime that serves them. Its registry

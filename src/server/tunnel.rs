@@ -270,7 +270,8 @@ mod tests {
                 _ = poll_fn(|cx| tunnel.poll(cx)) => unreachable!("neither end has ended"),
                 said = said => assert_eq!(said.expect("four bytes"), 4),
             }
-            poll_fn(|cx| Poll::Ready(assert!(tunnel.poll(cx).is_pending()))).await;
+            let waits = poll_fn(|cx| Poll::Ready(tunnel.poll(cx).is_pending())).await;
+            assert!(waits);
             assert_eq!(tunnel.up.unsent.capacity() + tunnel.down.unsent.capacity(), 0);
         });
     }

@@ -86,7 +86,6 @@ pub(crate) struct Certificate {
     key: Arc<CertifiedKey>,
 }
 
-#[expect(dead_code, reason = "for the metrics and the status")]
 impl Certificate {
     /// The names in it, in lower case; `*.` is one label.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
@@ -130,7 +129,6 @@ impl Certificates {
     }
 
     /// Each of them.
-    #[expect(dead_code, reason = "for the metrics and the status")]
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Certificate> {
         self.all.iter()
     }
@@ -164,12 +162,21 @@ impl Certificates {
         self.all.push(certificate);
     }
 
+    /// The name in the certificates by which one is chosen for a server's: that itself, or a `*` above it. `None` if it is
+    /// in none.
+    pub(crate) fn name_of(&self, server: &str) -> Option<&str> {
+        self.found(server).map(|(name, _)| name)
+    }
+
+    fn found(&self, server: &str) -> Option<(&str, &[usize])> {
+        let of_name = |name: &str| self.by_name.get_key_value(name).map(|(name, all)| (&**name, &**all));
+        of_name(server).or_else(|| of_name(&format!("*.{}", server.split_once('.')?.1)))
+    }
+
     /// The certificates for a name: those that have it, or its place below a `*`, or the first.
     fn of(&self, server: Option<&str>) -> impl Iterator<Item = &Certificate> {
         let server = server.map(str::to_ascii_lowercase);
-        let of_name = |name: &str| self.by_name.get(name).map(Vec::as_slice);
-        let below = |name: &str| of_name(&format!("*.{}", name.split_once('.')?.1));
-        let found = server.as_deref().and_then(|name| of_name(name).or_else(|| below(name)));
+        let found = server.and_then(|server| self.found(&server)).map(|(_, all)| all);
         found.unwrap_or(&[0]).iter().map(|index| &self.all[*index])
     }
 }

@@ -27,6 +27,9 @@ use super::stream::with_incoming;
 /// The most that is kept of what a client sends: the largest message that rustls takes, a chain of certificates of
 /// 64 KiB, in records of a sensible size.
 const MAX_INCOMING: usize = 80 << 10;
+/// The most records that one message of a client may span: a chain of 64 KiB in records of the least size that a client can
+/// ask for, 512 bytes (RFC 6066, section 4), and as many again. Each of them costs a look at all.
+const MAX_RECORDS: usize = 256;
 /// The longest body of a record (RFC 5246, section 6.2.3).
 const MAX_BODY: usize = (1 << 14) + 2048;
 
@@ -138,13 +141,30 @@ impl Failed {
 pub(crate) struct Acceptor {
     config: Arc<ServerConfig>,
     choice: Option<Choice>,
+    policy: Option<Policy>,
+}
+
+/// True for the names that clients ask for, or for none, which something is for.
+type IsFor = Arc<dyn Fn(Option<&str>) -> bool + Send + Sync>;
+
+/// The policy by which the clients of some names are judged.
+#[derive(Clone)]
+struct Policy {
+    digest: u64,
+    is_for: IsFor,
+}
+
+impl fmt::Debug for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Policy").field("digest", &self.digest).finish_non_exhaustive()
+    }
 }
 
 /// Another config, for some of the names that clients ask for.
 #[derive(Clone)]
 struct Choice {
     config: Arc<ServerConfig>,
-    is_for: Arc<dyn Fn(Option<&str>) -> bool + Send + Sync>,
+    is_for: IsFor,
 }
 
 impl fmt::Debug for Choice {
@@ -156,7 +176,7 @@ impl fmt::Debug for Choice {
 impl Acceptor {
     /// A config with certificates, versions and protocols. What the record layer relies on is set here.
     pub(crate) fn new(config: ServerConfig) -> Self {
-        Self { config: Arc::new(for_records(config)), choice: None }
+        Self { config: Arc::new(for_records(config)), choice: None, policy: None }
     }
 
     /// The same, but with another config for the names that are chosen: it may ask other certificates of clients. It has
@@ -168,6 +188,22 @@ impl Acceptor {
     ) -> Self {
         self.choice = Some(Choice { config: Arc::new(for_records(config)), is_for: Arc::new(is_for) });
         self
+    }
+
+    /// The same, where clients of some names are asked for certificates; the digest is that of all by which these are judged,
+    /// and not 0.
+    pub(crate) fn with_policy(
+        mut self,
+        digest: u64,
+        is_for: impl Fn(Option<&str>) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.policy = Some(Policy { digest, is_for: Arc::new(is_for) });
+        self
+    }
+
+    /// True if the client of a connection that another process has accepted was judged as this one would judge it.
+    pub(crate) fn agrees_with(&self, session: &Session) -> bool {
+        policy_for(self.policy.as_ref(), session.server_name()) == session.policy
     }
 
     /// A handshake with one client.
@@ -184,15 +220,22 @@ impl Acceptor {
             connection,
             heard,
             choice: self.choice.clone(),
+            policy: self.policy.clone(),
             failed,
             began_as: None,
             incoming: Vec::new(),
             shown: 0,
+            records: 0,
             outgoing: Vec::new(),
             sent: 0,
             is_sending: false,
         }))
     }
+}
+
+/// The digest of the policy for a name; 0 where nothing is asked of its clients.
+fn policy_for(policy: Option<&Policy>, name: Option<&str>) -> u64 {
+    policy.filter(|policy| (policy.is_for)(name)).map_or(0, |policy| policy.digest)
 }
 
 /// A config with what the record layer relies on.
@@ -278,12 +321,15 @@ struct Progress {
     heard: Arc<Heard>,
     /// The other config, until the client's hello has decided between the two.
     choice: Option<Choice>,
+    policy: Option<Policy>,
     /// The first byte that the client has sent.
     began_as: Option<u8>,
     /// What the client has sent and rustls has not used.
     incoming: Vec<u8>,
     /// The part of it that rustls has been shown: whole records, and more than one only while a message spans them.
     shown: usize,
+    /// The number of records in that part.
+    records: usize,
     /// What rustls has to say, from `sent` on.
     outgoing: Vec<u8>,
     sent: usize,
@@ -397,6 +443,9 @@ impl Progress {
         };
         self.incoming.drain(..discard);
         self.shown -= discard;
+        if self.shown == 0 {
+            self.records = 0;
+        }
         Ok(next)
     }
 
@@ -423,12 +472,13 @@ impl Progress {
         loop {
             if let Some(length) = first_record(&self.incoming[self.shown..]) {
                 self.shown += length;
+                self.records += 1;
                 if self.decide()? {
                     return Poll::Ready(Ok(()));
                 }
                 continue;
             }
-            if self.incoming.len() > MAX_INCOMING {
+            if self.incoming.len() > MAX_INCOMING || self.records > MAX_RECORDS {
                 return Poll::Ready(Err(Failed::new(Reason::Protocol, "a message that is too long")));
             }
             let read = with_incoming(|buffer| {
@@ -470,6 +520,7 @@ impl Progress {
         let session = Session {
             suite: suite.id,
             alpn: connection.alpn_protocol().and_then(Alpn::by_name),
+            policy: policy_for(self.policy.as_ref(), server_name.as_deref()),
             server_name,
             client: connection.peer_certificates().and_then(|chain| subject(chain.first()?)),
             resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),

@@ -24,6 +24,7 @@ mod handshake;
 mod keys;
 mod note;
 mod records;
+mod resting;
 #[cfg(any(test, fuzzing))]
 mod script;
 mod session;
@@ -36,6 +37,8 @@ mod tests;
 pub(crate) use handshake::{Acceptor, Failed, Handshake, Reason};
 pub(crate) use note::TlsNote;
 pub(crate) use records::Records;
+#[cfg(fuzzing)]
+pub(crate) use script::fuzz;
 pub(crate) use session::Session;
 pub(crate) use stream::TlsStream;
 pub(crate) use tickets::{TicketKeys, Tickets};

@@ -13,6 +13,7 @@ use zeroize::Zeroize;
 
 use super::keys::{HEADER, Keys, Material, Suite};
 use super::note::{HalfNote, NoteError, TlsNote};
+use super::resting::Resting;
 use super::session::{Session, Version};
 
 /// The most plaintext in a record (RFC 8446, section 5.1).
@@ -98,7 +99,7 @@ struct Half {
     material: Material,
     /// Of the next record.
     seq: u64,
-    /// None while parked.
+    /// None while parked, and before the first record.
     keys: Option<Box<Keys>>,
 }
 
@@ -164,7 +165,7 @@ impl Piece {
     }
 }
 
-/// True for a whole ClientHello, as far as its length tells: it asks for another handshake, whatever else is in it.
+/// True for a whole `ClientHello`, as far as its length tells: it asks for another handshake, whatever else is in it.
 fn is_client_hello(plain: &[u8]) -> bool {
     /// Version, random, no session, one suite, no compression (RFC 5246, section 7.4.1.2).
     const SHORTEST: usize = 2 + 32 + 1 + 4 + 2;
@@ -182,6 +183,8 @@ pub(crate) struct Records {
     suite: &'static Suite,
     read: Half,
     write: Half,
+    /// The keys of both, while parked.
+    resting: Option<Resting>,
     /// Not yet opened: at most the beginning of one record, but for what came with a handshake or a note.
     raw: Vec<u8>,
     /// Opened and not yet read, from `plain_read` on.
@@ -218,6 +221,7 @@ impl Records {
             suite,
             read: Half::new(read),
             write: Half::new(write),
+            resting: None,
             raw,
             plain: Vec::new(),
             plain_read: 0,
@@ -238,9 +242,19 @@ impl Records {
         &self.session
     }
 
+    /// Takes back the keys that have rested.
+    fn wake(&mut self) {
+        if let Some(resting) = self.resting.take() {
+            [self.read.keys, self.write.keys] = resting.wake();
+        }
+    }
+
     /// Gives back all memory that can be made again.
     pub(super) fn park(&mut self) {
-        (self.read.keys, self.write.keys) = (None, None);
+        if self.resting.is_none() {
+            let keys = [self.read.keys.take(), self.write.keys.take()];
+            self.resting = keys.iter().any(Option::is_some).then(|| Resting::new(keys));
+        }
         for buffer in [&mut self.raw, &mut self.plain, &mut self.unsent] {
             buffer.shrink_to_fit();
         }
@@ -268,11 +282,6 @@ impl Records {
     /// Nothing will come from the socket any more.
     pub(super) fn close(&mut self, closed: Closed) {
         self.closed.get_or_insert(closed);
-    }
-
-    /// True if nothing can be written any more.
-    pub(super) fn said_goodbye(&self) -> bool {
-        self.said_goodbye
     }
 
     /// True if there is something to continue: neither side has closed.
@@ -347,7 +356,7 @@ impl Records {
     }
 
     /// The bytes of memory that it holds, itself included.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn footprint(&self) -> usize {
         let keys = [&self.read.keys, &self.write.keys].into_iter().flatten().count() * size_of::<Keys>();
         let texts = [&self.session.server_name, &self.session.client];
@@ -460,6 +469,7 @@ impl Records {
     fn take_record(&mut self, record: &mut [u8], out: &mut ReadBuf<'_>) -> Result<(), Fault> {
         let (suite, seq) = (self.suite, self.read.seq);
         let next = seq.checked_add(1).ok_or(Fault::InternalError)?;
+        self.wake();
         let (kind, plain) = self.read.keys(suite).open(seq, record).map_err(|_| Fault::BadRecordMac)?;
         self.read.seq = next;
         if plain.len() > MAX_PLAIN {
@@ -577,6 +587,7 @@ impl Records {
     /// The one place that seals, and counts what it has sealed.
     fn seal_pieces<'a>(&mut self, kind: u8, pieces: impl Iterator<Item = &'a [u8]>) {
         let (suite, seq) = (self.suite, self.write.seq);
+        self.wake();
         self.write.seq = seq.checked_add(1).expect("the limits of the suites are far below it");
         self.write.keys(suite).seal(seq, kind, pieces, &mut self.unsent);
     }

@@ -2,9 +2,11 @@
 
 use std::iter;
 
+use tokio::io::ReadBuf;
+
 use super::keys::{Material, Suite};
-use super::records::{ALERT, CHANGE_CIPHER_SPEC, DATA, HANDSHAKE};
-use super::session::Version;
+use super::records::{ALERT, CHANGE_CIPHER_SPEC, Closed, DATA, HANDSHAKE, MAX_READ, Records};
+use super::session::{Session, Version};
 
 /// Where decisions come from: numbers below the one that is given.
 pub(super) trait Choices {
@@ -129,4 +131,91 @@ impl Client {
             }
         }
     }
+}
+
+/// Decisions by the bytes of an input; when they are used up, 0.
+impl Choices for &[u8] {
+    fn below(&mut self, end: usize) -> usize {
+        let mut number = 0;
+        for _ in 0..if end > 256 { 2 } else { 1 } {
+            let Some((byte, rest)) = self.split_first() else { break };
+            number = number * 256 + usize::from(*byte);
+            *self = rest;
+        }
+        number % end
+    }
+}
+
+/// All that comes of a client's bytes.
+#[derive(Debug, PartialEq, Eq)]
+struct Outcome {
+    data: Vec<u8>,
+    closed: Option<Closed>,
+    /// Alerts.
+    sent: Vec<u8>,
+}
+
+/// A record layer with keys that are always the same, and whatever client the input makes: cut anywhere and carried anytime
+/// it has the same outcome, it gives out nothing but what was sealed, and it holds no more than a few records.
+pub(crate) fn fuzz(mut input: &[u8]) {
+    const IDS: [u16; 9] = [0x1301, 0x1302, 0x1303, 0xc02b, 0xc02c, 0xcca9, 0xc02f, 0xc030, 0xcca8];
+    let choices = &mut input;
+    let suite = Suite::by_id(IDS[choices.below(IDS.len())]).expect("a suite that is known");
+    let material = |byte| {
+        (1..=48)
+            .find_map(|length| Material::new(suite, &vec![byte; length]))
+            .expect("one of them is its length")
+    };
+    let records = || {
+        let session = Session {
+            suite: suite.id,
+            alpn: None,
+            server_name: None,
+            client: None,
+            resumed: false,
+            policy: 0,
+        };
+        Records::new(session, suite, (material(1), 0), (material(2), 0), Vec::new())
+    };
+    let mut client = Client::new(suite, material(1), 0);
+    if choices.below(4) == 0 {
+        client.bytes = choices.to_vec();
+    } else {
+        client.act(choices);
+    }
+    let whole = outcome(records(), &client.bytes, &mut |end| end - 1);
+    let cut = outcome(records(), &client.bytes, choices);
+    assert_eq!(whole, cut, "however it is cut");
+    assert!(client.data.starts_with(&whole.data), "nothing but what was sealed");
+}
+
+fn outcome(mut records: Records, mut bytes: &[u8], choices: &mut impl Choices) -> Outcome {
+    let (mut data, mut closed) = (Vec::new(), None);
+    while !bytes.is_empty() && closed.is_none() {
+        let held = records.held();
+        let (piece, rest) = bytes.split_at((1 + choices.below(MAX_READ - held)).min(bytes.len()));
+        bytes = rest;
+        let mut buffer = [&vec![0; held], piece].concat();
+        let mut out = vec![0; 1 + choices.below(2 * MAX_READ)];
+        let mut out = ReadBuf::new(&mut out);
+        records.take(&mut buffer, &mut out);
+        loop {
+            data.extend_from_slice(out.filled());
+            out.clear();
+            if !records.give_plain(&mut out) {
+                break;
+            }
+        }
+        closed = records.closed();
+        assert!(records.footprint() < 4 * MAX_READ, "{} bytes", records.footprint());
+        assert_eq!(records.has_read_ahead(), closed.is_some());
+        if closed.is_none() && choices.below(3) == 0 {
+            let note = records.into_note().expect("it is open");
+            records = Records::from_note(note).expect("it was written by one");
+        }
+        if choices.below(3) == 0 {
+            records.park();
+        }
+    }
+    Outcome { data, closed, sent: records.unsent }
 }

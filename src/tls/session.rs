@@ -1,7 +1,5 @@
 //! What a handshake has agreed on, and the connection keeps to its end.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 
 use super::keys::Suite;
@@ -15,12 +13,13 @@ pub(crate) enum Version {
     Tls13,
 }
 
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Version {
+    /// Its name, as OpenSSL has it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
             Self::Tls12 => "TLSv1.2",
             Self::Tls13 => "TLSv1.3",
-        })
+        }
     }
 }
 
@@ -34,6 +33,14 @@ pub(crate) enum Alpn {
 }
 
 impl Alpn {
+    /// Its name (RFC 7301, section 6).
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Http1 => "http/1.1",
+            Self::Http2 => "h2",
+        }
+    }
+
     /// The protocol of this name, if it is one that is spoken here.
     pub(super) fn by_name(name: &[u8]) -> Option<Self> {
         match name {
@@ -53,6 +60,8 @@ pub(crate) struct Session {
     pub(super) server_name: Option<Box<str>>,
     pub(super) client: Option<Box<str>>,
     pub(super) resumed: bool,
+    /// The policy by which the client was judged; 0 where it was asked for nothing.
+    pub(super) policy: u64,
 }
 
 impl Session {
@@ -88,6 +97,11 @@ impl Session {
     /// The subject of the client's certificate, which has been verified; none if it has shown none.
     pub(crate) fn client(&self) -> Option<&str> {
         self.client.as_deref()
+    }
+
+    /// True if the client was asked for a certificate.
+    pub(crate) fn is_judged(&self) -> bool {
+        self.policy != 0
     }
 
     /// True if a ticket stood in for the client's key exchange, or for its certificate.

@@ -55,11 +55,6 @@ impl<S> TlsStream<S> {
         &self.io
     }
 
-    /// The socket.
-    pub(crate) fn io_mut(&mut self) -> &mut S {
-        &mut self.io
-    }
-
     /// What the handshake has agreed on.
     pub(crate) fn session(&self) -> &Arc<Session> {
         self.records.session()
@@ -76,6 +71,7 @@ impl<S> TlsStream<S> {
     }
 
     /// True if the socket has not taken all that was sealed.
+    #[cfg(test)]
     pub(crate) fn has_unsent(&self) -> bool {
         self.records.has_unsent()
     }

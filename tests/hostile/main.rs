@@ -11,6 +11,8 @@ mod files;
 mod floods;
 mod forged;
 mod half_closed;
+mod handshakes;
+mod http2;
 mod journal;
 mod large_files;
 mod oversized;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::ops::Deref;
 use std::path::Path;
 use std::thread::{self, Scope, ScopedJoinHandle};
@@ -371,7 +371,12 @@ impl Service {
 
     /// An upstream in the box, where [`PROXY`] leads.
     pub(crate) fn upstream(&self) -> Upstream {
-        self.enter_network(|| Upstream::on(std::net::TcpListener::bind(UPSTREAM).expect("the port is free")))
+        self.enter_network(|| Upstream::on(self.listen_upstream()))
+    }
+
+    /// A listener in the box, where [`PROXY`] leads.
+    pub(crate) fn listen_upstream(&self) -> TcpListener {
+        self.enter_network(|| TcpListener::bind(UPSTREAM).expect("the port is free"))
     }
 
     /// The stop left the unit as a success does, with this exit status.

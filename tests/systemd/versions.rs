@@ -9,7 +9,8 @@ use steadfast_harness::{Load, Upstream, print_figure, wait_until};
 use crate::service::{BINARY, PACKAGING, PROXY, Service, UNIT};
 
 /// The last commit of each earlier version of the parcels, by its number.
-const EARLIER: [(u8, &str); 1] = [(1, "4478a77598fae7b8b865556cd7ea53106911fda6")];
+const EARLIER: [(u8, &str); 2] =
+    [(1, "4478a77598fae7b8b865556cd7ea53106911fda6"), (2, "1ab23d96d84ffe16a9aad362ffaf216a477e0e5c")];
 
 /// The number of clients that make the load.
 const CLIENTS: u64 = 10;

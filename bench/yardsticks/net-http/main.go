@@ -1,9 +1,9 @@
 // The yardstick of another language's own server: Go's net/http, which ends by Shutdown.
 //
-// usage: net-http ADDRESS FILES UPSTREAM ROUTES
+// usage: net-http ADDRESS FILES UPSTREAM ROUTES [SECURE CHAIN KEY]
 //
 // It answers "/" and as many routes more as it is told, the files of a folder below "/files/", and, below "/proxied/",
-// what the upstream answers. It says when it is ready.
+// what the upstream answers; at the address SECURE it does so over TLS. It says when it is ready.
 package main
 
 import (
@@ -31,8 +31,8 @@ func answer(w http.ResponseWriter, _ *http.Request) {
 }
 
 func main() {
-	if len(os.Args) != 5 {
-		log.Fatal("usage: net-http ADDRESS FILES UPSTREAM ROUTES")
+	if len(os.Args) != 5 && len(os.Args) != 8 {
+		log.Fatal("usage: net-http ADDRESS FILES UPSTREAM ROUTES [SECURE CHAIN KEY]")
 	}
 	routes, err := strconv.Atoi(os.Args[4])
 	if err != nil {
@@ -64,6 +64,17 @@ func main() {
 		<-stopping
 		stopped <- server.Shutdown(context.Background())
 	}()
+	if len(os.Args) == 8 {
+		secure, err := net.Listen("tcp", os.Args[5])
+		if err != nil {
+			log.Fatal(err)
+		}
+		go func() {
+			if err := server.ServeTLS(secure, os.Args[6], os.Args[7]); !errors.Is(err, http.ErrServerClosed) {
+				log.Fatal(err)
+			}
+		}()
+	}
 	if socket := os.Getenv("NOTIFY_SOCKET"); socket != "" {
 		if manager, err := net.Dial("unixgram", socket); err == nil {
 			manager.Write([]byte("READY=1"))

@@ -136,9 +136,11 @@ impl Http {
         let mut listeners = listener::bind_all(&config.listen, inherited)?;
         let hsts = https.as_ref().and_then(|(https, _)| https.hsts.clone());
         let resumption = https.as_ref().map(|(_, tls)| tls.resumption());
-        let routes = match https.zip(resumption.as_ref()) {
-            None => routes,
+        let (routes, acceptor) = match https.zip(resumption.as_ref()) {
+            None => (routes, None),
             Some(((https, tls), resumption)) => {
+                let handshakes = &daemon.observer.registry.totals().handshakes;
+                handshakes.follow(Arc::clone(tls.certificates()));
                 let acceptor = tls.acceptor(resumption);
                 let over_tls = listener::bind_all(&https.listen, inherited)?;
                 let port = over_tls.iter().find_map(|listener| match listener.address() {
@@ -147,13 +149,14 @@ impl Http {
                 });
                 listeners.extend(over_tls.into_iter().map(|listener| listener.secured(acceptor.clone())));
                 let port = port.unwrap_or(HTTPS_PORT);
-                routes.behind(Edge::new(https, config.redirect_to_https.then_some(port)))
+                (routes.behind(Edge::new(https, config.redirect_to_https.then_some(port))), Some(acceptor))
             }
         };
         let registry = Arc::clone(&daemon.observer.registry);
         let server = Server::new(listeners, routes, registry, config.limits.clone());
         let server = server
             .on(io)
+            .over(acceptor)
             .speaking_h2c(config.h2c)
             .trusting(config.trusted_proxies.clone())
             .with_hsts(hsts)

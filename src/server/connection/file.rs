@@ -33,6 +33,9 @@ const SMALL: u64 = 8 << 10;
 /// The most bytes of a file that are read at once where the kernel does not say what is in the page cache.
 const CHUNK: usize = 128 << 10;
 
+/// The same of a stream, of which a connection can have many.
+const STREAM_CHUNK: usize = 16 << 10;
+
 /// The most bytes that a placeholder stands for.
 const WINDOW: usize = 1 << 20;
 
@@ -69,14 +72,15 @@ impl InFlight {
         }
         if self.0.state() != State::Answering || !self.0.sends_files() {
             // No connection would put the file in the place of what stands for it.
-            return Ok(Body::new(Chunks::new(file, part)));
+            let chunk = if self.0.is_stream() { STREAM_CHUNK } else { CHUNK };
+            return Ok(Body::new(Chunks::new(file, part, chunk)));
         }
         let first = window(&part);
         let cached = match is_cached(&file, &first) {
             Ok(true) => first.end,
             Ok(false) => first.start,
             // The file system may have no page cache either: `sendfile` would wait for a disk, or for another machine.
-            Err(Errno::OPNOTSUPP) => return Ok(Body::new(Chunks::new(file, part))),
+            Err(Errno::OPNOTSUPP) => return Ok(Body::new(Chunks::new(file, part, CHUNK))),
             Err(error) => return Err(error.into()),
         };
         let file = Arc::new(SentFile { file, next: AtomicU64::new(part.start), end: part.end });
@@ -274,12 +278,19 @@ async fn read(file: File, part: Range<u64>) -> io::Result<Bytes> {
 struct Chunks {
     file: Arc<File>,
     left: Range<u64>,
+    /// The most bytes of one.
+    chunk: usize,
     reading: Option<JoinHandle<io::Result<Bytes>>>,
 }
 
 impl Chunks {
-    fn new(file: File, part: Range<u64>) -> Self {
-        Self { file: Arc::new(file), left: part, reading: None }
+    fn new(file: File, part: Range<u64>, chunk: usize) -> Self {
+        Self { file: Arc::new(file), left: part, chunk, reading: None }
+    }
+
+    fn give(&mut self, bytes: Bytes) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        self.left.start += bytes.len() as u64;
+        Poll::Ready(Some(Ok(Frame::data(bytes))))
     }
 }
 
@@ -295,32 +306,25 @@ impl http_body::Body for Chunks {
         if this.left.is_empty() {
             return Poll::Ready(None);
         }
-        let bytes = match &mut this.reading {
-            Some(reading) => {
-                let read = ready!(Pin::new(reading).poll(cx));
-                this.reading = None;
-                read.map_err(io::Error::other)??
-            }
-            None => {
-                let at = this.left.start;
-                let mut chunk = zeros(length(&this.left).min(CHUNK));
-                match read_cached(&this.file, &mut chunk, at) {
-                    // The rest of it comes next, whether it is there or not.
-                    Ok(n) if n > 0 => {
-                        chunk.truncate(n);
-                        chunk.into()
-                    }
-                    Ok(_) | Err(Errno::AGAIN | Errno::OPNOTSUPP) => {
-                        let file = Arc::clone(&this.file);
-                        this.reading = Some(spawn_blocking(move || read_at(&file, at, chunk)));
-                        return Pin::new(this).poll_frame(cx);
-                    }
-                    Err(error) => return Poll::Ready(Some(Err(error.into()))),
+        if this.reading.is_none() {
+            let at = this.left.start;
+            let mut chunk = zeros(length(&this.left).min(this.chunk));
+            match read_cached(&this.file, &mut chunk, at) {
+                // The rest of it comes next, whether it is there or not.
+                Ok(n) if n > 0 => {
+                    chunk.truncate(n);
+                    return this.give(chunk.into());
                 }
+                Ok(_) | Err(Errno::AGAIN | Errno::OPNOTSUPP) => {
+                    let file = Arc::clone(&this.file);
+                    this.reading = Some(spawn_blocking(move || read_at(&file, at, chunk)));
+                }
+                Err(error) => return Poll::Ready(Some(Err(error.into()))),
             }
-        };
-        this.left.start += bytes.len() as u64;
-        Poll::Ready(Some(Ok(Frame::data(bytes))))
+        }
+        let read = ready!(this.reading.as_mut().map_or(Poll::Pending, |reading| Pin::new(reading).poll(cx)));
+        this.reading = None;
+        this.give(read.map_err(io::Error::other)??)
     }
 
     fn is_end_stream(&self) -> bool {

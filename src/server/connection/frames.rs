@@ -22,6 +22,10 @@ const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
 
+/// The most bytes of frames that are read before others of the thread have their turn, and the client's frames are looked
+/// at.
+const TURN: u64 = 32 << 10;
+
 /// A client's stream, of which the frames are seen.
 pub(super) struct Frames<S> {
     stream: S,
@@ -35,6 +39,8 @@ struct Seen {
     /// Those of requests and their bodies, and all others, since the last look.
     asking: AtomicU64,
     others: AtomicU64,
+    /// The bytes of all of them.
+    bytes: AtomicU64,
     /// The number of the one that is on its way; 0 if none is.
     under_way: AtomicU64,
 }
@@ -109,9 +115,16 @@ impl<S> Frames<S> {
 impl<S: AsyncRead + Unpin> AsyncRead for Frames<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        let bytes = this.seen.bytes.load(Relaxed);
+        if bytes >= TURN {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
-        this.reader.read(&buf.filled()[before..], &this.seen);
+        let read = &buf.filled()[before..];
+        this.seen.bytes.store(bytes + read.len() as u64, Relaxed);
+        this.reader.read(read, &this.seen);
         Poll::Ready(Ok(()))
     }
 }
@@ -208,9 +221,10 @@ impl Flood {
         self.seen.under_way.load(Relaxed)
     }
 
-    /// True if the client has sent too many. `written`: the bytes of answers that it was sent until now.
+    /// Looks at the frames that have come: true if they are too many. `written`: the bytes of answers that it was sent until now.
     pub(super) fn is_too_much(&mut self, written: u64, now: impl Fn() -> Tick) -> bool {
-        let [asking, others] = [&self.seen.asking, &self.seen.others].map(|count| count.swap(0, Relaxed));
+        let Seen { asking, others, bytes, .. } = &*self.seen;
+        let [asking, others, _] = [asking, others, bytes].map(|count| count.swap(0, Relaxed));
         self.frames.give(asking + (written - self.written) / Self::BYTES);
         self.written = written;
         let taken_back = std::mem::take(&mut self.taken_back);

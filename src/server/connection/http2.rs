@@ -41,7 +41,7 @@ const STREAMS: u32 = 128;
 const STREAM_WINDOW: u32 = 128 << 10;
 const CONNECTION_WINDOW: u32 = 256 << 10;
 /// The least bytes of a stream's answer that wait to be written before its body is asked for more.
-const UNWRITTEN: usize = 64 << 10;
+const UNWRITTEN: usize = 32 << 10;
 /// The most bytes of an answer that are given to h2 at once.
 const PIECE: usize = 64 << 10;
 /// The most bytes of an answer that is over for hyper before it is written. A longer one ends afterwards: until then its
@@ -54,11 +54,14 @@ const FIELDS: usize = 100;
 
 // ---- the connection ------------------------------------------------------------------------------------------
 
+/// hyper's part, with what it works with.
+type Served = Hyper<TokioIo<Frames<Seat>>, Service, Begun>;
+
 /// A connection that speaks HTTP/2, with the streams that are being answered.
 pub(super) struct Http2 {
     connection: Arc<Connection>,
     seat: Seat,
-    hyper: Pin<Box<Hyper<TokioIo<Frames<Seat>>, Service, Begun>>>,
+    hyper: Pin<Box<Served>>,
     begun: Begun,
     answering: FuturesUnordered<Answering>,
     /// Those whose answers hyper has whole, and has not written, or whose requests are not read to their ends.
@@ -400,7 +403,8 @@ impl Future for StreamAnswer {
             body: (!is_bodyless).then_some(body),
             rest: Bytes::new(),
             given: 0,
-            end: None,
+            has_ended: false,
+            trailers: None,
         })))
     }
 }
@@ -414,8 +418,9 @@ struct Pieces {
     rest: Bytes,
     /// The number of bytes that were given.
     given: u64,
-    /// All of it was given but for its trailers, if it has any.
-    end: Option<Option<HeaderMap>>,
+    /// All of it was given but for its trailers.
+    has_ended: bool,
+    trailers: Option<HeaderMap>,
 }
 
 impl Pieces {
@@ -451,13 +456,9 @@ impl http_body::Body for Pieces {
             if !this.rest.is_empty() {
                 return Poll::Ready(Some(Ok(this.piece())));
             }
-            if let Some(trailers) = &mut this.end {
-                let trailers = trailers.take();
-                if this.poll_end(cx).is_pending() {
-                    this.end = Some(trailers);
-                    return Poll::Pending;
-                }
-                return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+            if this.has_ended {
+                ready!(this.poll_end(cx));
+                return Poll::Ready(this.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
             }
             let frame = match &mut this.body {
                 Some(body) if !body.is_end_stream() => ready!(Pin::new(body).poll_frame(cx)),
@@ -465,8 +466,11 @@ impl http_body::Body for Pieces {
             };
             match frame.map(|frame| frame.map(Frame::into_data)) {
                 Some(Ok(Ok(bytes))) => this.rest = bytes,
-                Some(Ok(Err(frame))) => this.end = Some(frame.into_trailers().ok()),
-                None => this.end = Some(None),
+                Some(Ok(Err(frame))) => {
+                    this.trailers = frame.into_trailers().ok();
+                    this.has_ended = true;
+                }
+                None => this.has_ended = true,
                 Some(Err(error)) => {
                     this.stream.broken_off(true);
                     return Poll::Ready(Some(Err(error)));
@@ -478,7 +482,7 @@ impl http_body::Body for Pieces {
     fn is_end_stream(&self) -> bool {
         self.rest.is_empty()
             && self.given <= SHORT
-            && self.end.is_none()
+            && !self.has_ended
             && self.body.as_ref().is_none_or(AnswerBody::is_end_stream)
     }
 

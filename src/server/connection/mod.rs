@@ -557,17 +557,16 @@ impl Connection {
             _ if self.commands.strongest() >= Command::TimeOut => None,
             (State::Reading | State::Http2, Command::TimeOut) => Some(Refused::HeaderTimeout),
             (State::Http2, Command::Drop) if self.progress.is_blocked() => Some(Refused::SlowReader),
-            // Counted as a handshake that failed.
-            (State::Handshaking, _) => None,
             (State::Answering | State::Flushing, _) if self.progress.is_blocked() => {
                 Some(Refused::SlowReader)
             }
             (State::Answering | State::Flushing, _) => Some(Refused::SlowBody),
             (State::Tunnel, _) if self.progress.is_finished() => Some(Refused::SlowReader),
             (State::Tunnel, _) => Some(Refused::SilentTunnel),
-            // Whose body is discarded has had its answer.
+            // Whose body is discarded has had its answer; and a handshake that failed is counted as that.
             (
-                State::Parked
+                State::Handshaking
+                | State::Parked
                 | State::Reading
                 | State::Discarding
                 | State::Http2

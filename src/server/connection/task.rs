@@ -37,6 +37,11 @@ impl Serve {
         Self { stage: Stage::Parked(Parked(stream)), http1s: Arc::clone(http1s) }
     }
 
+    /// The same for one that is to be closed.
+    pub(in crate::server) fn to_close(stream: Box<ClientStream>, http1s: &Arc<Http1s>) -> Self {
+        Self { stage: Closing::stage(stream, None), http1s: Arc::clone(http1s) }
+    }
+
     /// The same for one that begins with a handshake of TLS.
     pub(in crate::server) fn after_handshake(
         stream: Box<ClientStream>,

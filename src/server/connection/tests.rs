@@ -26,6 +26,10 @@ enum Happening {
     Decided { status: u16, last: bool },
     Produced,
     Flushed,
+    Http2,
+    Streams(bool),
+    Frame(bool),
+    GoAway,
     Close,
 }
 
@@ -39,6 +43,10 @@ fn happening() -> impl Strategy<Value = Happening> {
             .prop_map(|(status, last)| Happening::Decided { status, last }),
         Just(Happening::Produced),
         Just(Happening::Flushed),
+        Just(Happening::Http2),
+        any::<bool>().prop_map(Happening::Streams),
+        any::<bool>().prop_map(Happening::Frame),
+        Just(Happening::GoAway),
         prop::bool::weighted(0.1).prop_filter("seldom", |close| *close).prop_map(|_| Happening::Close),
     ]
 }
@@ -82,6 +90,10 @@ impl Subject {
             }
             Happening::Produced => _ = self.on(Event::Produced),
             Happening::Flushed => _ = self.on(Event::Flushed),
+            Happening::Http2 => _ = self.on(Event::Http2),
+            Happening::Streams(open) => _ = self.on(Event::Streams(open)),
+            Happening::Frame(begun) => _ = self.on(Event::Frame(begun)),
+            Happening::GoAway => _ = self.on(Event::GoAway),
             Happening::Close => _ = self.on(Event::Close),
         }
     }
@@ -139,6 +151,8 @@ proptest! {
         for happening in happenings {
             subject.happens(happening);
         }
+        // Each has limits of its own, as a request has.
+        subject.on(Event::Streams(false));
         let end = subject.now.after(LONG);
         let command = if leaving { Command::Finish } else { Command::Serve };
         while subject.now < end && subject.machine.state() != State::Closed {
@@ -156,6 +170,12 @@ proptest! {
             match due {
                 None => {}
                 Some(Command::TimeOut) if subject.machine.state() == State::Reading => _ = subject.on(Event::Close),
+                Some(Command::TimeOut) if subject.machine.state() == State::Http2 => {
+                    while subject.on(Event::End(Outcome::Stalled)) {}
+                }
+                Some(Command::Finish) if subject.machine.state() == State::Http2 => {
+                    _ = subject.on(Event::GoAway);
+                }
                 Some(Command::TimeOut) => {
                     subject.on(Event::Decided { status: StatusCode::REQUEST_TIMEOUT, last: true });
                     subject.on(Event::Produced);

@@ -1,6 +1,7 @@
 //! A connection that is taken apart and put together in another server stays the same to its client; one that
 //! cannot be carried is closed, and its client is told so by the last answer.
 
+mod http2;
 mod tls;
 
 use std::io::{BufRead, BufReader, Seek};

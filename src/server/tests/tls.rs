@@ -2,16 +2,19 @@
 
 use std::io::{Read, Write};
 use std::pin::Pin;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, ready};
 
 use proptest::prelude::*;
+use rustix::net::SendFlags;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixStream;
 
 use super::{Cut, PATIENCE, REQUEST, Side, answer, exchange, request};
+use crate::handover::mailbox::Mailbox;
 use crate::server::State;
 use crate::tls::{Acceptor, Reason};
 
@@ -275,4 +278,93 @@ async fn a_connection_that_shakes_hands_is_seen_as_such_and_parked_afterwards() 
     }
     assert_eq!(connection.state(), State::Parked);
     assert_eq!(connection.session().expect("TLS").server_name(), Some("localhost"));
+}
+
+/// Otherwise who was asked for nothing, or has shown a certificate that is revoked by now, would go on as if nothing had changed.
+#[tokio::test]
+async fn a_connection_whose_client_would_be_judged_by_another_policy_now_is_closed_and_no_other() {
+    let is_for = |name: Option<&str>| name == Some("localhost");
+    let judging = |digest| acceptor().with_policy(digest, is_for);
+    let of_another_name = || acceptor().with_policy(7, |name| name == Some("elsewhere"));
+    for (before, now, goes_on) in [
+        (judging(7), Some(judging(7)), true),
+        (judging(7), Some(judging(8)), false),
+        (judging(7), Some(of_another_name()), false),
+        (judging(7), Some(acceptor()), false),
+        (judging(7), None, false),
+        (acceptor(), Some(judging(7)), false),
+        (of_another_name(), Some(acceptor()), true),
+        (acceptor(), None, true),
+    ] {
+        let (here, mut there) = (Side::new(), Side::new());
+        there.server = there.server.over(now);
+        let (mut client, theirs) = Client::new(&rustls::version::TLS13);
+        here.server.serve_one_over(theirs, &before);
+        client.shake_hands().await;
+        client.send(REQUEST).await;
+        answer(&mut client).await;
+        here.give_away();
+        here.departures.pass_on().await;
+        let mailbox = here.handover.mailbox().expect("it was made with one");
+        there.server.take_over(mailbox, drop).expect("the mailbox works");
+        if goes_on {
+            client.send(REQUEST).await;
+            assert!(answer(&mut client).await.contains("GET /"));
+        } else {
+            // Also what was sent meanwhile gets no answer.
+            client.send(REQUEST).await;
+            assert_eq!(client.read(&mut [0]).await.expect("a goodbye"), 0);
+        }
+        let counts = (
+            there.registry.totals().taken_over.counts()[0],
+            there.registry.totals().not_understood.load(Relaxed),
+        );
+        assert_eq!(counts, if goes_on { (1, 0) } else { (0, 1) });
+    }
+}
+
+/// The records of one direction are numbered from one owner of the connection to the next. A number that came twice would be
+/// a nonce that is used twice, and rustls, which counts along, would not open the record.
+#[tokio::test]
+async fn no_number_is_used_twice_when_the_mailbox_refuses_a_parcel_and_it_comes_back() {
+    let mailbox = Mailbox::new().expect("a mailbox");
+    rustix::net::sockopt::set_socket_send_buffer_size(mailbox.entrance(), 1).expect("it may be small");
+    while rustix::net::send(mailbox.entrance(), b"full", SendFlags::DONTWAIT).is_ok() {}
+    let side = Side::over(mailbox);
+    let (mut client, theirs) = Client::new(&rustls::version::TLS13);
+    side.server.serve_one_over(theirs, &acceptor());
+    client.shake_hands().await;
+    client.send(REQUEST).await;
+    answer(&mut client).await;
+    let not_carried = &side.registry.totals().not_carried;
+    let ask_once_more = async {
+        while not_carried.total() == 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        client.send(REQUEST).await;
+        assert!(answer(&mut client).await.contains("connection: close"));
+        assert_eq!(client.read(&mut [0]).await.expect("a goodbye"), 0);
+    };
+    let both = async { tokio::join!(side.server.carry(PATIENCE), ask_once_more) };
+    tokio::time::timeout(PATIENCE, both).await.expect("it is over when the client has its answer");
+}
+
+#[tokio::test]
+async fn a_connection_has_one_owner_and_ends_with_it() {
+    let (here, there) = (Side::new(), Side::new());
+    let (mut client, theirs) = Client::new(&rustls::version::TLS13);
+    here.server.serve_one_over(theirs, &acceptor());
+    client.shake_hands().await;
+    client.send(REQUEST).await;
+    answer(&mut client).await;
+    here.give_away();
+    here.departures.pass_on().await;
+    assert!(here.registry.is_empty(), "what is in the mailbox is nobody else's");
+    let mailbox = here.handover.mailbox().expect("it was made with one");
+    // The successor takes it out, and dies before it has come to serve it.
+    drop(mailbox.take().expect("the mailbox works").expect("a message"));
+    there.server.take_over(mailbox, drop).expect("the mailbox works");
+    assert!(there.registry.is_empty(), "nobody takes it out a second time");
+    let end = client.socket.read(&mut [0; 1]).await;
+    assert!(end.is_ok_and(|n| n == 0), "its socket went with it");
 }

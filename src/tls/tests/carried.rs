@@ -199,7 +199,8 @@ async fn a_note_shows_no_secret() {
 
 #[tokio::test]
 async fn a_note_that_no_connection_writes_is_refused_with_a_reason() {
-    let damages: [(NoteError, fn(&mut TlsNote)); 9] = [
+    type Damage = fn(&mut TlsNote);
+    let damages: [(NoteError, Damage); 9] = [
         (NoteError::Suite(0x1304), |note| note.session.suite = 0x1304),
         (NoteError::Material, |note| note.read.material.truncate(32)),
         (NoteError::Material, |note| note.session.suite = 0x1301),

@@ -131,7 +131,8 @@ async fn rustls_and_our_records_agree() {
         let their_alert = alert(suite, &write, &mut taken(&mut oracle));
 
         let (ours_io, mut far) = tokio::io::duplex(1 << 20);
-        let session = Session { suite: *id, alpn: None, server_name: None, client: None, resumed: false };
+        let session =
+            Session { suite: *id, alpn: None, server_name: None, client: None, resumed: false, policy: 0 };
         let records = Records::new(session, suite, material(&read), material(&write), Vec::new());
         let mut ours = TlsStream::new(ours_io, records);
         let (mut got, mut end, mut refusal) = (Vec::new(), End::Open, String::new());
@@ -187,4 +188,15 @@ async fn rustls_and_our_records_agree() {
     assert!(
         rounds < 1000 || [End::Open, End::Closed, End::Refused].iter().all(|end| ends[&(*end, false)] > 10)
     );
+}
+
+#[test]
+fn no_script_makes_a_difference_by_where_it_is_cut() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    for _ in 0..2000 {
+        let script: Vec<u8> = (0..random.usize(..300)).map(|_| random.u8(..)).collect();
+        script::fuzz(&script);
+    }
 }

@@ -1,6 +1,6 @@
 //! A client that loses whatever the server loses.
 //!
-//! HTTP/1.1 on one raw connection: no pool, no retry, no redirect, no guess.
+//! HTTP/1.1 on one raw connection, or within TLS: no pool, no retry, no redirect, no guess.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -8,6 +8,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use crate::tls::{Agreed, Secured, Trust};
 use crate::wait::PATIENCE;
 
 /// One connection to a server.
@@ -22,6 +23,7 @@ pub struct Client {
 enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Secured),
 }
 
 /// A whole answer.
@@ -86,10 +88,17 @@ impl Client {
     ///
     /// [`Failure::Refused`] when nobody listens there.
     pub fn connect(address: SocketAddr) -> Result<Self, Failure> {
-        let stream = TcpStream::connect(address).map_err(not_connected)?;
-        stream.set_nodelay(true).map_err(Failure::Io)?;
-        stream.set_read_timeout(Some(PATIENCE)).map_err(Failure::Io)?;
-        Ok(Self::over(Stream::Tcp(stream)))
+        Ok(Self::over(Stream::Tcp(connect_tcp(address)?)))
+    }
+
+    /// Connects over TLS, to a server whose certificate is as the client trusts.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Refused`] when nobody listens there; [`Failure::Closed`] when the server ended the handshake without an
+    /// alert.
+    pub fn connect_tls(address: SocketAddr, trust: &Trust) -> Result<Self, Failure> {
+        Ok(Self::over(Stream::Tls(trust.shake_hands(connect_tcp(address)?)?)))
     }
 
     /// Connects to a unix socket.
@@ -112,11 +121,37 @@ impl Client {
     pub fn local_address(&self) -> Option<SocketAddr> {
         match &self.stream {
             Stream::Tcp(stream) => stream.local_addr().ok(),
+            Stream::Tls(stream) => stream.0.sock.local_addr().ok(),
             Stream::Unix(_) => None,
         }
     }
 
-    /// The connection itself, for what is no HTTP any more; `None` on a unix socket.
+    /// What its handshake has agreed on.
+    ///
+    /// # Panics
+    ///
+    /// If it had none.
+    #[must_use]
+    pub fn agreed(&self) -> Agreed {
+        match &self.stream {
+            Stream::Tls(stream) => stream.agreed(),
+            _ => panic!("this connection is not encrypted"),
+        }
+    }
+
+    /// Has the next request begin with new keys in both directions (RFC 8446, section 4.6.3).
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Io`] if the connection has no such keys: it is none of TLS 1.3.
+    pub fn renew_keys(&mut self) -> Result<(), Failure> {
+        match &mut self.stream {
+            Stream::Tls(stream) => stream.renew_keys().map_err(Failure::Io),
+            _ => Err(Failure::Io(io::ErrorKind::Unsupported.into())),
+        }
+    }
+
+    /// The connection itself, for what is no HTTP any more; `None` on a unix socket, and of an encrypted one.
     ///
     /// # Panics
     ///
@@ -126,7 +161,7 @@ impl Client {
         assert!(self.received.is_empty(), "{} bytes would be lost", self.received.len());
         match self.stream {
             Stream::Tcp(stream) => Some(stream),
-            Stream::Unix(_) => None,
+            Stream::Unix(_) | Stream::Tls(_) => None,
         }
     }
 
@@ -174,6 +209,13 @@ impl Client {
     }
 }
 
+fn connect_tcp(address: SocketAddr) -> Result<TcpStream, Failure> {
+    let stream = TcpStream::connect(address).map_err(not_connected)?;
+    stream.set_nodelay(true).map_err(Failure::Io)?;
+    stream.set_read_timeout(Some(PATIENCE)).map_err(Failure::Io)?;
+    Ok(stream)
+}
+
 fn not_connected(error: io::Error) -> Failure {
     match error.kind() {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => Failure::Refused(error),
@@ -212,7 +254,7 @@ impl Client {
     ///
     /// See [`Failure`].
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
-        match self.stream.write_all(bytes.as_ref()) {
+        match self.stream.write_all(bytes.as_ref()).and_then(|()| self.stream.flush()) {
             Ok(()) => Ok(()),
             Err(error) => Err(self.lost(error)),
         }
@@ -355,7 +397,10 @@ impl Client {
 
     fn lost(&mut self, error: io::Error) -> Failure {
         match error.kind() {
-            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => self.ended(),
+            // The last is an end that was not said goodbye to (RFC 8446, section 6.1).
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof => {
+                self.ended()
+            }
             _ => Failure::Io(error),
         }
     }
@@ -418,6 +463,7 @@ impl Stream {
         match self {
             Self::Tcp(stream) => stream.set_nonblocking(nonblocking),
             Self::Unix(stream) => stream.set_nonblocking(nonblocking),
+            Self::Tls(stream) => stream.0.sock.set_nonblocking(nonblocking),
         }
     }
 }
@@ -427,6 +473,7 @@ impl Read for Stream {
         match self {
             Self::Tcp(stream) => stream.read(buffer),
             Self::Unix(stream) => stream.read(buffer),
+            Self::Tls(stream) => stream.0.read(buffer),
         }
     }
 }
@@ -436,10 +483,14 @@ impl Write for Stream {
         match self {
             Self::Tcp(stream) => stream.write(bytes),
             Self::Unix(stream) => stream.write(bytes),
+            Self::Tls(stream) => stream.0.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        match self {
+            Self::Tls(stream) => stream.0.flush(),
+            Self::Tcp(_) | Self::Unix(_) => Ok(()),
+        }
     }
 }

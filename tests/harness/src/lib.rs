@@ -7,6 +7,7 @@
 //!   service manager that records everything the daemon tells it.
 //! * [`Client`] speaks strict HTTP/1.1 and never retries: what it loses was lost.
 //! * [`certificates`] are of every kind, also wrong ones.
+//! * [`Trust`] has clients trust one of them: each of the clients speaks TLS as well.
 //! * [`Load`] is many of them at once, with an account of what they lost.
 //! * [`Upstream`] is a server that answers when the test says so.
 //! * [`Tunnel`] is both ends of a tunnel, with numbered messages.
@@ -22,6 +23,7 @@ mod load;
 mod machine;
 mod network;
 mod process;
+mod tls;
 mod tunnel;
 mod upstream;
 mod wait;
@@ -33,6 +35,7 @@ pub use machine::{Machine, Output, files_below, print_figure, raise_descriptor_l
 pub use network::{Cable, Network};
 pub use process::{Daemon, Listening, Notification, Stderr, runs};
 pub use rustix::process::Signal;
+pub use tls::{Agreed, Trust};
 pub use tunnel::{Conversation, Tunnel};
 pub use upstream::{Exchange, Upstream};
 pub use wait::{PATIENCE, wait_until, wait_with};

@@ -9,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::client::{Client, Failure, Response};
+use crate::tls::Trust;
 use crate::wait::wait_until;
 
 /// Clients that each keep one connection busy: the next request goes out as soon as the answer is there. A client
@@ -76,10 +77,30 @@ impl Load {
     /// `Connection: close` are not lost: their client knows that nobody has begun them (RFC 9112, section 9.3.2).
     #[must_use]
     pub fn pipelining(clients: usize, address: SocketAddr, request: &str, depth: usize) -> Self {
+        Self::connecting(clients, request, depth, move || Client::connect(address))
+    }
+
+    /// Starts this many clients that speak TLS.
+    #[must_use]
+    pub fn over_tls(clients: usize, address: SocketAddr, trust: &Trust, path: &str) -> Self {
+        let trust = trust.clone();
+        Self::connecting(clients, &format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"), 1, move || {
+            Client::connect_tls(address, &trust)
+        })
+    }
+
+    fn connecting(
+        clients: usize,
+        request: &str,
+        depth: usize,
+        connect: impl Fn() -> Result<Client, Failure> + Clone + Send + 'static,
+    ) -> Self {
         let book = Arc::new(Book::default());
-        let work = |book: Arc<Book>, request: String| move || book.keep_asking(address, &request, depth);
-        let clients =
-            (0..clients).map(|_| thread::spawn(work(Arc::clone(&book), request.to_owned()))).collect();
+        let client = |_| {
+            let (book, request, connect) = (Arc::clone(&book), request.to_owned(), connect.clone());
+            thread::spawn(move || book.keep_asking(connect, &request, depth))
+        };
+        let clients = (0..clients).map(client).collect();
         Self { book, clients }
     }
 
@@ -134,8 +155,8 @@ struct Asking {
 }
 
 impl Asking {
-    fn connect(address: SocketAddr) -> Result<Self, Failure> {
-        Ok(Self { client: Client::connect(address)?, unanswered: 0 })
+    fn over(client: Client) -> Self {
+        Self { client, unanswered: 0 }
     }
 
     /// Sends requests until so many are on their way, and receives an answer.
@@ -152,11 +173,11 @@ impl Asking {
 }
 
 impl Book {
-    fn keep_asking(&self, address: SocketAddr, request: &str, depth: usize) {
+    fn keep_asking(&self, connect: impl Fn() -> Result<Client, Failure>, request: &str, depth: usize) {
         let mut kept: Option<Asking> = None;
         while !self.stop.load(Relaxed) {
             let began = Instant::now();
-            let connected = kept.take().map_or_else(|| Asking::connect(address), Ok);
+            let connected = kept.take().map_or_else(|| connect().map(Asking::over), Ok);
             let answered = connected.and_then(|mut asking| asking.turn(request, depth).map(|a| (asking, a)));
             let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
             self.longest.fetch_max(took, Relaxed);

@@ -1,0 +1,286 @@
+//! Clients that speak HTTP/2 and mean no good: each holds little, for not too long, and nobody else waits for it.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use steadfast_harness::{print_figure, wait_until};
+
+use crate::recorder::Recorder;
+use crate::site::{Site, files, proxy, respond};
+use crate::wire::connect;
+
+/// The number of such clients at a time.
+const CLIENTS: usize = 20;
+
+/// The memory that one of them may have the daemon hold, in bytes: 128 streams with 64 KiB of an answer each.
+const EACH: u64 = 8 << 20;
+
+/// All limits are of one second; the sweep is not far behind, on a machine that is not too busy.
+const SOON: Duration = Duration::from_secs(30);
+
+/// Longer than a good client may ever wait, on such a machine.
+const TOO_LONG: Duration = Duration::from_secs(10);
+
+const LIMITS: &str = r#"
+    h2c = true
+    header_timeout = "1s"
+    keepalive_timeout = "1s"
+    read_timeout = "1s"
+    write_timeout = "1s"
+    min_rate_grace = "3s"
+"#;
+
+// ---- frames --------------------------------------------------------------------------------------------------
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
+
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let [_, a, b, c] = u32::try_from(payload.len()).expect("it is short").to_be_bytes();
+    [&[a, b, c, kind, flags][..], &stream.to_be_bytes(), payload].concat()
+}
+
+/// The head of a request for a short path, in HPACK (RFC 7541) without any table of its own.
+fn head(method: u8, path: &str) -> Vec<u8> {
+    let length = u8::try_from(path.len()).expect("it is short");
+    [&[method, 0x86, 0x01, 1, b'a', 0x04, length][..], path.as_bytes()].concat()
+}
+
+fn get(stream: u32, path: &str) -> Vec<u8> {
+    frame(HEADERS, END_HEADERS | END_STREAM, stream, &head(0x82, path))
+}
+
+fn post(stream: u32, path: &str) -> Vec<u8> {
+    frame(HEADERS, END_HEADERS, stream, &head(0x83, path))
+}
+
+/// The beginning of a connection, whose client has room for so much of each answer.
+fn hello(window: u32) -> Vec<u8> {
+    let window = [&[0, 4][..], &window.to_be_bytes()].concat();
+    [PREFACE, &frame(SETTINGS, 0, 0, &window), &frame(SETTINGS, 1, 0, &[])].concat()
+}
+
+/// The numbers of so many streams.
+fn streams(number: u32) -> impl Iterator<Item = u32> {
+    (0..number).map(|stream| 2 * stream + 1)
+}
+
+/// Writes until the daemon has had enough.
+fn pour(stream: &mut TcpStream, mut more: impl FnMut() -> Vec<u8>) {
+    while stream.write_all(&more()).is_ok() {}
+}
+
+/// Reads, so that the daemon is never held up, until it has closed.
+fn drain(stream: &TcpStream) {
+    let mut stream = stream.try_clone().expect("a descriptor");
+    let mut waste = [0; 16 << 10];
+    while stream.read(&mut waste).is_ok_and(|n| n > 0) {}
+}
+
+/// Has many clients do their worst beside a good one, until the daemon has ended all of them.
+fn endures(what: &str, client: impl Fn(TcpStream) + Sync) -> Site {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("large"), vec![7; 8 << 20]).expect("it can be written");
+    let recorder = Recorder::start();
+    let tables = respond("/hello", "hello")
+        + &files("/files/*", folder.path())
+        + &proxy("/app/*", recorder.address, "");
+    let site = Site::start(LIMITS, &tables);
+    site.assert_available("/hello");
+    let before = site.resident();
+    let (mut most, mut longest) = (before, Duration::ZERO);
+    let began = Instant::now();
+    thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(|| client(connect(site.http)))).collect();
+        while clients.iter().any(|client| !client.is_finished()) {
+            let asked = Instant::now();
+            site.assert_available("/hello");
+            longest = longest.max(asked.elapsed());
+            most = most.max(site.resident());
+            thread::sleep(Duration::from_millis(20));
+        }
+    });
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    assert!(longest < TOO_LONG, "{longest:?}");
+    wait_until("the connections to be gone", || (site.connections() <= 1).then_some(()));
+    print_figure(&format!("{what}: longest wait of a good client, ms"), longest.as_millis());
+    let each = most.saturating_sub(before) / CLIENTS as u64;
+    print_figure(&format!("{what}: KiB of each"), each >> 10);
+    assert!(each < EACH, "{each}");
+    site
+}
+
+/// The number of clients that were refused for these reasons.
+fn refused(site: &Site, reasons: [&str; 2]) -> u64 {
+    let number = |reason| site.metric(&format!("steadfast_http_refused_total{{reason=\"{reason}\"}}"));
+    reasons.map(number).iter().sum()
+}
+
+// ---- what they do --------------------------------------------------------------------------------------------
+
+#[test]
+fn requests_that_are_taken_back_at_once() {
+    let site = endures("rapid reset", |mut stream| {
+        stream.write_all(&hello(65_535)).unwrap();
+        thread::scope(|scope| {
+            let reader = stream.try_clone().unwrap();
+            scope.spawn(move || drain(&reader));
+            let mut numbers = streams(u32::MAX >> 2);
+            pour(&mut stream, || {
+                let number = numbers.next().unwrap();
+                [get(number, "/files/large"), frame(RST_STREAM, 0, number, &8_u32.to_be_bytes())].concat()
+            });
+        });
+    });
+    // h2 itself ends those whose resets come before it has looked at the requests.
+    assert_eq!(refused(&site, ["flood", "bad_request"]), CLIENTS as u64);
+}
+
+#[test]
+fn a_head_that_goes_on_for_ever() {
+    endures("continuation flood", |mut stream| {
+        stream.write_all(&hello(65_535)).unwrap();
+        let _ = stream.write_all(&frame(HEADERS, 0, 1, &head(0x82, "/hello")));
+        // A field of 16,000 bytes in each.
+        let field = [&[0x00, 1, b'x', 0x7f, 0x81, 0x7c][..], &[b'y'; 16_000]].concat();
+        pour(&mut stream, || frame(CONTINUATION, 0, 1, &field));
+    });
+    endures("continuation flood, of empty ones", |mut stream| {
+        stream.write_all(&hello(65_535)).unwrap();
+        let _ = stream.write_all(&frame(HEADERS, 0, 1, &head(0x82, "/hello")));
+        pour(&mut stream, || frame(CONTINUATION, 0, 1, &[]));
+    });
+}
+
+#[test]
+fn a_head_that_unpacks_to_much_more() {
+    endures("a bomb of indexed fields", |mut stream| {
+        stream.write_all(&hello(65_535)).unwrap();
+        // One field of 4,000 bytes goes into the table, and each byte that follows stands for it again.
+        let field = [&[0x40, 1, b'x', 0x7f, 0xa1, 0x1e][..], &[b'y'; 4000]].concat();
+        let block = [head(0x82, "/hello"), field, vec![0xbe; 10_000]].concat();
+        for number in streams(1000) {
+            if stream.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, number, &block)).is_err() {
+                break;
+            }
+        }
+        stream.shutdown(Shutdown::Write).unwrap();
+        drain(&stream);
+    });
+}
+
+#[test]
+fn settings_and_pings_without_end() {
+    for (what, kind) in [
+        ("ping flood", frame(PING, 0, 0, &[0; 8])),
+        ("settings flood", frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 255, 255])),
+    ] {
+        let many = kind.repeat(1000);
+        let site = endures(what, |mut stream| {
+            stream.write_all(&hello(65_535)).unwrap();
+            pour(&mut stream, || many.clone());
+        });
+        // One of which a frame stays unread for a second, on a machine that is busy, is one that is slow.
+        assert_eq!(refused(&site, ["flood", "header_timeout"]), CLIENTS as u64);
+    }
+}
+
+#[test]
+fn answers_that_are_never_read() {
+    for (what, path) in [("zero windows, files", "/files/large"), ("zero windows, short answers", "/hello")] {
+        endures(what, |mut stream| {
+            stream.write_all(&hello(0)).unwrap();
+            stream.write_all(&streams(128).flat_map(|number| get(number, path)).collect::<Vec<_>>()).unwrap();
+            drain(&stream);
+        });
+    }
+    endures("windows of a byte", |mut stream| {
+        stream.write_all(&hello(1)).unwrap();
+        stream.write_all(&streams(128).flat_map(|number| get(number, "/hello")).collect::<Vec<_>>()).unwrap();
+        drain(&stream);
+    });
+    endures("a socket that is not read", |mut stream| {
+        stream.write_all(&hello((1 << 31) - 1)).unwrap();
+        stream.write_all(&frame(WINDOW_UPDATE, 0, 0, &0x7fff_0000_u32.to_be_bytes())).unwrap();
+        stream.write_all(&streams(128).flat_map(|n| get(n, "/files/large")).collect::<Vec<_>>()).unwrap();
+        stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+        // It is closed by a reset, which only a write sees.
+        while stream.write_all(&frame(WINDOW_UPDATE, 0, 1, &1_u32.to_be_bytes())).is_ok() {
+            thread::sleep(Duration::from_millis(50));
+        }
+    });
+}
+
+#[test]
+fn windows_that_grow_byte_by_byte() {
+    endures("windows of a byte at a time", |mut stream| {
+        stream.write_all(&hello(0)).unwrap();
+        stream.write_all(&streams(20).flat_map(|n| get(n, "/files/large")).collect::<Vec<_>>()).unwrap();
+        thread::scope(|scope| {
+            let reader = stream.try_clone().unwrap();
+            scope.spawn(move || drain(&reader));
+            let updates: Vec<u8> =
+                streams(20).flat_map(|n| frame(WINDOW_UPDATE, 0, n, &1_u32.to_be_bytes())).collect();
+            while stream.write_all(&updates).is_ok() {
+                thread::sleep(Duration::from_millis(200));
+            }
+        });
+    });
+}
+
+#[test]
+fn heads_and_bodies_that_take_their_time() {
+    endures("slow heads", |mut stream| {
+        stream.write_all(&hello(65_535)).unwrap();
+        thread::scope(|scope| {
+            let reader = stream.try_clone().unwrap();
+            scope.spawn(move || drain(&reader));
+            for byte in get(1, "/hello") {
+                if stream.write_all(&[byte]).is_err() {
+                    return;
+                }
+                thread::sleep(Duration::from_millis(200));
+            }
+            panic!("the daemon has waited for the head of a request");
+        });
+    });
+    endures("bodies that never end", |mut stream| {
+        stream.write_all(&hello(65_535)).unwrap();
+        stream.write_all(&streams(128).flat_map(|number| post(number, "/app/")).collect::<Vec<_>>()).unwrap();
+        let _ =
+            stream.write_all(&streams(16).flat_map(|n| frame(DATA, 0, n, &[0; 8000])).collect::<Vec<_>>());
+        drain(&stream);
+    });
+    endures("bodies in single bytes", |mut stream| {
+        stream.write_all(&hello(65_535)).unwrap();
+        stream.write_all(&post(1, "/app/")).unwrap();
+        thread::scope(|scope| {
+            let reader = stream.try_clone().unwrap();
+            scope.spawn(move || drain(&reader));
+            while stream.write_all(&frame(DATA, 0, 1, &[0])).is_ok() {
+                thread::sleep(Duration::from_millis(100));
+            }
+        });
+    });
+}
+
+#[test]
+fn streams_beyond_the_limit() {
+    endures("a thousand streams", |mut stream| {
+        stream.write_all(&hello(0)).unwrap();
+        let _ = stream.write_all(&streams(1000).flat_map(|n| get(n, "/files/large")).collect::<Vec<_>>());
+        drain(&stream);
+    });
+}

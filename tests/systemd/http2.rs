@@ -1,0 +1,176 @@
+//! Clients that speak HTTP/2: a reload or a restart ends their connections, and none of their requests.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::Duration;
+
+use axum::http::Request;
+use bytes::Bytes;
+use h2::client::SendRequest;
+use steadfast_harness::{Machine, print_figure, wait_until};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use crate::service::{CONFIG, ROUTES, Service, UNIT};
+
+const HTTP: &str = "127.0.0.1:8080";
+
+/// The number of clients, each with a connection, and of streams that each has open at a time.
+const CLIENTS: usize = 20;
+const STREAMS: usize = 10;
+
+fn start(file: &str) -> Option<Service> {
+    let service = Service::install(file, "")?;
+    let listen = format!("[http]\nlisten = [\"{HTTP}\"]\nh2c = true\nrequests_per_connection = 1000000000\n");
+    service.write(CONFIG, format!("{listen}[admin]\nlisten = [\"127.0.0.1:9090\"]\n{ROUTES}"));
+    service.ok(["systemctl", "start", UNIT]);
+    Some(service)
+}
+
+/// The account of strict clients: what they have asked for is answered, or lost.
+#[derive(Default)]
+struct Book {
+    stop: AtomicBool,
+    answered: AtomicU64,
+    lost: AtomicU64,
+    refused: AtomicU64,
+    /// Connections that the server has ended.
+    ended: AtomicU64,
+}
+
+impl Book {
+    fn advance(&self, requests: u64) {
+        let until = self.answered.load(Relaxed) + requests;
+        wait_until("requests to be answered", || (self.answered.load(Relaxed) >= until).then_some(()));
+    }
+}
+
+/// A client that opens a connection when the one before was ended by GOAWAY, and repeats no request.
+async fn client(book: &Book, address: SocketAddr) {
+    while !book.stop.load(Relaxed) {
+        let Ok(socket) = TcpStream::connect(address).await else {
+            book.refused.fetch_add(1, Relaxed);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            continue;
+        };
+        let Ok((requests, connection)) = h2::client::handshake(socket).await else {
+            // It was ended before it has asked for anything.
+            book.ended.fetch_add(1, Relaxed);
+            continue;
+        };
+        let streams = (0..STREAMS).map(|_| ask(book, requests.clone()));
+        let streams = futures_util::future::join_all(streams);
+        drop(requests);
+        let _ = tokio::join!(connection, streams);
+        book.ended.fetch_add(1, Relaxed);
+    }
+}
+
+/// Asks, one request after the other, until the connection takes no more.
+async fn ask(book: &Book, mut requests: SendRequest<Bytes>) {
+    while !book.stop.load(Relaxed) {
+        let Ok(mut ready) = requests.ready().await else { return };
+        let request = Request::get("http://test/").body(()).expect("a request");
+        // Not sent: the connection was about to end.
+        let Ok((answer, _)) = ready.send_request(request, true) else { return };
+        let whole = async {
+            let answer = answer.await?;
+            assert_eq!(answer.status(), 200);
+            let mut body = answer.into_body();
+            while let Some(bytes) = body.data().await.transpose()? {
+                body.flow_control().release_capacity(bytes.len())?;
+            }
+            Ok::<_, h2::Error>(())
+        };
+        match whole.await {
+            Ok(()) => book.answered.fetch_add(1, Relaxed),
+            Err(error) => {
+                eprintln!("a request is lost: {error}");
+                book.lost.fetch_add(1, Relaxed)
+            }
+        };
+        requests = ready;
+    }
+}
+
+/// Runs the clients in the box's network while something happens.
+fn beside(machine: &Machine, book: &'static Book, happens: impl FnOnce()) {
+    let clients = machine.enter_network(|| {
+        thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let mut clients = JoinSet::new();
+                (0..CLIENTS)
+                    .for_each(|_| drop(clients.spawn(client(book, HTTP.parse().expect("an address")))));
+                clients.join_all().await;
+            });
+        })
+    });
+    happens();
+    book.stop.store(true, Relaxed);
+    clients.join().expect("the clients are sound");
+}
+
+#[test]
+fn ten_restarts_and_ten_reloads_lose_no_request_of_clients_that_speak_http2() {
+    let Some(service) = start(file!()) else { return };
+    let book: &'static Book = Box::leak(Box::default());
+    beside(&service, book, || {
+        book.advance(2000);
+        for next in [Service::restart, Service::reload] {
+            for _ in 0..10 {
+                // So many in a minute look like a failure to systemd.
+                service.ok(["systemctl", "reset-failed", UNIT]);
+                next(&service);
+                book.advance(500);
+            }
+        }
+    });
+    let [answered, lost, refused, ended] =
+        [&book.answered, &book.lost, &book.refused, &book.ended].map(|count| count.load(Relaxed));
+    print_figure(
+        "ten restarts and ten reloads under HTTP/2",
+        format_args!("{answered} answered, {lost} lost, {refused} refused; {ended} connections ended"),
+    );
+    assert_eq!((lost, refused), (0, 0), "{}", service.journal(UNIT, &[]));
+    assert!(ended >= 20 * CLIENTS as u64, "{ended}: they were on other connections");
+}
+
+#[test]
+fn h2load_finds_no_failed_request_over_restarts_and_reloads() {
+    let Some(service) = start(file!()) else { return };
+    if !service.run(["h2load", "--version"]).status.success() {
+        return Machine::skip(file!(), "there is no `h2load` in PATH");
+    }
+    let stop = AtomicBool::new(false);
+    let (runs, requests) = thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            let (mut runs, mut requests) = (0, 0);
+            while !stop.load(Relaxed) {
+                // It does not open another connection after a GOAWAY, so that a run is short.
+                let report =
+                    service.ok(["h2load", "-D", "1", "-c", "10", "-m", "10", "http://127.0.0.1:8080/"]);
+                let line = report.lines().find(|line| line.starts_with("requests: ")).expect("an account");
+                assert!(line.ends_with("0 failed, 0 errored, 0 timeout"), "{report}");
+                requests += line.split(' ').nth(1).and_then(|n| n.parse::<u64>().ok()).expect("a number");
+                runs += 1;
+            }
+            (runs, requests)
+        });
+        for next in [Service::restart, Service::reload] {
+            for _ in 0..10 {
+                service.ok(["systemctl", "reset-failed", UNIT]);
+                next(&service);
+                thread::sleep(Duration::from_millis(500));
+            }
+        }
+        stop.store(true, Relaxed);
+        load.join().expect("h2load is content")
+    });
+    print_figure(
+        "h2load over ten restarts and ten reloads",
+        format_args!("{requests} requests in {runs} runs, 0 failed"),
+    );
+}

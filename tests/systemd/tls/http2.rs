@@ -1,0 +1,106 @@
+//! HTTP/2: its connections are not carried, but a client that is sent away has lost nothing.
+
+use std::process::{Command, Stdio};
+use std::thread;
+
+use steadfast_harness::print_figure;
+
+use super::program::{Program, find, go};
+use super::{Edge, PORT};
+
+#[test]
+fn a_go_client_of_http_2_loses_no_request_over_ten_restarts_and_ten_reloads() {
+    let (Some(program), Some(edge)) = (go(file!()), Edge::start(file!(), "")) else {
+        return;
+    };
+    // It ends with an error at the first request that it does not get an answer to.
+    let mut client = Program::start(&edge, "Go", Command::new(program), &["20"]);
+    client.next("at first");
+    edge.replace_twenty_times(|when| {
+        client.skip();
+        client.next(when);
+    });
+    let said = client.finish();
+    let (answered, connections) = said.last().and_then(|line| line.split_once(' ')).expect("its account");
+    print_figure(
+        "a Go client of HTTP/2 over ten restarts and ten reloads",
+        format_args!("{answered} requests on {connections} connections, none lost"),
+    );
+    let connections: u32 = connections.parse().expect("a number");
+    assert!(connections > 20, "{connections}: each process has sent it away");
+}
+
+/// What runs of h2load came to. A client of it ends with its connection, and does not ask again what was cut.
+#[derive(Default)]
+struct Account {
+    /// Requests that were sent and answered.
+    succeeded: u64,
+    /// Runs that were sent away before they had asked all that they had to ask.
+    sent_away: u64,
+}
+
+impl Account {
+    fn run(&mut self, edge: &Edge) {
+        const REQUESTS: u64 = 20_000;
+        let output = edge.enter_network(|| {
+            Command::new("h2load")
+                .args([
+                    "-n",
+                    &REQUESTS.to_string(),
+                    "-c",
+                    "5",
+                    "-m",
+                    "10",
+                    &format!("https://localhost:{PORT}/"),
+                ])
+                .stdin(Stdio::null())
+                .output()
+                .expect("it runs")
+        });
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        // "requests: 20000 total, 270 started, 270 done, 260 succeeded, 19740 failed, 19740 errored, 0 timeout"
+        let line =
+            said.lines().find(|line| line.starts_with("requests: ")).unwrap_or_else(|| panic!("{output:?}"));
+        let number = |name: &str| {
+            let number =
+                line.split(", ").find_map(|part| part.strip_suffix(name)?.trim().parse::<u64>().ok());
+            number.unwrap_or_else(|| panic!("no {name} in {line}"))
+        };
+        // Those that it had queued and not sent when it was told to go away have no answer, but are done.
+        let started = number("started");
+        assert_eq!(started, number("done"), "{said}");
+        self.succeeded += number("succeeded");
+        self.sent_away += u64::from(started < REQUESTS);
+    }
+}
+
+#[test]
+fn no_request_that_h2load_has_sent_is_lost_over_ten_restarts_and_ten_reloads() {
+    let (Some(_), Some(edge)) = (find(file!(), "h2load"), Edge::start(file!(), "")) else {
+        return;
+    };
+    let mut account = Account::default();
+    thread::scope(|scope| {
+        let replacing = scope.spawn(|| edge.replace_twenty_times(|_| {}));
+        while !replacing.is_finished() {
+            account.run(&edge);
+        }
+        replacing.join().expect("each of them succeeds");
+    });
+    print_figure(
+        "h2load over ten restarts and ten reloads",
+        format_args!(
+            "{} requests, all answered; {} runs were sent away",
+            account.succeeded, account.sent_away
+        ),
+    );
+    assert!(account.sent_away > 0, "no run had to do with a restart");
+    // All that have come were answered, and those are the client's.
+    edge.wait_for_one_worker();
+    let metrics = edge.admin("/metrics").text();
+    let requests: Vec<_> =
+        metrics.lines().filter(|line| line.starts_with("steadfast_http_requests_total{")).collect();
+    let answered: u64 = requests.iter().filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum();
+    assert!(requests.iter().all(|line| line.contains("code=\"200\"")), "{requests:#?}");
+    assert_eq!(answered, account.succeeded, "{requests:#?}");
+}
