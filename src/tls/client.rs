@@ -150,7 +150,7 @@ pub(super) fn name(name: &Name) -> String {
 
 #[cfg(test)]
 mod tests {
-    //! Subjects.
+    //! Subjects, and what makes a policy.
 
     use rcgen::{CertificateParams, DnType, DnValue, KeyPair};
 
@@ -181,6 +181,43 @@ mod tests {
             assert_eq!(&*found, written);
             assert!(found.bytes().all(|byte| matches!(byte, b' '..=b'~')), "{found}");
         }
+    }
+
+    /// The digest of a policy by these two files.
+    fn policy(ca: &str, crl: Option<&str>) -> Vec<u8> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).expect("it is written");
+            path
+        };
+        let crl = crl.map(|text| file("crl", text));
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let (mut policy, mut check) = (Sha256::new(), Check::default());
+        let verifier = verifier(&file("ca", ca), crl.as_deref(), true, &provider, &mut policy, &mut check);
+        assert!(verifier.is_some(), "{check:?}");
+        policy.finalize().to_vec()
+    }
+
+    #[test]
+    fn a_policy_is_another_one_if_the_same_bytes_are_in_other_files() {
+        let mut parameters = CertificateParams::default();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        let ca = rcgen::CertifiedIssuer::self_signed(parameters, key).expect("it signs itself");
+        let list = rcgen::CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(2020, 1, 1),
+            next_update: rcgen::date_time_ymd(2120, 1, 1),
+            crl_number: rcgen::SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        let crl = list.signed_by(&ca).expect("it signs").pem().expect("it is written");
+        let both = ca.pem() + &crl;
+        let policies = [policy(&both, None), policy(&ca.pem(), Some(&crl)), policy(&both, Some(&crl))];
+        assert_eq!(policies[1], policy(&ca.pem(), Some(&crl)));
+        assert!(policies[0] != policies[1] && policies[1] != policies[2] && policies[2] != policies[0]);
     }
 
     #[test]
