@@ -45,7 +45,7 @@ pub(crate) fn verifier(
     policy: &mut Sha256,
     check: &mut Check,
 ) -> Option<Arc<dyn ClientCertVerifier>> {
-    policy.update([u8::from(is_required)]);
+    policy.update([u8::from(is_required), u8::from(crl.is_some())]);
     let roots = roots(ca, policy, check);
     let lists = crl.map_or(Some(Vec::new()), |crl| lists(crl, policy, check));
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots?), Arc::clone(provider));
@@ -61,9 +61,15 @@ pub(crate) fn verifier(
     }
 }
 
+/// Adds a part to the digest of a policy. Its length comes first, so that no other parts have the same bytes.
+pub(crate) fn add_part(policy: &mut Sha256, part: &[u8]) {
+    policy.update((part.len() as u64).to_be_bytes());
+    policy.update(part);
+}
+
 fn roots(path: &Path, policy: &mut Sha256, check: &mut Check) -> Option<RootCertStore> {
     let pem = read_pem("client_ca", path, CA, LARGEST, check)?;
-    policy.update(&pem[..]);
+    add_part(policy, &pem);
     let mut roots = RootCertStore::empty();
     for (index, der) in CertificateDer::pem_slice_iter(&pem).enumerate() {
         let added = der.map_err(|error| error.to_string());
@@ -86,7 +92,7 @@ fn lists(
     check: &mut Check,
 ) -> Option<Vec<CertificateRevocationListDer<'static>>> {
     let pem = read_pem("client_crl", path, CRL, LARGEST_CRL, check)?;
-    policy.update(&pem[..]);
+    add_part(policy, &pem);
     let mut lists = Vec::new();
     for (index, der) in CertificateRevocationListDer::pem_slice_iter(&pem).enumerate() {
         let read = der.map_err(|error| error.to_string()).and_then(|der| {
