@@ -47,7 +47,7 @@ pub(crate) enum Parcel {
     /// What the process has counted.
     Counts(CountsNote),
     /// What clients resume TLS with.
-    Tickets(TicketsNote),
+    Tickets(TicketKeys),
 }
 
 /// All that the successor must know of a connection.
@@ -119,18 +119,9 @@ pub(crate) struct Count {
     pub value: u64,
 }
 
-/// The keys of the tickets with which clients resume TLS.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct TicketsNote {
-    /// A digest of what is asked of clients: a ticket stands in for that, so it is good for nothing else.
-    pub policy: [u8; 32],
-    /// The keys.
-    pub keys: TicketKeys,
-}
-
 /// A record's body. New kinds come last: another program knows the others by their number.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Content<C = ConnectionNote, T = TunnelNote, N = CountsNote, K = TicketsNote> {
+pub(crate) enum Content<C = ConnectionNote, T = TunnelNote, N = CountsNote, K = TicketKeys> {
     /// One descriptor.
     Connection(C),
     /// Two: the client's and the upstream's.

@@ -22,10 +22,10 @@ use super::wire::Wire;
 use super::{Server, tunnel};
 use crate::event;
 use crate::handover::mailbox::Mailbox;
-use crate::handover::parcel::{ConnectionNote, CountsNote, Parcel, Refusal, TicketsNote, TunnelNote};
+use crate::handover::parcel::{ConnectionNote, CountsNote, Parcel, Refusal, TunnelNote};
 use crate::handover::{Handover, NotCarried};
 use crate::printable::counted;
-use crate::tls::Session;
+use crate::tls::{Session, TicketKeys};
 
 /// The most connections that leave together.
 const BATCH: usize = 250;
@@ -186,7 +186,7 @@ pub(crate) enum Note {
     /// What it has counted.
     Counts(CountsNote),
     /// The keys of its tickets.
-    Tickets(TicketsNote),
+    Tickets(TicketKeys),
     /// Something that only another version understands.
     NotUnderstood,
 }

@@ -45,7 +45,7 @@ pub(crate) fn verifier(
     policy: &mut Sha256,
     check: &mut Check,
 ) -> Option<Arc<dyn ClientCertVerifier>> {
-    policy.update([u8::from(is_required)]);
+    policy.update([u8::from(is_required), u8::from(crl.is_some())]);
     let roots = roots(ca, policy, check);
     let lists = crl.map_or(Some(Vec::new()), |crl| lists(crl, policy, check));
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots?), Arc::clone(provider));
@@ -61,9 +61,15 @@ pub(crate) fn verifier(
     }
 }
 
+/// Adds a part to the digest of a policy. Its length comes first, so that no other parts have the same bytes.
+pub(crate) fn add_part(policy: &mut Sha256, part: &[u8]) {
+    policy.update((part.len() as u64).to_be_bytes());
+    policy.update(part);
+}
+
 fn roots(path: &Path, policy: &mut Sha256, check: &mut Check) -> Option<RootCertStore> {
     let pem = read_pem("client_ca", path, CA, LARGEST, check)?;
-    policy.update(&pem[..]);
+    add_part(policy, &pem);
     let mut roots = RootCertStore::empty();
     for (index, der) in CertificateDer::pem_slice_iter(&pem).enumerate() {
         let added = der.map_err(|error| error.to_string());
@@ -86,7 +92,7 @@ fn lists(
     check: &mut Check,
 ) -> Option<Vec<CertificateRevocationListDer<'static>>> {
     let pem = read_pem("client_crl", path, CRL, LARGEST_CRL, check)?;
-    policy.update(&pem[..]);
+    add_part(policy, &pem);
     let mut lists = Vec::new();
     for (index, der) in CertificateRevocationListDer::pem_slice_iter(&pem).enumerate() {
         let read = der.map_err(|error| error.to_string()).and_then(|der| {
@@ -150,7 +156,7 @@ pub(super) fn name(name: &Name) -> String {
 
 #[cfg(test)]
 mod tests {
-    //! Subjects.
+    //! Subjects, and what makes a policy.
 
     use rcgen::{CertificateParams, DnType, DnValue, KeyPair};
 
@@ -181,6 +187,43 @@ mod tests {
             assert_eq!(&*found, written);
             assert!(found.bytes().all(|byte| matches!(byte, b' '..=b'~')), "{found}");
         }
+    }
+
+    /// The digest of a policy by these two files.
+    fn policy(ca: &str, crl: Option<&str>) -> Vec<u8> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).expect("it is written");
+            path
+        };
+        let crl = crl.map(|text| file("crl", text));
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let (mut policy, mut check) = (Sha256::new(), Check::default());
+        let verifier = verifier(&file("ca", ca), crl.as_deref(), true, &provider, &mut policy, &mut check);
+        assert!(verifier.is_some(), "{check:?}");
+        policy.finalize().to_vec()
+    }
+
+    #[test]
+    fn a_policy_is_another_one_if_the_same_bytes_are_in_other_files() {
+        let mut parameters = CertificateParams::default();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        let ca = rcgen::CertifiedIssuer::self_signed(parameters, key).expect("it signs itself");
+        let list = rcgen::CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(2020, 1, 1),
+            next_update: rcgen::date_time_ymd(2120, 1, 1),
+            crl_number: rcgen::SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        let crl = list.signed_by(&ca).expect("it signs").pem().expect("it is written");
+        let both = ca.pem() + &crl;
+        let policies = [policy(&both, None), policy(&ca.pem(), Some(&crl)), policy(&both, Some(&crl))];
+        assert_eq!(policies[1], policy(&ca.pem(), Some(&crl)));
+        assert!(policies[0] != policies[1] && policies[1] != policies[2] && policies[2] != policies[0]);
     }
 
     #[test]

@@ -28,7 +28,7 @@ use super::stream::with_incoming;
 /// 64 KiB, in records of a sensible size.
 const MAX_INCOMING: usize = 80 << 10;
 /// The most records that one message of a client may span: a chain of 64 KiB in records of the least size that a client can
-/// ask for, 512 bytes (RFC 6066, section 4), and as many again. Each of them costs a look at all.
+/// ask for, 512 bytes (RFC 6066, section 4), and as many again.
 const MAX_RECORDS: usize = 256;
 /// The longest body of a record (RFC 5246, section 6.2.3).
 const MAX_BODY: usize = (1 << 14) + 2048;
@@ -134,6 +134,10 @@ impl Failed {
     fn gone(error: impl Into<io::Error>) -> Self {
         Self::new(Reason::ClientGone, error.into())
     }
+
+    fn too_long() -> Self {
+        Self::new(Reason::Protocol, "a message that is too long")
+    }
 }
 
 /// All that the handshakes of a listener have in common.
@@ -210,6 +214,7 @@ impl Acceptor {
     pub(crate) fn begin(&self) -> Handshake {
         let heard = Arc::new(Heard {
             resolver: Arc::clone(&self.config.cert_resolver),
+            choice: self.choice.clone(),
             told: Mutex::new(Told::default()),
         });
         let (connection, failed) = match heard.connection(&self.config) {
@@ -219,7 +224,7 @@ impl Acceptor {
         Handshake(Box::new(Progress {
             connection,
             heard,
-            choice: self.choice.clone(),
+            hello: self.choice.as_ref().map(|_| rustls::server::Acceptor::default()),
             policy: self.policy.clone(),
             failed,
             began_as: None,
@@ -254,6 +259,7 @@ fn for_records(mut config: ServerConfig) -> ServerConfig {
 /// `SSLKEYLOGFILE` is not looked at.
 struct Heard {
     resolver: Arc<dyn ResolvesServerCert>,
+    choice: Option<Choice>,
     told: Mutex<Told>,
 }
 
@@ -262,6 +268,8 @@ struct Told {
     client: Option<Zeroizing<Vec<u8>>>,
     server: Option<Zeroizing<Vec<u8>>>,
     server_name: Option<Box<str>>,
+    /// True if the chosen config is the connection's, false if the other one is; none before that is decided.
+    is_chosen: Option<bool>,
 }
 
 impl Heard {
@@ -277,6 +285,13 @@ impl Heard {
 
     fn told(&self) -> std::sync::MutexGuard<'_, Told> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True if the connection has the config of the name that its client asks for. By another one, a client could be let in
+    /// without the certificate that is asked for under that name.
+    fn fits(&self, told: &Told) -> bool {
+        let choice = self.choice.as_ref();
+        choice.is_none_or(|choice| told.is_chosen == Some((choice.is_for)(told.server_name.as_deref())))
     }
 }
 
@@ -302,9 +317,13 @@ impl KeyLog for Heard {
 }
 
 impl ResolvesServerCert for Heard {
+    /// Without a certificate, rustls denies the client access.
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.told().server_name = hello.server_name().map(|name| name.to_ascii_lowercase().into());
-        self.resolver.resolve(hello)
+        let mut told = self.told();
+        told.server_name = hello.server_name().map(|name| name.to_ascii_lowercase().into());
+        let fits = self.fits(&told);
+        drop(told);
+        if fits { self.resolver.resolve(hello) } else { None }
     }
 
     fn only_raw_public_keys(&self) -> bool {
@@ -319,8 +338,9 @@ struct Progress {
     /// None when it has ended.
     connection: Option<UnbufferedServerConnection>,
     heard: Arc<Heard>,
-    /// The other config, until the client's hello has decided between the two.
-    choice: Option<Choice>,
+    /// Reads the client's hello where that decides between two configs, until it has. The connection is shown nothing
+    /// before.
+    hello: Option<rustls::server::Acceptor>,
     policy: Option<Policy>,
     /// The first byte that the client has sent.
     began_as: Option<u8>,
@@ -397,6 +417,9 @@ impl Progress {
         let Some(connection) = &mut self.connection else {
             return Err(self.failed.take().unwrap_or_else(|| Failed::new(Reason::Protocol, "it has ended")));
         };
+        if self.hello.is_some() {
+            return Ok(Next::More);
+        }
         let UnbufferedStatus { discard, state } =
             connection.process_tls_records(&mut self.incoming[..self.shown]);
         let next = match state {
@@ -471,15 +494,19 @@ impl Progress {
     ) -> Poll<Result<(), Failed>> {
         loop {
             if let Some(length) = first_record(&self.incoming[self.shown..]) {
-                self.shown += length;
+                let record = self.shown..self.shown + length;
+                self.shown = record.end;
                 self.records += 1;
-                if self.decide()? {
+                if self.records > MAX_RECORDS {
+                    return Poll::Ready(Err(Failed::too_long()));
+                }
+                if self.decide(record)? {
                     return Poll::Ready(Ok(()));
                 }
                 continue;
             }
-            if self.incoming.len() > MAX_INCOMING || self.records > MAX_RECORDS {
-                return Poll::Ready(Err(Failed::new(Reason::Protocol, "a message that is too long")));
+            if self.incoming.len() > MAX_INCOMING {
+                return Poll::Ready(Err(Failed::too_long()));
             }
             let read = with_incoming(|buffer| {
                 let mut fresh = ReadBuf::new(buffer);
@@ -495,15 +522,34 @@ impl Progress {
         }
     }
 
-    /// Chooses the config by the name in the client's hello. False if more of that is needed; rustls's connection, which
-    /// may become another one, has been shown nothing of it by then.
-    fn decide(&mut self) -> Result<bool, Failed> {
-        let Some(choice) = &self.choice else { return Ok(true) };
-        let Poll::Ready(server_name) = server_name(&self.incoming[..self.shown]) else { return Ok(false) };
-        if (choice.is_for)(server_name.as_deref()) {
-            self.connection = Some(self.heard.connection(&choice.config)?);
+    /// Chooses the config by the name in the client's hello, of which this is another record. False if more of it is needed.
+    ///
+    /// With what is no hello nothing is chosen. To that rustls's connection says what there is to say, and it ends there:
+    /// [`Heard`] lets nobody in whose config has not been chosen.
+    fn decide(&mut self, record: Range<usize>) -> Result<bool, Failed> {
+        let mut rest = &self.incoming[record];
+        while let Some(hello) = &mut self.hello {
+            if rest.is_empty() {
+                return Ok(false);
+            }
+            if !hello.read_tls(&mut rest).is_ok_and(|read| read > 0) {
+                return Err(Failed::too_long());
+            }
+            let accepted = match hello.accept() {
+                Ok(None) => continue,
+                Ok(Some(accepted)) if rest.is_empty() => Some(accepted),
+                Ok(Some(_)) | Err(_) => None,
+            };
+            self.hello = None;
+            if let (Some(accepted), Some(choice)) = (accepted, &self.heard.choice) {
+                let name = accepted.client_hello().server_name().map(str::to_ascii_lowercase);
+                let is_chosen = (choice.is_for)(name.as_deref());
+                self.heard.told().is_chosen = Some(is_chosen);
+                if is_chosen {
+                    self.connection = Some(self.heard.connection(&choice.config)?);
+                }
+            }
         }
-        self.choice = None;
         Ok(true)
     }
 
@@ -516,7 +562,11 @@ impl Progress {
         }
         let suite = connection.negotiated_cipher_suite().map_or(0, |suite| suite.suite().into());
         let suite = Suite::by_id(suite).ok_or_else(|| broken("an unknown cipher suite"))?;
-        let Told { client, server, server_name } = std::mem::take(&mut *self.heard.told());
+        let told = std::mem::take(&mut *self.heard.told());
+        if !self.heard.fits(&told) {
+            return Err(broken("the name that the client asks for is not the one by which it was judged"));
+        }
+        let Told { client, server, server_name, is_chosen: _ } = told;
         let session = Session {
             suite: suite.id,
             alpn: connection.alpn_protocol().and_then(Alpn::by_name),
@@ -556,19 +606,6 @@ fn is_alert(record: &[u8]) -> bool {
         Some(&ALERT) => true,
         Some(&DATA) => record.len() == SEALED,
         _ => false,
-    }
-}
-
-/// The name that a client asks for, in lower case, and none if it asks for none, or with what is no hello; pending while
-/// more of its hello is to come.
-fn server_name(records: &[u8]) -> Poll<Option<String>> {
-    let (mut hello, mut rest) = (rustls::server::Acceptor::default(), records);
-    while !rest.is_empty() && hello.read_tls(&mut rest).is_ok_and(|read| read > 0) {}
-    match hello.accept() {
-        Ok(None) if rest.is_empty() => Poll::Pending,
-        Ok(Some(accepted)) => Poll::Ready(accepted.client_hello().server_name().map(str::to_ascii_lowercase)),
-        // That it is none, rustls's connection will say to the client.
-        Ok(None) | Err(_) => Poll::Ready(None),
     }
 }
 

@@ -104,7 +104,7 @@ impl Session {
         self.policy != 0
     }
 
-    /// True if a ticket stood in for the client's key exchange, or for its certificate.
+    /// True if a ticket stood in for the server's certificate.
     pub(crate) fn is_resumed(&self) -> bool {
         self.resumed
     }

@@ -121,21 +121,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         let records = &mut *self.records;
         if records.has_record() {
             records.take_held(out);
-            return Poll::Ready(());
-        }
-        with_incoming(|buffer| {
-            let held = records.held();
-            let mut fresh = ReadBuf::new(&mut buffer[held..]);
-            match ready!(Pin::new(&mut self.io).poll_read(cx, &mut fresh)) {
-                Err(error) => records.close(Closed::Failed(error.kind())),
-                Ok(()) if fresh.filled().is_empty() => records.close(Closed::Truncated),
-                Ok(()) => {
-                    let end = held + fresh.filled().len();
-                    records.take(&mut buffer[..end], out);
+        } else {
+            ready!(with_incoming(|buffer| {
+                let held = records.held();
+                let mut fresh = ReadBuf::new(&mut buffer[held..]);
+                match ready!(Pin::new(&mut self.io).poll_read(cx, &mut fresh)) {
+                    Err(error) => records.close(Closed::Failed(error.kind())),
+                    Ok(()) if fresh.filled().is_empty() => records.close(Closed::Truncated),
+                    Ok(()) => {
+                        let end = held + fresh.filled().len();
+                        records.take(&mut buffer[..end], out);
+                    }
                 }
-            }
-            Poll::Ready(())
-        })
+                Poll::Ready(())
+            }));
+        }
+        if self.records.has_unsent() {
+            // An alert that the records have called for: while the client is idle, nobody writes or flushes. An error is
+            // for whoever does.
+            let _ = self.poll_send(cx);
+        }
+        Poll::Ready(())
     }
 
     /// Sends what has been sealed.

@@ -9,7 +9,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::version::{TLS12, TLS13};
 use rustls::{
-    CipherSuite, ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion,
+    CipherSuite, ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned,
+    SupportedProtocolVersion,
 };
 use steadfast_harness::certificates::{Certificate, is_ca};
 use steadfast_harness::{Daemon, Signal, Upstream, wait_until};
@@ -121,8 +122,7 @@ impl<'a> Asked<'a> {
         Self { certificate: Some(certificate), ..self }
     }
 
-    /// A connection whose handshake has ended. In TLS 1.3 a client does not know yet if its certificate was taken.
-    fn client(&self, address: SocketAddr) -> io::Result<Secured> {
+    fn config(&self) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from(CA.der())).expect("a root");
         let mut provider = aws_lc_rs::default_provider();
@@ -143,8 +143,18 @@ impl<'a> Asked<'a> {
             }
         };
         config.alpn_protocols = self.protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
+        config
+    }
+
+    /// A connection whose handshake has ended. In TLS 1.3 a client does not know yet if its certificate was taken.
+    fn client(&self, address: SocketAddr) -> io::Result<Secured> {
+        self.client_by(self.config().into(), address)
+    }
+
+    /// The same, of a client that may have been here before.
+    fn client_by(&self, config: Arc<ClientConfig>, address: SocketAddr) -> io::Result<Secured> {
         let name = ServerName::try_from(self.name.to_owned()).expect("a name");
-        let connection = ClientConnection::new(Arc::new(config), name).expect("a client");
+        let connection = ClientConnection::new(config, name).expect("a client");
         let mut stream = StreamOwned::new(connection, TcpStream::connect(address)?);
         while stream.conn.is_handshaking() {
             stream.conn.complete_io(&mut stream.sock)?;
@@ -326,6 +336,34 @@ fn a_request_to_a_host_of_other_certificates_than_its_connections_is_misdirected
         ] {
             let found = status(asked, host).unwrap_or_else(|error| panic!("{host}: {error}"));
             assert_eq!(found, expected, "{} {host}", asked.name);
+        }
+    }
+}
+
+#[test]
+fn no_ticket_stands_in_for_a_clients_certificate() {
+    let server = CA.issue("example.org", &["example.org", "admin.example.org"], |_| {});
+    let alice = CA.issue("alice", &[], |_| {});
+    let start = |https: &str| Site::start(&[&server], https, &[("ca", &CA.pem())], HELLO);
+    let of_some = start("client_ca = \"~/ca\"\nclient_hosts = [\"admin.example.org\"]");
+    let of_all = start("client_ca = \"~/ca\"\nclient_auth = \"optional\"");
+    for versions in [&[&TLS12][..], &[&TLS13]] {
+        let [open, admin] =
+            ["example.org", "admin.example.org"].map(|name| Asked { versions, ..Asked::of(name) });
+        for (site, asked, second) in [
+            (&of_some, open, HandshakeKind::Resumed),
+            (&of_some, admin.by(&alice), HandshakeKind::Full),
+            (&of_all, open.by(&alice), HandshakeKind::Full),
+        ] {
+            let config = Arc::new(asked.config());
+            for expected in [HandshakeKind::Full, second] {
+                let mut client = asked.client_by(config.clone(), site.addresses()[1]).expect("it is let in");
+                assert!(exchange(&mut client, &get(asked.name)).expect("an answer").ends_with("hello"));
+                let kind = client.conn.handshake_kind();
+                let kind =
+                    kind.map(|kind| if kind == HandshakeKind::Resumed { kind } else { HandshakeKind::Full });
+                assert_eq!(kind, Some(expected), "{}", asked.name);
+            }
         }
     }
 }

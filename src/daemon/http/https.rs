@@ -14,11 +14,10 @@ use sha2::{Digest, Sha256};
 
 use super::routes::check::HOST;
 use super::routes::{host, proxy};
-use crate::handover::parcel::TicketsNote;
 use crate::rules::Check;
 use crate::server::address::{self, Address};
 use crate::tls::certificates::{CHAIN, CertificateFiles, Certificates, KEY};
-use crate::tls::{Acceptor, Tickets, client};
+use crate::tls::{Acceptor, TicketKeys, Tickets, client};
 
 /// The text of a mistake that says what is expected of `hsts`.
 pub(crate) const HSTS: &str = "directives such as \"max-age=31536000\"";
@@ -177,7 +176,7 @@ impl Config {
             }
         };
         for host in &self.client_hosts {
-            policy.update([host.as_bytes(), b"\n"].concat());
+            client::add_part(&mut policy, host.as_bytes());
         }
         let certificates = Arc::new(certificates?);
         let config = |verifier| self.server_config(&provider, &certificates, verifier);
@@ -218,6 +217,8 @@ impl Config {
             .with_cert_resolver(Arc::clone(certificates) as _);
         // Ours is the order of what is fast here; all of it is as safe.
         config.ignore_client_order = true;
+        // Sessions are resumed with tickets, or not at all: what is kept here would be gone after a restart.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
         let protocols: &[&[u8]] = if self.http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         config
@@ -277,49 +278,38 @@ pub(crate) struct Tls {
     certificates: Arc<Certificates>,
 }
 
-/// What clients resume with. A ticket stands in for the client's certificate, so it is good only where that would be
-/// judged in the same way.
+/// What clients resume with, but for those who are asked for a certificate: a ticket would stand in for it also when it has
+/// expired, and as clients who resume get new tickets, for ever.
 #[derive(Clone, Debug)]
-pub(super) struct Resumption {
-    policy: [u8; 32],
-    tickets: Arc<Tickets>,
-}
+pub(super) struct Resumption(Arc<Tickets>);
 
 impl Resumption {
-    /// The keys of the tickets, for the next process.
-    pub(super) fn note(&self) -> TicketsNote {
-        TicketsNote { policy: self.policy, keys: self.tickets.keys() }
+    /// With no keys yet.
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Tickets::new()))
     }
 
-    /// Takes the keys of an earlier process, if that has judged in the same way.
-    pub(super) fn inherit(&self, note: TicketsNote) {
-        if note.policy == self.policy {
-            self.tickets.inherit(note.keys);
-        }
+    /// The keys of the tickets, for the next process.
+    pub(super) fn keys(&self) -> TicketKeys {
+        self.0.keys()
+    }
+
+    /// Takes the keys of an earlier process.
+    pub(super) fn inherit(&self, keys: TicketKeys) {
+        self.0.inherit(keys);
     }
 }
 
 impl Tls {
-    /// What clients may resume with.
-    pub(super) fn resumption(&self) -> Resumption {
-        Resumption { policy: self.policy, tickets: Arc::new(Tickets::new()) }
-    }
-
     /// What accepts connections, also of clients that come again.
     pub(super) fn acceptor(self, resumption: &Resumption) -> Acceptor {
-        let with_tickets = |mut config: ServerConfig| {
-            config.ticketer = Arc::clone(&resumption.tickets) as _;
-            // Tickets alone: what is kept here would be gone after a restart.
-            config.session_storage = Arc::new(NoServerSessionStorage {});
-            config
-        };
-        let others = with_tickets(self.others);
+        let mut others = self.others;
+        others.ticketer = Arc::clone(&resumption.0) as _;
         // 0 is that of clients who are asked for nothing.
         let policy = self.policy.first_chunk().map_or(0, |first| u64::from_be_bytes(*first)) | 1;
-        match (self.asking.map(with_tickets), self.asked) {
+        match (self.asking, self.asked) {
             (None, _) => Acceptor::new(others),
             (Some(asking), Asked::Everybody) => Acceptor::new(asking).with_policy(policy, |_| true),
-            // A ticket is good for the name that it was given for alone (RFC 6066, section 3), so both may have one store.
             (Some(asking), asked) => {
                 let judged = asked.clone();
                 let acceptor = Acceptor::new(others).with_choice(asking, move |name| asked.has(name));

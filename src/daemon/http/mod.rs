@@ -135,7 +135,7 @@ impl Http {
     ) -> Result<Self, BindError> {
         let mut listeners = listener::bind_all(&config.listen, inherited)?;
         let hsts = https.as_ref().and_then(|(https, _)| https.hsts.clone());
-        let resumption = https.as_ref().map(|(_, tls)| tls.resumption());
+        let resumption = https.as_ref().map(|_| Resumption::new());
         let (routes, acceptor) = match https.zip(resumption.as_ref()) {
             None => (routes, None),
             Some(((https, tls), resumption)) => {
@@ -175,9 +175,9 @@ impl Http {
         if let Some(mailbox) = self.daemon.handover.mailbox()
             && let Err(error) = self.server.take_over(mailbox, |note| match note {
                 Note::Counts(note) => ledger.inherit(note),
-                Note::Tickets(note) => {
+                Note::Tickets(keys) => {
                     if let Some(resumption) = &self.resumption {
-                        resumption.inherit(note);
+                        resumption.inherit(keys);
                     }
                 }
                 Note::NotUnderstood => ledger.not_understood(),
@@ -217,7 +217,7 @@ impl Http {
         if let Some(resumption) = self.resumption.as_ref().filter(|_| self.daemon.handover.keeps_listeners())
         {
             // Best effort: without it a client that comes again shakes hands in full.
-            let _ = self.daemon.handover.put(&mut vec![Parcel::Tickets(resumption.note())]);
+            let _ = self.daemon.handover.put(&mut vec![Parcel::Tickets(resumption.keys())]);
         }
         self.server.carry(self.linger).await;
     }

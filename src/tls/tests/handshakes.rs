@@ -1,5 +1,7 @@
 //! A handshake ends with a record layer, or with a reason and the alert that tells it to the client.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
 use rustls::server::WebPkiClientVerifier;
 
 use super::*;
@@ -173,6 +175,166 @@ async fn a_hello_without_end_is_refused_and_costs_little() {
     let failed = poll(&mut handshake, &mut ours).expect("it ends").err().expect("it fails");
     assert_eq!(failed.reason, Reason::Protocol);
     assert!(handshake.held() < 256 << 10, "{} bytes", handshake.held());
+}
+
+/// A server that asks the clients of some names for a certificate.
+fn choosing(suite: u16, is_for: impl Fn(Option<&str>) -> bool + Clone + Send + Sync + 'static) -> Acceptor {
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots(&ECDSA).into(), provider(suite));
+    let asking = server(suite)
+        .with_client_cert_verifier(verifier.build().expect("a verifier"))
+        .with_single_cert(vec![ECDSA.certificate.clone()], ECDSA.key())
+        .expect("key and certificate match");
+    Acceptor::new(configs(suite).0).with_choice(asking, is_for.clone()).with_policy(7, is_for)
+}
+
+/// A client whose hello is of 1,500 bytes at most, and of 256 more for each protocol that it offers.
+fn client_of(suite: u16, protocols: usize, has_certificate: bool) -> ClientConfig {
+    let client = client_that_trusts(suite, &ECDSA);
+    let mut client = if has_certificate {
+        client
+            .with_client_auth_cert(vec![ECDSA.certificate.clone()], ECDSA.key())
+            .expect("key and certificate match")
+    } else {
+        client.with_no_client_auth()
+    };
+    client.alpn_protocols = vec![vec![b'x'; 255]; protocols];
+    client
+}
+
+/// The same messages in records of this size.
+fn in_records_of(size: usize, flight: &[u8]) -> Vec<Vec<u8>> {
+    let (mut rest, mut messages) = (flight, Vec::new());
+    while let [22, 3, _, high, low, behind @ ..] = rest {
+        let (body, next) = behind.split_at(usize::from(u16::from_be_bytes([*high, *low])));
+        messages.extend_from_slice(body);
+        rest = next;
+    }
+    let record = |piece: &[u8]| {
+        let length = u16::try_from(piece.len()).expect("a record's length").to_be_bytes();
+        [&[22, 3, 1][..], &length, piece].concat()
+    };
+    messages.chunks(size).map(record).collect()
+}
+
+/// How a handshake ends whose hello comes in records of this size, at once or each after a pause.
+async fn end_of(
+    acceptor: &Acceptor,
+    client: ClientConfig,
+    size: usize,
+    pauses: bool,
+) -> Result<Server, Failed> {
+    let (ours, theirs) = tokio::io::duplex(1 << 20);
+    let mut client = Client::new(client, theirs);
+    let records = in_records_of(size, &client.take());
+    let shake = async {
+        let parts = if pauses { records } else { vec![records.concat()] };
+        for part in parts {
+            if client.io.write_all(&part).await.is_err() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        let _ = client.handshake().await;
+        client
+    };
+    // How it ends, the server tells; the client stays to its end.
+    let (ended, _client) = tokio::join!(accept(acceptor, ours), shake);
+    ended
+}
+
+#[tokio::test]
+async fn a_client_is_asked_for_its_certificate_however_its_hello_comes() {
+    for suite in [0x1302, 0xc02b] {
+        let asking = choosing(suite, |name| name == Some("localhost"));
+        let others = choosing(suite, |name| name.is_none());
+        // Of no protocols, of more than rustls keeps of anything but a part of a message, and of the most that it takes.
+        for (protocols, sizes) in
+            [(0, &[7, 100, 400, 16384][..]), (70, &[300, 9000, 16384]), (200, &[300, 16384])]
+        {
+            for (&size, pauses) in sizes.iter().flat_map(|size| [(size, false), (size, true)]) {
+                let case = format!("{suite:x}: {protocols} protocols, records of {size} bytes, {pauses}");
+                let failed = end_of(&asking, client_of(suite, protocols, false), size, pauses).await;
+                let failed = failed.err().unwrap_or_else(|| panic!("{case}: it is let in"));
+                assert_eq!(failed.reason, Reason::ClientCertificate, "{case}: {}", failed.error);
+
+                let server = end_of(&asking, client_of(suite, protocols, true), size, pauses).await;
+                let server = server.unwrap_or_else(|failed| panic!("{case}: {}", failed.error));
+                assert!(server.session().client().is_some() && server.session().is_judged(), "{case}");
+
+                let server = end_of(&others, client_of(suite, protocols, false), size, pauses).await;
+                let server = server.unwrap_or_else(|failed| panic!("{case}: {}", failed.error));
+                assert!(!server.session().is_judged(), "{case}");
+                assert_eq!(server.session().server_name(), Some("localhost"), "{case}");
+            }
+        }
+    }
+    // As a message it is of a length that rustls takes, and as records it is more than it keeps.
+    let asking = choosing(0x1302, |name| name == Some("localhost"));
+    let failed = end_of(&asking, client_of(0x1302, 248, false), 256, false).await.err();
+    let failed = failed.expect("it is not let in");
+    assert_eq!((failed.reason, &*failed.error), (Reason::Protocol, "a message that is too long"));
+}
+
+#[tokio::test]
+async fn no_client_is_let_in_by_a_config_that_is_not_that_of_its_name() {
+    for (suite, first) in [(0x1302, false), (0x1302, true), (0xc02b, false), (0xc02b, true)] {
+        // By what is read of its name when the config is chosen, it is another one than afterwards.
+        let asked = Arc::new(AtomicUsize::new(0));
+        let acceptor = choosing(suite, move |_| (asked.fetch_add(1, Relaxed) == 0) == first);
+        let (ours, theirs) = tokio::io::duplex(1 << 20);
+        let mut client = Client::new(client_of(suite, 0, false), theirs);
+        let (ended, shaken) = tokio::join!(accept(&acceptor, ours), client.handshake());
+        let failed = ended.err().unwrap_or_else(|| panic!("{suite:x} {first}: it is let in"));
+        assert_eq!(failed.reason, Reason::Protocol, "{suite:x} {first}: {}", failed.error);
+        assert!(
+            matches!(shaken, Err(rustls::Error::AlertReceived(a)) if u8::from(a) == 49),
+            "{suite:x} {first}: access is denied: {shaken:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_hello_ends_alike_whether_a_certificate_may_be_asked_for_or_not() {
+    let suite = 0x1302;
+    let plain = [&b"GET / HTTP/1.1\r\nCookie: "[..], &[b'x'; 30000], b"\r\n\r\n"].concat();
+    let mut invalid_name = hello(configs(suite).1);
+    let at = invalid_name.windows(9).position(|bytes| bytes == b"localhost").expect("the name");
+    invalid_name[at] = 0;
+    for bytes in [
+        &plain[..],
+        b"\0\x01\x02\x03 rubbish",
+        &[21, 3, 3, 0, 2, 2, 40],
+        &[20, 3, 3, 0, 1, 1],
+        &[22, 3, 1, 0, 4, 20, 0, 0, 0],
+        &[22, 3, 1, 0xff, 0xff],
+        &invalid_name,
+        &[hello(configs(suite).1), vec![22, 3, 1, 0, 0]].concat()[..100],
+        b"",
+    ] {
+        let (one, said) = feed(&acceptor(suite), bytes).await;
+        let (other, also_said) = feed(&choosing(suite, |name| name.is_none()), bytes).await;
+        let [one, other] = [one, other].map(|end| end.err().expect("it fails"));
+        assert_eq!((one.reason, one.error, said), (other.reason, other.error, also_said), "{bytes:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_hello_in_more_than_256_records_is_refused_also_if_they_come_at_once() {
+    for acceptor in [acceptor(0x1302), choosing(0x1302, |name| name.is_some())] {
+        let whole = hello(configs(0x1302).1);
+        let size = (whole.len() - 5) / 300;
+        for pauses in [false, true] {
+            let failed = end_of(&acceptor, configs(0x1302).1, size, pauses).await;
+            assert_eq!(failed.err().expect("it is refused").reason, Reason::Protocol);
+        }
+        // Of 40,000 bytes that are announced, and 18 KB of records of one byte, it looks at 256 and waits for none.
+        let mut bytes = vec![22, 3, 1, 0, 4, 1, 0, 0x9c, 0x40];
+        bytes.extend([22, 3, 1, 0, 1, 0].repeat(3000));
+        let (mut ours, mut theirs) = tokio::io::duplex(1 << 20);
+        theirs.write_all(&bytes).await.expect("the pipe takes it");
+        let failed = poll(&mut acceptor.begin(), &mut ours).expect("it ends").err().expect("it fails");
+        assert_eq!(failed.reason, Reason::Protocol);
+    }
 }
 
 #[tokio::test]

@@ -134,3 +134,17 @@ async fn renegotiation_in_tls_1_2_is_declined_once() {
     client.io.write_all(&sealed(&keys, seq + 1, 22, &CLIENT_HELLO)).await.expect("the pipe takes it");
     refused("another one", 10, &mut client, &mut server).await;
 }
+
+#[tokio::test]
+async fn a_client_that_is_idle_is_told_at_once_that_renegotiation_is_declined() {
+    let (mut client, server) = pair(0xc02b).await;
+    let (material, seq, mut server) = client_keys(server);
+    while !client.receive().await.expect("what the handshake has left").is_empty() {}
+    let bytes = sealed(&material.keys(suite(0xc02b)), seq, 22, &CLIENT_HELLO);
+    client.io.write_all(&bytes).await.expect("the pipe takes it");
+    assert!(!is_filled(&mut server), "it is nothing for whoever reads");
+    let mut header = [0; 5];
+    let read = std::pin::pin!(client.io.read_exact(&mut header));
+    let read = read.poll(&mut Context::from_waker(Waker::noop()));
+    assert!(read.is_ready() && header[0] == 21, "an alert: {header:?}");
+}
