@@ -9,7 +9,7 @@ use steadfast_harness::{print_figure, wait_until};
 
 use crate::recorder::Recorder;
 use crate::site::{Site, files, proxy, respond};
-use crate::wire::connect;
+use crate::wire::{connect, say};
 
 /// The number of such clients at a time.
 const CLIENTS: usize = 20;
@@ -122,6 +122,24 @@ fn endures(what: &str, client: impl Fn(TcpStream) + Sync) -> Site {
     site
 }
 
+/// Reads, until so many heads of answers have come. False if the daemon has closed before.
+fn read_heads(stream: &mut TcpStream, number: u32) -> bool {
+    let mut heads = 0;
+    while heads < number {
+        let mut head = [0; 9];
+        if stream.read_exact(&mut head).is_err() {
+            return false;
+        }
+        let [a, b, c, kind, ..] = head;
+        let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+        if stream.read_exact(&mut payload).is_err() {
+            return false;
+        }
+        heads += u32::from(kind == HEADERS);
+    }
+    true
+}
+
 /// The number of clients that were refused for these reasons.
 fn refused(site: &Site, reasons: [&str; 2]) -> u64 {
     let number = |reason| site.metric(&format!("steadfast_http_refused_total{{reason=\"{reason}\"}}"));
@@ -146,6 +164,33 @@ fn requests_that_are_taken_back_at_once() {
     });
     // h2 itself ends those whose resets come before it has looked at the requests.
     assert_eq!(refused(&site, ["flood", "bad_request"]), CLIENTS as u64);
+}
+
+#[test]
+fn answers_that_are_taken_back_before_they_are_written() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("large"), vec![7; 8 << 20]).expect("it can be written");
+    let recorder = Recorder::start();
+    let tables = respond("/hello", "hello")
+        + &files("/files/*", folder.path())
+        + &proxy("/app/*", recorder.address, "");
+    let site = Site::start("h2c = true", &tables);
+    for (number, path) in (1..).zip(["/files/large", "/hello", "/app/"]) {
+        let mut stream = connect(site.http);
+        stream.write_all(&hello(0)).unwrap();
+        // The whole answer to each is there, or made at once, and there is no room for any.
+        let was_refused = (0..100).any(|round| {
+            let numbers = || (0..100).map(|n| 2 * (100 * round + n) + 1);
+            let asks: Vec<u8> = numbers().flat_map(|number| get(number, path)).collect();
+            let resets = numbers().flat_map(|n| frame(RST_STREAM, 0, n, &8_u32.to_be_bytes()));
+            stream.write_all(&asks).is_err()
+                || !read_heads(&mut stream, 100)
+                || stream.write_all(&resets.collect::<Vec<_>>()).is_err()
+        });
+        assert!(was_refused, "{path}: ten thousand answers for nobody");
+        site.assert_available("/hello");
+        assert_eq!(refused(&site, ["flood", "bad_request"]), number, "{path}");
+    }
 }
 
 #[test]
@@ -283,4 +328,61 @@ fn streams_beyond_the_limit() {
         let _ = stream.write_all(&streams(1000).flat_map(|n| get(n, "/files/large")).collect::<Vec<_>>());
         drain(&stream);
     });
+}
+
+// ---- what they are told --------------------------------------------------------------------------------------
+
+/// The status of the answer to a `HEAD`, and its length if it says one: with HTTP/2, and with HTTP/1.
+fn heads(site: &Site, path: &str, field: (&str, &str)) -> [(u16, Option<String>); 2] {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let with_http2 = runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(site.http).await.expect("it listens");
+        let (mut requests, connection) = h2::client::handshake(stream).await.expect("it speaks HTTP/2");
+        let request = axum::http::Request::head(format!("http://a{path}")).header(field.0, field.1);
+        let (answer, _) =
+            requests.send_request(request.body(()).expect("a request"), true).expect("it takes requests");
+        let answer = tokio::select! {
+            answer = answer => answer.expect("an answer"),
+            ended = connection => panic!("the connection has ended: {ended:?}"),
+        };
+        let length = answer.headers().get("content-length");
+        (answer.status().as_u16(), length.map(|length| length.to_str().expect("text").to_owned()))
+    });
+    let request =
+        format!("HEAD {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{}: {}\r\n\r\n", field.0, field.1);
+    let answer = String::from_utf8(say(site.http, request.as_bytes())).expect("text");
+    let status = answer.split(' ').nth(1).expect("a status").parse().expect("a number");
+    let length = answer.lines().find_map(|line| line.strip_prefix("content-length: "));
+    [with_http2, (status, length.map(str::to_owned))]
+}
+
+#[test]
+fn a_head_has_the_same_length_in_http2_as_in_http1_and_none_that_nobody_has_said() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("file"), "hello").expect("it can be written");
+    let chunked = Recorder::answering("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let sized = Recorder::answering("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n");
+    let unmodified = Recorder::answering("HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\n\r\n");
+    let empty = Recorder::answering("HTTP/1.1 204 No Content\r\n\r\n");
+    let tables = respond("/hello", "hello")
+        + &files("/files/*", folder.path())
+        + &proxy("/chunked", chunked.address, "")
+        + &proxy("/sized", sized.address, "")
+        + &proxy("/unmodified", unmodified.address, "")
+        + &proxy("/empty", empty.address, "");
+    let site = Site::start(LIMITS, &tables);
+    let condition = ("if-modified-since", "Fri, 31 Dec 2060 23:59:59 GMT");
+    let none = ("accept", "*/*");
+    for (path, field, status, length) in [
+        ("/hello", none, 200, Some("5")),
+        ("/files/file", none, 200, Some("5")),
+        ("/files/file", condition, 304, None),
+        ("/chunked", none, 200, None),
+        ("/sized", none, 200, Some("5")),
+        ("/unmodified", ("if-none-match", "\"a\""), 304, None),
+        ("/empty", none, 204, None),
+    ] {
+        let expected = (status, length.map(str::to_owned));
+        assert_eq!(heads(&site, path, field), [expected.clone(), expected], "{path}");
+    }
 }

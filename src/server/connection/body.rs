@@ -85,8 +85,8 @@ impl RequestBody {
         Poll::Ready(Some(Err(error)))
     }
 
-    /// Reports to the connection, unless its next request has begun: hyper reads that one's head before the reader of
-    /// this body, which may be another task, has seen the end.
+    /// Reports to the connection, unless its next request has begun, or the stream has ended: hyper reads the next head
+    /// before the reader of this body, which may be another task, has seen the end.
     fn report<T>(&self, report: impl FnOnce(&Connection, &mut Option<Leftover>) -> T) -> Option<T> {
         let mut unread = self.connection.unread();
         (unread.request == self.request).then(|| report(&self.connection, &mut unread.leftover))
@@ -239,9 +239,11 @@ impl Connection {
         self.progress.body_left() > 0 && self.unread().leftover.is_some()
     }
 
-    /// Gives up what is left of a body.
+    /// Gives up a request's body for good: what its reader, which may be another task, still reports is not heard, and
+    /// what it leaves unread is not taken.
     pub(super) fn forget_body(&self) {
-        self.unread().leftover = None;
+        let mut unread = self.unread();
+        *unread = Unread { request: unread.request + 1, leftover: None };
     }
 
     /// True if the connection has to close after an answer because of the request's body: too much of it is left, or

@@ -22,6 +22,9 @@ const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
 
+/// The most requests that a client may take back at once.
+pub(super) const RESETS: usize = 200;
+
 /// The most bytes of frames that are read before others of the thread have their turn, and the client's frames are looked
 /// at.
 const TURN: u64 = 32 << 10;
@@ -207,13 +210,13 @@ impl Flood {
     const BYTES: u64 = 32;
 
     fn new(seen: Arc<Seen>, now: Tick) -> Self {
-        let (frames, resets) = (Allowance::new(1000, 100, now), Allowance::new(200, 100, now));
+        let (frames, resets) = (Allowance::new(1000, 100, now), Allowance::new(RESETS as u64, 100, now));
         Self { seen, frames, resets, taken_back: 0, written: 0 }
     }
 
-    /// The client has reset a stream before it had an answer.
-    pub(super) fn taken_back(&mut self) {
-        self.taken_back += 1;
+    /// The client has reset so many streams before it had a byte of an answer's body.
+    pub(super) fn taken_back(&mut self, number: u64) {
+        self.taken_back += number;
     }
 
     /// The number of the frame that is on its way; 0 if none is, or it is one of a body.
@@ -324,7 +327,7 @@ mod tests {
         let start = Clock::new().now();
         let (_, mut flood) = Frames::new((), start);
         let mut take_back = |number: u64, after: Duration| {
-            (0..number).for_each(|_| flood.taken_back());
+            flood.taken_back(number);
             flood.is_too_much(0, || start.after(after))
         };
         assert!(!take_back(200, Duration::ZERO));

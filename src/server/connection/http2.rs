@@ -4,12 +4,12 @@
 //! All of a connection's streams are answered within its own task, so that they are gone when it is. hyper says nothing of
 //! what becomes of an answer once it has it whole; the pieces of a body tell when they are written, or dropped.
 
-use std::convert::Infallible;
-use std::future::Future;
+use std::error::Error as _;
+use std::future::{Future, Ready, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{self, Context, Poll};
 
 use axum::body::Body;
 use axum::http::uri::{Authority, Uri};
@@ -17,7 +17,9 @@ use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, 
 use axum::response::IntoResponse;
 use bytes::{Buf, Bytes};
 use futures_util::FutureExt;
+use futures_util::future::Either;
 use futures_util::stream::{FuturesUnordered, Stream};
+use h2::Reason;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
@@ -25,7 +27,7 @@ use hyper::server::conn::http2::{Builder, Connection as Hyper};
 use hyper_util::rt::TokioIo;
 
 use super::body::{AnswerBody, announced};
-use super::frames::{Flood, Frames};
+use super::frames::{Flood, Frames, RESETS};
 use super::http1::{Http1s, Seat};
 use super::machine::{Event, State};
 use super::service::{Answer, Serving};
@@ -103,6 +105,7 @@ impl Http2 {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buf_size(UNWRITTEN)
+            .max_pending_accept_reset_streams(RESETS)
             .max_local_error_reset_streams(MISTAKES);
         let hyper = Box::pin(builder.serve_connection(TokioIo::new(frames), service));
         Self {
@@ -147,7 +150,9 @@ impl Http2 {
         if let Poll::Ready(result) = polled {
             if let Err(error) = result {
                 tracing::debug!(peer = %self.connection.peer(), %error, "the connection failed");
-                self.connection.count_refused(Refused::BadRequest);
+                if let Some(reason) = reason(&error) {
+                    self.connection.count_refused(reason);
+                }
             }
             return Poll::Ready(End::Closes);
         }
@@ -208,11 +213,7 @@ impl Http2 {
     /// Goes on with the streams. True if the client makes no room for an answer that only the connection's end can end.
     fn poll_streams(&mut self, cx: &mut Context<'_>) -> bool {
         while let Poll::Ready(Some(ended)) = Pin::new(&mut self.answering).poll_next(cx) {
-            match ended {
-                Ended::Given(stream) => self.unwritten.push(stream),
-                Ended::TakenBack => self.flood.taken_back(),
-                Ended::Over => {}
-            }
+            self.unwritten.extend(ended);
         }
         self.unwritten.iter().any(|OpenStream(stream)| {
             let command = stream.commands.poll(Waiter::Task, cx);
@@ -221,9 +222,20 @@ impl Http2 {
     }
 
     fn is_flood(&mut self) -> bool {
+        self.flood.taken_back(self.connection.taken_back());
         let written = self.connection.progress.body();
         self.flood.is_too_much(written, || self.connection.registry.clock().now())
     }
+}
+
+/// The reason for which a client is not served to the end: that of the GOAWAY by which h2 has told it that its frames are
+/// wrong, or too many. None of one that went away, or has given up by a GOAWAY of its own.
+fn reason(error: &hyper::Error) -> Option<Refused> {
+    let error = error.source()?.downcast_ref::<h2::Error>()?;
+    (error.is_go_away() && error.is_library()).then(|| match error.reason() {
+        Some(Reason::ENHANCE_YOUR_CALM) => Refused::Flood,
+        _ => Refused::BadRequest,
+    })
 }
 
 // ---- its streams ---------------------------------------------------------------------------------------------
@@ -235,7 +247,7 @@ struct Begun(Arc<Mutex<Beginning>>);
 
 #[derive(Default)]
 struct Beginning {
-    /// The one that the service was called for.
+    /// The one that the service was called for; none if that has refused it.
     stream: Option<OpenStream>,
     answering: Vec<Answering>,
 }
@@ -253,9 +265,8 @@ impl Begun {
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Begun {
     fn execute(&self, answer: F) {
         let mut begun = self.lock();
-        if let Some(stream) = begun.stream.take() {
-            begun.answering.push(Answering { answer: Box::pin(answer), stream: Some(stream) });
-        }
+        let stream = begun.stream.take();
+        begun.answering.push(Answering { answer: Box::pin(answer), stream });
     }
 }
 
@@ -263,27 +274,21 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Begun {
 struct Answering {
     /// hyper's. To drop it resets the stream, unless the answer is whole.
     answer: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// None if it is refused: then its answer is a reset, which is there at once.
     stream: Option<OpenStream>,
 }
 
-/// The end of a stream's own task.
-enum Ended {
-    /// hyper has all of its answer.
-    Given(OpenStream),
-    /// The client has reset it before it had any answer.
-    TakenBack,
-    /// Its answer will not be whole.
-    Over,
-}
-
 impl Future for Answering {
-    type Output = Ended;
+    /// The stream, if hyper has all of its answer: else it has ended.
+    type Output = Option<OpenStream>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let Self { answer, stream } = &mut *self;
-        let Some(OpenStream(connection)) = &*stream else { return Poll::Ready(Ended::Over) };
+        let Some(OpenStream(connection)) = &*stream else {
+            return answer.poll_unpin(cx).map(|()| None);
+        };
         if connection.commands.poll(Waiter::Task, cx) >= Command::Drop {
-            return Poll::Ready(Ended::Over);
+            return Poll::Ready(None);
         }
         let now = connection.registry.watchdog_now();
         let polled =
@@ -295,13 +300,7 @@ impl Future for Answering {
             // The panic hook has logged it. The other streams go on.
             Err(_) => connection.broken_off(false),
         }
-        if connection.state() == State::Flushing
-            && let Some(stream) = stream.take()
-        {
-            return Poll::Ready(Ended::Given(stream));
-        }
-        let was_taken_back = stream.as_ref().is_some_and(|OpenStream(stream)| stream.is_unanswered());
-        Poll::Ready(if was_taken_back { Ended::TakenBack } else { Ended::Over })
+        Poll::Ready(stream.take_if(|OpenStream(stream)| stream.state() == State::Flushing))
     }
 }
 
@@ -316,10 +315,14 @@ struct Service {
 
 impl hyper::service::Service<Request<Incoming>> for Service {
     type Response = Response<Pieces>;
-    type Error = Infallible;
-    type Future = StreamAnswer;
+    type Error = h2::Error;
+    type Future = Either<StreamAnswer, Ready<Result<Self::Response, Self::Error>>>;
 
-    fn call(&self, mut request: Request<Incoming>) -> StreamAnswer {
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        if self.connection.refuses_streams() {
+            // Nothing was done: the client may ask again elsewhere (RFC 9113, section 8.7).
+            return Either::Right(ready(Err(Reason::REFUSED_STREAM.into())));
+        }
         let (open, number) = self.connection.open_stream();
         let stream = Arc::clone(&open.0);
         self.begun.lock().stream = Some(open);
@@ -332,7 +335,7 @@ impl hyper::service::Service<Request<Incoming>> for Service {
         let now = stream.registry.watchdog_now();
         let answer =
             stream.progress.task.timed(now, || self.serving.answer(request, Arc::clone(&stream), id));
-        StreamAnswer { answer, stream, is_head }
+        Either::Left(StreamAnswer { answer, stream, is_head })
     }
 }
 
@@ -340,13 +343,12 @@ impl hyper::service::Service<Request<Incoming>> for Service {
 /// to look at: the path alone as its target, the host as `Host`, and all cookies in one field (section 8.2.3).
 fn as_of_http1(request: &mut Request<Incoming>) {
     let host = request.uri().authority().map(Authority::as_str);
-    let is_same = match (host, request.headers().get(header::HOST)) {
-        (Some(host), Some(field)) => field.as_bytes().eq_ignore_ascii_case(host.as_bytes()),
-        (Some(_), None) => true,
-        (None, _) => false,
-    };
+    let mut fields = request.headers().get_all(header::HOST).iter();
     // A host beside another stays for the server to refuse; and that of `CONNECT` is all there is.
-    if is_same && let Some(Ok(host)) = host.map(HeaderValue::from_str) {
+    if let Some(host) = host
+        && fields.all(|field| field.as_bytes().eq_ignore_ascii_case(host.as_bytes()))
+        && let Ok(host) = HeaderValue::from_str(host)
+    {
         request.headers_mut().insert(header::HOST, host);
         if let Some(path) = request.uri().path_and_query().filter(|_| request.method() != Method::CONNECT) {
             *request.uri_mut() = Uri::from(path.clone());
@@ -386,16 +388,17 @@ struct StreamAnswer {
 }
 
 impl Future for StreamAnswer {
-    type Output = Result<Response<Pieces>, Infallible>;
+    type Output = Result<Response<Pieces>, h2::Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Ok(mut response) = ready!(self.answer.poll_unpin(cx));
-        let is_bodyless =
-            self.is_head || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let Ok(mut response) = task::ready!(self.answer.poll_unpin(cx));
+        let has_none = matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let is_bodyless = self.is_head || has_none;
         if self.is_head
-            && let Some(length) = response.body().size_hint().exact()
+            && !has_none
+            && let Some(length @ 1..) = response.body().size_hint().exact()
         {
-            // hyper says it of bodies that it sends.
+            // hyper says it of bodies that it sends. An empty one may be all that is left of another.
             response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(length.into());
         }
         Poll::Ready(Ok(response.map(|body| Pieces {
@@ -457,11 +460,11 @@ impl http_body::Body for Pieces {
                 return Poll::Ready(Some(Ok(this.piece())));
             }
             if this.has_ended {
-                ready!(this.poll_end(cx));
+                task::ready!(this.poll_end(cx));
                 return Poll::Ready(this.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
             }
             let frame = match &mut this.body {
-                Some(body) if !body.is_end_stream() => ready!(Pin::new(body).poll_frame(cx)),
+                Some(body) if !body.is_end_stream() => task::ready!(Pin::new(body).poll_frame(cx)),
                 _ => None,
             };
             match frame.map(|frame| frame.map(Frame::into_data)) {

@@ -40,7 +40,7 @@ const CLOSING: Duration = Duration::from_secs(2);
 /// The same, and the time for the rest of a head, once the connection is told to leave or to finish.
 const LEAVING: Duration = Duration::from_millis(500);
 /// The time for the requests that an HTTP/2 client had sent before it saw that the connection is to end: until it answers
-/// the PING that says so (RFC 9113, section 6.8), if it does.
+/// the PING that says so (RFC 9113, section 6.8), if it does. What it asks for afterwards is refused.
 const GOING_AWAY: Duration = Duration::from_secs(2);
 
 /// A request that is being answered.
@@ -135,9 +135,9 @@ pub(crate) enum Machine {
     /// It speaks another protocol, by an upgrade; or will, once the rest of the request's body is read.
     Tunnel { exchange: Box<Exchange> },
     /// It speaks HTTP/2: each of its requests is a stream, which has a machine of its own. `idle` since there is none; none
-    /// while there is. `frame` since a frame is on its way, other than one of a body. `going_away` once the client was told
+    /// while there is. `frame` since a frame is on its way, other than one of a body. `going_away` since the client was told
     /// that the connection is to end.
-    Http2 { idle: Option<Tick>, frame: Option<Tick>, going_away: bool, reading: Box<Pace> },
+    Http2 { idle: Option<Tick>, frame: Option<Tick>, going_away: Option<Tick>, reading: Box<Pace> },
     /// The last answer is written, or being written; what the client still sends is discarded.
     Closing { since: Tick },
     /// The socket is closed, or the successor's.
@@ -271,6 +271,12 @@ impl Machine {
         }
     }
 
+    /// True of an HTTP/2 connection whose client has had time enough to see that it is to end. h2 takes further streams
+    /// until the client has answered the PING, which it may never do.
+    pub(crate) fn refuses_streams(&self, now: impl Fn() -> Tick) -> bool {
+        matches!(self, Self::Http2 { going_away: Some(since), .. } if now().since(*since) >= GOING_AWAY)
+    }
+
     /// Goes on to the next state. An event that has no meaning in a state changes nothing: a body that is dropped
     /// after its connection was closed, a flush with nothing to flush.
     pub(crate) fn on(&mut self, event: Event, now: impl Fn() -> Tick) -> Option<Ended> {
@@ -330,7 +336,7 @@ impl Machine {
 
             (Self::Parked { .. } | Self::Reading { .. }, Event::Http2) => {
                 let idle = Some(now());
-                (Self::Http2 { idle, frame: None, going_away: false, reading: Box::default() }, None)
+                (Self::Http2 { idle, frame: None, going_away: None, reading: Box::default() }, None)
             }
             (Self::Http2 { frame, going_away, reading, .. }, Event::Streams(open)) => {
                 (Self::Http2 { idle: (!open).then(now), frame, going_away, reading }, None)
@@ -339,7 +345,8 @@ impl Machine {
                 (Self::Http2 { idle, frame: begun.then(now), going_away, reading }, None)
             }
             (Self::Http2 { idle, frame, reading, .. }, Event::GoAway) => {
-                (Self::Http2 { idle: idle.map(|_| now()), frame, going_away: true, reading }, None)
+                let now = now();
+                (Self::Http2 { idle: idle.map(|_| now), frame, going_away: Some(now), reading }, None)
             }
 
             (
@@ -382,8 +389,6 @@ impl Machine {
                 (now.since(*since) >= limit).then_some(Command::TimeOut)
             }
             Self::Answering { exchange } | Self::Flushing { exchange, .. } => {
-                let demand =
-                    |silence| Demand { silence, rate: limits.min_rate, grace: limits.min_rate_grace };
                 let (sends, reads) = (progress.awaits_body(), progress.is_blocked());
                 let (received, sent) = (progress.received(), progress.sent());
                 let sends_too_slowly =
@@ -435,12 +440,12 @@ impl Machine {
                 if frame.is_some_and(|since| now.since(since) >= limits.header_timeout) {
                     return Some(Command::TimeOut);
                 }
-                let limit = match going_away {
-                    true => GOING_AWAY,
-                    false if look.answered => limits.keepalive_timeout,
-                    false => limits.header_timeout,
+                // Streams that are refused end no idleness: a client that asks on has no more time than one that is silent.
+                let (limit, due) = match going_away {
+                    Some(_) => (GOING_AWAY, Command::Drop),
+                    None if look.answered => (limits.keepalive_timeout, Command::Finish),
+                    None => (limits.header_timeout, Command::Finish),
                 };
-                let due = if *going_away { Command::Drop } else { Command::Finish };
                 idle.is_some_and(|since| now.since(since) >= limit).then_some(due)
             }
             Self::Closing { since } => {

@@ -472,14 +472,17 @@ impl Connection {
 
     /// Nothing that is left of an answer reaches the client.
     fn gone(&self) {
-        self.end(match (self.command(), self.state()) {
+        let outcome = match (self.command(), self.state()) {
             (Command::Cut, _) => Outcome::Cut,
             (Command::Drop, _) => Outcome::Stalled,
             (_, State::Tunnel) => Outcome::Answered,
             // A body that panics takes the connection's task along.
             _ if std::thread::panicking() => Outcome::BrokenOff,
             _ => Outcome::ClientGone,
-        });
+        };
+        if self.end(outcome) && outcome == Outcome::ClientGone {
+            self.lost_client();
+        }
     }
 
     /// The rest of the answer will not come: its handler, or the upstream, broke it off, unless it was to be made of a
@@ -489,10 +492,14 @@ impl Connection {
         self.end(if by_client { Outcome::ClientGone } else { Outcome::BrokenOff });
     }
 
-    fn end(&self, outcome: Outcome) {
+    /// Ends what is in flight. False if that is nothing.
+    fn end(&self, outcome: Outcome) -> bool {
+        let mut has_ended = false;
         while self.on(Event::End(outcome)).is_some() {
             self.set_route(RouteId::NONE);
+            has_ended = true;
         }
+        has_ended
     }
 
     /// Says what the request in flight waits for.

@@ -26,6 +26,9 @@ pub(super) struct Streams {
     open: Mutex<HashMap<u64, Arc<Connection>>>,
     /// The number of them that were ever opened.
     opened: AtomicU64,
+    /// The number of them that the client has reset before a byte of an answer's body was written, since the last look.
+    /// Written by the task that looks, as `opened` is: `Relaxed` is enough.
+    taken_back: AtomicU64,
 }
 
 impl Streams {
@@ -49,7 +52,8 @@ pub(super) struct OpenStream(pub(super) Arc<Connection>);
 impl Drop for OpenStream {
     fn drop(&mut self) {
         self.0.closed();
-        // To h2 the stream goes on until nobody holds a part of it.
+        // To h2 the stream goes on until nobody holds a part of it. And h2 itself may be the last to hold the connection:
+        // it drops pieces of the answer, and the reader's waker, while it holds a lock that the body's end takes as well.
         self.0.forget_body();
     }
 }
@@ -123,9 +127,28 @@ impl Connection {
         self.commands.strongest().max(self.transport().commands.strongest())
     }
 
-    /// True if it has a request whose answer is not decided.
-    pub(super) fn is_unanswered(&self) -> bool {
-        self.machine().exchange().is_some_and(|exchange| exchange.status.is_none())
+    /// Its request has ended because its client is gone. On a stream that is one that was taken back, if nothing of the
+    /// answer's body was written.
+    pub(super) fn lost_client(&self) {
+        if let Some(Stream { connection, .. }) = self.stream()
+            && self.progress.sent() == 0
+            && let Some(Http2::Connection(streams)) = connection.http2()
+        {
+            streams.taken_back.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// The number of its streams that were taken back before a byte of an answer's body was written, since the last look.
+    pub(super) fn taken_back(&self) -> u64 {
+        match self.http2() {
+            Some(Http2::Connection(streams)) => streams.taken_back.swap(0, Relaxed),
+            Some(Http2::Stream(_)) | None => 0,
+        }
+    }
+
+    /// True if its client has had time enough to see that it is to end: what it asks for now is not answered.
+    pub(super) fn refuses_streams(&self) -> bool {
+        self.machine().refuses_streams(|| self.registry.clock().now())
     }
 
     // ---- what becomes of an answer on a stream ----
@@ -152,7 +175,8 @@ impl Connection {
         }
     }
 
-    /// All of its answer was written to the socket.
+    /// All of its answer was written to the socket. One without a body counts as written also where its client has reset
+    /// the stream just before: h2 does not tell what becomes of a head.
     pub(super) fn answer_written(&self) {
         self.on(Event::Flushed);
     }

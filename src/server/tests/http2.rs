@@ -1,8 +1,8 @@
 //! To the server a stream of HTTP/2 is a request as any other; and a client that speaks HTTP/2 can take no more of it than
 //! one that does not.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -45,10 +45,14 @@ impl Service {
     }
 
     fn limited(limits: Limits) -> Self {
-        let registry = Registry::new(Totals::unobserved());
         let go = Arc::new(Notify::new());
+        Self::of(routes(&go), go, limits)
+    }
+
+    fn of(router: Router, go: Arc<Notify>, limits: Limits) -> Self {
+        let registry = Registry::new(Totals::unobserved());
         let handover = Arc::new(Handover::over(Mailbox::new().expect("a mailbox")));
-        let server = Server::new(Vec::new(), routes(&go), Arc::clone(&registry), limits)
+        let server = Server::new(Vec::new(), router, Arc::clone(&registry), limits)
             .speaking_h2c(true)
             .with_departures(Departures::new(handover));
         let sweeping = server.clone();
@@ -116,14 +120,7 @@ fn routes(go: &Arc<Notify>) -> Router {
             "/breaks",
             get(async || Body::from_stream(stream::iter([Ok("one"), Err(axum::Error::new("no more"))]))),
         )
-        .route(
-            "/large",
-            get(async || {
-                Body::from_stream(
-                    stream::iter(0..1000).map(|_| Ok::<_, axum::Error>(Bytes::from_static(&[7; 16_000]))),
-                )
-            }),
-        )
+        .route("/large", get(async || large()))
         .route(
             "/slow",
             get(async move || {
@@ -144,6 +141,10 @@ fn routes(go: &Arc<Notify>) -> Router {
                 Body::new(StreamBody::new(stream::iter(frames.map(Ok::<_, axum::Error>))))
             }),
         )
+}
+
+fn large() -> Body {
+    Body::from_stream(stream::iter(0..1000).map(|_| Ok::<_, axum::Error>(Bytes::from_static(&[7; 16_000]))))
 }
 
 fn run<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> AbortOnDropHandle<()> {
@@ -278,11 +279,15 @@ async fn a_request_looks_as_it_would_with_http1() {
     assert_eq!(text(&same), (200, "GET /a?b [\"here\", \"\"] 0"));
     let other = client.ask(ask(&[("host", "there")]), None).await;
     assert_eq!(text(&other), (400, "the request's Host is not its :authority\n"));
+    for hosts in [["here", "there"], ["there", "here"]] {
+        let two = client.ask(ask(&hosts.map(|host| ("host", host))), None).await;
+        assert_eq!(text(&two), (400, "the request's Host is not its :authority\n"));
+    }
     let many: Vec<_> = (0..101).map(|n| (format!("x-{n}"), "y")).collect();
     let many =
         client.ask(ask(&many.iter().map(|(name, value)| (&**name, *value)).collect::<Vec<_>>()), None).await;
     assert_eq!(many.expect("an answer").status(), 431);
-    assert_eq!((service.refused("bad_request"), service.refused("head_too_large")), (1, 1));
+    assert_eq!((service.refused("bad_request"), service.refused("head_too_large")), (3, 1));
     // The connection has gone on all along.
     assert_eq!(service.registry.len(), 1);
 }
@@ -300,6 +305,24 @@ async fn an_answer_has_its_id_and_no_field_of_one_hop() {
     assert_eq!((&head.headers()["content-length"], head.body().len()), (&length.into(), 0));
     assert_eq!(text(&client.get("/empty").await), (204, ""));
     assert_eq!(text(&client.get("/switches").await).0, 500);
+}
+
+#[tokio::test]
+async fn an_answer_to_head_has_no_length_that_nobody_has_said() {
+    let service = Service::new();
+    let mut client = service.client().await;
+    for (path, length) in [("/", true), ("/large", false)] {
+        let head = Client::request(&Method::HEAD, path).body(()).expect("a request");
+        let head = client.ask(head, None).await.expect("an answer");
+        assert_eq!(head.headers().contains_key("content-length"), length, "{path}: {head:?}");
+        // With HTTP/1 it is the same.
+        let mut socket = service.socket();
+        let request = format!("HEAD {path} HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).await.expect("it reads");
+        let mut head = String::new();
+        timeout(PATIENCE, socket.read_to_string(&mut head)).await.expect("an answer").expect("text");
+        assert_eq!(head.contains("content-length"), length, "{path}: {head}");
+    }
 }
 
 #[tokio::test]
@@ -433,6 +456,7 @@ async fn a_cut_ends_every_stream_by_name() {
 /// A client that writes frames as it likes.
 struct Raw(UnixStream);
 
+const DATA: u8 = 0;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
@@ -447,8 +471,23 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 /// The head of a `GET` of a short path, in HPACK (RFC 7541) without any table of its own.
 fn get_head(path: &str) -> Vec<u8> {
+    head(0x82, path)
+}
+
+fn head(method: u8, path: &str) -> Vec<u8> {
     let length = u8::try_from(path.len()).expect("it is short");
-    [&[0x82, 0x86, 0x01, 4][..], b"here", &[0x04, length], path.as_bytes()].concat()
+    [&[method, 0x86, 0x01, 4][..], b"here", &[0x04, length], path.as_bytes()].concat()
+}
+
+/// The kinds of frames, with their streams.
+fn kinds(bytes: &[u8]) -> Vec<(u8, u32)> {
+    let mut frames = Vec::new();
+    let mut rest = bytes;
+    while let [a, b, c, kind, _, s, t, u, v, more @ ..] = rest {
+        frames.push((*kind, u32::from_be_bytes([*s, *t, *u, *v])));
+        rest = more.get(u32::from_be_bytes([0, *a, *b, *c]) as usize..).unwrap_or_default();
+    }
+    frames
 }
 
 impl Raw {
@@ -474,13 +513,24 @@ impl Raw {
         let mut bytes = Vec::new();
         // A reset is an end as well.
         let _ = timeout(PATIENCE, self.0.read_to_end(&mut bytes)).await.expect("an end");
-        let mut frames = Vec::new();
-        let mut rest = &bytes[..];
-        while let [a, b, c, kind, _, s, t, u, v, more @ ..] = rest {
-            frames.push((*kind, u32::from_be_bytes([*s, *t, *u, *v])));
-            rest = &more[u32::from_be_bytes([0, *a, *b, *c]) as usize..];
-        }
-        frames
+        kinds(&bytes)
+    }
+
+    /// Returns when a frame of this kind has come on this stream.
+    async fn until(&mut self, kind: u8, stream: u32) {
+        let come = async {
+            let mut head = [0; 9];
+            loop {
+                self.0.read_exact(&mut head).await.expect("a frame");
+                let [a, b, c, ..] = head;
+                let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+                self.0.read_exact(&mut payload).await.expect("a whole frame");
+                if kinds(&head[..]) == [(kind, stream)] {
+                    return;
+                }
+            }
+        };
+        timeout(PATIENCE, come).await.expect("the frame");
     }
 }
 
@@ -497,6 +547,47 @@ async fn a_client_that_does_not_say_that_it_knows_of_the_end_is_not_waited_for()
     assert_eq!(frames.iter().filter(|(kind, _)| *kind == GOAWAY).count(), 1, "{frames:?}");
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     service.until(Registry::is_empty).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_asks_on_after_it_was_told_of_the_end_has_only_what_it_had_asked_for_before() {
+    for waits in [false, true] {
+        let service = Service::new();
+        let mut raw = Raw::connect(&service, 65_535).await;
+        raw.get(1, if waits { "/slow" } else { "/" }).await;
+        service.until(|registry| registry.totals().requests() + registry.in_flight() as u64 == 1).await;
+        let began = Instant::now();
+        service.registry.connections()[0].commands().give(Command::Carry);
+        let (mut reading, mut writing) = raw.0.into_split();
+        let _asking = run(async move {
+            for stream in 1.. {
+                let get = frame(HEADERS, 5, 2 * stream + 1, &get_head("/"));
+                if writing.write_all(&get).await.is_err() {
+                    return;
+                }
+                sleep(Duration::from_secs(1)).await;
+            }
+        });
+        if waits {
+            sleep(Duration::from_secs(60)).await;
+            assert_eq!((service.registry.len(), service.registry.in_flight()), (1, 1));
+            service.go.notify_waiters();
+        }
+        let mut bytes = Vec::new();
+        let _ = timeout(PATIENCE, reading.read_to_end(&mut bytes)).await.expect("an end");
+        let least = if waits { 60 } else { 0 };
+        assert!((least..least + 6).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+        service.until(Registry::is_empty).await;
+        let requests = service.registry.totals().requests();
+        assert!((2..6).contains(&requests), "{requests}");
+        let frames = kinds(&bytes);
+        assert!(frames.contains(&(DATA, 1)) && frames.contains(&(DATA, 3)), "{frames:?}");
+        if waits {
+            // RFC 9113, section 8.7: they may be asked again elsewhere.
+            let refused = frame(RST_STREAM, 0, 101, &u32::from(Reason::REFUSED_STREAM).to_be_bytes());
+            assert!(bytes.windows(refused.len()).any(|bytes| bytes == refused), "{frames:?}");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -555,7 +646,7 @@ async fn an_answer_that_its_client_makes_no_room_for_ends_and_the_others_go_on()
     service.until(|registry| registry.totals().requests() == 2).await;
     service.registry.connections()[0].commands().give(Command::Finish);
     let frames = raw.rest().await;
-    assert!(frames.contains(&(RST_STREAM, 1)) && frames.contains(&(0, 3)), "{frames:?}");
+    assert!(frames.contains(&(RST_STREAM, 1)) && frames.contains(&(DATA, 3)), "{frames:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -617,13 +708,24 @@ async fn a_body_that_does_not_come_is_answered_with_408_on_its_stream() {
 
 #[tokio::test]
 async fn requests_that_are_taken_back_as_fast_as_they_are_made_end_the_connection() {
+    takes_back(65_535, "/wait").await;
+}
+
+#[tokio::test]
+async fn answers_that_are_taken_back_before_they_are_written_end_the_connection() {
+    for path in ["/large", "/"] {
+        takes_back(0, path).await;
+    }
+}
+
+async fn takes_back(room: u32, path: &'static str) {
     let service = Service::new();
-    let raw = Raw::connect(&service, 65_535).await;
+    let raw = Raw::connect(&service, room).await;
     let (mut reading, mut writing) = raw.0.into_split();
     let attack = run(async move {
         for stream in 0.. {
             let reset = frame(RST_STREAM, 0, 2 * stream + 1, &8_u32.to_be_bytes());
-            if writing.write_all(&frame(HEADERS, 5, 2 * stream + 1, &get_head("/wait"))).await.is_err() {
+            if writing.write_all(&frame(HEADERS, 5, 2 * stream + 1, &get_head(path))).await.is_err() {
                 return;
             }
             // The server sees the one before the other.
@@ -659,6 +761,82 @@ async fn a_flood_of_frames_that_ask_for_nothing_ends_the_connection() {
         service.until(Registry::is_empty).await;
         assert_eq!(service.refused("flood"), 1, "{kind:?}");
     }
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_or_gives_up_is_not_refused() {
+    let service = Service::new();
+    for last in [
+        // An error of its own, half a frame, half a request, nothing.
+        frame(GOAWAY, 0, 0, &[0, 0, 0, 0, 0, 0, 0, 2]),
+        frame(PING, 0, 0, &[0; 8])[..10].to_vec(),
+        frame(HEADERS, 1, 3, &get_head("/")),
+        Vec::new(),
+    ] {
+        let mut raw = Raw::connect(&service, 1000).await;
+        raw.get(1, "/large").await;
+        service.until(|registry| registry.in_flight() == 1).await;
+        raw.say(&last).await;
+        drop(raw);
+        service.until(Registry::is_empty).await;
+    }
+    assert_eq!((service.refused("bad_request"), service.refused("flood")), (0, 0));
+}
+
+#[tokio::test]
+async fn a_client_that_breaks_the_protocol_is_refused_by_its_reason() {
+    // Data of no stream; and requests that are taken back in the same breath, of which h2 has a limit.
+    let taken_back = (0..300).flat_map(|n| {
+        let reset = frame(RST_STREAM, 0, 2 * n + 1, &8_u32.to_be_bytes());
+        [frame(HEADERS, 5, 2 * n + 1, &get_head("/wait")), reset].concat()
+    });
+    for (said, refused) in [(frame(DATA, 0, 0, b"what"), [1, 0]), (taken_back.collect(), [0, 1])] {
+        let service = Service::new();
+        let mut raw = Raw::connect(&service, 65_535).await;
+        raw.say(&said).await;
+        raw.rest().await;
+        service.until(Registry::is_empty).await;
+        assert_eq!(["bad_request", "flood"].map(|reason| service.refused(reason)), refused);
+    }
+}
+
+#[tokio::test]
+async fn as_many_requests_as_may_be_taken_back_at_once_may_be_taken_back_unseen() {
+    let service = Service::new();
+    let mut raw = Raw::connect(&service, 65_535).await;
+    let taken_back = (0..200).flat_map(|n| {
+        let reset = frame(RST_STREAM, 0, 2 * n + 1, &8_u32.to_be_bytes());
+        [frame(HEADERS, 5, 2 * n + 1, &get_head("/wait")), reset].concat()
+    });
+    raw.say(&taken_back.collect::<Vec<_>>()).await;
+    raw.get(1001, "/").await;
+    raw.until(DATA, 1001).await;
+    assert_eq!((service.refused("flood"), service.registry.totals().client_gone()), (0, 200));
+}
+
+/// h2 holds a lock while it drops what it has of an answer: that may be the last to hold the stream, and must not be the last
+/// to hold the rest of its request's body, which takes the same lock.
+#[tokio::test(start_paused = true)]
+async fn a_body_that_its_handler_drops_after_the_end_of_its_stream_is_no_part_of_that_any_more() {
+    let held = Arc::new(Mutex::new(None));
+    let holds = Arc::clone(&held);
+    let holds = post(async move |body: Body| {
+        *holds.lock().expect("it is sound") = Some(body);
+        large()
+    });
+    let service = Service::of(Router::new().route("/holds", holds), Arc::default(), Limits::default());
+    let mut raw = Raw::connect(&service, 1000).await;
+    // Of 200000 bytes, which are few enough to be discarded.
+    let request = [&head(0x83, "/holds")[..], &[0x0f, 0x0d, 6], b"200000"].concat();
+    raw.say(&frame(HEADERS, 4, 1, &request)).await;
+    service.until(|registry| registry.in_flight() == 1).await;
+    service.until(|registry| registry.in_flight() == 0).await;
+    assert_eq!(service.refused("slow_reader"), 1);
+    // Its handler has held it until now.
+    assert!(held.lock().expect("it is sound").take().is_some());
+    raw.until(RST_STREAM, 1).await;
+    drop(raw);
+    service.until(Registry::is_empty).await;
 }
 
 #[tokio::test]
