@@ -55,9 +55,9 @@ harness:
 versions:
     cargo test --test systemd versions:: -- --ignored --nocapture
 
-# testssl.sh finds nothing to complain about at the defaults of TLS
+# testssl.sh and sslyze find nothing to complain about at the defaults of TLS
 scanners:
-    cargo test --test systemd tls::scanners:: -- --ignored --nocapture
+    cargo test --test systemd tls::scanners:: -- --include-ignored --nocapture
 
 # every fault of every child in every situation. One at a time: each has load, and deadlines of a few seconds
 faults:
