@@ -7,7 +7,7 @@
 //! | `registry`, `totals`, `access` | the open ones; the account of all; the log of their requests |
 //! | `connection` | one of them: its states, its commands, its task |
 //! | `handler`, `offloaded` | what answers its requests, also on other threads than its own |
-//! | `socket`, `wire`, `stream` | its socket; what is on it; and as hyper sees it |
+//! | `socket`, `wire`, `stream`, `read_ahead` | its socket; what is on it; as hyper sees it; what was read of it before its time |
 //! | `threads` | the threads that it lives on |
 //! | `sweep`, `limits`, `clock` | how long a client may take |
 //! | `departures`, `tunnel` | to the successor; connections that became another protocol |
@@ -24,6 +24,7 @@ pub(crate) mod limits;
 pub(crate) mod listener;
 mod offloaded;
 mod peer;
+mod read_ahead;
 mod registry;
 pub(crate) mod request_id;
 pub(crate) mod requests;

@@ -139,12 +139,12 @@ impl Certificates {
         for name in &certificate.names {
             let others = self.by_name.entry(name.clone()).or_default();
             let algorithm = certificate.key.key.algorithm();
-            match others.iter().find(|other| self.all[**other].key.key.algorithm() == algorithm) {
-                Some(other) => taken = taken.or(Some((name.clone(), *other))),
-                None => {
-                    others.push(index);
-                    is_chosen = true;
-                }
+            let is_same = |other: &&usize| self.all[**other].key.key.algorithm() == algorithm;
+            if let Some(other) = others.iter().find(is_same) {
+                taken = taken.or(Some((name.clone(), *other)));
+            } else {
+                others.push(index);
+                is_chosen = true;
             }
         }
         if let Some((name, other)) = taken {

@@ -499,7 +499,7 @@ impl Progress {
     /// may become another one, has been shown nothing of it by then.
     fn decide(&mut self) -> Result<bool, Failed> {
         let Some(choice) = &self.choice else { return Ok(true) };
-        let Some(server_name) = server_name(&self.incoming[..self.shown]) else { return Ok(false) };
+        let Poll::Ready(server_name) = server_name(&self.incoming[..self.shown]) else { return Ok(false) };
         if (choice.is_for)(server_name.as_deref()) {
             self.connection = Some(self.heard.connection(&choice.config)?);
         }
@@ -559,16 +559,16 @@ fn is_alert(record: &[u8]) -> bool {
     }
 }
 
-/// The name that a client asks for, in lower case, and none if it asks for none, or with what is no hello; `None` while more
-/// of its hello is to come.
-fn server_name(records: &[u8]) -> Option<Option<String>> {
+/// The name that a client asks for, in lower case, and none if it asks for none, or with what is no hello; pending while
+/// more of its hello is to come.
+fn server_name(records: &[u8]) -> Poll<Option<String>> {
     let (mut hello, mut rest) = (rustls::server::Acceptor::default(), records);
     while !rest.is_empty() && hello.read_tls(&mut rest).is_ok_and(|read| read > 0) {}
     match hello.accept() {
-        Ok(None) if rest.is_empty() => None,
-        Ok(Some(accepted)) => Some(accepted.client_hello().server_name().map(str::to_ascii_lowercase)),
+        Ok(None) if rest.is_empty() => Poll::Pending,
+        Ok(Some(accepted)) => Poll::Ready(accepted.client_hello().server_name().map(str::to_ascii_lowercase)),
         // That it is none, rustls's connection will say to the client.
-        Ok(None) | Err(_) => Some(None),
+        Ok(None) | Err(_) => Poll::Ready(None),
     }
 }
 

@@ -1,7 +1,8 @@
 //! One connection: the handle that the registry, its task, its bodies and the sweep share.
 //!
 //! `machine` has a connection's states, `commands` what it is told, `progress` the bytes that it has moved; `task`
-//! drives it, `http1` and `http2` have hyper, `service` answers its requests, `body` follows their bodies. With HTTP/2 each
+//! drives it from the `handshake` on, `http1` and `http2` have hyper, `service` answers its requests, `body` follows their
+//! bodies, `in_flight` is what others see of them. With HTTP/2 each
 //! of its `streams` is a connection as well. This file joins them: it runs the machine under the connection's one lock, and
 //! counts, times and logs the requests that it says have ended.
 
@@ -12,6 +13,7 @@ mod frames;
 mod handshake;
 pub(super) mod http1;
 mod http2;
+mod in_flight;
 mod machine;
 mod pace;
 mod progress;
@@ -28,13 +30,15 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-use axum::http::{Method, Request, StatusCode, Uri, Version};
+use axum::http::{Request, StatusCode, Version};
 use bytes::Bytes;
 use hyper::upgrade::OnUpgrade;
 
 pub(crate) use self::commands::{Command, Waiter};
 pub(super) use self::file::is_placeholder;
 pub(super) use self::frames::PREFACE;
+pub use self::in_flight::InFlight;
+pub(crate) use self::in_flight::RequestView;
 pub use self::machine::State;
 pub(super) use self::machine::{Afterwards, Ended};
 pub(crate) use self::machine::{Event, Exchange, Machine};
@@ -102,37 +106,6 @@ pub(super) struct Slot {
     pub(super) id: u64,
     /// The I/O thread that it lives on.
     pub(super) thread: usize,
-}
-
-/// A copy of what is known of a request in flight.
-#[derive(Clone, Debug)]
-pub(crate) struct RequestView {
-    /// Its id, as it stands in `X-Request-Id`.
-    pub(crate) id: String,
-    /// Its method.
-    pub(crate) method: Method,
-    /// Its path and query.
-    pub(crate) uri: Uri,
-    /// The name of the route that answers it: its pattern; `router`, or `none`.
-    pub(crate) route: String,
-    /// The client.
-    pub(crate) peer: Peer,
-    /// The time since its head was read.
-    pub(crate) age: Duration,
-    /// Bytes of the answer written to the socket.
-    pub(crate) sent: u64,
-    /// The step that it waits for.
-    pub(crate) waiting: Waiting,
-    /// True if it is a tunnel: it became another protocol.
-    pub(crate) upgraded: bool,
-}
-
-impl RequestView {
-    /// The step that it waits for, for people to read.
-    #[must_use]
-    pub(crate) fn waiting_for(&self) -> String {
-        if self.upgraded { "either side of the upgraded connection".into() } else { self.waiting.to_string() }
-    }
 }
 
 // ---- who it is -------------------------------------------------------------------------------------------------
@@ -636,94 +609,5 @@ impl Connection {
             route: self.registry.totals().routes().name(self.route()).to_owned(),
             tls,
         })
-    }
-}
-
-// ---- what a handler sees of it ---------------------------------------------------------------------------------
-
-/// The request being answered, as its handler finds it in the request's extensions.
-#[derive(Clone, Debug)]
-pub struct InFlight(Arc<Connection>);
-
-impl InFlight {
-    /// The client.
-    #[must_use]
-    pub fn peer(&self) -> Peer {
-        self.0.peer()
-    }
-
-    /// True if the client is one of `trusted_proxies`, so that its `X-Forwarded-*` and `Forwarded` are to be believed.
-    #[must_use]
-    pub fn is_trusted(&self) -> bool {
-        self.0.trusted
-    }
-
-    /// What the handshake of its connection has agreed on; none without TLS.
-    pub(crate) fn tls(&self) -> Option<&Session> {
-        self.0.session().map(|session| &**session)
-    }
-
-    /// The request's id; another one at each call for a request that nobody sent.
-    pub(crate) fn id(&self) -> RequestId {
-        self.0.machine().exchange().map_or_else(RequestId::fresh, |exchange| exchange.id.clone())
-    }
-
-    /// The path of the request.
-    pub(in crate::server) fn path(&self) -> String {
-        self.0.machine().exchange().map_or_else(String::new, |exchange| exchange.uri.path().to_owned())
-    }
-
-    /// Says which route answers the request.
-    pub(crate) fn routed(&self, route: RouteId) {
-        self.0.set_route(route);
-    }
-
-    /// Says what the request waits for, for the log of a cut and for `/status`.
-    pub fn waiting_for(&self, what: Waiting) {
-        self.0.waiting_for(what);
-    }
-
-    /// Says that the answer waits for nobody but the client. It is made to its end although the client has finished
-    /// sending; else that is taken for the end of a client that has gone away.
-    pub(crate) fn waits_for_nobody(&self) {
-        self.0.answers_alone.store(true, Relaxed);
-    }
-
-    /// Says that the answer waits for something else than the client after all.
-    pub(super) fn waits_for_others(&self) {
-        if self.0.answers_alone.swap(false, Relaxed) {
-            // Its task may have concealed the end of what the client sends.
-            self.0.commands.wake(Waiter::Task);
-        }
-    }
-
-    /// Runs a poll of the handler's own task, which the watchdog times.
-    pub(super) fn timed<T>(&self, poll: impl FnOnce() -> T) -> T {
-        self.0.progress.handler.timed(self.0.registry.watchdog_now(), poll)
-    }
-
-    /// Sends an interim answer before the answer itself.
-    pub(crate) fn send_interim(&self, head: &[u8]) {
-        self.0.send_interim(head);
-    }
-
-    /// A request that nobody sent.
-    #[cfg(any(test, feature = "benches"))]
-    pub(crate) fn of(peer: Peer) -> Self {
-        let registry = Registry::new(totals::Totals::unobserved());
-        Self(registry.accepted(0, peer, false, None))
-    }
-
-    /// A copy of what is known of the request.
-    #[cfg(test)]
-    pub(crate) fn view(&self) -> Option<RequestView> {
-        self.0.view()
-    }
-
-    /// Its head was read.
-    #[cfg(test)]
-    pub(crate) fn begin<B>(&self, request: &Request<B>) {
-        self.0.first_byte();
-        self.0.head(request, 0);
     }
 }
