@@ -16,13 +16,19 @@ use crate::tls::{Acceptor, Failed, Handshake, Reason};
 /// request already.
 pub(super) struct Handshaking {
     stream: Box<ClientStream>,
-    handshake: Handshake,
+    progress: Progress,
+}
+
+/// A handshake takes some ten KiB. Until its client has sent a byte there is none of it.
+enum Progress {
+    Awaited(Acceptor),
+    Begun(Handshake),
 }
 
 impl Handshaking {
     pub(super) fn stage(stream: Box<ClientStream>, tls: &Acceptor) -> Stage {
         stream.connection().handshake_begins();
-        Stage::Handshaking(Box::new(Self { stream, handshake: tls.begin() }))
+        Stage::Handshaking(Box::new(Self { stream, progress: Progress::Awaited(tls.clone()) }))
     }
 
     pub(super) fn poll(mut self: Box<Self>, cx: &mut Context<'_>) -> Polled {
@@ -37,8 +43,16 @@ impl Handshaking {
             Command::Drop | Command::Cut => return Polled::Next(Stage::Gone),
         }
         let Some(socket) = self.stream.socket() else { unreachable!("a connection has one handshake") };
+        if let Progress::Awaited(tls) = &self.progress {
+            // An error shows when it is read.
+            if socket.poll_readable(cx).is_pending() {
+                return Polled::Pending(Stage::Handshaking(self));
+            }
+            self.progress = Progress::Begun(tls.begin());
+        }
+        let Progress::Begun(handshake) = &mut self.progress else { unreachable!("it has begun") };
         let now = connection.registry.watchdog_now();
-        let polled = connection.progress.task.timed(now, || self.handshake.poll(cx, socket));
+        let polled = connection.progress.task.timed(now, || handshake.poll(cx, socket));
         Polled::Next(match polled {
             Poll::Pending => return Polled::Pending(Stage::Handshaking(self)),
             Poll::Ready(Ok(records)) => {
@@ -50,7 +64,13 @@ impl Handshaking {
                 handshakes.failed(reason);
                 // Whoever has taken the port for one of HTTP is told so.
                 let answer = (reason == Reason::PlainHttp).then(|| last_answer(StatusCode::BAD_REQUEST));
-                Closing::stage(self.stream, answer)
+                match (reason, answer) {
+                    (Reason::ClientGone, _) => Stage::Gone,
+                    // Its request may be on its way behind its Finished: to close before it comes would reset the connection,
+                    // and destroy the alert.
+                    (_, None) => Closing::after_more(self.stream),
+                    (_, answer) => Closing::stage(self.stream, answer),
+                }
             }
         })
     }

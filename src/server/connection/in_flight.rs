@@ -29,6 +29,12 @@ impl InFlight {
         self.0.trusted
     }
 
+    /// True if it came over TLS.
+    #[must_use]
+    pub fn is_over_tls(&self) -> bool {
+        self.tls().is_some()
+    }
+
     /// What the handshake of its connection has agreed on; none without TLS.
     pub(crate) fn tls(&self) -> Option<&Session> {
         self.0.session().map(|session| &**session)

@@ -108,9 +108,17 @@ impl Parked {
         let command = stream.connection().commands.poll(Waiter::Task, cx);
         let wake = match command {
             Command::Carry if stream.may_leave() => Wake::Leave,
-            // Whoever has asked by now gets an answer.
-            Command::Finish if stream.has_waiting_byte() => Wake::Serve,
-            Command::Finish | Command::TimeOut | Command::Drop | Command::Cut => Wake::Close,
+            // Whoever has asked by now gets an answer. What the kernel has and the runtime has not heard of will be heard of:
+            // to go on with it now would find nothing, and begin again.
+            Command::Finish if stream.has_read_ahead() => Wake::Serve,
+            Command::Finish => match stream.poll_readable(cx) {
+                Poll::Ready(()) => Wake::Serve,
+                Poll::Pending if stream.has_waiting_byte() => {
+                    return Polled::Pending(Stage::Parked(Self(stream)));
+                }
+                Poll::Pending => Wake::Close,
+            },
+            Command::TimeOut | Command::Drop | Command::Cut => Wake::Close,
             // Bytes that were read ahead belong to a request: there is nothing to wait for.
             Command::Serve | Command::Carry if stream.has_read_ahead() => Wake::Serve,
             Command::Serve | Command::Carry => match stream.poll_readable(cx) {
@@ -343,7 +351,7 @@ impl Closing {
     }
 
     /// That of a connection of which the client is sure to have sent more.
-    fn after_more(stream: Box<ClientStream>) -> Stage {
+    pub(super) fn after_more(stream: Box<ClientStream>) -> Stage {
         Self::of(stream, Bytes::new(), true)
     }
 

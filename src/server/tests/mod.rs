@@ -278,6 +278,35 @@ async fn a_connection_is_parked_also_after_a_request_that_fills_the_buffer_that_
     }
 }
 
+/// The kernel has it, and the runtime has yet to hear of it: its task must not ask again and again, for then the runtime
+/// never would. In a thread of its own, which would not end.
+#[test]
+fn a_byte_that_comes_with_the_command_to_finish_is_waited_for() {
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let answered = runtime.block_on(async {
+            let side = Side::new();
+            let (client, theirs) = std::os::unix::net::UnixStream::pair().expect("a pair of sockets");
+            theirs.set_nonblocking(true).expect("it may be");
+            side.server.serve_one(UnixStream::from_std(theirs).expect("a socket"));
+            let connection = side.registry.connections().remove(0);
+            // Until the runtime has seen that there is nothing to read.
+            for _ in 0..1_000 {
+                tokio::task::yield_now().await;
+            }
+            std::io::Write::write_all(&mut &client, REQUEST).expect("there is room");
+            connection.commands().give(Command::Finish);
+            client.set_nonblocking(true).expect("it may be");
+            let mut client = UnixStream::from_std(client).expect("a socket");
+            answer(&mut client).await
+        });
+        tell.send(answered).expect("somebody waits");
+    });
+    let answered = told.recv_timeout(PATIENCE).expect("it is answered");
+    assert!(answered.contains("connection: close"), "{answered}");
+}
+
 // ---- what hyper keeps goes from connection to connection -----------------------------------------------------------
 
 /// A deed of one of many clients of one thread, each of which has a connection of its own.

@@ -332,7 +332,7 @@ fn add_origin(headers: &mut HeaderMap, client: &InFlight) {
         }
         forwarded.push(b'"');
     }
-    let scheme = if client.tls().is_some() { "https" } else { "http" };
+    let scheme = if client.is_over_tls() { "https" } else { "http" };
     forwarded.extend(b";proto=");
     forwarded.extend(scheme.as_bytes());
     let forwarded = Bytes::from(forwarded);
