@@ -11,7 +11,7 @@ _default:
     @just --list --unsorted
 
 # everything that CI checks
-check: fmt lint test newcomer harness versions scanners faults soak doc package deb deny instructions configs kubernetes balancer metrics fuzz
+check: fmt lint test newcomer harness versions scanners tls-idle faults soak doc package deb deny instructions configs kubernetes balancer metrics fuzz
 
 # the formatting, without changing it
 fmt:
@@ -55,9 +55,14 @@ harness:
 versions:
     cargo test --test systemd versions:: -- --ignored --nocapture
 
-# testssl.sh finds nothing to complain about at the defaults of TLS
+# testssl.sh and sslyze find nothing to complain about at the defaults of TLS
 scanners:
-    cargo test --test systemd tls::scanners:: -- --ignored --nocapture
+    cargo test --test systemd tls::scanners:: -- --include-ignored --nocapture
+
+# 15,000 idle connections over TLS, over a restart and a reload: how long these take, and what each connection costs.
+# `just tls-idle --release` takes a build of its own
+tls-idle *flags:
+    cargo test {{ flags }} --test systemd tls::idle:: -- --ignored --nocapture
 
 # every fault of every child in every situation. One at a time: each has load, and deadlines of a few seconds
 faults:

@@ -2,7 +2,9 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
 use std::sync::{Arc, LazyLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
@@ -12,11 +14,12 @@ use rustls::{
     CipherSuite, ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned,
     SupportedProtocolVersion,
 };
-use steadfast_harness::certificates::{Certificate, is_ca};
+use serde_json::{Value, json};
+use steadfast_harness::certificates::{Certificate, DAY, is_ca, lasts};
 use steadfast_harness::{Daemon, Signal, Upstream, wait_until};
 use tempfile::TempDir;
 
-use crate::process::{BINARY, serving};
+use crate::process::{BINARY, connect, serving};
 
 static CA: LazyLock<Certificate> = LazyLock::new(|| Certificate::of_itself("CA", &[], is_ca));
 
@@ -55,7 +58,7 @@ impl Site {
             write(name, text);
         }
         let config = format!(
-            "http.listen = [\"127.0.0.1:0\"]\nadmin.listen = []\n{first}\n[https]\nlisten = [\"127.0.0.1:0\"]\n\
+            "http.listen = [\"127.0.0.1:0\"]\nadmin.listen = [\"127.0.0.1:0\"]\n{first}\n[https]\nlisten = [\"127.0.0.1:0\"]\n\
              certificates = [{}]\n{https}\n{rest}",
             list.join(", ")
         );
@@ -244,6 +247,61 @@ fn a_renewed_certificate_is_shown_after_a_reload_and_a_broken_one_changes_nothin
     assert!(shows(&new));
     site.renew(&broken, &broken);
     wait_until("the certificate, mended", || shows(&broken).then_some(()));
+}
+
+#[test]
+fn whoever_asks_is_told_of_the_handshakes_and_of_the_days_that_each_certificate_has() {
+    let issue = |name: &str, days| CA.issue(name, &[name], |certificate| lasts(certificate, -1, days));
+    let certificates = [issue("example.org", 43), issue("example.net", 1)];
+    let [long, short] = &certificates;
+    let site = Site::start(&[long, short], "", &[], HELLO);
+    let asked = Asked { protocols: &["http/1.1"], ..Asked::of("example.org") };
+    for asked in [asked, asked, Asked { versions: &[&TLS12], ..asked }] {
+        let mut client = site.client(&asked).expect("it is served");
+        exchange(&mut client, &get("example.org")).expect("an answer");
+    }
+    assert!(site.client(&Asked { protocols: &["ftp"], ..asked }).is_err());
+
+    let mut admin = connect(&site.daemon, "admin");
+    let mut told = |path: &str| admin.get(path).expect("an answer").text();
+    wait_until("the failed one to be counted", || {
+        told("/metrics")
+            .contains("steadfast_tls_handshake_failures_total{reason=\"no_application_protocol\"} 1\n")
+            .then_some(())
+    });
+    let files = ["0.pem", "1.pem"].map(|name| site.files.path().join(name).display().to_string());
+    let metrics = told("/metrics");
+    for (file, days) in files.iter().zip([43, 1]) {
+        let series = format!("steadfast_tls_certificate_expiry_timestamp_seconds{{certificate=\"{file}\"}} ");
+        let value = metrics.lines().find_map(|line| line.strip_prefix(&series)).expect("it is there");
+        let expiry = Duration::from_secs_f64(value.parse().expect("a number"));
+        let expected = (SystemTime::now() + days * DAY).duration_since(UNIX_EPOCH).expect("a clock");
+        assert!(expiry.abs_diff(expected) < Duration::from_secs(3600), "{series}{value}");
+    }
+    let mut status = Command::new(BINARY);
+    status.arg("status").env("RUNTIME_DIRECTORY", site.daemon.folder().join("run"));
+    let shown = String::from_utf8(status.output().expect("it runs").stdout).expect("text");
+    let page = told("/");
+    let short = "3 handshakes: 2 TLSv1.3, 1 TLSv1.2; 0 resumed; 1 failed: 1 no_application_protocol";
+    for (what, text) in [("steadfast status", &shown), ("the page", &page)] {
+        for said in [short, &files[0], "expires in 42 d 23 h", &files[1], "expires in 23 h"] {
+            assert!(text.contains(said), "{what} does not have {said}:\n{text}");
+        }
+    }
+    let status: Value = serde_json::from_str(&told("/status")).expect("JSON");
+    let tls = &status["tls"];
+    let handshakes = |version: &str| {
+        let all = tls["handshakes"].as_array().expect("a list").iter();
+        all.filter(|one| one["version"] == version).filter_map(|one| one["number"].as_u64()).sum::<u64>()
+    };
+    assert_eq!([handshakes("TLSv1.3"), handshakes("TLSv1.2")], [2, 1], "{tls}");
+    assert_eq!(tls["failures"], json!([{ "name": "no_application_protocol", "number": 1 }]));
+    for (index, (name, days)) in [("example.org", 43.0), ("example.net", 1.0)].into_iter().enumerate() {
+        let certificate = &tls["certificates"][index];
+        assert_eq!((&certificate["file"], &certificate["names"]), (&json!(files[index]), &json!([name])));
+        let left = certificate["expires_in"].as_f64().expect("a number") / DAY.as_secs_f64();
+        assert!((days - 0.1..=days).contains(&left), "{certificate}");
+    }
 }
 
 // ---- the clients' certificates -----------------------------------------------------------------------------------

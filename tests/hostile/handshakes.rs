@@ -8,10 +8,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use steadfast_harness::certificates::{Certificate, is_ca};
-use steadfast_harness::{Client, Trust, print_figure, wait_until};
+use steadfast_harness::{Client, Trust, print_figure, wait_until, wait_with};
 use tempfile::TempDir;
 
-use crate::site::{Site, respond};
+use crate::site::{Site, respond, sum_in};
 use crate::wire::{connect, read_to_end};
 
 /// Enough at once that each would be noticed if others waited for it.
@@ -24,6 +24,7 @@ const SOON: Duration = Duration::from_secs(20);
 struct Edge {
     site: Site,
     https: SocketAddr,
+    authority: Certificate,
     trust: Trust,
     /// Removed with this.
     _folder: TempDir,
@@ -39,6 +40,11 @@ impl Deref for Edge {
 
 impl Edge {
     fn start(limits: &str) -> Self {
+        Self::start_with(limits, "")
+    }
+
+    /// The same with further lines in `[https]`, of which `~/` is the folder, and the authority's certificate in its `ca`.
+    fn start_with(limits: &str, lines: &str) -> Self {
         let authority = Certificate::of_itself("an authority", &[], is_ca);
         let certificate = authority.issue("a server", &["localhost"], |_| {});
         let folder = tempfile::tempdir().unwrap();
@@ -47,13 +53,15 @@ impl Edge {
             fs::write(&path, pem).unwrap();
             path.display().to_string()
         });
+        fs::write(folder.path().join("ca"), authority.pem()).unwrap();
+        let lines = lines.replace("~/", &format!("{}/", folder.path().display()));
         let https = format!(
-            "[https]\nlisten = [\"127.0.0.1:0\"]\ncertificates = [{{ chain = \"{chain}\", key = \"{key}\" }}]\n"
+            "[https]\nlisten = [\"127.0.0.1:0\"]\ncertificates = [{{ chain = \"{chain}\", key = \"{key}\" }}]\n{lines}\n"
         );
         let site = Site::start(limits, &(https + &respond("/hello", "hello")));
         let mut http = site.addresses().into_iter().filter(|listening| listening.child == "http");
         let https = http.nth(1).expect("two listeners").address.parse().unwrap();
-        Self { site, https, trust: Trust::new(&authority, "localhost"), _folder: folder }
+        Self { site, https, trust: Trust::new(&authority, "localhost"), authority, _folder: folder }
     }
 
     fn secured(&self) -> Client {
@@ -163,6 +171,71 @@ fn what_is_no_handshake_is_closed_and_nobody_waits_for_it() {
         let _ = client.write_all(&rubbish[n % rubbish.len()].1);
         read_to_end(&mut client);
     });
+}
+
+/// A hello that offers no cipher suite but two of RC4, in the place of its own (RFC 8446, section 4.1.2).
+fn of_old_suites(mut hello: Vec<u8>) -> Vec<u8> {
+    // The record's head and the message's, the version, the random bytes, and the session's id.
+    let suites = 5 + 4 + 2 + 32 + 1 + usize::from(hello[43]);
+    let length = usize::from(u16::from_be_bytes([hello[suites], hello[suites + 1]]));
+    for suite in hello[suites + 2..][..length].chunks_mut(4) {
+        suite.copy_from_slice(&[0, 4, 0, 5][..suite.len()]);
+    }
+    hello
+}
+
+#[test]
+fn each_handshake_that_fails_is_counted_once_by_its_reason() {
+    const FAILED: &str = "steadfast_tls_handshake_failures_total";
+    let edge = Edge::start("header_timeout = \"1s\"");
+    let strict = Edge::start_with("", "min_version = \"1.3\"\nclient_ca = \"~/ca\"");
+    let hello = edge.trust.client_hello();
+    let says = |edge: &Edge, bytes: &[u8], is_all: bool| {
+        let mut client = connect(edge.https);
+        let _ = client.write_all(bytes);
+        if is_all {
+            client.shutdown(Shutdown::Write).unwrap_or_default();
+        }
+        read_to_end(&mut client)
+    };
+    let stranger = Certificate::of_itself("an authority", &[], is_ca);
+    let shakes_hands = |edge: &Edge, trust: &Trust| {
+        let answer = Client::connect_tls(edge.https, trust).and_then(|mut client| client.get("/hello"));
+        assert!(answer.is_err(), "{answer:?}");
+        Vec::new()
+    };
+    let plain = "GET /hello HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let longest = [&[22, 3, 1, 0, 64, 1, 0xff, 0xff, 0xff][..], &[0; 60]].concat();
+    let cases: [(&str, &Edge, &dyn Fn() -> Vec<u8>); 11] = [
+        ("timed_out", &edge, &|| says(&edge, &hello[..hello.len() / 2], false)),
+        ("timed_out", &edge, &|| says(&edge, &[], false)),
+        ("client_gone", &edge, &|| says(&edge, &hello[..hello.len() / 2], true)),
+        ("not_tls", &edge, &|| says(&edge, &[0xff; 4096], false)),
+        ("not_tls", &edge, &|| says(&edge, &[0; 4096], false)),
+        ("plain_http", &edge, &|| says(&edge, plain.as_bytes(), false)),
+        ("no_shared_cipher", &edge, &|| says(&edge, &of_old_suites(hello.clone()), false)),
+        ("protocol", &edge, &|| says(&edge, &longest, false)),
+        ("client_alert", &edge, &|| shakes_hands(&edge, &Trust::new(&stranger, "localhost"))),
+        ("unsupported_version", &strict, &|| {
+            shakes_hands(&strict, &Trust::of_tls12(&strict.authority, "localhost"))
+        }),
+        ("client_certificate", &strict, &|| shakes_hands(&strict, &strict.trust)),
+    ];
+    for (index, (reason, at, case)) in cases.into_iter().enumerate() {
+        let counted = |reason: &str| at.metric(&format!("{FAILED}{{reason=\"{reason}\"}}"));
+        let (before, all) = (counted(reason), sum_in(&at.metrics(), FAILED));
+        let answer = case();
+        assert_eq!(answer.starts_with(b"HTTP/1.1 400 "), reason == "plain_http", "{}", answer.escape_ascii());
+        wait_with(
+            || (counted(reason) > before).then_some(()),
+            || format!("case {index} to be {reason}:\n{}", at.metrics()),
+        );
+        assert_eq!(
+            (counted(reason), sum_in(&at.metrics(), FAILED)),
+            (before + 1, all + 1),
+            "{index}: {reason}"
+        );
+    }
 }
 
 #[test]

@@ -3,9 +3,11 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use rcgen::KeyUsagePurpose;
 use steadfast::Exit;
+use steadfast_harness::certificates::{Certificate, is_ca};
 use steadfast_harness::files_below;
 
 use crate::service::{BINARY, CONFIG, PACKAGING, Service, UNIT};
@@ -15,7 +17,7 @@ const SESSION: &str = "docs/operations.md";
 
 /// The blocks of commands that are for another place than a machine with the service: by their first line, with what runs
 /// them.
-const ELSEWHERE: [(&str, &str); 8] = [
+const ELSEWHERE: [(&str, &str); 9] = [
     ("cargo run --release", "`just newcomer`"),
     ("cargo test", "this very run"),
     ("cargo install --locked cargo-deb", "`just deb` builds one, and the tests of the package install one"),
@@ -24,21 +26,25 @@ const ELSEWHERE: [(&str, &str); 8] = [
     ("ssh 192.0.2.12", "tests/fleet"),
     ("echo \"set server", "tests/fleet says the same to the socket"),
     ("kubectl", "nothing: there is no cluster here"),
+    (DEPLOY_HOOK, "the tests of a renewed certificate call it as certbot does"),
 ];
+
+/// The first line of the deploy hook: the one script among the blocks.
+pub(crate) const DEPLOY_HOOK: &str = "#!/bin/sh";
 
 /// A copy of the checkout in the box.
 const CHECKOUT: &str = "/tmp/checkout";
 
 /// A fenced block of a document.
-struct Block {
-    language: String,
-    text: String,
+pub(crate) struct Block {
+    pub(crate) language: String,
+    pub(crate) text: String,
     /// Where the text is in the document.
     at: Range<usize>,
 }
 
 /// The blocks of a document, in order.
-fn blocks(document: &str) -> Vec<Block> {
+pub(crate) fn blocks(document: &str) -> Vec<Block> {
     let mut blocks = Vec::new();
     let mut open: Option<(String, usize)> = None;
     let mut at = 0;
@@ -140,11 +146,17 @@ fn every_block_of_commands_in_the_documents_runs_and_every_config_is_valid() {
 
     service.ok(["mkdir", "-p", "/srv/www"]);
     assert!(configs.len() >= 3, "{} configs", configs.len());
+    let mut certificates = 0;
     for (path, block) in configs {
+        let made = certify(&service, &block.text);
+        certificates += made;
         service.write("/tmp/config.toml", &block.text);
         let check = service.run(["steadfast", "check", "--config", "/tmp/config.toml"]);
-        assert!(check.status.success(), "{}:\n{}{check:?}", path.display(), block.text);
+        // Certificates are nothing to be in doubt of.
+        let is_right = check.status.success() && (made == 0 || check.stderr.is_empty());
+        assert!(is_right, "{}:\n{}{check:?}", path.display(), block.text);
     }
+    assert!(certificates >= 4, "{certificates} certificates");
     let mut ran = 0;
     for (path, block) in blocks {
         if ELSEWHERE.iter().any(|(first, _)| is_of(&block, first)) {
@@ -155,6 +167,40 @@ fn every_block_of_commands_in_the_documents_runs_and_every_config_is_valid() {
         ran += 1;
     }
     assert!(ran >= 3, "{ran} blocks");
+}
+
+/// Makes the certificates that a config names, each of the host that its file is named for, and what it names of clients'.
+/// Returns the number of the certificates.
+fn certify(service: &Service, config: &str) -> usize {
+    let authority = Certificate::of_itself("an authority", &[], |of| {
+        is_ca(of);
+        of.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    });
+    let named = |key: &str| -> Vec<PathBuf> {
+        let key = format!("{key} = \"");
+        config
+            .split(&key)
+            .skip(1)
+            .map(|value| value.split('"').next().expect("a first part").into())
+            .collect()
+    };
+    let (chains, keys) = (named("chain"), named("key"));
+    assert_eq!(chains.len(), keys.len(), "{config}");
+    for (chain, key) in chains.iter().zip(&keys) {
+        let host = chain.file_stem().and_then(|stem| stem.to_str()).expect("a host");
+        let certificate = authority.issue(host, &[host], |_| {});
+        service.write(chain, certificate.pem() + &authority.pem());
+        service.write(key, certificate.key());
+        service.ok(["chgrp".as_ref(), "steadfast".as_ref(), key.as_os_str()]);
+        service.ok(["chmod".as_ref(), "0640".as_ref(), key.as_os_str()]);
+    }
+    for path in named("client_ca") {
+        service.write(path, authority.pem());
+    }
+    for path in named("client_crl") {
+        service.write(path, authority.revoke(&[1], 7));
+    }
+    chains.len()
 }
 
 #[test]

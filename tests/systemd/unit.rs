@@ -127,6 +127,20 @@ fn the_template_is_the_unit_but_for_what_names_the_instance() {
     assert_eq!(directives(&shipped("systemd/system/steadfast@.service")), expected);
 }
 
+/// Its memory has the secrets of TLS.
+#[test]
+fn no_process_of_the_service_leaves_its_memory_on_a_disk() {
+    let Some(service) = Service::start(file!(), "") else {
+        return;
+    };
+    for process in [service.main_pid(), service.worker_pid()] {
+        let limits = service.ok(["cat", &format!("/proc/{process}/limits")]);
+        let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).expect("a limit");
+        assert!(core.split_whitespace().take(2).eq(["0", "0"]), "{core}");
+    }
+    assert_eq!(service.show(UNIT, "MemorySwapMax"), "0");
+}
+
 /// `UMask=` is for the log; a socket that clients are to reach is open to all who reach its folder.
 #[test]
 fn a_log_is_for_its_group_and_a_unix_socket_for_all_but_the_control_socket() {

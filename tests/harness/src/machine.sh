@@ -91,6 +91,10 @@ inside() {
     mount -o remount,bind,ro /proc/sys
     ip link set lo up
 
+    # Between the box's own processes mounts spread, as systemd has it where it is not in a
+    # container: a service's credentials are mounted by another process than the service.
+    mount --make-rshared /
+
     # An id of its own, or journald would write to the machine's journal.
     tr -d - < /proc/sys/kernel/random/uuid > /run/machine-id
     cat /run/machine-id > /etc/machine-id

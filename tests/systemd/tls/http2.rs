@@ -2,8 +2,9 @@
 
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::Instant;
 
-use steadfast_harness::print_figure;
+use steadfast_harness::{PATIENCE, print_figure};
 
 use super::program::{Program, find, go};
 use super::{Edge, PORT};
@@ -15,19 +16,28 @@ fn a_go_client_of_http_2_loses_no_request_over_ten_restarts_and_ten_reloads() {
     };
     // It ends with an error at the first request that it does not get an answer to.
     let mut client = Program::start(&edge, "Go", Command::new(program), &["20"]);
-    client.next("at first");
+    let mut connections = account(&client.next("at first"))[1];
     edge.replace_twenty_times(|when| {
-        client.skip();
-        client.next(when);
+        // Those that it has asked before are answered first.
+        let (before, began) = (connections, Instant::now());
+        while connections == before {
+            connections = account(&client.next(when))[1];
+            assert!(began.elapsed() < PATIENCE, "{when}: no other connection than the {before} before");
+        }
     });
     let said = client.finish();
-    let (answered, connections) = said.last().and_then(|line| line.split_once(' ')).expect("its account");
+    let [answered, connections] = account(said.last().expect("its account"));
     print_figure(
         "a Go client of HTTP/2 over ten restarts and ten reloads",
         format_args!("{answered} requests on {connections} connections, none lost"),
     );
-    let connections: u32 = connections.parse().expect("a number");
     assert!(connections > 20, "{connections}: each process has sent it away");
+}
+
+/// What the Go client says: the number of its answers, and of its connections.
+fn account(line: &str) -> [u64; 2] {
+    let numbers = line.split_once(' ').map(|(answers, connections)| [answers.parse(), connections.parse()]);
+    numbers.expect("two words").map(|number| number.expect("a number"))
 }
 
 /// What runs of h2load came to. A client of it ends with its connection, and does not ask again what was cut.

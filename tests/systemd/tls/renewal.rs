@@ -1,9 +1,106 @@
 //! A renewed certificate: nobody notices but those who come anew, and a mistake changes nothing.
 
+use std::fs;
+
+use steadfast_harness::certificates::Certificate;
 use steadfast_harness::wait_until;
 
-use super::{CERTIFICATES, Edge};
-use crate::service::{Service, UNIT};
+use super::{CERTIFICATES, Edge, https};
+use crate::documents::{DEPLOY_HOOK, blocks};
+use crate::service::{CONFIG, ROUTES, Service, UNIT};
+
+/// The document whose blocks are tried here.
+const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/tls.md");
+
+/// Where certbot calls deploy hooks from, in the order of their names.
+const HOOKS: &str = "/etc/letsencrypt/renewal-hooks/deploy";
+
+/// What certbot has of one certificate.
+const LINEAGE: &str = "/etc/letsencrypt/live/example.org";
+
+/// The block of the document that begins with this.
+fn block(first: &str) -> String {
+    let document = fs::read_to_string(DOCUMENT).unwrap();
+    let found = blocks(&document).into_iter().find(|block| block.text.starts_with(first));
+    found.unwrap_or_else(|| panic!("no block begins with {first}")).text
+}
+
+/// Puts a certificate where certbot does, which only root can read: each in files of its own, and links to them.
+fn obtain(edge: &Edge, certificate: &Certificate, number: usize) {
+    let archive = "/etc/letsencrypt/archive/example.org";
+    edge.ok(["mkdir", "-p", "-m", "0700", "/etc/letsencrypt/archive", "/etc/letsencrypt/live", LINEAGE]);
+    for (name, pem) in
+        [("fullchain", certificate.pem() + &edge.authority.pem()), ("privkey", certificate.key())]
+    {
+        let file = format!("{archive}/{name}{number}.pem");
+        edge.write(&file, pem);
+        edge.ok(["chmod", if name == "privkey" { "0600" } else { "0644" }, &file]);
+        edge.ok(["ln", "--symbolic", "--force", &file, &format!("{LINEAGE}/{name}.pem")]);
+    }
+}
+
+#[test]
+fn the_deploy_hook_of_the_document_serves_what_certbot_has_renewed_and_closes_nothing() {
+    let Some(edge) = Edge::install(file!(), "") else {
+        return;
+    };
+    let script = block(DEPLOY_HOOK);
+    let hook = format!("{HOOKS}/steadfast");
+    assert_eq!(script.lines().nth(1), Some(&*format!("# {hook}")), "it says where it belongs");
+    edge.write(&hook, script);
+    edge.ok(["chmod", "0755", &hook]);
+    // The first one is there.
+    let [chain, key] = ["pem", "key"].map(|extension| format!("{CERTIFICATES}/example.org.{extension}"));
+    edge.ok(["mv", &format!("{CERTIFICATES}/chain.pem"), &chain]);
+    edge.ok(["mv", &format!("{CERTIFICATES}/key.pem"), &key]);
+    let config = https("").replace("chain.pem", "example.org.pem").replace("key.pem", "example.org.key");
+    edge.write(CONFIG, config + ROUTES);
+    edge.ok(["systemctl", "start", UNIT]);
+
+    let mut open = vec![edge.secured()];
+    for number in 1..=3 {
+        let renewed = edge.issue();
+        obtain(&edge, &renewed, number);
+        edge.ok(["env", &format!("RENEWED_LINEAGE={LINEAGE}"), "RENEWED_DOMAINS=example.org", &hook]);
+        let new = edge.secured();
+        assert!(new.agreed().certificate == renewed.der(), "renewal {number}");
+        for client in &mut open {
+            let certificate = client.agreed().certificate;
+            assert_eq!(client.get("/").unwrap().status, 200, "renewal {number}");
+            assert!(client.agreed().certificate == certificate);
+        }
+        open.push(new);
+    }
+    for (file, expected) in [(&chain, "644 root:steadfast"), (&key, "640 root:steadfast")] {
+        assert_eq!(edge.ok(["stat", "--format=%a %U:%G", file]).trim(), expected, "{file}");
+    }
+    let check = edge.run(["steadfast", "check"]);
+    assert!(check.status.success() && check.stderr.is_empty(), "{check:?}");
+}
+
+#[test]
+fn a_certificate_by_load_credential_is_served_and_a_renewed_one_after_a_restart_that_closes_nothing() {
+    let Some(edge) = Edge::install(file!(), "") else {
+        return;
+    };
+    let first = edge.issue();
+    obtain(&edge, &first, 1);
+    edge.edit_unit(&block("# systemctl edit steadfast"));
+    let config = blocks(&fs::read_to_string(DOCUMENT).unwrap())
+        .into_iter()
+        .find(|block| block.language == "toml" && block.text.contains("/run/credentials/"))
+        .expect("its config");
+    edge.write(CONFIG, config.text + ROUTES);
+    edge.ok(["systemctl", "start", UNIT]);
+    let mut open = edge.secured();
+    assert!(open.agreed().certificate == first.der());
+    let renewed = edge.issue();
+    obtain(&edge, &renewed, 2);
+    edge.restart();
+    assert!(edge.secured().agreed().certificate == renewed.der());
+    assert_eq!(open.get("/").unwrap().status, 200);
+    assert!(open.agreed().certificate == first.der());
+}
 
 #[test]
 fn a_renewed_certificate_is_for_new_connections_and_those_that_are_open_go_on() {
