@@ -48,6 +48,7 @@ const HANDSHAKES: &str = "steadfast_tls_handshakes_total";
 const HANDSHAKES_BY_NAME: &str = "steadfast_tls_handshakes_by_name_total";
 const HANDSHAKE_FAILURES: &str = "steadfast_tls_handshake_failures_total";
 const CERTIFICATE_EXPIRY: &str = "steadfast_tls_certificate_expiry_timestamp_seconds";
+const CERTIFICATE_NOT_BEFORE: &str = "steadfast_tls_certificate_not_before_timestamp_seconds";
 const RELOADS: &str = "steadfast_reloads_total";
 const WORKER_RESTARTS: &str = "steadfast_worker_restarts_total";
 const CHILD_RESTARTS: &str = "steadfast_child_restarts_total";
@@ -85,7 +86,7 @@ const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'stat
 }
 
 /// All of them, in the order in which they are shown.
-static METRICS: [Metric; 48] = [
+static METRICS: [Metric; 49] = [
     counter(REQUESTS, &[ROUTE, METHOD, CODE], "Requests ended, by route, method and status."),
     Metric {
         name: DURATION,
@@ -118,6 +119,7 @@ static METRICS: [Metric; 48] = [
     ),
     counter(HANDSHAKE_FAILURES, &["reason"], "Handshakes of TLS that failed."),
     gauge(CERTIFICATE_EXPIRY, &["certificate"], "When a certificate expires, in seconds since 1970."),
+    gauge(CERTIFICATE_NOT_BEFORE, &["certificate"], "Since when a certificate is valid, in the same."),
     counter(UPSTREAM_REQUESTS, &["upstream"], "Requests to be passed on."),
     counter(
         UPSTREAM_FAILURES,
@@ -383,8 +385,13 @@ impl Metrics {
         }
         for certificate in observer.registry.totals().handshakes.certificates() {
             let file = label(&certificate.file().to_string_lossy());
-            let expiry = certificate.not_after().duration_since(UNIX_EPOCH).unwrap_or_default();
-            gauges.push((CERTIFICATE_EXPIRY, Some(file), expiry.as_secs_f64()));
+            for (name, time) in [
+                (CERTIFICATE_EXPIRY, certificate.not_after()),
+                (CERTIFICATE_NOT_BEFORE, certificate.not_before()),
+            ] {
+                let time = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+                gauges.push((name, Some(file.clone()), time.as_secs_f64()));
+            }
         }
         for Predecessor { pid, in_flight, left, .. } in predecessors {
             let in_flight = in_flight.map(|number| (PREDECESSOR_IN_FLIGHT, as_f64(number)));

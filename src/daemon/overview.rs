@@ -109,17 +109,23 @@ impl Status {
         let stale = warning("serving the last good config", &self.stale_config);
         let failure = warning("the last reload failed and changed nothing", &self.reload_failure);
         let certificates = self.tls.iter().flat_map(|tls| &tls.certificates);
-        let urgent = certificates.filter(|certificate| certificate.expires_in < DAY);
+        let urgent = certificates.filter(|certificate| certificate.is_due());
         let expiry =
             urgent.map(|certificate| format!("{} {}", printable(&certificate.file), certificate.expiry()));
         stale.into_iter().chain(failure).chain(expiry).collect()
     }
 }
 
-/// A day, in seconds.
-const DAY: f64 = 24.0 * 60.0 * 60.0;
+/// A week, in seconds.
+const WEEK: f64 = 7.0 * 24.0 * 60.0 * 60.0;
 
 impl CertificateStatus {
+    /// True if it should have been renewed by now: with less than a week left, or of a short life less than a third, as the
+    /// alert `SteadfastCertificateExpires` has it.
+    fn is_due(&self) -> bool {
+        self.expires_in < WEEK.min(self.lifetime / 3.0)
+    }
+
     /// The time until it expires, or since then, for people to read: "expires in 43 d 12 h".
     #[must_use]
     pub fn expiry(&self) -> String {

@@ -103,6 +103,9 @@ pub struct CertificateStatus {
     pub names: Vec<String>,
     /// The time until it expires; since then, if it is negative.
     pub expires_in: f64,
+    /// The time between its first moment and its last.
+    #[serde(default)]
+    pub lifetime: f64,
 }
 
 /// The process that starts workers and keeps what outlives them.
@@ -316,6 +319,7 @@ impl CertificateStatus {
             file: printable(&certificate.file().to_string_lossy()).into_owned(),
             names: certificate.names().map(str::to_owned).collect(),
             expires_in,
+            lifetime: end.duration_since(certificate.not_before()).unwrap_or_default().as_secs_f64(),
         }
     }
 }
@@ -403,6 +407,7 @@ impl Status {
                     file: "/etc/ssl/example.org.pem".to_owned(),
                     names: vec!["example.org".to_owned(), "*.example.org".to_owned()],
                     expires_in: 43.5 * 86_400.0,
+                    lifetime: 90.0 * 86_400.0,
                 }],
             }),
             rates,
@@ -486,6 +491,24 @@ mod tests {
         }
         let status: Status = serde_json::from_value(json).expect("it is a status");
         assert!(status.to_string().contains("running, 0 restarts"), "{status}");
+    }
+
+    #[test]
+    fn a_certificate_is_warned_of_when_it_should_have_been_renewed() {
+        const DAY: f64 = 86_400.0;
+        let mut status = Status { stale_config: None, reload_failure: None, ..Status::example() };
+        let mut warnings = |left: f64, lifetime: f64| {
+            let certificate = &mut status.tls.as_mut().expect("it is there").certificates[0];
+            (certificate.expires_in, certificate.lifetime) = (left * DAY, lifetime * DAY);
+            status.warnings()
+        };
+        let soon = ["/etc/ssl/example.org.pem expires in 6 d"];
+        assert_eq!(warnings(8.0, 90.0), [""; 0]);
+        assert_eq!(warnings(6.0, 90.0), soon);
+        // Of six days.
+        assert_eq!(warnings(3.0, 6.0), [""; 0]);
+        assert_eq!(warnings(1.5, 6.0), ["/etc/ssl/example.org.pem expires in 1 d 12 h"]);
+        assert_eq!(warnings(-1.5, 6.0), ["/etc/ssl/example.org.pem has expired 1 d 12 h ago"]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! What cannot be served is wrong; what some clients will not take, or soon will not, is doubtful. An expired certificate is
 //! doubtful: to serve it is better than to serve nobody, and a client that minds it says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
@@ -82,6 +82,7 @@ impl CertificateFiles {
 pub(crate) struct Certificate {
     names: Vec<Box<str>>,
     file: PathBuf,
+    not_before: SystemTime,
     not_after: SystemTime,
     key: Arc<CertifiedKey>,
 }
@@ -95,6 +96,11 @@ impl Certificate {
     /// The file of its chain.
     pub(crate) fn file(&self) -> &Path {
         &self.file
+    }
+
+    /// The time from which on it is valid.
+    pub(crate) fn not_before(&self) -> SystemTime {
+        self.not_before
     }
 
     /// The time at which it expires.
@@ -241,10 +247,10 @@ fn load(files: &CertificateFiles, now: SystemTime, check: &mut Check) -> Option<
     check_purpose(leaf, &names, &shown, check);
     check_order(&parsed, check);
     let validity = leaf.tbs_certificate().validity();
-    let not_after = validity.not_after.to_system_time();
+    let (not_before, not_after) = (validity.not_before.to_system_time(), validity.not_after.to_system_time());
     let chain = chain.into_iter().map(|(der, _)| der).collect();
     let key = Arc::new(CertifiedKey::new(chain, key));
-    Some(Certificate { names, file: files.chain.clone(), not_after, key })
+    Some(Certificate { names, file: files.chain.clone(), not_before, not_after, key })
 }
 
 /// The certificates in a file, each as it was and as it was read; at least one.
@@ -359,14 +365,15 @@ fn match_key(chain: &[(CertificateDer<'static>, X509)], key: &Arc<dyn SigningKey
         .position(|(der, _)| CertifiedKey::new(vec![der.clone()], Arc::clone(key)).keys_match().is_ok())
 }
 
-/// The names of hosts in a certificate. Its subject has no part in this (RFC 9525, section 2).
+/// The names of hosts in a certificate, each once. Its subject has no part in this (RFC 9525, section 2).
 fn names(leaf: &X509) -> Vec<Box<str>> {
     let names = extension::<SubjectAltName>(leaf).map_or(Vec::new(), |names| names.0);
     let name = |name: &GeneralName| match name {
         GeneralName::DnsName(name) => Some(name.as_str().trim_end_matches('.').to_ascii_lowercase().into()),
         _ => None,
     };
-    names.iter().filter_map(name).collect()
+    let mut seen = HashSet::new();
+    names.iter().filter_map(name).filter(|name: &Box<str>| seen.insert(name.clone())).collect()
 }
 
 /// A certificate as it is called in a message.

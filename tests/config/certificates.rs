@@ -254,6 +254,17 @@ fn a_name_in_two_certificates_is_said_unless_they_are_of_two_algorithms() {
 }
 
 #[test]
+fn a_name_that_a_certificate_has_twice_is_one_name() {
+    let twice = |one: &str, other: &str| {
+        let dns = |name: &str| SanType::DnsName(name.try_into().expect("a name that a certificate can have"));
+        server(&[], |parameters| parameters.subject_alt_names = vec![dns(one), dns(other)])
+    };
+    for other in ["example.org", "EXAMPLE.org", "example.org."] {
+        assert_eq!(Site::of(&twice("example.org", other)).said(ONE), "", "{other}");
+    }
+}
+
+#[test]
 fn a_file_that_the_wrong_users_may_read_is_said() {
     let site = Site::of(&server(&["example.org"], |_| {}));
     let key = site.0.path().join("key");

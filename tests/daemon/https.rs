@@ -96,6 +96,21 @@ impl Site {
         answer
     }
 
+    /// The status of the answer to a stream of HTTP/2 without TLS.
+    fn stream(&self, host: &str) -> u16 {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime");
+        runtime.block_on(async {
+            let socket = tokio::net::TcpStream::connect(self.addresses()[0]).await.expect("it listens");
+            let (mut requests, connection) = h2::client::handshake(socket).await.expect("it speaks HTTP/2");
+            let request = axum::http::Request::get(format!("http://{host}/")).body(()).expect("a request");
+            let (answer, _) = requests.send_request(request, true).expect("it is sent");
+            tokio::select! {
+                answer = answer => answer.expect("it is answered").status().as_u16(),
+                ended = connection => panic!("{ended:?}"),
+            }
+        })
+    }
+
     fn client(&self, asked: &Asked<'_>) -> io::Result<Secured> {
         asked.client(self.addresses()[1])
     }
@@ -334,7 +349,15 @@ fn a_certificate_is_required_of_clients_and_its_subject_is_the_upstreams_to_see(
         assert!(head.contains("proto=https") && head.contains("\r\nx-forwarded-proto: https\r\n"), "{head}");
         exchange.answer(200, "ok");
     }
-    // Whoever comes without TLS has no subject either.
+}
+
+#[test]
+fn whoever_comes_without_tls_has_no_subject() {
+    let upstream = Upstream::start();
+    let server = CA.issue("example.org", &["example.org"], |_| {});
+    let https = "client_ca = \"~/ca\"\nclient_auth = \"optional\"\nclient_subject_header = \"X-Client\"";
+    let route = format!("[[route]]\npath = \"/*\"\nproxy = \"http://{}\"\n", upstream.address());
+    let site = Site::start(&[&server], https, &[("ca", &CA.pem())], &route);
     let plain = std::thread::scope(|scope| {
         let asked = scope.spawn(|| site.plain(CLAIMS));
         let exchange = upstream.next_request();
@@ -424,6 +447,50 @@ fn no_ticket_stands_in_for_a_clients_certificate() {
             }
         }
     }
+}
+
+#[test]
+fn a_host_that_requires_a_certificate_is_not_served_without_tls_but_to_a_ca() {
+    let server = CA.issue("example.org", &["example.org"], |_| {});
+    let files = [("ca", &*CA.pem())];
+    let start = |https: &str| {
+        Site::start_with(
+            "http.h2c = true",
+            &[&server],
+            &format!("client_ca = \"~/ca\"\n{https}"),
+            &files,
+            HELLO,
+        )
+    };
+    let status = |site: &Site, host: &str, path: &str| -> u16 {
+        let answer = site.plain(&get(host).replace(" / ", &format!(" {path} ")));
+        answer[9..12].parse().expect("a status")
+    };
+    let site = start("client_hosts = [\"admin.example.org\", \"*.admin.example.org\"]");
+    for (host, path, expected) in [
+        ("example.org", "/", 200),
+        ("admin.example.org", "/", 403),
+        ("ADMIN.example.org.:80", "/", 403),
+        ("b.%61dmin.example.org", "/", 403),
+        ("example.org", "http://admin.example.org/", 403),
+        ("admin.example.org", "/.well-known/acme-challenge/x", 200),
+        // What another reading of the path takes for something else.
+        ("admin.example.org", "/x/../.well-known/acme-challenge/x", 403),
+        ("admin.example.org", "/.well-known/acme-challenge/../../x", 403),
+        ("admin.example.org", "/../x", 403),
+    ] {
+        assert_eq!(status(&site, host, path), expected, "{host} {path}");
+    }
+    assert_eq!([site.stream("example.org"), site.stream("admin.example.org")], [200, 403]);
+    // All hosts, also where a request has none.
+    let site = start("");
+    assert_eq!(status(&site, "example.org", "/"), 403);
+    assert!(site.plain("GET / HTTP/1.0\r\n\r\n").starts_with("HTTP/1.0 403 "));
+    assert!(
+        site.plain("OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")[9..].starts_with("403 ")
+    );
+    // Who may go without one over TLS may do so without TLS.
+    assert_eq!(status(&start("client_auth = \"optional\""), "example.org", "/"), 200);
 }
 
 #[test]

@@ -39,7 +39,8 @@ pub struct Config {
     pub min_version: TlsVersion,
     /// Lets clients choose HTTP/2 (by ALPN); on by default.
     pub http2: bool,
-    /// The CAs whose certificates clients are asked for, in PEM; nobody is asked by default.
+    /// The CAs whose certificates clients are asked for, in PEM; nobody is asked by default. A host whose clients must have
+    /// one answers requests that come without TLS with 403, but for those of a CA (`redirect_to_https`).
     pub client_ca: Option<PathBuf>,
     /// Says if clients may go without one; [`ClientAuth::Required`] if there is a `client_ca` and nothing else is given.
     pub client_auth: Option<ClientAuth>,
@@ -49,7 +50,8 @@ pub struct Config {
     /// none is given. A request to a host on a connection that was opened to one of the other kind is answered with 421.
     pub client_hosts: Vec<String>,
     /// The field in which handlers and upstreams get the subject of the client's certificate (RFC 4514); none by default.
-    /// If it is given, nobody else's field of that name reaches them, on whatever listener it comes.
+    /// If it is given, no field of that name that comes in a request's head reaches them, on whatever listener. It has
+    /// letters, digits and `-` alone.
     pub client_subject_header: Option<HeaderName>,
     /// The `Strict-Transport-Security` of the answer to every request over TLS; none by default.
     pub hsts: Option<HeaderValue>,
@@ -132,11 +134,20 @@ impl Config {
                 check.note(&format!("client_hosts[{index}]"), format!("`client_hosts` {invalid}"), HOST);
             }
         }
-        if let Some(name) = &self.client_subject_header
-            && !proxy::headers::is_free(name)
-        {
-            let what = format!("`{name}` has a meaning of its own");
-            check.note("client_subject_header", what, SUBJECT_HEADER);
+        if let Some(name) = &self.client_subject_header {
+            if !proxy::headers::is_free(name) {
+                let what = format!("`{name}` has a meaning of its own");
+                check.note("client_subject_header", what, SUBJECT_HEADER);
+            }
+            // Of such a name one with another mark is not the same here, but may be behind the upstream.
+            let is_mark = |char: &char| !char.is_ascii_alphanumeric() && *char != '-';
+            if let Some(mark) = name.as_str().chars().find(is_mark) {
+                let what = format!("`client_subject_header` has {mark:?}");
+                check.note("client_subject_header", what, SUBJECT_HEADER).help(
+                    "with letters, digits and \"-\" alone: upstreams may take other marks for each other, and so a client's \
+                     field for this one",
+                );
+            }
         }
         // RFC 6797, section 6.1: the one directive that must be there.
         let has_age = |hsts: &HeaderValue| {
@@ -166,13 +177,12 @@ impl Config {
     pub(crate) fn load(&self, check: &mut Check) -> Option<Tls> {
         let provider = Arc::new(provider());
         let certificates = Certificates::load(&self.certificates, check);
-        let is_required = self.client_auth.unwrap_or_default() == ClientAuth::Required;
         let mut policy = Sha256::new();
         let clients = match &self.client_ca {
             None => None,
             Some(ca) => {
                 let crl = self.client_crl.as_deref();
-                Some(client::verifier(ca, crl, is_required, &provider, &mut policy, check)?)
+                Some(client::verifier(ca, crl, self.is_required(), &provider, &mut policy, check)?)
             }
         };
         for host in &self.client_hosts {
@@ -187,6 +197,11 @@ impl Config {
             policy: policy.finalize().into(),
             certificates,
         })
+    }
+
+    /// True if clients that are asked for a certificate must have one.
+    pub(crate) fn is_required(&self) -> bool {
+        self.client_auth.unwrap_or_default() == ClientAuth::Required
     }
 
     /// The hosts whose clients are asked for certificates.

@@ -6,7 +6,6 @@ use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
-use super::path::Reading;
 use super::proxy::headers::same_to_cgi;
 use super::{host, path, text};
 use crate::daemon::http::https::{self, Asked};
@@ -14,7 +13,7 @@ use crate::tls::Session;
 
 /// The place of the files by which a CA sees that a name is its owner's; it asks for them without TLS (RFC 8555,
 /// section 8.3).
-const ACME: &[u8] = b"/.well-known/acme-challenge/";
+const ACME: &str = "/.well-known/acme-challenge/";
 
 /// The port that goes without saying (RFC 9110, section 4.2.2).
 pub(in crate::daemon::http) const HTTPS_PORT: u16 = 443;
@@ -26,6 +25,8 @@ pub(crate) struct Edge {
     redirect_to: Option<u16>,
     /// The hosts whose clients are asked for certificates.
     asked: Asked,
+    /// True if these must have one, which nobody has without TLS.
+    is_required: bool,
     /// The field that has the subject of the client's certificate.
     subject: Option<HeaderName>,
 }
@@ -33,27 +34,50 @@ pub(crate) struct Edge {
 impl Edge {
     /// Those of the section; with a port, requests that come without TLS are sent there.
     pub(crate) fn new(config: &https::Config, redirect_to: Option<u16>) -> Self {
-        Self { redirect_to, asked: config.asked(), subject: config.client_subject_header.clone() }
+        Self {
+            redirect_to,
+            asked: config.asked(),
+            is_required: config.is_required(),
+            subject: config.client_subject_header.clone(),
+        }
     }
 
     /// The answer to a request that goes no further. Any other has the subject of its client's certificate, and no other.
     pub(super) fn answer(&self, request: &mut Request, tls: Option<&Session>) -> Option<Response> {
-        match (tls, self.redirect_to) {
-            (None, Some(port)) if !is_for_acme(request) => return Some(redirect(request, port)),
+        let response = match tls {
+            None => self.answer_without_tls(request),
             // RFC 9110, section 15.5.20. Otherwise who has shown no certificate gets, on a connection to a host that asks
             // for none, the answers of one that asks.
-            (Some(session), _) if self.is_misdirected(request, session) => {
-                return Some(text(
+            Some(session) => self.is_misdirected(request, session).then(|| {
+                text(
                     StatusCode::MISDIRECTED_REQUEST,
                     "this host takes other certificates of clients than the one that the connection was opened to",
-                ));
-            }
-            _ => {}
+                )
+            }),
+        };
+        if response.is_some() {
+            return response;
         }
         if let Some(field) = &self.subject {
             set_subject(request, field, tls.and_then(Session::client));
         }
         None
+    }
+
+    fn answer_without_tls(&self, request: &Request) -> Option<Response> {
+        if is_for_acme(request) {
+            return None;
+        }
+        match self.redirect_to {
+            // A path that cannot be read has no place elsewhere either, and is answered here.
+            Some(port) if path::read(request.uri().path()).is_ok() => Some(redirect(request, port)),
+            // Otherwise another port leads to what the handshake guards.
+            _ if self.is_required && self.asked.has(host::of(request).as_deref()) => Some(text(
+                StatusCode::FORBIDDEN,
+                "this host is served over TLS, to clients with a certificate",
+            )),
+            _ => None,
+        }
     }
 
     fn is_misdirected(&self, request: &Request, session: &Session) -> bool {
@@ -62,12 +86,11 @@ impl Edge {
     }
 }
 
+/// True of a path below that place in every reading: as it is sent, which a caller's `Router` goes by, and as it is compared.
 fn is_for_acme(request: &Request) -> bool {
-    match path::read(request.uri().path()) {
-        Ok(Reading { compared, .. }) => compared.starts_with(ACME),
-        // It has no place elsewhere either, and is answered here.
-        Err(_) => true,
-    }
+    let sent = request.uri().path();
+    sent.starts_with(ACME)
+        && path::read(sent).is_ok_and(|reading| reading.compared.starts_with(ACME.as_bytes()))
 }
 
 /// The answer that sends a request to the same host and target over TLS. Its method and body are to stay (308).

@@ -68,7 +68,7 @@ pub(crate) fn read(path: &str) -> Result<Reading<'_>, Unreadable> {
         return Ok(Reading { path: path.into(), compared: path.as_bytes().into(), undivided: None });
     }
     let path = resolved(path)?;
-    let decoded = |path: &str| percent_decode_str(path).collect::<Vec<u8>>();
+    let decoded = |path: &str| Cow::from(percent_decode_str(path)).into_owned();
     let Some(divided) = divided(&path) else {
         let compared = decoded(&path).into();
         return Ok(Reading { path: path.into(), compared, undivided: None });
