@@ -3,7 +3,7 @@
 //! What cannot be served is wrong; what some clients will not take, or soon will not, is doubtful. An expired certificate is
 //! doubtful: to serve it is better than to serve nobody, and a client that minds it says so.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
@@ -372,8 +372,13 @@ fn names(leaf: &X509) -> Vec<Box<str>> {
         GeneralName::DnsName(name) => Some(name.as_str().trim_end_matches('.').to_ascii_lowercase().into()),
         _ => None,
     };
-    let mut seen = HashSet::new();
-    names.iter().filter_map(name).filter(|name: &Box<str>| seen.insert(name.clone())).collect()
+    let mut distinct = Vec::<Box<str>>::new();
+    for name in names.iter().filter_map(name) {
+        if !distinct.contains(&name) {
+            distinct.push(name);
+        }
+    }
+    distinct
 }
 
 /// A certificate as it is called in a message.
