@@ -108,9 +108,10 @@ impl Parked {
         let command = stream.connection().commands.poll(Waiter::Task, cx);
         let wake = match command {
             Command::Carry if stream.may_leave() => Wake::Leave,
+            // Bytes that were read ahead belong to a request: there is nothing to wait for.
+            Command::Finish | Command::Serve | Command::Carry if stream.has_read_ahead() => Wake::Serve,
             // Whoever has asked by now gets an answer. What the kernel has and the runtime has not heard of will be heard of:
             // to go on with it now would find nothing, and begin again.
-            Command::Finish if stream.has_read_ahead() => Wake::Serve,
             Command::Finish => match stream.poll_readable(cx) {
                 Poll::Ready(()) => Wake::Serve,
                 Poll::Pending if stream.has_waiting_byte() => {
@@ -119,8 +120,6 @@ impl Parked {
                 Poll::Pending => Wake::Close,
             },
             Command::TimeOut | Command::Drop | Command::Cut => Wake::Close,
-            // Bytes that were read ahead belong to a request: there is nothing to wait for.
-            Command::Serve | Command::Carry if stream.has_read_ahead() => Wake::Serve,
             Command::Serve | Command::Carry => match stream.poll_readable(cx) {
                 Poll::Ready(()) => Wake::Serve,
                 Poll::Pending => return Polled::Pending(Stage::Parked(Self(stream))),

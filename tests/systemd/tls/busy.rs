@@ -1,6 +1,6 @@
 //! Busy clients, which never retry: a restart and a reload are nothing to them.
 
-use steadfast_harness::{Account, Trust, print_figure};
+use steadfast_harness::{Account, Load, Trust, print_figure};
 
 use super::Edge;
 use crate::service::UNIT;
@@ -16,7 +16,7 @@ fn ten_restarts_and_ten_reloads_under_load_over_tls_refuse_drop_and_close_nothin
     let loads = [edge.trust.clone(), Trust::of_tls12(&edge.authority, "localhost")]
         .map(|trust| edge.load_over_tls(CLIENTS, &trust));
     let advance = |requests| loads.iter().for_each(|load| load.advance(requests));
-    let longest = || loads.iter().map(|load| load.longest_wait()).max().unwrap_or_default().as_millis();
+    let longest = || loads.iter().map(Load::longest_wait).max().unwrap_or_default().as_millis();
     advance(1000);
     let usual = longest();
     edge.replace_twenty_times(|_| advance(300));
