@@ -51,7 +51,7 @@ async fn failure(server: ServerConfig, client: ClientConfig) -> (Failed, Result<
         result
     };
     let (server, result) = tokio::join!(accept(&acceptor, ours), shake);
-    (server.err().expect("it fails"), result)
+    (server.expect_err("it fails"), result)
 }
 
 #[tokio::test]
@@ -296,7 +296,7 @@ async fn no_client_is_let_in_by_a_config_that_is_not_that_of_its_name() {
 #[tokio::test]
 async fn what_is_no_hello_ends_alike_whether_a_certificate_may_be_asked_for_or_not() {
     let suite = 0x1302;
-    let plain = [&b"GET / HTTP/1.1\r\nCookie: "[..], &[b'x'; 30000], b"\r\n\r\n"].concat();
+    let plain = [&b"GET / HTTP/1.1\r\nCookie: "[..], &b"x".repeat(30000), b"\r\n\r\n"].concat();
     let mut invalid_name = hello(configs(suite).1);
     let at = invalid_name.windows(9).position(|bytes| bytes == b"localhost").expect("the name");
     invalid_name[at] = 0;
@@ -313,7 +313,7 @@ async fn what_is_no_hello_ends_alike_whether_a_certificate_may_be_asked_for_or_n
     ] {
         let (one, said) = feed(&acceptor(suite), bytes).await;
         let (other, also_said) = feed(&choosing(suite, |name| name.is_none()), bytes).await;
-        let [one, other] = [one, other].map(|end| end.err().expect("it fails"));
+        let [one, other] = [one, other].map(|end| end.expect_err("it fails"));
         assert_eq!((one.reason, one.error, said), (other.reason, other.error, also_said), "{bytes:?}");
     }
 }
@@ -325,7 +325,7 @@ async fn a_hello_in_more_than_256_records_is_refused_also_if_they_come_at_once()
         let size = (whole.len() - 5) / 300;
         for pauses in [false, true] {
             let failed = end_of(&acceptor, configs(0x1302).1, size, pauses).await;
-            assert_eq!(failed.err().expect("it is refused").reason, Reason::Protocol);
+            assert_eq!(failed.expect_err("it is refused").reason, Reason::Protocol);
         }
         // Of 40,000 bytes that are announced, and 18 KB of records of one byte, it looks at 256 and waits for none.
         let mut bytes = vec![22, 3, 1, 0, 4, 1, 0, 0x9c, 0x40];
@@ -341,24 +341,24 @@ async fn a_hello_in_more_than_256_records_is_refused_also_if_they_come_at_once()
 async fn each_failure_has_its_reason_and_its_alert() {
     let suite = 0x1302;
     let (ends, answer) = feed(&acceptor(suite), b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
-    assert_eq!(ends.err().expect("it fails").reason, Reason::PlainHttp);
+    assert_eq!(ends.expect_err("it fails").reason, Reason::PlainHttp);
     assert_eq!(answer, b"");
     let (ends, answer) = feed(&acceptor(suite), b"\0\x01\x02\x03 rubbish").await;
-    assert_eq!(ends.err().expect("it fails").reason, Reason::NotTls);
+    assert_eq!(ends.expect_err("it fails").reason, Reason::NotTls);
     assert_eq!(answer, alert(50));
 
     let (ends, answer) = feed(&acceptor(suite), b"").await;
-    assert_eq!(ends.err().expect("it fails").reason, Reason::ClientGone);
+    assert_eq!(ends.expect_err("it fails").reason, Reason::ClientGone);
     assert_eq!(answer, b"");
     let half = &hello(configs(suite).1)[..100];
     let (ends, _) = feed(&acceptor(suite), half).await;
-    assert_eq!(ends.err().expect("it fails").reason, Reason::ClientGone);
+    assert_eq!(ends.expect_err("it fails").reason, Reason::ClientGone);
 
     let (ends, answer) = feed(&acceptor(suite), &[22, 3, 1, 0, 4, 20, 0, 0, 0]).await;
-    assert_eq!(ends.err().expect("it fails").reason, Reason::Protocol);
+    assert_eq!(ends.expect_err("it fails").reason, Reason::Protocol);
     assert_eq!(answer, alert(10));
     let (ends, answer) = feed(&acceptor(suite), &[22, 3, 1, 0xff, 0xff]).await;
-    assert_eq!(ends.err().expect("it fails").reason, Reason::Protocol);
+    assert_eq!(ends.expect_err("it fails").reason, Reason::Protocol);
     assert_eq!(answer.len(), 7, "an alert");
 
     let (failed, client) = failure(configs(0x1302).0, configs(0xc02b).1).await;
