@@ -3,7 +3,7 @@
 //! What cannot be served is wrong; what some clients will not take, or soon will not, is doubtful. An expired certificate is
 //! doubtful: to serve it is better than to serve nobody, and a client that minds it says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
@@ -368,17 +368,16 @@ fn match_key(chain: &[(CertificateDer<'static>, X509)], key: &Arc<dyn SigningKey
 /// The names of hosts in a certificate, each once. Its subject has no part in this (RFC 9525, section 2).
 fn names(leaf: &X509) -> Vec<Box<str>> {
     let names = extension::<SubjectAltName>(leaf).map_or(Vec::new(), |names| names.0);
-    let name = |name: &GeneralName| match name {
-        GeneralName::DnsName(name) => Some(name.as_str().trim_end_matches('.').to_ascii_lowercase().into()),
-        _ => None,
-    };
-    let mut distinct = Vec::<Box<str>>::new();
-    for name in names.iter().filter_map(name) {
-        if !distinct.contains(&name) {
-            distinct.push(name);
+    let name = |name: &GeneralName| -> Option<Box<str>> {
+        match name {
+            GeneralName::DnsName(name) => {
+                Some(name.as_str().trim_end_matches('.').to_ascii_lowercase().into())
+            }
+            _ => None,
         }
-    }
-    distinct
+    };
+    let mut seen = HashSet::new();
+    names.iter().filter_map(name).filter(|name| seen.insert(name.clone())).collect()
 }
 
 /// A certificate as it is called in a message.

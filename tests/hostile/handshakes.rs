@@ -184,6 +184,9 @@ fn of_old_suites(mut hello: Vec<u8>) -> Vec<u8> {
     hello
 }
 
+/// The reason that a handshake fails for, where it does, and the client, which returns what it was sent.
+type Case<'a> = (&'static str, &'a Edge, &'a dyn Fn() -> Vec<u8>);
+
 #[test]
 fn each_handshake_that_fails_is_counted_once_by_its_reason() {
     const FAILED: &str = "steadfast_tls_handshake_failures_total";
@@ -206,7 +209,7 @@ fn each_handshake_that_fails_is_counted_once_by_its_reason() {
     };
     let plain = "GET /hello HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let longest = [&[22, 3, 1, 0, 64, 1, 0xff, 0xff, 0xff][..], &[0; 60]].concat();
-    let cases: [(&str, &Edge, &dyn Fn() -> Vec<u8>); 11] = [
+    let cases: [Case<'_>; 11] = [
         ("timed_out", &edge, &|| says(&edge, &hello[..hello.len() / 2], false)),
         ("timed_out", &edge, &|| says(&edge, &[], false)),
         ("client_gone", &edge, &|| says(&edge, &hello[..hello.len() / 2], true)),

@@ -29,7 +29,7 @@ const ELSEWHERE: [(&str, &str); 9] = [
     (DEPLOY_HOOK, "the tests of a renewed certificate call it as certbot does"),
 ];
 
-/// The first line of the deploy hook: the one script among the blocks.
+/// The first line of the deploy hooks: the scripts among the blocks.
 pub(crate) const DEPLOY_HOOK: &str = "#!/bin/sh";
 
 /// A copy of the checkout in the box.

@@ -109,7 +109,7 @@ impl Parked {
         let wake = match command {
             Command::Carry if stream.may_leave() => Wake::Leave,
             // Bytes that were read ahead belong to a request: there is nothing to wait for.
-            Command::Serve | Command::Carry | Command::Finish if stream.has_read_ahead() => Wake::Serve,
+            Command::Finish | Command::Serve | Command::Carry if stream.has_read_ahead() => Wake::Serve,
             // Whoever has asked by now gets an answer. What the kernel has and the runtime has not heard of will be heard of:
             // to go on with it now would find nothing, and begin again.
             Command::Finish => match stream.poll_readable(cx) {

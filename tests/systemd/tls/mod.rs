@@ -47,7 +47,7 @@ impl Deref for Edge {
 }
 
 impl Edge {
-    /// Installs and starts it, with these further lines in `[https]`, and with an upstream of WebSockets where [`PROXY`] leads.
+    /// Installs and starts it, with these further lines in `[https]`, and with an upstream of `WebSockets` where [`PROXY`] leads.
     fn start(file: &str, lines: &str) -> Option<Self> {
         let edge = Self::install(file, lines)?;
         edge.ok(["systemctl", "start", UNIT]);

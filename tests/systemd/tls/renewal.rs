@@ -12,17 +12,32 @@ use crate::service::{CONFIG, ROUTES, Service, UNIT};
 /// The document whose blocks are tried here.
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/tls.md");
 
-/// Where certbot calls deploy hooks from, in the order of their names.
-const HOOKS: &str = "/etc/letsencrypt/renewal-hooks/deploy";
+/// Where certbot calls a deploy hook.
+const HOOK: &str = "/etc/letsencrypt/renewal-hooks/deploy/steadfast";
 
 /// What certbot has of one certificate.
 const LINEAGE: &str = "/etc/letsencrypt/live/example.org";
 
-/// The block of the document that begins with this.
-fn block(first: &str) -> String {
-    let document = fs::read_to_string(DOCUMENT).unwrap();
-    let found = blocks(&document).into_iter().find(|block| block.text.starts_with(first));
-    found.unwrap_or_else(|| panic!("no block begins with {first}")).text
+/// The blocks of the document that begin with this.
+fn those_of(first: &str) -> Vec<String> {
+    let all = blocks(&fs::read_to_string(DOCUMENT).unwrap()).into_iter().map(|block| block.text);
+    all.filter(|text| text.starts_with(first)).collect()
+}
+
+/// The deploy hooks: for copies in a folder, and for those of systemd.
+fn hooks() -> [String; 2] {
+    let hooks: [String; 2] = those_of(DEPLOY_HOOK).try_into().expect("two hooks");
+    for hook in &hooks {
+        assert_eq!(hook.lines().nth(1), Some(&*format!("# {HOOK}")), "it says where it belongs");
+    }
+    hooks
+}
+
+/// Calls a hook as certbot does after a renewal.
+fn call(edge: &Edge, hook: &str) {
+    edge.write(HOOK, hook);
+    edge.ok(["chmod", "0755", HOOK]);
+    edge.ok(["env", &format!("RENEWED_LINEAGE={LINEAGE}"), "RENEWED_DOMAINS=example.org", HOOK]);
 }
 
 /// Puts a certificate where certbot does, which only root can read: each in files of its own, and links to them.
@@ -44,11 +59,7 @@ fn the_deploy_hook_of_the_document_serves_what_certbot_has_renewed_and_closes_no
     let Some(edge) = Edge::install(file!(), "") else {
         return;
     };
-    let script = block(DEPLOY_HOOK);
-    let hook = format!("{HOOKS}/steadfast");
-    assert_eq!(script.lines().nth(1), Some(&*format!("# {hook}")), "it says where it belongs");
-    edge.write(&hook, script);
-    edge.ok(["chmod", "0755", &hook]);
+    let [hook, _] = &hooks();
     // The first one is there.
     let [chain, key] = ["pem", "key"].map(|extension| format!("{CERTIFICATES}/example.org.{extension}"));
     edge.ok(["mv", &format!("{CERTIFICATES}/chain.pem"), &chain]);
@@ -61,7 +72,7 @@ fn the_deploy_hook_of_the_document_serves_what_certbot_has_renewed_and_closes_no
     for number in 1..=3 {
         let renewed = edge.issue();
         obtain(&edge, &renewed, number);
-        edge.ok(["env", &format!("RENEWED_LINEAGE={LINEAGE}"), "RENEWED_DOMAINS=example.org", &hook]);
+        call(&edge, hook);
         let new = edge.secured();
         assert!(new.agreed().certificate == renewed.der(), "renewal {number}");
         for client in &mut open {
@@ -79,13 +90,13 @@ fn the_deploy_hook_of_the_document_serves_what_certbot_has_renewed_and_closes_no
 }
 
 #[test]
-fn a_certificate_by_load_credential_is_served_and_a_renewed_one_after_a_restart_that_closes_nothing() {
+fn a_certificate_by_load_credential_is_served_and_its_hook_restarts_with_a_renewed_one_and_closes_nothing() {
     let Some(edge) = Edge::install(file!(), "") else {
         return;
     };
     let first = edge.issue();
     obtain(&edge, &first, 1);
-    edge.edit_unit(&block("# systemctl edit steadfast"));
+    edge.edit_unit(&those_of("# systemctl edit steadfast").concat());
     let config = blocks(&fs::read_to_string(DOCUMENT).unwrap())
         .into_iter()
         .find(|block| block.language == "toml" && block.text.contains("/run/credentials/"))
@@ -96,10 +107,15 @@ fn a_certificate_by_load_credential_is_served_and_a_renewed_one_after_a_restart_
     assert!(open.agreed().certificate == first.der());
     let renewed = edge.issue();
     obtain(&edge, &renewed, 2);
-    edge.restart();
+    call(&edge, &hooks()[1]);
     assert!(edge.secured().agreed().certificate == renewed.der());
     assert_eq!(open.get("/").unwrap().status, 200);
     assert!(open.agreed().certificate == first.der());
+    // What cannot be served is not served: the hook says so, and nothing has changed.
+    edge.write(format!("{LINEAGE}/privkey.pem"), first.key());
+    let hook = edge.run(["env", &format!("RENEWED_LINEAGE={LINEAGE}"), HOOK]);
+    assert!(!hook.status.success() && hook.stderr.contains("the key does not match"), "{hook:?}");
+    assert!(edge.secured().agreed().certificate == renewed.der());
 }
 
 #[test]
