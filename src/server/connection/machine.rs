@@ -40,8 +40,11 @@ const CLOSING: Duration = Duration::from_secs(2);
 /// The same, and the time for the rest of a head, once the connection is told to leave or to finish.
 const LEAVING: Duration = Duration::from_millis(500);
 /// The time for the requests that an HTTP/2 client had sent before it saw that the connection is to end: until it answers
-/// the PING that says so (RFC 9113, section 6.8), if it does. What it asks for afterwards is refused.
+/// the PING that says so (RFC 9113, section 6.8), if it does.
 const GOING_AWAY: Duration = Duration::from_secs(2);
+/// The time after which what it asks for on that connection is refused. It is long enough for a machine that is short of time:
+/// some clients count a refusal as a failure, though it says that they may ask again elsewhere.
+const ASKING_ON: Duration = Duration::from_secs(10);
 
 /// A request that is being answered.
 #[derive(Debug)]
@@ -274,7 +277,7 @@ impl Machine {
     /// True of an HTTP/2 connection whose client has had time enough to see that it is to end. h2 takes further streams
     /// until the client has answered the PING, which it may never do.
     pub(crate) fn refuses_streams(&self, now: impl Fn() -> Tick) -> bool {
-        matches!(self, Self::Http2 { going_away: Some(since), .. } if now().since(*since) >= GOING_AWAY)
+        matches!(self, Self::Http2 { going_away: Some(since), .. } if now().since(*since) >= ASKING_ON)
     }
 
     /// Goes on to the next state. An event that has no meaning in a state changes nothing: a body that is dropped
