@@ -91,8 +91,10 @@ fn two_instances_run_side_by_side_and_each_is_restarted_reloaded_and_stopped_alo
     assert_eq!(two.get("/new").unwrap().text(), "new");
     connect(&service, INSTANCES[1]);
     for (name, requests) in [("one", 2), ("two", 4)] {
-        let log = service.ok(["cat", &format!("/var/log/steadfast/{name}/access.log")]);
-        assert_eq!(log.lines().count(), requests, "{name}: {log}");
+        let log = || service.ok(["cat", &format!("/var/log/steadfast/{name}/access.log")]);
+        // A line may come after the answer.
+        wait_until("each request to be logged", || (log().lines().count() >= requests).then_some(()));
+        assert_eq!(log().lines().count(), requests, "{name}: {}", log());
     }
 }
 
