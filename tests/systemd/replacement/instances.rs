@@ -74,6 +74,12 @@ fn two_instances_run_side_by_side_and_each_is_restarted_reloaded_and_stopped_alo
     assert_ne!(processes(&service, "two")[1], reloaded[1]);
     assert_eq!(processes(&service, "one"), restarted);
 
+    // Until it has handed over, the old worker answers.
+    wait_until("the predecessor to end", || {
+        let status = service.ok(["steadfast", "status", "--json", "--instance", "two"]);
+        let status: Value = serde_json::from_str(&status).expect("it is JSON");
+        status["predecessors"].as_array().is_some_and(Vec::is_empty).then_some(())
+    });
     // Each connection is still the one that it was.
     for (client, path, text) in [(&mut one, "/", "one"), (&mut two, "/new", "new")] {
         let answer = client.get(path).unwrap();
