@@ -7,6 +7,7 @@
 use std::io;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use rustix::rand::{GetRandomFlags, getrandom};
 use zeroize::Zeroizing;
 
 /// The length of a key, in bytes.
@@ -22,7 +23,11 @@ impl Envelope {
     /// A key that no other message has.
     pub(super) fn new() -> io::Result<Self> {
         let mut key = Zeroizing::new([0; KEY]);
-        aws_lc_rs::rand::fill(&mut key[..]).map_err(|_| io::Error::other("there are no random numbers"))?;
+        // The kernel's, and not AWS-LC's: that takes some hundred milliseconds to gather its first ones.
+        let mut filled = 0;
+        while filled < KEY {
+            filled += getrandom(&mut key[filled..], GetRandomFlags::empty())?;
+        }
         Ok(Self(key))
     }
 

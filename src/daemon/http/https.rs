@@ -17,7 +17,7 @@ use super::routes::{host, proxy};
 use crate::rules::Check;
 use crate::server::address::{self, Address};
 use crate::tls::certificates::{CHAIN, CertificateFiles, Certificates, KEY};
-use crate::tls::{Acceptor, TicketKeys, Tickets, client};
+use crate::tls::{Acceptor, TicketKeys, Tickets, client, gather_randomness};
 
 /// The text of a mistake that says what is expected of `hsts`.
 pub(crate) const HSTS: &str = "directives such as \"max-age=31536000\"";
@@ -320,6 +320,7 @@ impl Tls {
     pub(super) fn acceptor(self, resumption: &Resumption) -> Acceptor {
         let mut others = self.others;
         others.ticketer = Arc::clone(&resumption.0) as _;
+        gather_randomness();
         // 0 is that of clients who are asked for nothing.
         let policy = self.policy.first_chunk().map_or(0, |first| u64::from_be_bytes(*first)) | 1;
         match (self.asking, self.asked) {

@@ -23,20 +23,13 @@ fn testssl_finds_nothing_at_the_defaults() {
     let (Some(_), Some(edge)) = (find(file!(), "testssl"), Edge::start(file!(), "")) else {
         return;
     };
-    let file = edge.folder.path().join("findings.json");
-    let output = edge.enter_network(|| {
-        Command::new("testssl")
-            // No name server is asked, and nobody.
-            .args(["--quiet", "--color", "0", "--warnings", "off", "--nodns", "none", "--ip", "127.0.0.1"])
-            .args(["--add-ca", &edge.authority(), "--jsonfile", &file.display().to_string()])
-            .arg(format!("localhost:{PORT}"))
-            .stdin(Stdio::null())
-            .output()
-            .expect("it runs")
-    });
-    let said = String::from_utf8_lossy(&output.stdout);
-    let findings = std::fs::read(&file).unwrap_or_else(|e| panic!("{e}: {said}"));
-    let findings: Vec<Value> = serde_json::from_slice(&findings).expect("a list");
+    let (mut findings, mut said) = scan(&edge);
+    // One of its checks starts a client twice, and gives up on it if that is slow.
+    let has_given_up =
+        |finding: &Value| finding["finding"].as_str().is_some_and(|text| text.contains("connect problem"));
+    if findings.iter().any(has_given_up) {
+        (findings, said) = scan(&edge);
+    }
     assert!(findings.len() > 100, "{said}");
     let (accepted, complaints): (Vec<_>, Vec<_>) = findings
         .iter()
@@ -47,6 +40,26 @@ fn testssl_finds_nothing_at_the_defaults() {
         assert!(accepted.iter().any(|finding| finding["id"] == id), "{id} ({reason}) need not be accepted");
     }
     print_figure("testssl.sh at the defaults", format_args!("{} findings, no complaint", findings.len()));
+}
+
+/// What testssl.sh finds, and what it says.
+fn scan(edge: &Edge) -> (Vec<Value>, String) {
+    let file = edge.folder.path().join("findings.json");
+    // It does not write over it.
+    let _ = std::fs::remove_file(&file);
+    let output = edge.enter_network(|| {
+        Command::new("testssl")
+            // No name server is asked, and nobody.
+            .args(["--quiet", "--color", "0", "--warnings", "off", "--nodns", "none", "--ip", "127.0.0.1"])
+            .args(["--add-ca", &edge.authority(), "--jsonfile", &file.display().to_string()])
+            .arg(format!("localhost:{PORT}"))
+            .stdin(Stdio::null())
+            .output()
+            .expect("it runs")
+    });
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let findings = std::fs::read(&file).unwrap_or_else(|e| panic!("{e}: {said}"));
+    (serde_json::from_slice(&findings).expect("a list"), said)
 }
 
 #[test]
