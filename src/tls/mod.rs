@@ -34,7 +34,10 @@ mod tickets;
 /// Has AWS-LC gather its first random numbers now, in a thread of its own. It takes some hundred milliseconds over them, once in
 /// each process, and the first client would wait for that.
 pub(crate) fn gather_randomness() {
-    let gather = || drop(aws_lc_rs::rand::fill(&mut [0; 1]));
+    let gather = || {
+        // Who needs them asks again.
+        let _ = aws_lc_rs::rand::fill(&mut [0; 1]);
+    };
     // Without a thread that client waits.
     let _ = std::thread::Builder::new().name("randomness".to_owned()).spawn(gather);
 }
