@@ -9,10 +9,9 @@ use super::program::find;
 use super::{Edge, PORT};
 
 /// The findings of testssl.sh that are none of the server's, with the reason.
-const ACCEPTED: [(&str, &str); 5] = [
+const ACCEPTED: [(&str, &str); 4] = [
     ("engine_problem", "GOST is not in Debian's OpenSSL, nor in the server"),
     ("cert_revocation", "the test's authority revokes nothing"),
-    ("cert_chain_of_trust", "the test's authority is in no browser"),
     ("HSTS", "the operator decides on it, by `hsts`"),
     ("security_headers", "they are those of a site"),
 ];
