@@ -266,7 +266,13 @@ fn a_renewed_certificate_is_shown_after_a_reload_and_a_broken_one_changes_nothin
 
 #[test]
 fn whoever_asks_is_told_of_the_handshakes_and_of_the_days_that_each_certificate_has() {
-    let issue = |name: &str, days| CA.issue(name, &[name], |certificate| lasts(certificate, -1, days));
+    let issue = |name: &str, days| {
+        CA.issue(name, &[name], |certificate| {
+            lasts(certificate, -1, days);
+            // The hours that are left are the same whenever in the next half an hour they are asked for.
+            certificate.not_after -= Duration::from_secs(30 * 60);
+        })
+    };
     let certificates = [issue("example.org", 43), issue("example.net", 1)];
     let [long, short] = &certificates;
     let site = Site::start(&[long, short], "", &[], HELLO);
