@@ -14,11 +14,13 @@ use rustls::sign::CertifiedKey;
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, InsufficientSizeError, UnbufferedStatus,
 };
-use rustls::{ConnectionTrafficSecrets, HandshakeKind, KeyLog, PeerIncompatible, ServerConfig};
+use rustls::{ConnectionTrafficSecrets, HandshakeKind, KeyLog, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use zeroize::Zeroizing;
 
+use super::acceptor::{Choice, Policy, policy_for};
 use super::client::subject;
+use super::failure::{Failed, Reason};
 use super::keys::{HEADER, Material, Suite, TAG};
 use super::records::{ALERT, CHANGE_CIPHER_SPEC, DATA, HANDSHAKE, Records};
 use super::session::{Alpn, Session, Version};
@@ -32,225 +34,6 @@ const MAX_INCOMING: usize = 80 << 10;
 const MAX_RECORDS: usize = 256;
 /// The longest body of a record (RFC 5246, section 6.2.3).
 const MAX_BODY: usize = (1 << 14) + 2048;
-
-/// Why a handshake has failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reason {
-    /// The client has closed the connection, or it was reset.
-    ClientGone,
-    /// The client's first bytes are no TLS.
-    NotTls,
-    /// They may be an HTTP request.
-    PlainHttp,
-    /// It offers no version of TLS that is allowed here.
-    UnsupportedVersion,
-    /// It offers no cipher suite, group or signature that is known here.
-    NoSharedCipher,
-    /// It offers no application protocol (ALPN) that is spoken here.
-    NoApplicationProtocol,
-    /// Its certificate is missing, invalid or revoked.
-    ClientCertificate,
-    /// It has refused ours, or something else, with an alert.
-    ClientAlert,
-    /// It has taken too long.
-    TimedOut,
-    /// It has broken the protocol.
-    Protocol,
-}
-
-impl Reason {
-    /// Every one of them.
-    pub(crate) const ALL: [Self; 10] = [
-        Self::ClientGone,
-        Self::NotTls,
-        Self::PlainHttp,
-        Self::UnsupportedVersion,
-        Self::NoSharedCipher,
-        Self::NoApplicationProtocol,
-        Self::ClientCertificate,
-        Self::ClientAlert,
-        Self::TimedOut,
-        Self::Protocol,
-    ];
-
-    /// Its name in metrics.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::ClientGone => "client_gone",
-            Self::NotTls => "not_tls",
-            Self::PlainHttp => "plain_http",
-            Self::UnsupportedVersion => "unsupported_version",
-            Self::NoSharedCipher => "no_shared_cipher",
-            Self::NoApplicationProtocol => "no_application_protocol",
-            Self::ClientCertificate => "client_certificate",
-            Self::ClientAlert => "client_alert",
-            Self::TimedOut => "timed_out",
-            Self::Protocol => "protocol",
-        }
-    }
-
-    fn of(error: &rustls::Error) -> Self {
-        use rustls::Error;
-        match error {
-            Error::PeerIncompatible(
-                PeerIncompatible::Tls12NotOffered
-                | PeerIncompatible::Tls12NotOfferedOrEnabled
-                | PeerIncompatible::SupportedVersionsExtensionRequired
-                | PeerIncompatible::ServerDoesNotSupportTls12Or13
-                | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
-            ) => Self::UnsupportedVersion,
-            Error::PeerIncompatible(
-                PeerIncompatible::NoCipherSuitesInCommon
-                | PeerIncompatible::NoKxGroupsInCommon
-                | PeerIncompatible::NoSignatureSchemesInCommon
-                | PeerIncompatible::NoEcPointFormatsInCommon,
-            ) => Self::NoSharedCipher,
-            Error::NoApplicationProtocol => Self::NoApplicationProtocol,
-            Error::NoCertificatesPresented
-            | Error::InvalidCertificate(_)
-            | Error::PeerIncompatible(PeerIncompatible::NoCertificateRequestSignatureSchemesInCommon) => {
-                Self::ClientCertificate
-            }
-            Error::AlertReceived(_) => Self::ClientAlert,
-            _ => Self::Protocol,
-        }
-    }
-}
-
-/// A handshake that has failed.
-#[derive(Debug)]
-pub(crate) struct Failed {
-    /// The reason, as it is counted.
-    pub(crate) reason: Reason,
-    /// The whole of it, for the log.
-    pub(crate) error: String,
-}
-
-impl Failed {
-    fn new(reason: Reason, error: impl fmt::Display) -> Self {
-        Self { reason, error: error.to_string() }
-    }
-
-    fn gone(error: impl Into<io::Error>) -> Self {
-        Self::new(Reason::ClientGone, error.into())
-    }
-
-    fn too_long() -> Self {
-        Self::new(Reason::Protocol, "a message that is too long")
-    }
-}
-
-/// All that the handshakes of a listener have in common.
-#[derive(Clone, Debug)]
-pub(crate) struct Acceptor {
-    config: Arc<ServerConfig>,
-    choice: Option<Choice>,
-    policy: Option<Policy>,
-}
-
-/// True for the names that clients ask for, or for none, which something is for.
-type IsFor = Arc<dyn Fn(Option<&str>) -> bool + Send + Sync>;
-
-/// The policy by which the clients of some names are judged.
-#[derive(Clone)]
-struct Policy {
-    digest: u64,
-    is_for: IsFor,
-}
-
-impl fmt::Debug for Policy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Policy").field("digest", &self.digest).finish_non_exhaustive()
-    }
-}
-
-/// Another config, for some of the names that clients ask for.
-#[derive(Clone)]
-struct Choice {
-    config: Arc<ServerConfig>,
-    is_for: IsFor,
-}
-
-impl fmt::Debug for Choice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Choice").field("config", &self.config).finish_non_exhaustive()
-    }
-}
-
-impl Acceptor {
-    /// A config with certificates, versions and protocols. What the record layer relies on is set here.
-    pub(crate) fn new(config: ServerConfig) -> Self {
-        Self { config: Arc::new(for_records(config)), choice: None, policy: None }
-    }
-
-    /// The same, but with another config for the names that are chosen: it may ask other certificates of clients. It has
-    /// the same certificates itself.
-    pub(crate) fn with_choice(
-        mut self,
-        config: ServerConfig,
-        is_for: impl Fn(Option<&str>) -> bool + Send + Sync + 'static,
-    ) -> Self {
-        self.choice = Some(Choice { config: Arc::new(for_records(config)), is_for: Arc::new(is_for) });
-        self
-    }
-
-    /// The same, where clients of some names are asked for certificates; the digest is that of all by which these are judged,
-    /// and not 0.
-    pub(crate) fn with_policy(
-        mut self,
-        digest: u64,
-        is_for: impl Fn(Option<&str>) -> bool + Send + Sync + 'static,
-    ) -> Self {
-        self.policy = Some(Policy { digest, is_for: Arc::new(is_for) });
-        self
-    }
-
-    /// True if the client of a connection that another process has accepted was judged as this one would judge it.
-    pub(crate) fn agrees_with(&self, session: &Session) -> bool {
-        policy_for(self.policy.as_ref(), session.server_name()) == session.policy
-    }
-
-    /// A handshake with one client.
-    pub(crate) fn begin(&self) -> Handshake {
-        let heard = Arc::new(Heard {
-            resolver: Arc::clone(&self.config.cert_resolver),
-            choice: self.choice.clone(),
-            told: Mutex::new(Told::default()),
-        });
-        let (connection, failed) = match heard.connection(&self.config) {
-            Ok(connection) => (Some(connection), None),
-            Err(failed) => (None, Some(failed)),
-        };
-        Handshake(Box::new(Progress {
-            connection,
-            heard,
-            hello: self.choice.as_ref().map(|_| rustls::server::Acceptor::default()),
-            policy: self.policy.clone(),
-            failed,
-            began_as: None,
-            incoming: Vec::new(),
-            shown: 0,
-            records: 0,
-            outgoing: Vec::new(),
-            sent: 0,
-            is_sending: false,
-        }))
-    }
-}
-
-/// The digest of the policy for a name; 0 where nothing is asked of its clients.
-fn policy_for(policy: Option<&Policy>, name: Option<&str>) -> u64 {
-    policy.filter(|policy| (policy.is_for)(name)).map_or(0, |policy| policy.digest)
-}
-
-/// A config with what the record layer relies on.
-fn for_records(mut config: ServerConfig) -> ServerConfig {
-    config.enable_secret_extraction = true;
-    // Nothing is sent or taken before the handshake has ended: a request that comes earlier could be a replayed one.
-    config.max_early_data_size = 0;
-    config.send_half_rtt_data = false;
-    config
-}
 
 /// What rustls tells of one connection while it shakes hands, and not afterwards.
 ///
@@ -291,7 +74,7 @@ impl Heard {
     /// without the certificate that is asked for under that name.
     fn fits(&self, told: &Told) -> bool {
         let choice = self.choice.as_ref();
-        choice.is_none_or(|choice| told.is_chosen == Some((choice.is_for)(told.server_name.as_deref())))
+        choice.is_none_or(|choice| told.is_chosen == Some(choice.is_for(told.server_name.as_deref())))
     }
 }
 
@@ -371,6 +154,31 @@ enum Next {
 }
 
 impl Handshake {
+    /// One with one of two configs, if there is a choice.
+    pub(super) fn new(config: &ServerConfig, choice: Option<Choice>, policy: Option<Policy>) -> Self {
+        let hello = choice.as_ref().map(|_| rustls::server::Acceptor::default());
+        let resolver = Arc::clone(&config.cert_resolver);
+        let heard = Arc::new(Heard { resolver, choice, told: Mutex::default() });
+        let (connection, failed) = match heard.connection(config) {
+            Ok(connection) => (Some(connection), None),
+            Err(failed) => (None, Some(failed)),
+        };
+        Self(Box::new(Progress {
+            connection,
+            heard,
+            hello,
+            policy,
+            failed,
+            began_as: None,
+            incoming: Vec::new(),
+            shown: 0,
+            records: 0,
+            outgoing: Vec::new(),
+            sent: 0,
+            is_sending: false,
+        }))
+    }
+
     /// Goes on with it, until it has ended. After a failure it first sends the alert.
     pub(crate) fn poll<S: AsyncRead + AsyncWrite + Unpin>(
         &mut self,
@@ -543,7 +351,7 @@ impl Progress {
             self.hello = None;
             if let (Some(accepted), Some(choice)) = (accepted, &self.heard.choice) {
                 let name = accepted.client_hello().server_name().map(str::to_ascii_lowercase);
-                let is_chosen = (choice.is_for)(name.as_deref());
+                let is_chosen = choice.is_for(name.as_deref());
                 self.heard.told().is_chosen = Some(is_chosen);
                 if is_chosen {
                     self.connection = Some(self.heard.connection(&choice.config)?);
@@ -609,8 +417,8 @@ fn is_alert(record: &[u8]) -> bool {
     }
 }
 
-/// The length of the first record, if it is all there; of all there is, if that does not begin with a record, so that
-/// rustls refuses it at once.
+/// The length of the first record, if it is all there; of all there is, if that does not begin with a record as a client of
+/// TLS 1.0 and later writes it, so that rustls looks at it at once.
 fn first_record(bytes: &[u8]) -> Option<usize> {
     let &[kind, major, _, high, low] = bytes.first_chunk::<HEADER>()?;
     let body = usize::from(u16::from_be_bytes([high, low]));

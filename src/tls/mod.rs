@@ -18,8 +18,10 @@
 //! [`session`] is what was agreed on and travels with the connection, [`tickets`] are what a client resumes with.
 //! [`certificates`] has what a server shows, and [`client`] how it judges what clients show.
 
+mod acceptor;
 pub(crate) mod certificates;
 pub(crate) mod client;
+mod failure;
 mod handshake;
 mod keys;
 mod note;
@@ -29,10 +31,24 @@ mod resting;
 mod script;
 mod session;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod tickets;
+
+pub(crate) use acceptor::Acceptor;
+pub(crate) use failure::{Failed, Reason};
+pub(crate) use handshake::Handshake;
+pub(crate) use note::TlsNote;
+pub(crate) use records::Records;
+#[cfg(fuzzing)]
+pub(crate) use script::fuzz;
+pub(crate) use session::Session;
+pub(crate) use stream::TlsStream;
+pub(crate) use tickets::{TicketKeys, Tickets};
 
 /// Has AWS-LC gather its first random numbers now, in a thread of its own. It takes some hundred milliseconds over them, once in
 /// each process, and the first client would wait for that.
+#[expect(clippy::disallowed_methods, reason = "nobody waits for it here")]
 pub(crate) fn gather_randomness() {
     let gather = || {
         // Who needs them asks again.
@@ -41,15 +57,3 @@ pub(crate) fn gather_randomness() {
     // Without a thread that client waits.
     let _ = std::thread::Builder::new().name("randomness".to_owned()).spawn(gather);
 }
-
-#[cfg(test)]
-mod tests;
-
-pub(crate) use handshake::{Acceptor, Failed, Handshake, Reason};
-pub(crate) use note::TlsNote;
-pub(crate) use records::Records;
-#[cfg(fuzzing)]
-pub(crate) use script::fuzz;
-pub(crate) use session::Session;
-pub(crate) use stream::TlsStream;
-pub(crate) use tickets::{TicketKeys, Tickets};

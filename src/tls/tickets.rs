@@ -56,12 +56,20 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
+/// Random bytes; none where there are none.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "`gather_randomness` has asked before, where handshakes are to come"
+)]
+fn random<const N: usize>() -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    rand::fill(&mut bytes).ok()?;
+    Some(bytes)
+}
+
 impl TicketKey {
     fn new(now: u64) -> Option<Self> {
-        let mut key = Self { name: [0; NAME], key: [0; 32], made: now };
-        rand::fill(&mut key.name).ok()?;
-        rand::fill(&mut key.key).ok()?;
-        Some(key)
+        Some(Self { name: random()?, key: random()?, made: now })
     }
 
     /// True if it is younger than that. A clock that was set back makes no key live for ever.
@@ -74,8 +82,7 @@ impl TicketKey {
     }
 
     fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
-        let mut nonce = [0; NONCE];
-        rand::fill(&mut nonce).ok()?;
+        let nonce = random()?;
         let mut ticket = [&self.name[..], &nonce, plain].concat();
         let nonce = Nonce::assume_unique_for_key(nonce);
         let sealed = &mut ticket[NAME + NONCE..];
