@@ -2,9 +2,9 @@
 //!
 //! `machine` has a connection's states, `commands` what it is told, `progress` the bytes that it has moved; `task`
 //! drives it from the `handshake` on, `http1` and `http2` have hyper, `service` answers its requests, `body` follows their
-//! bodies, `in_flight` is what others see of them. With HTTP/2 each
-//! of its `streams` is a connection as well. This file joins them: it runs the machine under the connection's one lock, and
-//! counts, times and logs the requests that it says have ended.
+//! bodies, `in_flight` is what others see of them, and `travel` takes it to the next process. With HTTP/2 each of its
+//! `streams` is a connection as well. This file joins them: it runs the machine under the connection's one lock, and counts,
+//! times and logs the requests that it says have ended.
 
 mod body;
 mod commands;
@@ -22,16 +22,15 @@ mod streams;
 pub(super) mod task;
 #[cfg(test)]
 mod tests;
+mod travel;
 
 use std::future::poll_fn;
-use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
 use axum::http::{Request, StatusCode, Version};
-use bytes::Bytes;
 use hyper::upgrade::OnUpgrade;
 
 pub(crate) use self::commands::{Command, Waiter};
@@ -58,9 +57,7 @@ use super::registry::Registry;
 use super::request_id::RequestId;
 use super::route::RouteId;
 use super::totals::{self, Outcome, Refused};
-use crate::handover::NotCarried;
-use crate::handover::parcel::{ConnectionNote, Flow, Parcel, TunnelNote};
-use crate::tls::{Session, TlsNote};
+use crate::tls::Session;
 
 /// The most bytes of interim answers that wait for a client; what comes beyond is not sent.
 const INTERIM: usize = 64 << 10;
@@ -150,41 +147,6 @@ impl Connection {
     ) -> Self {
         let machine = Machine::Parked { since: registry.clock().now() };
         Self::new(slot, peer, trusted, registry, departures, machine, 0)
-    }
-
-    /// A connection that a predecessor has left between two requests.
-    pub(super) fn taken_over(
-        slot: Slot,
-        trusted: bool,
-        registry: Arc<Registry>,
-        departures: Option<Arc<Departures>>,
-        note: &ConnectionNote,
-    ) -> Self {
-        let idle = Duration::from_millis(note.idle_ms);
-        let machine = Machine::Parked { since: registry.clock().now().before(idle) };
-        Self::new(slot, note.peer.into(), trusted, registry, departures, machine, note.answered)
-    }
-
-    /// A tunnel that a predecessor has left: a request that goes on.
-    pub(super) fn tunnel(
-        slot: Slot,
-        registry: Arc<Registry>,
-        departures: Option<Arc<Departures>>,
-        note: &TunnelNote,
-    ) -> io::Result<Self> {
-        let method = note.method.parse().map_err(io::Error::other)?;
-        let uri = note.uri.parse().map_err(io::Error::other)?;
-        let mut exchange = Exchange::new(method, uri, false);
-        exchange.id = RequestId::parse(&note.id).unwrap_or(exchange.id);
-        let age = Duration::from_millis(note.age_ms);
-        exchange.started = exchange.started.checked_sub(age).unwrap_or(exchange.started);
-        exchange.status = Some(StatusCode::SWITCHING_PROTOCOLS);
-        registry.totals().begun(slot.thread);
-        let route = registry.totals().routes().find(&note.route);
-        let machine = Machine::Tunnel { exchange: Box::new(exchange) };
-        let tunnel = Self::new(slot, note.peer.into(), false, registry, departures, machine, 0);
-        tunnel.set_route(route);
-        Ok(tunnel)
     }
 
     /// It begins with a handshake.
@@ -560,61 +522,5 @@ impl Connection {
     /// Counts a client that is not served, or not to the end.
     fn count_refused(&self, reason: Refused) {
         self.registry.totals().refused.add(reason);
-    }
-}
-
-// ---- how it travels --------------------------------------------------------------------------------------------
-
-impl Connection {
-    /// True if it may leave for the successor, as what it is now. If it may not, that is counted once.
-    pub(super) fn may_leave(&self) -> bool {
-        let Some(departures) = &self.departures else { return false };
-        let Some(reason) = departures.refuses(self.state() == State::Tunnel) else { return true };
-        self.stays(reason);
-        false
-    }
-
-    /// It is not carried to the successor, which is counted once.
-    fn stays(&self, reason: NotCarried) {
-        if !self.refused.swap(true, Relaxed) {
-            self.registry.totals().not_carried.add(reason, 1);
-        }
-    }
-
-    /// Leaves for the successor, in which a tunnel's request goes on.
-    pub(super) fn leave(&self, parcel: Parcel) {
-        if let Some(departures) = &self.departures {
-            self.end(Outcome::Carried);
-            departures.send(parcel);
-        }
-    }
-
-    /// All that the successor must know of it between two requests.
-    pub(super) fn note(&self, read_ahead: Bytes, tls: Option<TlsNote>) -> ConnectionNote {
-        let idle = match *self.machine() {
-            Machine::Parked { since } | Machine::Reading { since } => {
-                self.registry.clock().now().since(since)
-            }
-            _ => Duration::ZERO,
-        };
-        let idle_ms = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
-        ConnectionNote { peer: self.peer.address(), answered: self.answered(), idle_ms, read_ahead, tls }
-    }
-
-    /// All that the successor must know of it as a tunnel. None if it has no request.
-    pub(super) fn tunnel_note(&self, up: Flow, down: Flow, tls: Option<TlsNote>) -> Option<TunnelNote> {
-        let machine = self.machine();
-        let exchange = machine.exchange()?;
-        Some(TunnelNote {
-            peer: self.peer.address(),
-            method: exchange.method.to_string(),
-            uri: exchange.uri.to_string(),
-            age_ms: u64::try_from(exchange.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            up,
-            down,
-            id: exchange.id.to_string(),
-            route: self.registry.totals().routes().name(self.route()).to_owned(),
-            tls,
-        })
     }
 }
