@@ -105,9 +105,7 @@ impl Check {
         expected: impl Into<String>,
     ) -> &mut Violation {
         let violation = self.violation(key, what, expected);
-        self.found.push(violation);
-        let last = self.found.len() - 1;
-        &mut self.found[last]
+        added(&mut self.found, violation)
     }
 
     /// Notes what is doubtful at a key, although it can be served.
@@ -118,9 +116,7 @@ impl Check {
         expected: impl Into<String>,
     ) -> &mut Violation {
         let violation = self.violation(key, what, expected);
-        self.warnings.push(violation);
-        let last = self.warnings.len() - 1;
-        &mut self.warnings[last]
+        added(&mut self.warnings, violation)
     }
 
     fn violation(&self, key: &str, what: impl Into<String>, expected: impl Into<String>) -> Violation {
@@ -181,6 +177,13 @@ impl Check {
     pub(crate) fn path(&self, key: &str) -> String {
         if self.below.is_empty() { key.to_owned() } else { format!("{}.{key}", self.below) }
     }
+}
+
+/// Adds it to a list, where something may still be said of it.
+fn added(list: &mut Vec<Violation>, violation: Violation) -> &mut Violation {
+    let index = list.len();
+    list.push(violation);
+    &mut list[index]
 }
 
 /// The text of a mistake that says what is expected of a number.
