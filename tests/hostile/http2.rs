@@ -5,7 +5,12 @@ use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use steadfast_harness::frames::{
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, SETTINGS, cancel, frame, get, get_head,
+    hello, post, window_update,
+};
 use steadfast_harness::{print_figure, wait_until};
+use tempfile::TempDir;
 
 use crate::recorder::Recorder;
 use crate::site::{Site, files, proxy, respond};
@@ -32,46 +37,6 @@ const LIMITS: &str = r#"
     min_rate_grace = "3s"
 "#;
 
-// ---- frames --------------------------------------------------------------------------------------------------
-
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
-
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let [_, a, b, c] = u32::try_from(payload.len()).expect("it is short").to_be_bytes();
-    [&[a, b, c, kind, flags][..], &stream.to_be_bytes(), payload].concat()
-}
-
-/// The head of a request for a short path, in HPACK (RFC 7541) without any table of its own.
-fn head(method: u8, path: &str) -> Vec<u8> {
-    let length = u8::try_from(path.len()).expect("it is short");
-    [&[method, 0x86, 0x01, 1, b'a', 0x04, length][..], path.as_bytes()].concat()
-}
-
-fn get(stream: u32, path: &str) -> Vec<u8> {
-    frame(HEADERS, END_HEADERS | END_STREAM, stream, &head(0x82, path))
-}
-
-fn post(stream: u32, path: &str) -> Vec<u8> {
-    frame(HEADERS, END_HEADERS, stream, &head(0x83, path))
-}
-
-/// The beginning of a connection, whose client has room for so much of each answer.
-fn hello(window: u32) -> Vec<u8> {
-    let window = [&[0, 4][..], &window.to_be_bytes()].concat();
-    [PREFACE, &frame(SETTINGS, 0, 0, &window), &frame(SETTINGS, 1, 0, &[])].concat()
-}
-
 /// The numbers of so many streams.
 fn streams(number: u32) -> impl Iterator<Item = u32> {
     (0..number).map(|stream| 2 * stream + 1)
@@ -89,15 +54,20 @@ fn drain(stream: &TcpStream) {
     while stream.read(&mut waste).is_ok_and(|n| n > 0) {}
 }
 
-/// Has many clients do their worst beside a good one, until the daemon has ended all of them.
-fn endures(what: &str, client: impl Fn(TcpStream) + Sync) -> Site {
+/// A site of everything that can be asked for, and what is behind it.
+fn serving(limits: &str) -> (Site, (TempDir, Recorder)) {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::write(folder.path().join("large"), vec![7; 8 << 20]).expect("it can be written");
     let recorder = Recorder::start();
     let tables = respond("/hello", "hello")
         + &files("/files/*", folder.path())
         + &proxy("/app/*", recorder.address, "");
-    let site = Site::start(LIMITS, &tables);
+    (Site::start(limits, &tables), (folder, recorder))
+}
+
+/// Has many clients do their worst beside a good one, until the daemon has ended all of them.
+fn endures(what: &str, client: impl Fn(TcpStream) + Sync) -> Site {
+    let (site, _behind) = serving(LIMITS);
     site.assert_available("/hello");
     let before = site.resident();
     let (mut most, mut longest) = (before, Duration::ZERO);
@@ -158,7 +128,7 @@ fn requests_that_are_taken_back_at_once() {
             let mut numbers = streams(u32::MAX >> 2);
             pour(&mut stream, || {
                 let number = numbers.next().unwrap();
-                [get(number, "/files/large"), frame(RST_STREAM, 0, number, &8_u32.to_be_bytes())].concat()
+                [get(number, "/files/large"), cancel(number)].concat()
             });
         });
     });
@@ -168,13 +138,7 @@ fn requests_that_are_taken_back_at_once() {
 
 #[test]
 fn answers_that_are_taken_back_before_they_are_written() {
-    let folder = tempfile::tempdir().expect("a folder");
-    std::fs::write(folder.path().join("large"), vec![7; 8 << 20]).expect("it can be written");
-    let recorder = Recorder::start();
-    let tables = respond("/hello", "hello")
-        + &files("/files/*", folder.path())
-        + &proxy("/app/*", recorder.address, "");
-    let site = Site::start("h2c = true", &tables);
+    let (site, _behind) = serving("h2c = true");
     for (number, path) in (1..).zip(["/files/large", "/hello", "/app/"]) {
         let mut stream = connect(site.http);
         stream.write_all(&hello(0)).unwrap();
@@ -182,7 +146,7 @@ fn answers_that_are_taken_back_before_they_are_written() {
         let was_refused = (0..100).any(|round| {
             let numbers = || (0..100).map(|n| 2 * (100 * round + n) + 1);
             let asks: Vec<u8> = numbers().flat_map(|number| get(number, path)).collect();
-            let resets = numbers().flat_map(|n| frame(RST_STREAM, 0, n, &8_u32.to_be_bytes()));
+            let resets = numbers().flat_map(cancel);
             stream.write_all(&asks).is_err()
                 || !read_heads(&mut stream, 100)
                 || stream.write_all(&resets.collect::<Vec<_>>()).is_err()
@@ -197,14 +161,14 @@ fn answers_that_are_taken_back_before_they_are_written() {
 fn a_head_that_goes_on_for_ever() {
     endures("continuation flood", |mut stream| {
         stream.write_all(&hello(65_535)).unwrap();
-        let _ = stream.write_all(&frame(HEADERS, 0, 1, &head(0x82, "/hello")));
+        let _ = stream.write_all(&frame(HEADERS, 0, 1, &get_head("/hello")));
         // A field of 16,000 bytes in each.
         let field = [&[0x00, 1, b'x', 0x7f, 0x81, 0x7c][..], &[b'y'; 16_000]].concat();
         pour(&mut stream, || frame(CONTINUATION, 0, 1, &field));
     });
     endures("continuation flood, of empty ones", |mut stream| {
         stream.write_all(&hello(65_535)).unwrap();
-        let _ = stream.write_all(&frame(HEADERS, 0, 1, &head(0x82, "/hello")));
+        let _ = stream.write_all(&frame(HEADERS, 0, 1, &get_head("/hello")));
         pour(&mut stream, || frame(CONTINUATION, 0, 1, &[]));
     });
 }
@@ -215,7 +179,7 @@ fn a_head_that_unpacks_to_much_more() {
         stream.write_all(&hello(65_535)).unwrap();
         // One field of 4,000 bytes goes into the table, and each byte that follows stands for it again.
         let field = [&[0x40, 1, b'x', 0x7f, 0xa1, 0x1e][..], &[b'y'; 4000]].concat();
-        let block = [head(0x82, "/hello"), field, vec![0xbe; 10_000]].concat();
+        let block = [get_head("/hello"), field, vec![0xbe; 10_000]].concat();
         for number in streams(1000) {
             if stream.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, number, &block)).is_err() {
                 break;
@@ -258,11 +222,11 @@ fn answers_that_are_never_read() {
     });
     endures("a socket that is not read", |mut stream| {
         stream.write_all(&hello((1 << 31) - 1)).unwrap();
-        stream.write_all(&frame(WINDOW_UPDATE, 0, 0, &0x7fff_0000_u32.to_be_bytes())).unwrap();
+        stream.write_all(&window_update(0, 0x7fff_0000)).unwrap();
         stream.write_all(&streams(128).flat_map(|n| get(n, "/files/large")).collect::<Vec<_>>()).unwrap();
         stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
         // It is closed by a reset, which only a write sees.
-        while stream.write_all(&frame(WINDOW_UPDATE, 0, 1, &1_u32.to_be_bytes())).is_ok() {
+        while stream.write_all(&window_update(1, 1)).is_ok() {
             thread::sleep(Duration::from_millis(50));
         }
     });
@@ -276,8 +240,7 @@ fn windows_that_grow_byte_by_byte() {
         thread::scope(|scope| {
             let reader = stream.try_clone().unwrap();
             scope.spawn(move || drain(&reader));
-            let updates: Vec<u8> =
-                streams(20).flat_map(|n| frame(WINDOW_UPDATE, 0, n, &1_u32.to_be_bytes())).collect();
+            let updates: Vec<u8> = streams(20).flat_map(|n| window_update(n, 1)).collect();
             while stream.write_all(&updates).is_ok() {
                 thread::sleep(Duration::from_millis(200));
             }
@@ -303,14 +266,16 @@ fn heads_and_bodies_that_take_their_time() {
     });
     endures("bodies that never end", |mut stream| {
         stream.write_all(&hello(65_535)).unwrap();
-        stream.write_all(&streams(128).flat_map(|number| post(number, "/app/")).collect::<Vec<_>>()).unwrap();
+        stream
+            .write_all(&streams(128).flat_map(|number| post(number, "/app/", &[])).collect::<Vec<_>>())
+            .unwrap();
         let _ =
             stream.write_all(&streams(16).flat_map(|n| frame(DATA, 0, n, &[0; 8000])).collect::<Vec<_>>());
         drain(&stream);
     });
     endures("bodies in single bytes", |mut stream| {
         stream.write_all(&hello(65_535)).unwrap();
-        stream.write_all(&post(1, "/app/")).unwrap();
+        stream.write_all(&post(1, "/app/", &[])).unwrap();
         thread::scope(|scope| {
             let reader = stream.try_clone().unwrap();
             scope.spawn(move || drain(&reader));

@@ -116,41 +116,56 @@ impl Side {
     }
 }
 
+/// Two servers, for as long as a client talks to them. Returns what it has heard, and how often its connection changed hands.
+async fn between<T>([here, there]: [&Side; 2], talk: impl Future<Output = T>) -> (T, u64) {
+    let carrying = async { tokio::join!(here.pass_to(there), there.pass_to(here)) };
+    let talk = async {
+        tokio::select! {
+            heard = talk => heard,
+            ((), ()) = carrying => unreachable!("they never end"),
+        }
+    };
+    let heard = tokio::time::timeout(PATIENCE, talk).await.expect("every request is answered");
+    let moves = [here, there].map(|side| side.registry.totals().taken_over.counts()[0]);
+    (heard, moves.iter().sum())
+}
+
+/// Sends what a client has to say, cut as asked.
+async fn send(client: &mut UnixStream, said: &[u8], cuts: &[Cut], sides: [&Side; 2]) {
+    let mut sent = 0;
+    for &(at, runs, carry) in cuts {
+        client.write_all(&said[sent..at]).await.expect("the server reads");
+        sent = at;
+        for _ in 0..runs {
+            tokio::task::yield_now().await;
+        }
+        if carry {
+            sides.into_iter().for_each(Side::give_away);
+        }
+    }
+    client.write_all(&said[sent..]).await.expect("the server reads");
+}
+
 /// Sends a stream of requests, cut as asked. Returns their answers, and how often the connection changed hands.
 async fn exchange(stream: &[u8], cuts: &[Cut], requests: usize) -> (String, u64) {
     let (here, there) = (Side::new(), Side::new());
     let (mut client, theirs) = UnixStream::pair().expect("a pair of sockets");
     here.server.serve_one(theirs);
+    let sides = [&here, &there];
+    between(sides, async {
+        send(&mut client, stream, cuts, sides).await;
+        answers(&mut client, requests).await
+    })
+    .await
+}
 
-    let talk = async {
-        let mut sent = 0;
-        for &(at, runs, carry) in cuts {
-            client.write_all(&stream[sent..at]).await.expect("the server reads");
-            sent = at;
-            for _ in 0..runs {
-                tokio::task::yield_now().await;
-            }
-            if carry {
-                here.give_away();
-                there.give_away();
-            }
-        }
-        client.write_all(&stream[sent..]).await.expect("the server reads");
-        let mut answers = String::new();
-        for _ in 0..requests {
-            answers += &answer(&mut client).await;
-        }
-        answers
-    };
-    let exchange = async {
-        tokio::select! {
-            answers = talk => answers,
-            () = async { tokio::join!(here.pass_to(&there), there.pass_to(&here)); } => unreachable!("they never end"),
-        }
-    };
-    let answers = tokio::time::timeout(PATIENCE, exchange).await.expect("every request is answered");
-    let moves = [&here, &there].map(|side| side.registry.totals().taken_over.counts()[0]);
-    (answers, moves.iter().sum())
+/// So many answers without their dates and ids.
+async fn answers(client: &mut (impl AsyncRead + Unpin), number: usize) -> String {
+    let mut answers = String::new();
+    for _ in 0..number {
+        answers += &answer(client).await;
+    }
+    answers
 }
 
 /// One answer without its date and its id.

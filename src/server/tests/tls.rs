@@ -13,7 +13,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixStream;
 
-use super::{Cut, PATIENCE, REQUEST, Side, answer, exchange, request};
+use super::{Cut, PATIENCE, REQUEST, Side, answer, answers, between, exchange, request, send};
 use crate::handover::mailbox::Mailbox;
 use crate::server::State;
 use crate::tls::{Acceptor, Reason};
@@ -130,7 +130,8 @@ async fn exchange_sealed(
     let (here, there) = (Side::new(), Side::new());
     let (mut client, theirs) = Client::new(version);
     here.server.serve_one_over(theirs, &acceptor());
-    let talk = async {
+    let sides = [&here, &there];
+    between(sides, async {
         client.shake_hands().await;
         let mut records = Vec::new();
         for (request, updates) in requests {
@@ -139,34 +140,13 @@ async fn exchange_sealed(
             }
             records.extend(client.sealed(request));
         }
-        let mut cuts: Vec<_> = cuts.iter().map(|(at, runs)| (at.index(records.len() + 1), *runs)).collect();
+        let cut = |(at, runs): &(prop::sample::Index, u8)| (at.index(records.len() + 1), *runs, true);
+        let mut cuts: Vec<Cut> = cuts.iter().map(cut).collect();
         cuts.sort_unstable();
-        let mut sent = 0;
-        for (at, runs) in cuts {
-            client.socket.write_all(&records[sent..at]).await.expect("the server reads");
-            sent = at;
-            for _ in 0..runs {
-                tokio::task::yield_now().await;
-            }
-            here.give_away();
-            there.give_away();
-        }
-        client.socket.write_all(&records[sent..]).await.expect("the server reads");
-        let mut answers = String::new();
-        for _ in requests {
-            answers += &answer(&mut client).await;
-        }
-        answers
-    };
-    let exchange = async {
-        tokio::select! {
-            answers = talk => answers,
-            () = async { tokio::join!(here.pass_to(&there), there.pass_to(&here)); } => unreachable!("they never end"),
-        }
-    };
-    let answers = tokio::time::timeout(PATIENCE, exchange).await.expect("every request is answered");
-    let moves = [&here, &there].map(|side| side.registry.totals().taken_over.counts()[0]);
-    (answers, moves.iter().sum())
+        send(&mut client.socket, &records, &cuts, sides).await;
+        answers(&mut client, requests.len()).await
+    })
+    .await
 }
 
 proptest! {
@@ -211,13 +191,8 @@ async fn a_tls_connection_changes_hands_between_two_requests_and_within_a_record
                 assert!(answer(&mut client).await.contains("GET /"));
             }
         };
-        let moves = async {
-            tokio::select! {
-                () = talk => {}
-                () = async { tokio::join!(here.pass_to(&there), there.pass_to(&here)); } => {}
-            }
-        };
-        tokio::time::timeout(PATIENCE, moves).await.expect("it is carried each time");
+        let ((), moves) = between([&here, &there], talk).await;
+        assert_eq!(moves, 4);
     }
 }
 

@@ -8,6 +8,7 @@
 //! * [`Client`] speaks strict HTTP/1.1 and never retries: what it loses was lost.
 //! * [`certificates`] are of every kind, also wrong ones.
 //! * [`Trust`] has clients trust one of them: each of the clients speaks TLS as well.
+//! * [`frames`] are HTTP/2's, for clients that write what no library would.
 //! * [`Load`] is many of them at once, with an account of what they lost.
 //! * [`Upstream`] is a server that answers when the test says so.
 //! * [`Tunnel`] is both ends of a tunnel, with numbered messages.
@@ -19,6 +20,7 @@
 pub mod certificates;
 mod client;
 mod examples;
+pub mod frames;
 mod load;
 mod machine;
 mod network;

@@ -1,0 +1,248 @@
+//! A stream is a request, and a connection ends once its streams have.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use axum::http::{HeaderMap, Method};
+use h2::Reason;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use super::{Client, PATIENCE, Service, read, text};
+use crate::server::connection::Command;
+use crate::server::limits::Limits;
+use crate::server::{Registry, State};
+
+#[tokio::test]
+async fn each_stream_is_a_request_and_its_connection_is_one() {
+    let service = Service::new();
+    let mut client = service.client().await;
+    let (one, two) = (client.begin("/wait?1").await, client.begin("/wait?2").await);
+    service.until(|registry| registry.in_flight() == 2).await;
+    assert_eq!((service.registry.len(), service.registry.idle()), (1, 0));
+    assert_eq!(service.registry.connections()[0].state(), State::Http2);
+    let mut seen: Vec<_> = service.registry.requests().iter().map(|r| r.uri.to_string()).collect();
+    seen.sort();
+    assert_eq!(seen, ["/wait?1", "/wait?2"]);
+    // Another is answered meanwhile.
+    assert_eq!(text(&client.get("/x?y").await), (200, "GET /x?y [\"here\", \"\"] 0"));
+    service.go.notify_waiters();
+    for answer in [one, two] {
+        assert_eq!(answer.await.expect("an answer").status(), 200);
+    }
+    service.until(|registry| registry.in_flight() == 0).await;
+    let totals = service.registry.totals();
+    assert_eq!((totals.requests(), totals.client_gone(), service.registry.idle()), (3, 0, 1));
+    assert_eq!(totals.accepted.load(Relaxed), 1);
+}
+
+#[tokio::test]
+async fn the_first_bytes_say_what_is_spoken_however_they_arrive() {
+    let service = Service::new();
+    for cut in 0..24 {
+        for (said, answered) in [
+            (&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"[..], &b"\0\0"[..]),
+            (b"PUT /x HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n", b"HT"),
+            (b"PRI /x HTTP/1.1\r\nhost: a\r\n\r\n", b"HT"),
+        ] {
+            let mut socket = service.socket();
+            for part in [&said[..cut], &said[cut..]] {
+                socket.write_all(part).await.expect("it reads");
+                for _ in 0..20 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            let mut answer = [0; 2];
+            timeout(PATIENCE, socket.read_exact(&mut answer)).await.expect("an answer").expect("whole");
+            assert_eq!(answer, answered, "cut at {cut}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_looks_as_it_would_with_http1() {
+    let service = Service::new();
+    let mut client = service.client().await;
+    let ask = |fields: &[(&str, &str)]| {
+        let mut request = Client::request(&Method::GET, "/a?b");
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        request.body(()).expect("a request")
+    };
+    let cookies = client.ask(ask(&[("cookie", "a=1"), ("cookie", "b=2")]), None).await;
+    assert_eq!(text(&cookies), (200, "GET /a?b [\"here\", \"a=1; b=2\"] 0"));
+    let same = client.ask(ask(&[("host", "HERE")]), None).await;
+    assert_eq!(text(&same), (200, "GET /a?b [\"here\", \"\"] 0"));
+    let other = client.ask(ask(&[("host", "there")]), None).await;
+    assert_eq!(text(&other), (400, "the request's Host is not its :authority\n"));
+    for hosts in [["here", "there"], ["there", "here"]] {
+        let two = client.ask(ask(&hosts.map(|host| ("host", host))), None).await;
+        assert_eq!(text(&two), (400, "the request's Host is not its :authority\n"));
+    }
+    let many: Vec<_> = (0..101).map(|n| (format!("x-{n}"), "y")).collect();
+    let many =
+        client.ask(ask(&many.iter().map(|(name, value)| (&**name, *value)).collect::<Vec<_>>()), None).await;
+    assert_eq!(many.expect("an answer").status(), 431);
+    assert_eq!((service.refused("bad_request"), service.refused("head_too_large")), (3, 1));
+    // The connection has gone on all along.
+    assert_eq!(service.registry.len(), 1);
+}
+
+#[tokio::test]
+async fn an_answer_has_its_id_and_no_field_of_one_hop() {
+    let service = Service::new();
+    let mut client = service.client().await;
+    let answer = client.get("/").await.expect("an answer");
+    assert!(answer.headers().contains_key("x-request-id") && answer.headers().contains_key("date"));
+    assert!(!answer.headers().contains_key("connection"));
+    let head = Client::request(&Method::HEAD, "/unmistakable").body(()).expect("a request");
+    let head = client.ask(head, None).await.expect("an answer");
+    let length = "HEAD /unmistakable [\"here\", \"\"] 0".len();
+    assert_eq!((&head.headers()["content-length"], head.body().len()), (&length.into(), 0));
+    assert_eq!(text(&client.get("/empty").await), (204, ""));
+    assert_eq!(text(&client.get("/switches").await).0, 500);
+}
+
+#[tokio::test]
+async fn an_answer_to_head_has_no_length_that_nobody_has_said() {
+    let service = Service::new();
+    let mut client = service.client().await;
+    for (path, length) in [("/", true), ("/large", false)] {
+        let head = Client::request(&Method::HEAD, path).body(()).expect("a request");
+        let head = client.ask(head, None).await.expect("an answer");
+        assert_eq!(head.headers().contains_key("content-length"), length, "{path}: {head:?}");
+        // With HTTP/1 it is the same.
+        let mut socket = service.socket();
+        let request = format!("HEAD {path} HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).await.expect("it reads");
+        let mut head = String::new();
+        timeout(PATIENCE, socket.read_to_string(&mut head)).await.expect("an answer").expect("text");
+        assert_eq!(head.contains("content-length"), length, "{path}: {head}");
+    }
+}
+
+#[tokio::test]
+async fn bodies_and_their_trailers_go_both_ways() {
+    let service = Service::new();
+    let mut client = service.client().await;
+    assert!(text(&client.post("/", vec![1; 1_000_000]).await).1.ends_with(" 1000000"));
+    assert_eq!(client.get("/large").await.expect("an answer").body().len(), 16_000_000);
+    let request = Client::request(&Method::POST, "/trailers").body(()).expect("a request");
+    let mut requests = client.requests.clone().ready().await.expect("it takes requests");
+    let (answer, mut sending) = requests.send_request(request, false).expect("a request");
+    sending.send_data("body".into(), false).expect("room");
+    let mut trailers = HeaderMap::new();
+    trailers.insert("x-sum", "4".parse().expect("a value"));
+    sending.send_trailers(trailers.clone()).expect("trailers");
+    let mut body = answer.await.expect("an answer").into_body();
+    assert_eq!(body.data().await.expect("data").expect("whole"), "with");
+    assert_eq!(body.trailers().await.expect("trailers"), Some(trailers));
+}
+
+#[tokio::test]
+async fn a_body_that_nobody_reads_is_taken_to_its_end_if_it_is_short_and_else_refused() {
+    let service = Service::new();
+    let mut client = service.client().await;
+    for length in [10, 200_000] {
+        assert_eq!(text(&client.post("/unread", vec![0; length]).await), (200, "unread"));
+    }
+    // More than the connection may hold: it has been given back.
+    for _ in 0..10 {
+        assert_eq!(text(&client.post("/unread", vec![0; 100_000]).await), (200, "unread"));
+    }
+    let request = Client::request(&Method::POST, "/unread").header("content-length", 9_000_000);
+    let mut requests = client.requests.clone().ready().await.expect("it takes requests");
+    let (answer, mut sending) =
+        requests.send_request(request.body(()).expect("a request"), false).expect("a request");
+    let body = answer.await.expect("an answer").into_body();
+    assert_eq!(read(body).await.expect("whole"), "unread");
+    let reason = timeout(PATIENCE, std::future::poll_fn(|cx| sending.poll_reset(cx))).await;
+    assert_eq!(reason.expect("a reset").expect("a reason"), Reason::NO_ERROR);
+    let request = Client::request(&Method::POST, "/").header("content-length", 11 << 20);
+    let (answer, _sending) = client
+        .requests
+        .clone()
+        .ready()
+        .await
+        .expect("it takes requests")
+        .send_request(request.body(()).expect("a request"), false)
+        .expect("a request");
+    assert_eq!(answer.await.expect("an answer").status(), 413);
+    assert_eq!(service.refused("body_too_large"), 1);
+    assert_eq!(text(&client.get("/").await).0, 200);
+}
+
+#[tokio::test]
+async fn what_fails_is_a_stream_and_the_others_go_on() {
+    let service = Service::new();
+    let mut client = service.client().await;
+    let slow = client.begin("/slow").await;
+    assert_eq!(text(&client.get("/panic").await), (500, "the handler failed\n"));
+    for path in ["/panic-within", "/breaks"] {
+        assert!(client.get(path).await.is_err_and(|error| error.is_reset()), "{path}");
+    }
+    service.until(|registry| registry.totals().broken_off() == 2).await;
+    service.go.notify_waiters();
+    assert_eq!(read(slow.await.expect("an answer").into_body()).await.expect("whole"), "slow");
+}
+
+#[tokio::test]
+async fn a_request_that_its_client_takes_back_has_lost_its_client() {
+    let service = Service::new();
+    let mut client = service.client().await;
+    let request = Client::request(&Method::GET, "/wait").body(()).expect("a request");
+    let mut requests = client.requests.clone().ready().await.expect("it takes requests");
+    let (_answer, mut sending) = requests.send_request(request, false).expect("a request");
+    service.until(|registry| registry.in_flight() == 1).await;
+    sending.send_reset(Reason::CANCEL);
+    service.until(|registry| registry.totals().client_gone() == 1 && registry.in_flight() == 0).await;
+    let _wait = client.begin("/wait").await;
+    service.until(|registry| registry.in_flight() == 1).await;
+    drop(client);
+    service.until(|registry| registry.totals().client_gone() == 2 && registry.is_empty()).await;
+}
+
+// ---- its end -------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_connection_that_is_to_leave_ends_once_its_streams_have() {
+    let service = Service::new();
+    let mut client = service.client().await;
+    let waits = client.begin("/wait").await;
+    let idle = service.client().await;
+    service.until(|registry| registry.in_flight() == 1).await;
+    for connection in service.registry.connections() {
+        connection.commands().give(Command::Carry);
+    }
+    idle.ended().await;
+    service.until(|registry| registry.len() == 1).await;
+    service.go.notify_waiters();
+    assert_eq!(waits.await.expect("an answer").status(), 200);
+    client.ended().await;
+    service.until(Registry::is_empty).await;
+    let not_carried = &service.registry.totals().not_carried;
+    assert_eq!(not_carried.to_string(), "; 2 connections closed: they spoke HTTP/2");
+}
+
+#[tokio::test]
+async fn the_last_request_that_a_connection_may_make_is_followed_by_its_end() {
+    let service = Service::limited(Limits { requests_per_connection: 3, ..Limits::default() });
+    let mut client = service.client().await;
+    for _ in 0..3 {
+        assert_eq!(text(&client.get("/").await).0, 200);
+    }
+    client.ended().await;
+}
+
+#[tokio::test]
+async fn a_cut_ends_every_stream_by_name() {
+    let service = Service::new();
+    let mut client = service.client().await;
+    let waits = [client.begin("/wait?1").await, client.begin("/slow?2").await];
+    service.until(|registry| registry.in_flight() == 2).await;
+    assert_eq!(service.registry.requests().len(), 2);
+    service.server.cut();
+    service.until(Registry::is_empty).await;
+    assert_eq!(service.registry.totals().cut(), 2);
+    drop(waits);
+}
