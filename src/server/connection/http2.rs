@@ -1,36 +1,34 @@
 //! hyper's part of a connection that speaks HTTP/2 (RFC 9113): it reads frames and makes requests of them, and of answers
-//! frames. Each stream is a connection of its own to the rest of the server (`streams`).
+//! frames. Each stream is a connection of its own to the rest of the server (`streams`), and its answer goes in `pieces`.
 //!
-//! All of a connection's streams are answered within its own task, so that they are gone when it is. hyper says nothing of
-//! what becomes of an answer once it has it whole; the pieces of a body tell when they are written, or dropped.
+//! All of a connection's streams are answered within its own task, so that they are gone when it is.
 
 use std::error::Error as _;
 use std::future::{Future, Ready, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{self, Context, Poll};
+use std::task::{Context, Poll};
 
 use axum::body::Body;
 use axum::http::uri::{Authority, Uri};
-use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use axum::http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use axum::response::IntoResponse;
-use bytes::{Buf, Bytes};
 use futures_util::FutureExt;
 use futures_util::future::Either;
 use futures_util::stream::{FuturesUnordered, Stream};
 use h2::Reason;
-use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::server::conn::http2::{Builder, Connection as Hyper};
 use hyper_util::rt::TokioIo;
 
-use super::body::{AnswerBody, announced};
+use super::body::announced;
 use super::frames::{Flood, Frames, RESETS};
 use super::http1::{Http1s, Seat};
 use super::machine::{Event, State};
-use super::service::{Answer, Serving};
+use super::pieces::{Pieces, StreamAnswer};
+use super::service::Serving;
 use super::streams::OpenStream;
 use super::{Command, Connection, Waiter};
 use crate::handover::NotCarried;
@@ -44,11 +42,6 @@ const STREAM_WINDOW: u32 = 128 << 10;
 const CONNECTION_WINDOW: u32 = 256 << 10;
 /// The least bytes of a stream's answer that wait to be written before its body is asked for more.
 const UNWRITTEN: usize = 32 << 10;
-/// The most bytes of an answer that are given to h2 at once.
-const PIECE: usize = 64 << 10;
-/// The most bytes of an answer that is over for hyper before it is written. A longer one ends afterwards: until then its
-/// stream alone can be reset, if the client makes no room for it.
-const SHORT: u64 = 32 << 10;
 /// The most streams that a client may have reset by its own mistakes before the connection is closed.
 const MISTAKES: usize = 128;
 /// The most fields of a request's head, as with HTTP/1.
@@ -335,7 +328,7 @@ impl hyper::service::Service<Request<Incoming>> for Service {
         let now = stream.registry.watchdog_now();
         let answer =
             stream.progress.task.timed(now, || self.serving.answer(request, Arc::clone(&stream), id));
-        Either::Left(StreamAnswer { answer, stream, is_head })
+        Either::Left(StreamAnswer::new(answer, stream, is_head))
     }
 }
 
@@ -376,149 +369,4 @@ pub(super) fn refusal(request: &Request<Incoming>, connection: &Connection) -> O
         connection.count_refused(Refused::BadRequest);
         (StatusCode::BAD_REQUEST, "the request's Host is not its :authority\n").into_response()
     })
-}
-
-// ---- their answers -------------------------------------------------------------------------------------------
-
-/// An answer on its way to hyper.
-struct StreamAnswer {
-    answer: Answer,
-    stream: Arc<Connection>,
-    is_head: bool,
-}
-
-impl Future for StreamAnswer {
-    type Output = Result<Response<Pieces>, h2::Error>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Ok(mut response) = task::ready!(self.answer.poll_unpin(cx));
-        let has_none = matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        let is_bodyless = self.is_head || has_none;
-        if self.is_head
-            && !has_none
-            && let Some(length @ 1..) = response.body().size_hint().exact()
-        {
-            // hyper says it of bodies that it sends. An empty one may be all that is left of another.
-            response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(length.into());
-        }
-        Poll::Ready(Ok(response.map(|body| Pieces {
-            stream: Arc::clone(&self.stream),
-            body: (!is_bodyless).then_some(body),
-            rest: Bytes::new(),
-            given: 0,
-            has_ended: false,
-            trailers: None,
-        })))
-    }
-}
-
-/// The body of an answer on a stream, in pieces that tell the stream when they are written.
-struct Pieces {
-    stream: Arc<Connection>,
-    /// None of an answer without one.
-    body: Option<AnswerBody>,
-    /// The part of its last frame that is yet to be given.
-    rest: Bytes,
-    /// The number of bytes that were given.
-    given: u64,
-    /// All of it was given but for its trailers.
-    has_ended: bool,
-    trailers: Option<HeaderMap>,
-}
-
-impl Pieces {
-    fn piece(&mut self) -> Frame<Piece> {
-        let bytes = self.rest.split_to(self.rest.len().min(PIECE));
-        self.given += bytes.len() as u64;
-        self.stream.to_be_written(bytes.len());
-        Frame::data(Piece { bytes, stream: Arc::clone(&self.stream) })
-    }
-
-    /// Ready when the body may end.
-    fn poll_end(&self, cx: &Context<'_>) -> Poll<()> {
-        if self.given > SHORT {
-            self.stream.commands.poll(Waiter::Writer, cx);
-            if self.stream.unwritten() > 0 {
-                return Poll::Pending;
-            }
-        }
-        Poll::Ready(())
-    }
-}
-
-impl http_body::Body for Pieces {
-    type Data = Piece;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Piece>, axum::Error>>> {
-        let this = self.get_mut();
-        loop {
-            if !this.rest.is_empty() {
-                return Poll::Ready(Some(Ok(this.piece())));
-            }
-            if this.has_ended {
-                task::ready!(this.poll_end(cx));
-                return Poll::Ready(this.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
-            }
-            let frame = match &mut this.body {
-                Some(body) if !body.is_end_stream() => task::ready!(Pin::new(body).poll_frame(cx)),
-                _ => None,
-            };
-            match frame.map(|frame| frame.map(Frame::into_data)) {
-                Some(Ok(Ok(bytes))) => this.rest = bytes,
-                Some(Ok(Err(frame))) => {
-                    this.trailers = frame.into_trailers().ok();
-                    this.has_ended = true;
-                }
-                None => this.has_ended = true,
-                Some(Err(error)) => {
-                    this.stream.broken_off(true);
-                    return Poll::Ready(Some(Err(error)));
-                }
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.rest.is_empty()
-            && self.given <= SHORT
-            && !self.has_ended
-            && self.body.as_ref().is_none_or(AnswerBody::is_end_stream)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), AnswerBody::size_hint)
-    }
-}
-
-/// A piece of an answer. h2 takes from it what it writes to the socket, and drops what it will not write.
-struct Piece {
-    bytes: Bytes,
-    stream: Arc<Connection>,
-}
-
-impl Buf for Piece {
-    fn remaining(&self) -> usize {
-        self.bytes.remaining()
-    }
-
-    fn chunk(&self) -> &[u8] {
-        self.bytes.chunk()
-    }
-
-    fn advance(&mut self, bytes: usize) {
-        self.bytes.advance(bytes);
-        self.stream.written(bytes);
-    }
-}
-
-impl Drop for Piece {
-    fn drop(&mut self) {
-        if self.bytes.has_remaining() {
-            self.stream.gone();
-        }
-    }
 }

@@ -3,8 +3,9 @@
 //! `machine` has a connection's states, `commands` what it is told, `progress` the bytes that it has moved; `task`
 //! drives it from the `handshake` on, `http1` and `http2` have hyper, `service` answers its requests, `body` follows their
 //! bodies, `in_flight` is what others see of them, and `travel` takes it to the next process. With HTTP/2 each of its
-//! `streams` is a connection as well. This file joins them: it runs the machine under the connection's one lock, and counts,
-//! times and logs the requests that it says have ended.
+//! `streams` is a connection as well, `frames` are what its client sends, and its answer goes in `pieces`. This file joins
+//! them: it runs the machine under the connection's one lock, and counts, times and logs the requests that it says have
+//! ended.
 
 mod body;
 mod commands;
@@ -16,6 +17,7 @@ mod http2;
 mod in_flight;
 mod machine;
 mod pace;
+mod pieces;
 mod progress;
 mod service;
 mod streams;
