@@ -8,9 +8,11 @@ use std::time::Duration;
 use axum::http::Request;
 use bytes::Bytes;
 use h2::client::SendRequest;
-use steadfast_harness::{Machine, print_figure, wait_until};
+use steadfast_harness::{Machine, Trust, print_figure, wait_until};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
 
 use crate::service::{CONFIG, ROUTES, Service, UNIT};
 
@@ -44,27 +46,46 @@ impl Book {
         let until = self.answered.load(Relaxed) + requests;
         wait_until("requests to be answered", || (self.answered.load(Relaxed) >= until).then_some(()));
     }
+
+    /// A connection was refused. The processor is needed elsewhere.
+    async fn refuse(&self) {
+        self.refused.fetch_add(1, Relaxed);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// A client that opens a connection when the one before was ended by GOAWAY, and repeats no request.
-async fn client(book: &Book, address: SocketAddr) {
+async fn client(book: &Book, address: SocketAddr, trust: Option<&Trust>) {
     while !book.stop.load(Relaxed) {
         let Ok(socket) = TcpStream::connect(address).await else {
-            book.refused.fetch_add(1, Relaxed);
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            book.refuse().await;
             continue;
         };
-        let Ok((requests, connection)) = h2::client::handshake(socket).await else {
-            // It was ended before it has asked for anything.
-            book.ended.fetch_add(1, Relaxed);
+        let Some(trust) = trust else {
+            converse(book, socket).await;
             continue;
         };
+        let (config, name) = trust.offering_protocols(&["h2"]);
+        match TlsConnector::from(config).connect(name, socket).await {
+            Ok(secured) => converse(book, secured).await,
+            Err(error) => {
+                eprintln!("a handshake has failed: {error}");
+                book.refuse().await;
+            }
+        }
+    }
+}
+
+/// A connection, from the preface to its end.
+async fn converse(book: &Book, stream: impl AsyncRead + AsyncWrite + Unpin) {
+    // Otherwise it was ended before it has asked for anything.
+    if let Ok((requests, connection)) = h2::client::handshake(stream).await {
         let streams = (0..STREAMS).map(|_| ask(book, requests.clone()));
         let streams = futures_util::future::join_all(streams);
         drop(requests);
         let _ = tokio::join!(connection, streams);
-        book.ended.fetch_add(1, Relaxed);
     }
+    book.ended.fetch_add(1, Relaxed);
 }
 
 /// Asks, one request after the other, until the connection takes no more.
@@ -95,15 +116,23 @@ async fn ask(book: &Book, mut requests: SendRequest<Bytes>) {
 }
 
 /// Runs the clients in the box's network while something happens.
-fn beside(machine: &Machine, book: &'static Book, happens: impl FnOnce()) {
+fn beside(
+    machine: &Machine,
+    book: &'static Book,
+    address: SocketAddr,
+    trust: Option<Trust>,
+    happens: impl FnOnce(),
+) {
     let clients = machine.enter_network(|| {
         thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
                 let mut clients = JoinSet::new();
-                (0..CLIENTS)
-                    .for_each(|_| drop(clients.spawn(client(book, HTTP.parse().expect("an address")))));
+                for _ in 0..CLIENTS {
+                    let trust = trust.clone();
+                    clients.spawn(async move { client(book, address, trust.as_ref()).await });
+                }
                 clients.join_all().await;
             });
         })
@@ -113,27 +142,25 @@ fn beside(machine: &Machine, book: &'static Book, happens: impl FnOnce()) {
     clients.join().expect("the clients are sound");
 }
 
-#[test]
-fn ten_restarts_and_ten_reloads_lose_no_request_of_clients_that_speak_http2() {
-    let Some(service) = start(file!()) else { return };
+/// Ten restarts and ten reloads beside strict clients, which speak TLS if there is somebody to trust.
+pub(crate) fn lose_no_request(service: &Service, address: SocketAddr, trust: Option<Trust>, how: &str) {
     let book: &'static Book = Box::leak(Box::default());
-    beside(&service, book, || {
+    beside(service, book, address, trust, || {
         book.advance(2000);
-        for next in [Service::restart, Service::reload] {
-            for _ in 0..10 {
-                // So many in a minute look like a failure to systemd.
-                service.ok(["systemctl", "reset-failed", UNIT]);
-                next(&service);
-                book.advance(500);
-            }
-        }
+        service.replace_twenty_times(|_| book.advance(500));
     });
     let [answered, lost, refused, ended] =
         [&book.answered, &book.lost, &book.refused, &book.ended].map(|count| count.load(Relaxed));
     print_figure(
-        "ten restarts and ten reloads under HTTP/2",
+        &format!("ten restarts and ten reloads under {how}"),
         format_args!("{answered} answered, {lost} lost, {refused} refused; {ended} connections ended"),
     );
     assert_eq!((lost, refused), (0, 0), "{}", service.journal(UNIT, &[]));
     assert!(ended >= 20 * CLIENTS as u64, "{ended}: they were on other connections");
+}
+
+#[test]
+fn ten_restarts_and_ten_reloads_lose_no_request_of_clients_that_speak_http2() {
+    let Some(service) = start(file!()) else { return };
+    lose_no_request(&service, HTTP.parse().expect("an address"), None, "HTTP/2");
 }

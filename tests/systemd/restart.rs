@@ -66,14 +66,7 @@ fn ten_restarts_and_ten_reloads_lose_no_request_whose_small_body_nobody_reads() 
     let post = "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\nhello";
     let load = service.load_of(40, post, 1);
     load.advance(1000);
-    for next in [Service::restart, Service::reload] {
-        for _ in 0..10 {
-            // So many in a minute look like a failure to systemd.
-            service.ok(["systemctl", "reset-failed", UNIT]);
-            next(&service);
-            load.advance(400);
-        }
-    }
+    service.replace_twenty_times(|_| load.advance(400));
     let account = load.finish();
     print_figure("ten restarts and ten reloads under load with bodies that nobody reads", &account);
     let lost = (account.refused, account.dropped, account.closed);
@@ -196,8 +189,7 @@ fn twenty_restarts_leave_no_more_in_the_store_than_one() {
     // Two listeners and the control socket.
     service.wait_for_store(3);
     for restart in 1..=20 {
-        // So many in a minute look like a failure to systemd.
-        service.ok(["systemctl", "reset-failed", UNIT]);
+        service.reset_failed();
         service.restart();
         assert_eq!(client.get("/").unwrap().status, 200, "after restart {restart}");
     }

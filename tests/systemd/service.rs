@@ -180,6 +180,22 @@ impl Service {
         began.elapsed()
     }
 
+    /// Has systemd forget how often it has started the unit: so many starts in a minute look like a failure to it.
+    pub(crate) fn reset_failed(&self) {
+        self.ok(["systemctl", "reset-failed", UNIT]);
+    }
+
+    /// Ten restarts and ten reloads, with something after each.
+    pub(crate) fn replace_twenty_times(&self, mut then: impl FnMut(&str)) {
+        for (what, next) in [("restart", Self::restart as fn(&Self) -> _), ("reload", Self::reload)] {
+            for number in 1..=10 {
+                self.reset_failed();
+                next(self);
+                then(&format!("{what} {number}"));
+            }
+        }
+    }
+
     /// Ends the main process as a crash does.
     pub(crate) fn kill_main(&self) {
         self.ok(["systemctl", "kill", "--signal=KILL", "--kill-whom=main", UNIT]);

@@ -57,6 +57,14 @@ impl Trust {
         Self { config: Arc::new(config), name }
     }
 
+    /// What a client of another library needs: its config, with which it offers these protocols (RFC 7301), and the server's name.
+    #[must_use]
+    pub fn offering_protocols(&self, protocols: &[&str]) -> (Arc<ClientConfig>, ServerName<'static>) {
+        let mut config = ClientConfig::clone(&self.config);
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        (Arc::new(config), self.name.clone())
+    }
+
     /// The first message of a handshake (RFC 8446, section 4.1.2), in one record.
     ///
     /// # Panics

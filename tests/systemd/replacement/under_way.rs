@@ -13,8 +13,7 @@ fn ten(service: &Service, load: &Load, next: fn(&Service) -> Duration) -> (Durat
     // What was before does not count.
     let _ = load.longest_wait();
     let replacements = (0..10).map(|_| {
-        // So many in a minute look like a failure to systemd.
-        service.ok(["systemctl", "reset-failed", UNIT]);
+        service.reset_failed();
         let took = next(service);
         // Every client has surely been answered by the new worker.
         load.advance(500);

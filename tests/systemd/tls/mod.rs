@@ -110,19 +110,6 @@ impl Edge {
         self.enter_network(|| Load::over_tls(clients, address(), trust, "/"))
     }
 
-    /// Ten restarts and ten reloads, with something after each.
-    fn replace_twenty_times(&self, mut then: impl FnMut(&str)) {
-        for (what, next) in [("restart", Service::restart as fn(&Service) -> _), ("reload", Service::reload)]
-        {
-            for number in 1..=10 {
-                // So many in a minute look like a failure to systemd.
-                self.ok(["systemctl", "reset-failed", UNIT]);
-                next(self);
-                then(&format!("{what} {number}"));
-            }
-        }
-    }
-
     /// An upstream that answers what a WebSocket says with the same.
     fn echo(&self) {
         let listener = self.listen_upstream();
