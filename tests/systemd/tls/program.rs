@@ -2,7 +2,7 @@
 //!
 //! Each program in `clients/` opens one connection, and never another. It reads lines: of each that is a path it makes a
 //! request, of another what it understands by it. For each it prints a line when that is done: the status or the
-//! line, the port of its end of the connection, and what else it knows. When something fails it says so, and ends.
+//! line, the port of its end of the connection, and the version of TLS. When something fails it says so, and ends.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -25,6 +25,8 @@ pub(super) struct Program {
     lines: Receiver<String>,
     /// The port of its connection, once it has answered.
     port: Option<String>,
+    /// The third words of its lines, without those that repeat the one before.
+    pub(super) third: Vec<String>,
 }
 
 /// The path of a program; says that it is not there.
@@ -75,7 +77,7 @@ impl Program {
         let said = BufReader::new(child.stdout.take().expect("it is piped"));
         let (line, lines) = mpsc::channel();
         thread::spawn(move || said.lines().map_while(Result::ok).try_for_each(|said| line.send(said)));
-        Self { name, child, stdin, lines, port: None }
+        Self { name, child, stdin, lines, port: None, third: Vec::new() }
     }
 
     /// Writes a line, and does not wait for what comes of it.
@@ -89,12 +91,28 @@ impl Program {
     /// What came of the line, on the connection that it has had from the beginning.
     pub(super) fn end(&mut self, when: &str) -> String {
         let line = self.next(when);
-        let mut words = line.split(' ');
-        let outcome = words.next().expect("a word").to_owned();
-        let port = words.next().unwrap_or_else(|| panic!("{}: {line:?} has no port", self.name)).to_owned();
-        let first = self.port.get_or_insert_with(|| port.clone());
-        assert_eq!(&port, first, "{}: another connection {when}", self.name);
-        outcome
+        self.understand(&line, when)
+    }
+
+    /// What came of all lines by now.
+    pub(super) fn ended(&mut self, when: &str) -> Vec<String> {
+        let lines: Vec<_> = self.lines.try_iter().collect();
+        lines.iter().map(|line| self.understand(line, when)).collect()
+    }
+
+    /// The first word, after a look at the others.
+    fn understand(&mut self, line: &str, when: &str) -> String {
+        let [outcome, port, third] = line
+            .split(' ')
+            .collect::<Vec<_>>()
+            .try_into()
+            .unwrap_or_else(|_| panic!("{}, {when}: {line:?} is not three words", self.name));
+        let first = self.port.get_or_insert_with(|| port.to_owned());
+        assert_eq!(port, first, "{}: another connection {when}", self.name);
+        if self.third.last().is_none_or(|last| last != third) {
+            self.third.push(third.to_owned());
+        }
+        outcome.to_owned()
     }
 
     /// The next line that it prints.
@@ -102,11 +120,6 @@ impl Program {
         self.lines
             .recv_timeout(PATIENCE)
             .unwrap_or_else(|_| panic!("{} has failed {when}: {:?}", self.name, self.child.try_wait()))
-    }
-
-    /// Passes over all that it has printed by now.
-    pub(super) fn skip(&mut self) {
-        while self.lines.try_recv().is_ok() {}
     }
 
     /// Ends its input, and returns what it still prints. It succeeds.

@@ -38,7 +38,7 @@ fn start_all(edge: &Edge) -> Vec<Program> {
 }
 
 /// curl, which reads no lines: it asks ten times a second. The third word is the number of connections that it has opened for
-/// that request.
+/// that request: one for the first.
 fn start_curl(edge: &Edge) -> Option<Program> {
     find(file!(), "curl")?;
     let mut curl = Command::new("sh");
@@ -88,7 +88,8 @@ fn clients_in_every_language_keep_their_one_connection_over_ten_restarts_and_ten
         renew_keys(&mut programs, "k", when);
         ask(&mut programs, when);
         if let Some(curl) = &mut curl {
-            curl.skip();
+            let meanwhile = curl.ended(when);
+            assert!(meanwhile.iter().all(|status| status == "200"), "curl until {when}: {meanwhile:?}");
             for _ in 0..2 {
                 assert_eq!(curl.end(when), "200");
             }
@@ -100,6 +101,14 @@ fn clients_in_every_language_keep_their_one_connection_over_ten_restarts_and_ten
         "clients that kept their one TLS connection over ten restarts and ten reloads",
         names.join(", "),
     );
+    for program in programs.iter().chain(&curl) {
+        let expected: &[&str] = match program.name {
+            "curl" => &["1", "0"],
+            "Chromium" => &["unknown"],
+            _ => &["TLSv1.3"],
+        };
+        assert_eq!(program.third, expected, "{}", program.name);
+    }
     for program in programs {
         program.finish();
     }

@@ -3,7 +3,7 @@
 use std::fs;
 
 use steadfast_harness::certificates::Certificate;
-use steadfast_harness::wait_until;
+use steadfast_harness::wait_with;
 
 use super::{CERTIFICATES, Edge, https};
 use crate::documents::{DEPLOY_HOOK, blocks};
@@ -146,23 +146,28 @@ fn a_pair_that_does_not_match_fails_the_reload_by_name_and_changes_nothing() {
     };
     let mut open = edge.secured();
     let certificate = open.agreed().certificate;
+    // Each has its own words, so that none is found in what the one before has left.
     let broken = [
-        ("another key", edge.issue().key()),
-        ("no key", String::new()),
-        ("half a key", edge.issue().key()[..80].to_owned()),
+        ("the key does not match the certificate", edge.issue().key()),
+        ("has no private key", String::new()),
+        ("cannot be read: ", edge.issue().key()[..80].to_owned()),
     ];
     let key = format!("{CERTIFICATES}/key.pem");
-    for (what, broken) in broken {
+    for (why, broken) in broken {
         let worker = edge.worker_pid();
         edge.write(&key, broken);
         let reload = edge.run(["systemctl", "reload", UNIT]);
-        assert!(!reload.status.success(), "{what}");
-        let status = wait_until("the status to tell", || {
-            Some(edge.show(UNIT, "StatusText")).filter(|status| status.contains("the last reload failed: "))
-        });
-        assert!(status.contains("failed: config.toml:") && status.contains("key"), "{what}: {status}");
-        let journal = edge.journal(UNIT, &[]);
-        assert!(journal.contains(&key), "{what}: {journal}");
+        assert!(!reload.status.success(), "{why}");
+        let status = || edge.show(UNIT, "StatusText");
+        let status =
+            wait_with(|| Some(status()).filter(|s| s.contains(why)), || format!("{why:?} in {}", status()));
+        assert!(status.contains("; the last reload failed: config.toml:"), "{status}");
+        let journal = || edge.journal(UNIT, &[]);
+        let is_told = |journal: String| {
+            let (_, last) = journal.rsplit_once("the reload failed, nothing has changed: ")?;
+            (last.contains(why) && last.contains(&key)).then_some(())
+        };
+        wait_with(|| is_told(journal()), || format!("{why:?} and {key} in:\n{}", journal()));
         assert_eq!(edge.worker_pid(), worker);
         assert_eq!(open.get("/").unwrap().status, 200);
         assert!(edge.secured().agreed().certificate == certificate);

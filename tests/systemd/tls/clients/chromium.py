@@ -1,6 +1,6 @@
 """A page in headless Chromium that keeps a WebSocket: `chromium.py PORT AUTHORITY`. Each line is a path, which the page
-fetches, and a message, whose echo it waits for. The protocol is in ../program.rs, but for the port, of which a page does not
-learn: a WebSocket that has closed stays closed."""
+fetches, and a message, whose echo it waits for. The protocol is in ../program.rs, but for the port and the version of TLS, of
+which a page does not learn: a WebSocket that has closed stays closed."""
 
 import base64
 import hashlib
@@ -80,7 +80,7 @@ try:
             })"""
             % {"line": json.dumps(line)}
         )
-        print(status, 0, "TLS", flush=True)
+        print(status, 0, "unknown", flush=True)
 finally:
     os.close(commands)  # it ends with its pipe
     browser.wait(20)

@@ -59,7 +59,7 @@ def local_port():
 
 
 threading.Thread(target=listen, daemon=True).start()
-version = wait_for(rb"TLS-?v?1\.[23]").group().decode()
+version = "TLSv1." + wait_for(rb"TLS-?v?1\.([23])").group(1).decode()
 for line in map(str.strip, sys.stdin):
     if line.startswith("/"):
         client.stdin.write(f"GET {line} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
