@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::http::Request;
 use bytes::Bytes;
 use h2::client::SendRequest;
-use steadfast_harness::{Machine, Trust, print_figure, wait_until};
+use steadfast_harness::{Trust, print_figure, wait_until};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -32,7 +32,7 @@ fn start(file: &str) -> Option<Service> {
 
 /// The account of strict clients: what they have asked for is answered, or lost.
 #[derive(Default)]
-struct Book {
+pub(crate) struct Book {
     stop: AtomicBool,
     answered: AtomicU64,
     lost: AtomicU64,
@@ -42,7 +42,8 @@ struct Book {
 }
 
 impl Book {
-    fn advance(&self, requests: u64) {
+    /// Returns when so many more requests have been answered.
+    pub(crate) fn advance(&self, requests: u64) {
         let until = self.answered.load(Relaxed) + requests;
         wait_until("requests to be answered", || (self.answered.load(Relaxed) >= until).then_some(()));
     }
@@ -115,15 +116,17 @@ async fn ask(book: &Book, mut requests: SendRequest<Bytes>) {
     }
 }
 
-/// Runs the clients in the box's network while something happens.
-fn beside(
-    machine: &Machine,
-    book: &'static Book,
+/// Has strict clients, which speak TLS if there is somebody to trust, ask while something happens: none of their requests is
+/// lost. Returns the number of their connections that the server has ended.
+pub(crate) fn lose_nothing(
+    service: &Service,
     address: SocketAddr,
     trust: Option<Trust>,
-    happens: impl FnOnce(),
-) {
-    let clients = machine.enter_network(|| {
+    what: &str,
+    happens: impl FnOnce(&Book),
+) -> u64 {
+    let book: &'static Book = Box::leak(Box::default());
+    let clients = service.enter_network(|| {
         thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -137,30 +140,36 @@ fn beside(
             });
         })
     });
-    happens();
+    happens(book);
     book.stop.store(true, Relaxed);
     clients.join().expect("the clients are sound");
-}
-
-/// Ten restarts and ten reloads beside strict clients, which speak TLS if there is somebody to trust.
-pub(crate) fn lose_no_request(service: &Service, address: SocketAddr, trust: Option<Trust>, how: &str) {
-    let book: &'static Book = Box::leak(Box::default());
-    beside(service, book, address, trust, || {
-        book.advance(2000);
-        service.replace_twenty_times(|_| book.advance(500));
-    });
     let [answered, lost, refused, ended] =
         [&book.answered, &book.lost, &book.refused, &book.ended].map(|count| count.load(Relaxed));
     print_figure(
-        &format!("ten restarts and ten reloads under {how}"),
+        what,
         format_args!("{answered} answered, {lost} lost, {refused} refused; {ended} connections ended"),
     );
     assert_eq!((lost, refused), (0, 0), "{}", service.journal(UNIT, &[]));
+    ended
+}
+
+/// Ten restarts and ten reloads beside such clients.
+pub(crate) fn lose_nothing_over_twenty(
+    service: &Service,
+    address: SocketAddr,
+    trust: Option<Trust>,
+    how: &str,
+) {
+    let what = format!("ten restarts and ten reloads under {how}");
+    let ended = lose_nothing(service, address, trust, &what, |book| {
+        book.advance(2000);
+        service.replace_twenty_times(|_| book.advance(500));
+    });
     assert!(ended >= 20 * CLIENTS as u64, "{ended}: they were on other connections");
 }
 
 #[test]
 fn ten_restarts_and_ten_reloads_lose_no_request_of_clients_that_speak_http2() {
     let Some(service) = start(file!()) else { return };
-    lose_no_request(&service, HTTP.parse().expect("an address"), None, "HTTP/2");
+    lose_nothing_over_twenty(&service, HTTP.parse().expect("an address"), None, "HTTP/2");
 }

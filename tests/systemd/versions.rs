@@ -1,10 +1,11 @@
 //! The program of another commit, whose parcels this one does not understand, in the place of this one and back.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use steadfast_harness::{Load, Upstream, print_figure, wait_until};
+use steadfast_harness::{Load, Upstream, print_figure, wait_until, wait_with};
 
 use crate::service::{BINARY, PACKAGING, PROXY, Service, UNIT};
 
@@ -39,14 +40,31 @@ fn an_upgrade_and_a_downgrade_across_versions_of_the_parcels_refuse_nobody_and_c
     };
     let upstream = service.upstream();
     for (version, commit) in EARLIER {
-        let earlier = Program::of(commit);
+        let programs: [(_, _, Lost); 2] =
+            [("an earlier", Program::of(commit), by_descriptors), ("this", Program::this(), by_connections)];
         // Down and up again, by each of the two ways.
         for act in [Service::restart, Service::reload] {
-            for (name, program) in [("an earlier", &earlier), ("this", &Program::this())] {
-                replace(&service, &upstream, program, act, &format!("version {version}: to {name} program"));
+            for (name, program, lost) in &programs {
+                let what = format!("version {version}: to {name} program");
+                replace(&service, &upstream, program, act, *lost, &what);
             }
         }
     }
+}
+
+/// What a program may count as refused, of so many connections and so many tunnels.
+type Lost = fn([u64; 2]) -> RangeInclusive<u64>;
+
+/// A program before version 3 knows nothing of a message that it cannot open. It counts the descriptors, of which a tunnel has
+/// two; and one for a message without any, which is what the worker has counted: once, and again if that has become more.
+fn by_descriptors([connections, tunnels]: [u64; 2]) -> RangeInclusive<u64> {
+    let descriptors = connections + 2 * tunnels;
+    descriptors + 1..=descriptors + 2
+}
+
+/// This program has no key for the message of an earlier one, but reads how many connections are in it.
+fn by_connections([connections, tunnels]: [u64; 2]) -> RangeInclusive<u64> {
+    connections + tunnels..=connections + tunnels
 }
 
 /// Installs a program under load, and has it take over with what it cannot read.
@@ -55,8 +73,10 @@ fn replace(
     upstream: &Upstream,
     program: &Program,
     act: fn(&Service) -> Duration,
+    lost: Lost,
     what: &str,
 ) {
+    let (stops, told) = (handed_over(service).len(), told_to_be_lost(service));
     let load: Load = service.load(CLIENTS.try_into().expect("a small number"));
     load.advance(200);
     let mut idle: Vec<_> = (0..IDLE).map(|_| service.answered()).collect();
@@ -78,22 +98,44 @@ fn replace(
     assert_eq!(account.refused, 0, "{account}");
     assert!(account.dropped + account.closed <= CLIENTS, "{account}");
 
+    let handed_over = wait_until("the predecessor's report", || handed_over(service).get(stops).copied());
+    let [connections, tunnels] = handed_over;
+    assert!((IDLE as u64..=IDLE as u64 + CLIENTS).contains(&connections) && tunnels == 1, "{handed_over:?}");
+    let lost = lost(handed_over);
     let taken_over =
         |kind| service.metric(&format!("steadfast_handover_taken_over_total{{kind=\"{kind}\"}}"));
-    let parcels = IDLE as u64 + 1;
     let refused = wait_until("what cannot be read to be counted", || {
-        Some(taken_over("refused")).filter(|refused| *refused >= parcels)
+        Some(taken_over("refused")).filter(|refused| refused >= lost.start())
     });
-    // A program before version 3 cannot open the message, and counts its descriptors: a tunnel has two, and a message without any
-    // is one.
-    assert!(refused <= parcels + CLIENTS + 5, "{refused}: but for the connections, some notes at most");
+    assert!(lost.contains(&refused), "{what}: {refused} of {handed_over:?}");
     assert_eq!((taken_over("connection"), taken_over("tunnel")), (0, 0));
-    let warnings = service.journal(UNIT, &["-p", "warning"]);
-    let why = ["of the format is not version", "came without its bytes"];
-    assert!(why.iter().any(|why| warnings.contains(why)), "{warnings}");
+    wait_with(
+        || (told_to_be_lost(service) - told >= refused).then_some(()),
+        || format!("{what}: {refused} to be told of in\n{}", service.journal(UNIT, &["-p", "warning"])),
+    );
     assert_eq!(service.connect().get("/").unwrap().status, 200);
     assert_eq!(service.show(UNIT, "NRestarts"), "0");
     service.wait_for_store(3);
+}
+
+/// The numbers of the connections and of the tunnels that each worker has handed over, by its last word.
+fn handed_over(service: &Service) -> Vec<[u64; 2]> {
+    let numbers = |line: &str| {
+        let (_, counts) = line.split_once("; handed over ")?;
+        let numbers: Vec<u64> = counts.split(' ').filter_map(|word| word.parse().ok()).collect();
+        numbers.try_into().ok()
+    };
+    service.journal(UNIT, &[]).lines().filter_map(numbers).collect()
+}
+
+/// The number of connections that the warnings say are lost, with messages that nobody can open.
+fn told_to_be_lost(service: &Service) -> u64 {
+    let number = |line: &str| {
+        let (number, why) = line.strip_prefix("closed ")?.split_once(" from the predecessor: ")?;
+        assert!(why.starts_with("the message came without its bytes"), "{why}");
+        number.split(' ').next()?.parse::<u64>().ok()
+    };
+    service.journal(UNIT, &["-p", "warning"]).lines().filter_map(number).sum()
 }
 
 /// A built program, with the files that are shipped with it.

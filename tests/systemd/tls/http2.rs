@@ -15,7 +15,7 @@ fn ten_restarts_and_ten_reloads_lose_no_request_of_clients_that_speak_http2_over
     let Some(edge) = Edge::start(file!(), "") else {
         return;
     };
-    http2::lose_no_request(&edge, address(), Some(edge.trust.clone()), "HTTP/2 over TLS");
+    http2::lose_nothing_over_twenty(&edge, address(), Some(edge.trust.clone()), "HTTP/2 over TLS");
 }
 
 #[test]
