@@ -18,11 +18,10 @@ fn ten_restarts_and_ten_reloads_under_load_over_tls_refuse_drop_and_close_nothin
         return;
     };
     let loads = load_of_both(&edge);
-    let advance = |requests| loads.iter().for_each(|load| load.advance(requests));
     let longest = || loads.iter().map(Load::longest_wait).max().unwrap_or_default().as_millis();
-    advance(1000);
+    advance(&loads, 1000);
     let usual = longest();
-    edge.replace_twenty_times(|_| advance(300));
+    edge.replace_twenty_times(|_| advance(&loads, 300));
     let longest = longest();
     print_figure(
         "longest wait of 50 busy TLS clients over ten restarts and ten reloads",
@@ -44,38 +43,32 @@ fn a_worker_that_stands_still_for_longer_than_any_client_may_loses_nothing_over_
     edge.write(CONFIG, format!("{http}{}{}{ROUTES}", limits.concat(), https("")));
     edge.ok(["systemctl", "start", UNIT]);
     let loads = load_of_both(&edge);
-    let trust = Some(edge.trust.clone());
-    http2::lose_nothing(
-        &edge,
-        address(),
-        trust,
-        "a worker that stands still under HTTP/2 over TLS",
-        |book| {
-            let advance = || {
-                book.advance(500);
-                loads.iter().for_each(|load| load.advance(300));
-            };
-            advance();
-            for is_replaced in [false, true] {
-                let worker = edge.worker_pid();
-                edge.ok(["kill", "-STOP", &worker]);
-                if is_replaced {
-                    // To the main process: `systemctl reload` would ask the worker.
-                    edge.ok(["systemctl", "kill", "--signal=HUP", "--kill-whom=main", UNIT]);
-                    edge.wait_for_journal(&format!("takes over from worker {worker}"), 1);
-                }
-                // Less than the watchdog's 30 s, and more than the limits of the clients: time itself is the test.
-                thread::sleep(STILL);
-                edge.ok(["kill", "-CONT", &worker]);
-                advance();
-                if is_replaced {
-                    edge.wait_for_the_end_of(&worker);
-                } else {
-                    assert_eq!(edge.worker_pid(), worker);
-                }
+    let what = "a worker that stands still under HTTP/2 over TLS";
+    http2::lose_nothing(&edge, address(), Some(edge.trust.clone()), what, |book| {
+        let advance = || {
+            book.advance(500);
+            advance(&loads, 300);
+        };
+        advance();
+        for is_replaced in [false, true] {
+            let worker = edge.worker_pid();
+            edge.ok(["kill", "-STOP", &worker]);
+            if is_replaced {
+                // To the main process: `systemctl reload` would ask the worker.
+                edge.ok(["systemctl", "kill", "--signal=HUP", "--kill-whom=main", UNIT]);
+                edge.wait_for_journal(&format!("takes over from worker {worker}"), 1);
             }
-        },
-    );
+            // Less than the watchdog's 30 s, and more than the limits of the clients: time itself is the test.
+            thread::sleep(STILL);
+            edge.ok(["kill", "-CONT", &worker]);
+            advance();
+            if is_replaced {
+                edge.wait_for_the_end_of(&worker);
+            } else {
+                assert_eq!(edge.worker_pid(), worker);
+            }
+        }
+    });
     assert_nothing_lost(&edge, loads, "a worker that stands still");
     assert_eq!(edge.show(UNIT, "NRestarts"), "0");
 }
@@ -84,6 +77,13 @@ fn a_worker_that_stands_still_for_longer_than_any_client_may_loses_nothing_over_
 fn load_of_both(edge: &Edge) -> [Load; 2] {
     [edge.trust.clone(), Trust::of_tls12(&edge.authority, "localhost")]
         .map(|trust| edge.load_over_tls(CLIENTS, &trust))
+}
+
+/// Returns when each of them has had so many more answers.
+fn advance(loads: &[Load], requests: u64) {
+    for load in loads {
+        load.advance(requests);
+    }
 }
 
 fn assert_nothing_lost(edge: &Edge, loads: [Load; 2], what: &str) {
