@@ -59,10 +59,11 @@ versions:
 scanners:
     cargo test --test systemd tls::scanners:: -- --include-ignored --nocapture
 
-# 15,000 idle connections over TLS, over a restart and a reload: how long these take, and what each connection costs.
-# `just tls-idle --release` takes a build of its own
-tls-idle *flags:
-    cargo test {{ flags }} --test systemd tls::idle:: -- --ignored --nocapture
+# 15,000 idle connections over TLS, over a restart and a reload of the release build: how long these take, and what each
+# connection costs
+tls-idle:
+    cargo build --release
+    STEADFAST_RELEASE={{ target / "release/steadfast" }} cargo test --test systemd tls::idle:: -- --ignored --nocapture
 
 # every fault of every child in every situation. One at a time: each has load, and deadlines of a few seconds
 faults:

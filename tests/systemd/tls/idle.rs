@@ -1,7 +1,7 @@
 //! Idle TLS connections: all of them go along, and each costs little.
 
 use super::{Edge, https};
-use crate::idle::{MANY, survive};
+use crate::idle::{MANY, is_release, survive};
 
 /// Enough of them for each run of all tests: a handshake takes its time.
 const ENOUGH: usize = 3_000;
@@ -23,6 +23,5 @@ fn assert_survive(number: usize) {
         return;
     };
     let each = survive(&edge, number, "idle TLS connections", &https(""), || edge.secured());
-    // Without optimisation it is more, of which nobody will have any.
-    assert!(cfg!(debug_assertions) || each <= 3000, "{each} bytes for each");
+    assert!(!is_release() || each <= 3000, "{each} bytes for each");
 }
