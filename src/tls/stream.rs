@@ -70,6 +70,11 @@ impl<S> TlsStream<S> {
         self.records.has_read_ahead()
     }
 
+    /// True if a record has come in part.
+    pub(crate) fn has_part_of_record(&self) -> bool {
+        self.records.held() > 0 && !self.records.has_record()
+    }
+
     /// True if the socket has not taken all that was sealed.
     #[cfg(test)]
     pub(crate) fn has_unsent(&self) -> bool {

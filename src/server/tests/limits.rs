@@ -73,7 +73,7 @@ async fn a_part_of_a_record_is_the_beginning_of_a_request() {
         // As without TLS it has the time of a head, and is told that this is over.
         assert!(answer(&mut client).await.starts_with("HTTP/1.1 408 "));
         let took = began.elapsed().as_secs();
-        assert!((10..12).contains(&took), "{took} s");
+        assert!((9..12).contains(&took), "{took} s");
     }
 }
 
@@ -119,7 +119,8 @@ async fn a_tunnel_ends_although_its_client_does_not_read_the_last_of_it() {
         let router = Router::new().fallback(async move |mut request: Request| {
             let upgrade = hyper::upgrade::on(&mut request);
             let (upstream, mut far) = UnixStream::pair().expect("a pair of sockets");
-            let upstream = Socket::adopt(upstream.into_std().expect("it is a socket").into()).expect("it lives");
+            let upstream =
+                Socket::adopt(upstream.into_std().expect("it is a socket").into()).expect("it lives");
             let tunnels = tokio_util::task::TaskTracker::new();
             tunnels.spawn(async move {
                 let client = upgrade.await.expect("it is upgraded");
@@ -140,8 +141,8 @@ async fn a_tunnel_ends_although_its_client_does_not_read_the_last_of_it() {
         client.socket.write_all(&goodbye).await.expect("the server reads");
         let began = Instant::now();
         service.until(Registry::is_empty).await;
-        assert!(began.elapsed().as_secs() < 40, "{length}: {:?}", began.elapsed());
-        has_waited |= began.elapsed().as_secs() >= 30;
+        assert!(began.elapsed().as_secs() < 65, "{length}: {:?}", began.elapsed());
+        has_waited |= began.elapsed().as_secs() >= 60;
         drop(client);
     }
     assert!(has_waited, "some have something left");
