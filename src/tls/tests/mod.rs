@@ -2,6 +2,7 @@
 
 mod carried;
 mod differential;
+mod halves;
 mod handshakes;
 mod parked;
 mod refused;
