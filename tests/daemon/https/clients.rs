@@ -16,8 +16,8 @@ const CLAIMS: &str = "GET / HTTP/1.1\r\nHost: example.org\r\nX-Client: CN=mallor
                       Trailer: x-client\r\nConnection: close\r\n\r\n";
 
 /// The same over HTTP/2.
-fn claims() -> Request<()> {
-    let mut request = Request::get("http://example.org/");
+fn claims(uri: &str) -> Request<()> {
+    let mut request = Request::get(uri);
     for (name, value) in [("x-client", "CN=mallory"), ("x_client", "CN=mallory"), ("trailer", "x-client")] {
         request = request.header(name, value);
     }
@@ -49,12 +49,12 @@ fn a_certificate_is_required_of_clients_and_its_subject_is_the_upstreams_to_see(
         for refused in [asked, asked.by(&stranger)] {
             let answer = site.client(&refused).and_then(|mut client| exchange(&mut client, CLAIMS));
             assert!(answer.is_err(), "{answer:?}");
-            let answer = site.over_http2(&refused, claims());
+            let answer = site.over_http2(&refused, claims("https://example.org/"));
             assert!(answer.is_err(), "{answer:?}");
         }
         let asked = asked.by(&alice);
         let with_http1 = || exchange(&mut site.client(&asked).expect("she is let in"), CLAIMS).map(|_| ());
-        let with_http2 = || site.over_http2(&asked, claims()).map(|_| ());
+        let with_http2 = || site.over_http2(&asked, claims("https://example.org/")).map(|_| ());
         for (head, answer) in [passed_on(&upstream, with_http1), passed_on(&upstream, with_http2)] {
             answer.expect("an answer");
             assert!(head.contains("\r\nx-client: cn=alice\\, of \\c3\\a4 \\+ b\r\n"), "{head}");
@@ -75,7 +75,7 @@ fn whoever_comes_without_tls_has_no_subject() {
     let route = format!("[[route]]\npath = \"/*\"\nproxy = \"http://{}\"\n", upstream.address());
     let site = Site::start_with("http.h2c = true", &[&server], https, &[("ca", &CA.pem())], &route);
     let (with_http1, plain) = passed_on(&upstream, || site.plain(CLAIMS));
-    let (with_http2, answer) = passed_on(&upstream, || site.over_plain_http2(claims()));
+    let (with_http2, answer) = passed_on(&upstream, || site.over_plain_http2(claims("http://example.org/")));
     for head in [with_http1, with_http2] {
         assert!(!head.contains("x-client") && !head.contains("x_client"), "{head}");
     }
@@ -114,7 +114,7 @@ fn a_request_to_a_host_of_other_certificates_than_its_connections_is_misdirected
         Ok(answer[9..12].parse().expect("a status"))
     };
     let with_http2 = |asked: Asked<'_>, host: &str| -> io::Result<u16> {
-        Ok(site.over_http2(&asked, get_http2(host))?.status().as_u16())
+        Ok(site.over_http2(&asked, get_http2(&format!("https://{host}/")))?.status().as_u16())
     };
     for versions in [&[&TLS12][..], &[&TLS13]] {
         let [open, none, admin] = ["example.org", "127.0.0.1", "admin.example.org"]
@@ -202,7 +202,8 @@ fn a_host_that_requires_a_certificate_is_not_served_without_tls_but_to_a_ca() {
     ] {
         assert_eq!(status(&site, host, path), expected, "{host} {path}");
     }
-    let with_http2 = |host: &str| site.over_plain_http2(get_http2(host)).status().as_u16();
+    let with_http2 =
+        |host: &str| site.over_plain_http2(get_http2(&format!("http://{host}/"))).status().as_u16();
     assert_eq!([with_http2("example.org"), with_http2("admin.example.org")], [200, 403]);
     // All hosts, also where a request has none.
     let site = start("");

@@ -230,8 +230,8 @@ fn get(host: &str) -> String {
 }
 
 /// The same over HTTP/2.
-fn get_http2(host: &str) -> Request<()> {
-    Request::get(format!("http://{host}/")).body(()).expect("a request")
+fn get_http2(uri: &str) -> Request<()> {
+    Request::get(uri).body(()).expect("a request")
 }
 
 fn shown(stream: &Secured) -> Vec<u8> {

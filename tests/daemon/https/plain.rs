@@ -65,10 +65,12 @@ fn the_answer_to_a_request_over_tls_and_no_other_says_that_it_is_to_be_asked_ove
         let said = answer.headers().get_all("strict-transport-security").iter();
         said.map(|said| said.to_str().expect("text").to_owned()).collect::<Vec<_>>()
     };
-    for request in [Request::get("http://a/"), Request::get("http://a/absent"), Request::connect("a:1")] {
+    for request in [Request::get("https://a/"), Request::get("https://a/../x"), Request::connect("a:1")] {
         assert_eq!(ask_http2(request), ["max-age=31536000"]);
     }
-    assert!(!site.over_plain_http2(get_http2("a")).headers().contains_key("strict-transport-security"));
+    assert!(
+        !site.over_plain_http2(get_http2("http://a/")).headers().contains_key("strict-transport-security")
+    );
     // In the place of the upstream's own.
     std::thread::scope(|scope| {
         let with_http1 = scope.spawn(|| said(&ask(&proxied)));
@@ -78,7 +80,7 @@ fn the_answer_to_a_request_over_tls_and_no_other_says_that_it_is_to_be_asked_ove
         };
         next();
         assert_eq!(with_http1.join().expect("an answer"), ["max-age=31536000"]);
-        let with_http2 = scope.spawn(|| ask_http2(Request::get("http://a/proxied")));
+        let with_http2 = scope.spawn(|| ask_http2(Request::get("https://a/proxied")));
         next();
         assert_eq!(with_http2.join().expect("an answer"), ["max-age=31536000"]);
     });

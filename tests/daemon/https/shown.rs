@@ -100,7 +100,7 @@ fn whoever_asks_is_told_of_the_handshakes_and_of_the_days_that_each_certificate_
         let client = asked_again.client_by(Arc::clone(&config), site.addresses()[1]);
         exchange(&mut client.expect("it is served"), &get("example.org")).expect("an answer");
     }
-    site.over_http2(&asked, get_http2("example.org")).expect("an answer");
+    site.over_http2(&asked, get_http2("https://example.org/")).expect("an answer");
     assert!(site.client(&Asked { protocols: &["ftp"], ..asked }).is_err());
 
     let mut admin = connect(&site.daemon, "admin");
