@@ -265,6 +265,39 @@ fn a_name_that_a_certificate_has_twice_is_one_name() {
 }
 
 #[test]
+fn a_host_that_asks_for_certificates_and_has_none_to_show_is_said() {
+    let certificate = server(&["example.org", "*.a.example.org"], |_| {});
+    let (chain, key) = (certificate.pem() + &CA.pem(), certificate.key());
+    let site = Site::new(&[("chain", &chain), ("key", &key), ("ca", &CA.pem())]);
+    let said = |host: &str| site.said(&format!("client_hosts = [{host:?}]\nclient_ca = \"~/ca\"\n{ONE}"));
+    for shown in
+        ["example.org", "EXAMPLE.org.", "x.a.example.org", "*.a.example.org", "*.example.org", "*.org"]
+    {
+        assert_eq!(said(shown), "", "{shown}");
+    }
+    for other in
+        ["a.example.org", "www.example.org", "x.y.a.example.org", "*.www.example.org", "*.b.org", "org"]
+    {
+        let title = format!("warning: no certificate has the name {other:?}");
+        assert_said(&said(other), &title, "its clients are shown the first certificate");
+    }
+    for address in ["192.0.2.1", "2001:db8::1"] {
+        assert_said(&said(address), &format!("warning: {address:?} is an address"), "answered with 421");
+    }
+}
+
+#[test]
+fn a_redirect_that_nothing_comes_to_is_said() {
+    let site = Site::of(&server(&["example.org"], |_| {}));
+    let said = |http: &str| site.said(&format!("{ONE}\n[http]\n{http}"));
+    assert_eq!(said("redirect_to_https = true"), "");
+    assert_eq!(said("listen = []"), "");
+    let said = said("listen = []\nredirect_to_https = true");
+    assert!(said.starts_with("warning: there is nothing to redirect\n"), "{said}");
+    assert!(said.contains("config.toml:5:21") && said.contains("nothing listens without TLS"), "{said}");
+}
+
+#[test]
 fn a_file_that_the_wrong_users_may_read_is_said() {
     let site = Site::of(&server(&["example.org"], |_| {}));
     let key = site.0.path().join("key");
