@@ -13,7 +13,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{CipherSuite, SupportedCipherSuite};
 use sha2::{Digest, Sha256};
 
-use super::routes::check::HOST;
+use super::routes::check::check_host;
 use super::routes::{host, proxy};
 use crate::rules::Check;
 use crate::server::address::{self, Address};
@@ -130,10 +130,9 @@ impl Config {
                     .help("without `client_ca` no client is asked for a certificate");
             }
         }
-        for (index, pattern) in self.client_hosts.iter().enumerate() {
-            if let Err(invalid) = host::claim(pattern) {
-                check.note(&format!("client_hosts[{index}]"), format!("`client_hosts` {invalid}"), HOST);
-            }
+        for (index, host) in self.client_hosts.iter().enumerate() {
+            let key = format!("client_hosts[{index}]");
+            check_host(host, &key, "client_hosts", "every client is asked then", check);
         }
         if let Some(name) = &self.client_subject_header {
             if !proxy::headers::is_free(name) {
