@@ -381,11 +381,9 @@ impl Tls {
         let policy = self.policy.first_chunk().map_or(0, |first| u64::from_be_bytes(*first)) | 1;
         match (self.asking, self.asked) {
             (None, _) => Acceptor::new(others),
-            (Some(asking), Asked::Everybody) => Acceptor::new(asking).with_policy(policy, |_| true),
+            (Some(asking), Asked::Everybody) => Acceptor::new(asking).with_policy(policy, None, |_| true),
             (Some(asking), asked) => {
-                let judged = asked.clone();
-                let acceptor = Acceptor::new(others).with_choice(asking, move |name| asked.has(name));
-                acceptor.with_policy(policy, move |name| judged.has(name))
+                Acceptor::new(others).with_policy(policy, Some(asking), move |name| asked.has(name))
             }
         }
     }

@@ -259,8 +259,8 @@ async fn a_connection_that_shakes_hands_is_seen_as_such_and_parked_afterwards() 
 #[tokio::test]
 async fn a_connection_whose_client_would_be_judged_by_another_policy_now_is_closed_and_no_other() {
     let is_for = |name: Option<&str>| name == Some("localhost");
-    let judging = |digest| acceptor().with_policy(digest, is_for);
-    let of_another_name = || acceptor().with_policy(7, |name| name == Some("elsewhere"));
+    let judging = |digest| acceptor().with_policy(digest, None, is_for);
+    let of_another_name = || acceptor().with_policy(7, None, |name| name == Some("elsewhere"));
     for (before, now, goes_on) in [
         (judging(7), Some(judging(7)), true),
         (judging(7), Some(judging(8)), false),

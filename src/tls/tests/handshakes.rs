@@ -178,13 +178,13 @@ async fn a_hello_without_end_is_refused_and_costs_little() {
 }
 
 /// A server that asks the clients of some names for a certificate.
-fn choosing(suite: u16, is_for: impl Fn(Option<&str>) -> bool + Clone + Send + Sync + 'static) -> Acceptor {
+fn choosing(suite: u16, is_for: impl Fn(Option<&str>) -> bool + Send + Sync + 'static) -> Acceptor {
     let verifier = WebPkiClientVerifier::builder_with_provider(roots(&ECDSA).into(), provider(suite));
     let asking = server(suite)
         .with_client_cert_verifier(verifier.build().expect("a verifier"))
         .with_single_cert(vec![ECDSA.certificate.clone()], ECDSA.key())
         .expect("key and certificate match");
-    Acceptor::new(configs(suite).0).with_choice(asking, is_for.clone()).with_policy(7, is_for)
+    Acceptor::new(configs(suite).0).with_policy(7, Some(asking), is_for)
 }
 
 /// A client whose hello is of 1,500 bytes at most, and of 256 more for each protocol that it offers.
