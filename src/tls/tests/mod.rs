@@ -3,6 +3,7 @@
 mod carried;
 mod differential;
 mod handshakes;
+pub(crate) mod notes;
 mod parked;
 mod refused;
 
