@@ -25,6 +25,7 @@ use super::limits::Limits;
 use super::{Server, State, Totals};
 use crate::handover::Handover;
 use crate::handover::mailbox::Mailbox;
+use crate::handover::parcel::Parcel;
 
 /// A safety net: everything here is a matter of microseconds.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -91,12 +92,34 @@ impl Side {
             tokio::task::yield_now().await;
             format!("{method} {uri} {}", body.escape_ascii())
         });
+        Self::serving(router, mailbox, Limits::default())
+    }
+
+    fn serving(router: Router, mailbox: Mailbox, limits: Limits) -> Self {
         let registry = Registry::new(Totals::unobserved());
         let handover = Arc::new(Handover::over(mailbox));
         let departures = Departures::new(Arc::clone(&handover));
-        let server = Server::new(Vec::new(), router, Arc::clone(&registry), Limits::default())
+        let server = Server::new(Vec::new(), router, Arc::clone(&registry), limits)
             .with_departures(Arc::clone(&departures));
         Self { registry, server, handover, departures }
+    }
+
+    fn mailbox(&self) -> &Mailbox {
+        self.handover.mailbox().expect("it was made with one")
+    }
+
+    /// Takes over what waits in its own mailbox.
+    fn take_over(&self) {
+        self.server.take_over(self.mailbox(), drop).expect("the mailbox works");
+    }
+
+    /// Has its only connection leave, and takes it out of the mailbox.
+    async fn departed(&self) -> Parcel {
+        self.give_away();
+        self.departures.pass_on().await;
+        let mut parcels = self.mailbox().take().expect("the mailbox works").expect("a message");
+        assert_eq!(parcels.len(), 1, "{parcels:?}");
+        parcels.remove(0).expect("it is understood")
     }
 
     /// Asks for every connection to leave.
@@ -110,8 +133,7 @@ impl Side {
     async fn pass_to(&self, other: &Self) {
         loop {
             self.departures.pass_on().await;
-            let mailbox = self.handover.mailbox().expect("it was made with one");
-            other.server.take_over(mailbox, drop).expect("the mailbox works");
+            other.server.take_over(self.mailbox(), drop).expect("the mailbox works");
         }
     }
 }
