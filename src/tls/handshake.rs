@@ -390,7 +390,9 @@ impl Progress {
             .ok_or_else(|| broken("the client's secret does not fit"))?;
         let write =
             material(suite, &secrets.tx.1, server).ok_or_else(|| broken("our secret does not fit"))?;
-        let raw = std::mem::take(&mut self.incoming);
+        // It had room for a whole chain of certificates, and stays for as long as the connection.
+        let mut raw = std::mem::take(&mut self.incoming);
+        raw.shrink_to_fit();
         Ok(Records::new(session, suite, (read, secrets.rx.0), (write, secrets.tx.0), raw))
     }
 }

@@ -2,6 +2,7 @@
 //! cannot be carried is closed, and its client is told so by the last answer.
 
 mod http2;
+mod limits;
 mod resting;
 mod tls;
 

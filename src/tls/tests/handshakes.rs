@@ -491,3 +491,13 @@ fn reasons_have_names_of_their_own() {
     let names: std::collections::BTreeSet<_> = Reason::ALL.map(Reason::name).into();
     assert_eq!(names.len(), Reason::ALL.len());
 }
+
+#[tokio::test]
+async fn a_long_hello_leaves_nothing_behind() {
+    let footprint = async |protocols: usize| {
+        let (server, mut client) = configs(0x1301);
+        client.alpn_protocols = vec![vec![b'x'; 250]; protocols];
+        pair_by(server, client).await.1.footprint()
+    };
+    assert_eq!(footprint(200).await, footprint(1).await);
+}

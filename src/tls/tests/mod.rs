@@ -2,6 +2,7 @@
 
 mod carried;
 mod differential;
+mod halves;
 mod handshakes;
 pub(crate) mod notes;
 mod parked;

@@ -31,7 +31,7 @@ static IDENTITY: LazyLock<(CertificateDer<'static>, Vec<u8>)> = LazyLock::new(||
     (certificate.self_signed(&key).expect("it signs itself").der().clone(), key.serialize_der())
 });
 
-fn acceptor() -> Acceptor {
+pub(super) fn acceptor() -> Acceptor {
     let (certificate, key) = &*IDENTITY;
     let config = ServerConfig::builder().with_no_client_auth();
     let key = PrivatePkcs8KeyDer::from(key.clone()).into();
@@ -39,14 +39,14 @@ fn acceptor() -> Acceptor {
 }
 
 /// A client whose records can be sent in pieces.
-struct Client {
-    tls: ClientConnection,
-    socket: UnixStream,
+pub(super) struct Client {
+    pub(super) tls: ClientConnection,
+    pub(super) socket: UnixStream,
 }
 
 impl Client {
     /// A client of this version, and the server's end of its connection.
-    fn new(version: &'static rustls::SupportedProtocolVersion) -> (Self, UnixStream) {
+    pub(super) fn new(version: &'static rustls::SupportedProtocolVersion) -> (Self, UnixStream) {
         let mut roots = RootCertStore::empty();
         roots.add(IDENTITY.0.clone()).expect("a root");
         let config = ClientConfig::builder_with_protocol_versions(&[version]);
@@ -58,12 +58,12 @@ impl Client {
     }
 
     /// The records of some plaintext; none of these have been sent.
-    fn sealed(&mut self, plain: &[u8]) -> Vec<u8> {
+    pub(super) fn sealed(&mut self, plain: &[u8]) -> Vec<u8> {
         self.tls.writer().write_all(plain).expect("it is short");
         self.pending()
     }
 
-    fn pending(&mut self) -> Vec<u8> {
+    pub(super) fn pending(&mut self) -> Vec<u8> {
         let mut records = Vec::new();
         while self.tls.wants_write() {
             self.tls.write_tls(&mut records).expect("a Vec takes all");
@@ -71,12 +71,12 @@ impl Client {
         records
     }
 
-    async fn send(&mut self, plain: &[u8]) {
+    pub(super) async fn send(&mut self, plain: &[u8]) {
         let records = self.sealed(plain);
         self.socket.write_all(&records).await.expect("the server reads");
     }
 
-    async fn shake_hands(&mut self) {
+    pub(super) async fn shake_hands(&mut self) {
         let mut bytes = [0; 4096];
         while self.tls.is_handshaking() {
             let records = self.pending();
