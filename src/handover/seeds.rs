@@ -71,8 +71,10 @@ fn changed(mut message: Vec<u8>, at: usize, byte: u8) -> Vec<u8> {
     message
 }
 
-/// Each seed: its name, the message, and what is read of it.
-fn seeds() -> Vec<(&'static str, Vec<u8>, Vec<Result<&'static str, Refusal>>)> {
+/// Its name, the message, and what is read of it.
+type Seed = (&'static str, Vec<u8>, Vec<Result<&'static str, Refusal>>);
+
+fn seeds() -> Vec<Seed> {
     let full = |suite| Some(notes::full(suite));
     let mut unknown = notes::full(TLS_1_3);
     let (make_unknown, why) = notes::DAMAGES[0];

@@ -37,7 +37,10 @@ pub(crate) fn full(id: u16) -> TlsNote {
 }
 
 /// What makes a note one that no connection goes on from, and the reason that is given.
-pub(crate) const DAMAGES: [(fn(&mut TlsNote), &str); 2] = [
+pub(crate) type Damage = (fn(&mut TlsNote), &'static str);
+
+/// An unknown suite, and a secret that has not its length.
+pub(crate) const DAMAGES: [Damage; 2] = [
     (|note| note.session.suite = 0x1304, "unknown cipher suite 0x1304"),
     (|note| note.read.material.truncate(10), "keying material of a wrong length"),
 ];
