@@ -50,12 +50,6 @@ pub(crate) fn held(note: &TlsNote) -> [usize; 2] {
     [note.raw.len(), note.unsent.len()]
 }
 
-/// A second one of it, as nothing but a message that comes twice could make.
-pub(crate) fn copy(note: &TlsNote) -> TlsNote {
-    let bytes = postcard::to_allocvec(note).expect("it is written");
-    postcard::from_bytes(&bytes).expect("it is read")
-}
-
 /// The keys of tickets, which are always the same.
 pub(crate) fn ticket_keys() -> TicketKeys {
     let (name, key, made) = ([1_u8; 16], [2_u8; 32], 1_800_000_000_u64);

@@ -3,8 +3,11 @@
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::Relaxed;
 
-use tokio::io::AsyncReadExt;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::tunnels::{self, tunnel};
 use super::{Client, REQUEST, Side, acceptor, answer};
 use crate::handover::parcel::{ConnectionNote, Parcel};
 use crate::server::tests::logged;
@@ -63,6 +66,12 @@ async fn a_damaged_note_closes_its_own_connection_and_those_beside_it_go_on() {
     }
 }
 
+/// A second one of a note, which is no `Clone`.
+fn copy<T: Serialize + DeserializeOwned>(note: &T) -> T {
+    let bytes = postcard::to_allocvec(note).expect("it is written");
+    postcard::from_bytes(&bytes).expect("it is read")
+}
+
 /// The second owner would seal with numbers that the first has used. A mailbox gives each message once, so this one is
 /// made by hand.
 #[tokio::test]
@@ -70,14 +79,7 @@ async fn a_note_that_comes_twice_has_one_owner_and_the_second_writes_nothing_on_
     for version in VERSIONS {
         let there = Side::new();
         let (mut client, socket, note) = departed(version).await;
-        let again = |note: &ConnectionNote| ConnectionNote {
-            peer: note.peer,
-            answered: note.answered,
-            idle_ms: note.idle_ms,
-            read_ahead: note.read_ahead.clone(),
-            tls: note.tls.as_ref().map(notes::copy),
-        };
-        let copies = [again(&note), again(&note)];
+        let copies = [copy(&note), copy(&note)];
         let sockets = [(); 2].map(|()| socket.try_clone().expect("a descriptor"));
         there.handover.put(&mut vec![Parcel::Connection(socket, note)]).expect("there is room");
         there.take_over();
@@ -94,5 +96,34 @@ async fn a_note_that_comes_twice_has_one_owner_and_the_second_writes_nothing_on_
                 assert!(answer(&mut client).await.contains("GET /"));
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn a_tunnel_that_comes_twice_has_one_owner_and_goes_on() {
+    for version in VERSIONS {
+        let (here, mut upstreams) = tunnels::side();
+        let (there, _) = tunnels::side();
+        let (mut client, mut upstream) = tunnel(version, &here, &mut upstreams, &acceptor()).await;
+        let Parcel::Tunnel { client: socket, upstream: near, note } = here.departed().await else {
+            panic!("a tunnel")
+        };
+        let again = Parcel::Tunnel {
+            client: socket.try_clone().expect("a descriptor"),
+            upstream: near.try_clone().expect("a descriptor"),
+            note: copy(&note),
+        };
+        let first = Parcel::Tunnel { client: socket, upstream: near, note };
+        there.handover.put(&mut vec![first, again]).expect("there is room");
+        there.take_over();
+        let totals = there.registry.totals();
+        let counts = (totals.taken_over.counts()[1], totals.not_understood.load(Relaxed));
+        assert_eq!((counts, there.registry.len()), ((1, 1), 1));
+        let mut heard = [0; 4];
+        client.send(b"up").await;
+        upstream.socket.read_exact(&mut heard[..2]).await.expect("the tunnel goes on");
+        upstream.socket.write_all(b"down").await.expect("the server reads");
+        client.read_exact(&mut heard).await.expect("the tunnel goes on");
+        assert_eq!(&heard, b"down");
     }
 }

@@ -26,8 +26,8 @@ use crate::tls::tests::notes;
 const UPGRADE: &[u8] = b"GET /bytes HTTP/1.1\r\nhost: here\r\nconnection: upgrade\r\nupgrade: bytes\r\n\r\n";
 
 /// The end of a tunnel where its upstream is.
-struct Upstream {
-    socket: UnixStream,
+pub(super) struct Upstream {
+    pub(super) socket: UnixStream,
     /// The server's own socket to it, to look at.
     near: OwnedFd,
 }
@@ -50,14 +50,14 @@ fn tunnels(ends: UnboundedSender<Upstream>) -> Router {
 }
 
 /// A server of tunnels, and where their other ends come from.
-fn side() -> (Side, UnboundedReceiver<Upstream>) {
+pub(super) fn side() -> (Side, UnboundedReceiver<Upstream>) {
     let (ends, upstreams) = unbounded_channel();
     let mailbox = Mailbox::new().expect("a mailbox");
     (Side::serving(tunnels(ends), mailbox, Limits::default()), upstreams)
 }
 
 /// Both ends of a tunnel over TLS.
-async fn tunnel(
+pub(super) async fn tunnel(
     version: &'static rustls::SupportedProtocolVersion,
     side: &Side,
     upstreams: &mut UnboundedReceiver<Upstream>,
