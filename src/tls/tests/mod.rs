@@ -4,6 +4,7 @@ mod carried;
 mod differential;
 mod halves;
 mod handshakes;
+pub(crate) mod notes;
 mod parked;
 mod refused;
 
