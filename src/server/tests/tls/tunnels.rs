@@ -151,7 +151,7 @@ async fn a_tunnel_over_tls_is_carried_from_any_byte_of_a_record_and_each_byte_ar
 
 #[tokio::test]
 async fn a_tunnel_whose_client_would_be_judged_by_another_policy_now_is_closed_at_both_ends() {
-    let judging = |digest| acceptor().with_policy(digest, |_| true);
+    let judging = |digest| acceptor().with_policy(digest, None, |_| true);
     for (now, goes_on) in
         [(Some(judging(7)), true), (Some(judging(8)), false), (Some(acceptor()), false), (None, false)]
     {
