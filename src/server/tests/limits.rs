@@ -44,11 +44,11 @@ impl Service {
 
     /// Waits for something of its connections.
     async fn until(&self, what: impl Fn(&Registry) -> bool) {
-        for _ in 0..600_000 {
+        for _ in 0..12_000 {
             if what(&self.registry) {
                 return;
             }
-            sleep(Duration::from_millis(1)).await;
+            sleep(Duration::from_millis(50)).await;
         }
         panic!("it does not come to that");
     }
