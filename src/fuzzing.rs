@@ -9,10 +9,11 @@ use axum::routing::{any, get};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use crate::handover::parcel::{self, Parcel};
+use crate::handover::parcel::{self, Content, Parcel};
 use crate::server::Server;
 use crate::server::limits::Limits;
 use crate::server::{Registry, Totals};
+use crate::tls::Records;
 
 /// Reads a message of the mailbox.
 pub fn parcels(message: &[u8]) {
@@ -20,6 +21,13 @@ pub fn parcels(message: &[u8]) {
         if let Ok((_, Ok(content))) = record {
             let note = format!("{content:?}");
             assert!(!note.is_empty());
+            let tls = match content {
+                Content::Connection(note) => note.tls,
+                Content::Tunnel(note) => note.tls,
+                Content::Counts(_) | Content::Tickets(_) => None,
+            };
+            // Refused, or gone on from.
+            let _ = tls.map(Records::from_note);
         }
     }
     // With no descriptors at all no connection can be carried.

@@ -11,6 +11,7 @@ use super::places::Places;
 use super::value::Proxy;
 use super::written::{self, File, Key};
 use crate::daemon::http::https;
+use crate::daemon::http::routes::check::HOST;
 use crate::daemon::http::routes::{Action, Route, files, proxy, respond};
 use crate::daemon::{Config, admin, http, shutdown, supervisor};
 use crate::server::limits::{Limits, Trusted};
@@ -78,6 +79,13 @@ fn http(written: Key<written::Http>, default: http::Config, places: &mut Places)
 
 fn https(written: written::Https, places: &mut Places, mistakes: &mut Vec<Mistake>) -> https::Config {
     written.note("https.", places);
+    // In code that is every host, as in the file it is where the key is left out.
+    if let Key::Given { value, .. } = &written.client_hosts
+        && value.get_ref().is_empty()
+    {
+        let mistake = Mistake::new(value.span(), "`client_hosts` is empty", format!("expected {HOST}"));
+        mistakes.push(mistake.help("leave it out: the clients of every host are asked then".to_owned()));
+    }
     let default = https::Config::new(certificates(written.certificates, places, mistakes));
     https::Config {
         listen: list(written.listen, "https.listen", default.listen, places),

@@ -177,8 +177,8 @@ impl Config {
     }
 
     /// What is doubtful in a config that was read from a file, although it can be served: a certificate that is about to
-    /// expire or that some clients refuse, a file that the user who serves may not read, as `may_read` knows. `None` if
-    /// nothing is.
+    /// expire or that some clients refuse, a file that the user who serves may not read, as `may_read` knows, a key that has
+    /// no effect beside others. `None` if nothing is.
     #[must_use]
     pub fn warnings(&self, may_read: impl Fn(&Path) -> bool) -> Option<Mistakes> {
         let Source { name, text, .. } = &self.source;
@@ -198,7 +198,8 @@ impl Config {
                 }
             });
         }
-        let warnings = check.warnings().into_iter().filter_map(|warning| places.mistake(warning));
+        let warnings = self.check().into_iter().flatten().chain(check.warnings());
+        let warnings = warnings.filter_map(|warning| places.mistake(warning));
         Mistakes::warnings(name, text, warnings.collect())
     }
 

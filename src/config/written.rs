@@ -22,6 +22,9 @@ pub(super) trait Kind {
     /// The value, once read.
     type Value;
 
+    /// True of a table, which may have a header of its own.
+    const IS_TABLE: bool = false;
+
     /// The text that completes "expected ..." in a mistake.
     fn expected() -> String;
 
@@ -117,6 +120,8 @@ macro_rules! tables {
 
         impl Kind for $name {
             type Value = Self;
+
+            const IS_TABLE: bool = true;
 
             fn expected() -> String {
                 $expected.to_owned()
@@ -342,13 +347,24 @@ impl<K: Kind> Kind for List<K> {
             other => {
                 let help = match &other {
                     DeValue::String(text) => Some(format!("write [{text:?}]")),
-                    DeValue::Table(_) => Some(format!("write [[{name}]]: there can be several")),
+                    DeValue::Table(_) if K::IS_TABLE => {
+                        Some(format!("write {}: there can be several", header(name)))
+                    }
                     _ => None,
                 };
                 mistakes.push(wrong_type::<Self>(name, span, &other).help(help));
                 None
             }
         }
+    }
+}
+
+/// The header of each table of a list, which is below that of the section that the list is in.
+fn header(name: &str) -> String {
+    let home = HOMES.iter().find(|(_, keys)| keys.contains(&name));
+    match home.and_then(|(home, _)| home.strip_prefix('[')?.strip_suffix(']')) {
+        Some(section) => format!("[{{ .. }}], or [[{section}.{name}]]"),
+        None => format!("[[{name}]]"),
     }
 }
 

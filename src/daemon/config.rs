@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::http::https;
 use super::{admin, http, shutdown, supervisor};
-use crate::rules::{Check, Violations};
+use crate::rules::{Check, Violation, Violations};
 use crate::server::address::{self, Address};
 use crate::{handover, logging};
 
@@ -98,8 +98,8 @@ sections! {
 }
 
 impl Config {
-    /// Finds every value that breaks a rule of its section, or a rule between sections.
-    pub(crate) fn check(&self) -> Result<(), Violations> {
+    /// Finds every value that breaks a rule of its section, or a rule between sections; or what is doubtful if none does.
+    pub(crate) fn check(&self) -> Result<Vec<Violation>, Violations> {
         let mut check = Check::default();
         self.check_sections(&mut check);
         self.http.check_routes(&mut check);
@@ -115,10 +115,16 @@ impl Config {
                 )
                 .help("`[https]` needs `certificates`");
         }
+        if self.http.redirect_to_https && self.http.listen.is_empty() {
+            check
+                .warn("http.redirect_to_https", "there is nothing to redirect", "an address in `http.listen`")
+                .also("http.listen", "nothing listens without TLS")
+                .help("\"0.0.0.0:80\" is the port that clients ask who know of no TLS; or leave `redirect_to_https` out");
+        }
         let mut listening = self.listening();
         listening.extend(self.https.as_ref().map(|https| (HTTPS, &*https.listen)));
         address::check_apart(&listening, &mut check);
-        check.finish().map(drop)
+        check.finish()
     }
 
     /// Reads the certificates of `[https]`, and what else it names; `None` if there is no such section, or something is
@@ -139,6 +145,6 @@ mod tests {
 
     #[test]
     fn the_defaults_keep_every_rule() {
-        assert_eq!(Config::default().check(), Ok(()));
+        assert_eq!(Config::default().check(), Ok(Vec::new()));
     }
 }

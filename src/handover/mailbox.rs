@@ -103,12 +103,13 @@ impl Mailbox {
     }
 
     fn put_one(&self, records: &[Record]) -> io::Result<()> {
+        // Before there are secrets that an error would leave in memory.
+        let envelope = Envelope::new()?;
         let length: usize = records.iter().map(|(_, record)| record.len()).sum();
         let mut bytes = Vec::with_capacity(length + OVERHEAD);
         for (_, record) in records {
             bytes.extend_from_slice(record);
         }
-        let envelope = Envelope::new()?;
         envelope.close(&mut bytes)?;
         let memfd = sealed("steadfast-parcels", &bytes)?;
         let sockets = records.iter().flat_map(|(parcel, _)| parcel.descriptors());

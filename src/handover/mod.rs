@@ -7,6 +7,8 @@
 mod envelope;
 pub(crate) mod mailbox;
 pub(crate) mod parcel;
+#[cfg(test)]
+mod seeds;
 
 use std::fmt;
 use std::io;

@@ -273,6 +273,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::tls::tests::notes;
 
     fn socket() -> OwnedFd {
         UnixStream::pair().expect("a pair of sockets").0.into()
@@ -287,6 +288,16 @@ mod tests {
             tls: None,
         };
         Parcel::Connection(socket(), note)
+    }
+
+    /// The same over TLS, of this suite.
+    fn over_tls(suite: u16, mut parcel: Parcel) -> Parcel {
+        match &mut parcel {
+            Parcel::Connection(_, note) => note.tls = Some(notes::full(suite)),
+            Parcel::Tunnel { note, .. } => note.tls = Some(notes::full(suite)),
+            Parcel::Counts(_) | Parcel::Tickets(_) => unreachable!("no client has it"),
+        }
+        parcel
     }
 
     fn tunnel() -> Parcel {
@@ -306,21 +317,26 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let mut message = Vec::new();
-        assert!(connection(b"GET /half").write_to(&mut message));
-        assert!(tunnel().write_to(&mut message));
-        let read = read(&message, vec![socket(), socket(), socket()]);
-        let [Ok(Parcel::Connection(_, note)), Ok(Parcel::Tunnel { note: tunnel_note, .. })] = &read[..]
-        else {
-            panic!("{read:?}");
-        };
-        let (Parcel::Connection(_, written), Parcel::Tunnel { note: tunnel_written, .. }) =
-            (connection(b"GET /half"), tunnel())
-        else {
-            unreachable!()
-        };
-        assert_eq!(*note, written);
-        assert_eq!(*tunnel_note, tunnel_written);
+        let plain = || (connection(b"GET /half"), tunnel());
+        let of_tls = |suite| (over_tls(suite, connection(b"GET /half")), over_tls(suite, tunnel()));
+        for make in [&plain as &dyn Fn() -> _, &|| of_tls(0x1302), &|| of_tls(0xc02b)] {
+            let (connection, tunnel) = make();
+            let mut message = Vec::new();
+            assert!(connection.write_to(&mut message));
+            assert!(tunnel.write_to(&mut message));
+            let read = read(&message, vec![socket(), socket(), socket()]);
+            let [Ok(Parcel::Connection(_, note)), Ok(Parcel::Tunnel { note: tunnel_note, .. })] = &read[..]
+            else {
+                panic!("{read:?}");
+            };
+            let (Parcel::Connection(_, written), Parcel::Tunnel { note: tunnel_written, .. }) =
+                (connection, tunnel)
+            else {
+                unreachable!()
+            };
+            assert_eq!(*note, written);
+            assert_eq!(*tunnel_note, tunnel_written);
+        }
     }
 
     #[test]
@@ -379,12 +395,18 @@ mod tests {
         }
 
         #[test]
-        fn a_damaged_message_yields_at_most_what_was_in_it(at in 0..200usize, byte: u8) {
+        fn a_damaged_message_yields_at_most_what_was_in_it(
+            at: prop::sample::Index,
+            byte: u8,
+            is_over_tls: bool,
+        ) {
             let mut message = Vec::new();
             for _ in 0..3 {
-                prop_assert!(connection(b"GET / HTTP/1.1\r\n").write_to(&mut message));
+                let parcel = connection(b"GET / HTTP/1.1\r\n");
+                let parcel = if is_over_tls { over_tls(0x1301, parcel) } else { parcel };
+                prop_assert!(parcel.write_to(&mut message));
             }
-            let at = at % message.len();
+            let at = at.index(message.len());
             message[at] = byte;
             let parcels = read(&message, (0..3).map(|_| socket()).collect());
             prop_assert!(parcels.iter().filter(|p| p.is_ok()).count() <= 3);

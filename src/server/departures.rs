@@ -1,13 +1,14 @@
 //! The way of connections to the successor, and from a predecessor.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use rustix::net::sockopt::socket_cookie;
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -25,7 +26,7 @@ use crate::handover::mailbox::Mailbox;
 use crate::handover::parcel::{ConnectionNote, CountsNote, Parcel, Refusal, TunnelNote};
 use crate::handover::{Handover, NotCarried};
 use crate::printable::counted;
-use crate::tls::{Session, TicketKeys};
+use crate::tls::{Session, TicketKeys, TlsNote};
 
 /// The most connections that leave together.
 const BATCH: usize = 250;
@@ -39,12 +40,20 @@ pub(crate) struct Departures {
     outbox: UnboundedSender<Parcel>,
     /// The other end of `outbox`. The task that holds the lock puts what comes out into the mailbox.
     leaving: tokio::sync::Mutex<UnboundedReceiver<Parcel>>,
+    /// The clients' sockets whose TLS has come from other processes and has not left again, also those that are closed by
+    /// now: the number that the kernel gives to each, and to no other (`SO_COOKIE`, socket(7)).
+    owned: Mutex<HashSet<u64>>,
 }
 
 impl Departures {
     pub(crate) fn new(handover: Arc<Handover>) -> Arc<Self> {
         let (outbox, leaving) = unbounded_channel();
-        Arc::new(Self { handover, outbox, leaving: tokio::sync::Mutex::new(leaving) })
+        Arc::new(Self {
+            handover,
+            outbox,
+            leaving: tokio::sync::Mutex::new(leaving),
+            owned: Mutex::default(),
+        })
     }
 
     /// The reason why a connection is not carried; `None` if it is. Asked when it leaves, not when it is told to: a
@@ -55,8 +64,27 @@ impl Departures {
 
     /// Puts a connection on its way.
     pub(super) fn send(&self, parcel: Parcel) {
+        if parcel.is_over_tls()
+            && let Some(cookie) = parcel.descriptors().next().and_then(|client| socket_cookie(client).ok())
+        {
+            self.owned().remove(&cookie);
+        }
         // The other end is in `self`.
         let _ = self.outbox.send(parcel);
+    }
+
+    /// Makes this process the owner of what a client says over TLS. An error if it has been that already: a note that comes
+    /// again is out of date, and of two owners both would seal with the same numbers.
+    fn own(&self, client: BorrowedFd<'_>) -> io::Result<()> {
+        if self.owned().insert(socket_cookie(client)?) {
+            Ok(())
+        } else {
+            Err(io::Error::other("it has been taken over before"))
+        }
+    }
+
+    fn owned(&self) -> MutexGuard<'_, HashSet<u64>> {
+        self.owned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts what has left into the mailbox, once.
@@ -256,7 +284,7 @@ impl Server {
     fn adopt_connection(&self, socket: OwnedFd, mut note: ConnectionNote) -> io::Result<()> {
         let (thread, runtime, permit) = self.place();
         let _entered = runtime.enter();
-        let wire = Wire::adopt(socket, note.tls.take())?;
+        let wire = self.adopt(socket, note.tls.take())?;
         let judged = self.agrees_with(&wire);
         let trusted = self.trusted.contains(note.peer.into());
         let connection = self.registry.taken_over(thread, trusted, self.departures.clone(), &note);
@@ -266,6 +294,13 @@ impl Server {
             Err(_) => Serve::to_close(stream, &self.http1s),
         });
         judged
+    }
+
+    fn adopt(&self, client: OwnedFd, tls: Option<TlsNote>) -> io::Result<Wire> {
+        if let (Some(departures), Some(_)) = (&self.departures, &tls) {
+            departures.own(client.as_fd())?;
+        }
+        Wire::adopt(client, tls)
     }
 
     /// An error if the client of a connection of another process would now be asked for another certificate.
@@ -285,7 +320,7 @@ impl Server {
     fn adopt_tunnel(&self, client: OwnedFd, upstream: OwnedFd, mut note: TunnelNote) -> io::Result<()> {
         let (thread, runtime, permit) = self.place();
         let _entered = runtime.enter();
-        let (client, upstream) = (Wire::adopt(client, note.tls.take())?, Socket::adopt(upstream)?);
+        let (client, upstream) = (self.adopt(client, note.tls.take())?, Socket::adopt(upstream)?);
         self.agrees_with(&client)?;
         let connection = self.registry.tunnel_taken_over(thread, self.departures.clone(), &note)?;
         let client = Box::new(ClientStream::new(client, Bytes::new(), connection, permit));

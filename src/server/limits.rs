@@ -18,7 +18,7 @@ pub struct Limits {
     pub connections_per_client: usize,
     /// The most requests that a connection may make before it is closed. 10,000 by default.
     pub requests_per_connection: u64,
-    /// The time that a client may take to send a request's head; 10 s by default.
+    /// The time that a client may take to send a request's head, and for a handshake of TLS; 10 s by default.
     pub header_timeout: Duration,
     /// The largest head of a request, in bytes; 64 KiB by default, 8 KiB at least.
     pub header_limit: usize,

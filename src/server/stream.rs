@@ -108,6 +108,11 @@ impl ClientStream {
         self.has_read_ahead() || self.wire.has_waiting_byte()
     }
 
+    /// True if a part of a record of TLS is there: it may be the beginning of a request.
+    pub(super) fn has_part_of_record(&self) -> bool {
+        self.wire.has_part_of_record()
+    }
+
     pub(super) fn has_read_ahead(&self) -> bool {
         !self.read_ahead.left().is_empty()
     }
@@ -441,7 +446,12 @@ impl AsyncWrite for ClientStream {
     /// Closes the sending half of a tunnel. An HTTP connection is closed by its task, not by hyper.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.is_tunnel() { Pin::new(&mut this.wire).poll_shutdown(cx) } else { Poll::Ready(Ok(())) }
+        if !this.is_tunnel() {
+            return Poll::Ready(Ok(()));
+        }
+        // TLS may have sealed more than the socket has taken: the client is waited for, here too.
+        let ended = Pin::new(&mut this.wire).poll_shutdown(cx);
+        this.wrote(cx, ended.map_ok(|()| 0)).map_ok(drop)
     }
 }
 

@@ -74,6 +74,11 @@ impl Wire {
         matches!(self, Self::Tls(stream) if stream.has_read_ahead()) || self.socket().has_waiting_byte()
     }
 
+    /// True if a record of TLS has come in part.
+    pub(super) fn has_part_of_record(&self) -> bool {
+        matches!(self, Self::Tls(stream) if stream.has_part_of_record())
+    }
+
     /// Ready when there is something to read: bytes, the end, or an error. What is TLS's own is read here.
     pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {

@@ -210,7 +210,7 @@ impl ResolvesServerCert for Certificates {
 
 // ---- one of them -----------------------------------------------------------------------------------------------
 
-type X509 = CertificateInner<Raw>;
+pub(super) type X509 = CertificateInner<Raw>;
 
 fn load(files: &CertificateFiles, now: SystemTime, check: &mut Check) -> Option<Certificate> {
     let chain = load_chain(&files.chain, check);
@@ -236,7 +236,7 @@ fn load(files: &CertificateFiles, now: SystemTime, check: &mut Check) -> Option<
             return None;
         }
     }
-    if extension::<BasicConstraints>(leaf).is_some_and(|constraints| constraints.ca) {
+    if is_ca(leaf) {
         check
             .note("chain", format!("the certificate of {shown} is that of a CA"), "a server's own certificate")
             .help("clients refuse it for a server; one that signs itself is made with `-addext basicConstraints=critical,CA:FALSE`");
@@ -390,6 +390,11 @@ fn shown(leaf: &X509, names: &[Box<str>]) -> String {
 
 fn extension<'a, T: Decode<'a> + x509_cert::der::oid::AssociatedOid>(x509: &'a X509) -> Option<T> {
     x509.tbs_certificate().get_extension::<T>().ok().flatten().map(|(_, extension)| extension)
+}
+
+/// True if it may issue others (RFC 5280, section 4.2.1.9).
+pub(super) fn is_ca(x509: &X509) -> bool {
+    extension::<BasicConstraints>(x509).is_some_and(|constraints| constraints.ca)
 }
 
 fn check_dates(leaf: &X509, shown: &str, now: SystemTime, check: &mut Check) {

@@ -17,7 +17,7 @@ use x509_cert::crl::CertificateList;
 use x509_cert::der::Decode;
 use x509_cert::name::Name;
 
-use super::certificates::{in_words, read_pem};
+use super::certificates::{X509, in_words, is_ca, read_pem};
 use crate::rules::Check;
 
 /// The text of a mistake that says what is expected of the CAs of clients.
@@ -46,9 +46,12 @@ pub(crate) fn verifier(
     check: &mut Check,
 ) -> Option<Arc<dyn ClientCertVerifier>> {
     policy.update([u8::from(is_required), u8::from(crl.is_some())]);
-    let roots = roots(ca, policy, check);
-    let lists = crl.map_or(Some(Vec::new()), |crl| lists(crl, policy, check));
-    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots?), Arc::clone(provider));
+    let cas = cas(ca, policy, check);
+    let lists = match crl {
+        None => Some(Vec::new()),
+        Some(crl) => lists(crl, cas.as_ref(), policy, check),
+    };
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(cas?.roots), Arc::clone(provider));
     let builder = builder.with_crls(lists?);
     let builder = if is_required { builder } else { builder.allow_unauthenticated() };
     match builder.build() {
@@ -67,33 +70,65 @@ pub(crate) fn add_part(policy: &mut Sha256, part: &[u8]) {
     policy.update(part);
 }
 
-fn roots(path: &Path, policy: &mut Sha256, check: &mut Check) -> Option<RootCertStore> {
+/// The CAs of clients.
+struct Cas {
+    roots: RootCertStore,
+    subjects: Vec<Name>,
+}
+
+fn cas(path: &Path, policy: &mut Sha256, check: &mut Check) -> Option<Cas> {
     let pem = read_pem("client_ca", path, CA, LARGEST, check)?;
     add_part(policy, &pem);
-    let mut roots = RootCertStore::empty();
+    let mut cas = Cas { roots: RootCertStore::empty(), subjects: Vec::new() };
     for (index, der) in CertificateDer::pem_slice_iter(&pem).enumerate() {
-        let added = der.map_err(|error| error.to_string());
-        if let Err(error) = added.and_then(|der| roots.add(der).map_err(|error| error.to_string())) {
-            let what = format!("certificate {} of `client_ca` cannot be used: {error}", index + 1);
-            check.note("client_ca", what, CA);
-            return None;
+        let read = der.map_err(|error| error.to_string()).and_then(|der| {
+            let x509 = X509::from_der(&der).map_err(|error| error.to_string())?;
+            cas.roots.add(der).map_err(|error| error.to_string())?;
+            Ok(x509)
+        });
+        match read {
+            Ok(x509) if !is_ca(&x509) => {
+                let what = format!("certificate {} of `client_ca` is not that of a CA", index + 1);
+                check.note("client_ca", what, CA).help(
+                    "leave out a server's, and those of clients: they are let in by the CA that has issued them",
+                );
+                return None;
+            }
+            Ok(x509) => {
+                let subject = x509.tbs_certificate().subject().clone();
+                let end = x509.tbs_certificate().validity().not_after.to_system_time();
+                if let Ok(since) = SystemTime::now().duration_since(end) {
+                    let what =
+                        format!("the CA {:?} in `client_ca` expired {} ago", name(&subject), in_words(since));
+                    check.warn("client_ca", what, "one that is valid").help(
+                        "its clients are still let in: leave it out, or put the renewed one in its place",
+                    );
+                }
+                cas.subjects.push(subject);
+            }
+            Err(error) => {
+                let what = format!("certificate {} of `client_ca` cannot be used: {error}", index + 1);
+                check.note("client_ca", what, CA);
+                return None;
+            }
         }
     }
-    if roots.is_empty() {
+    if cas.subjects.is_empty() {
         check.note("client_ca", "`client_ca` has no certificate", CA);
         return None;
     }
-    Some(roots)
+    Some(cas)
 }
 
 fn lists(
     path: &Path,
+    cas: Option<&Cas>,
     policy: &mut Sha256,
     check: &mut Check,
 ) -> Option<Vec<CertificateRevocationListDer<'static>>> {
     let pem = read_pem("client_crl", path, CRL, LARGEST_CRL, check)?;
     add_part(policy, &pem);
-    let mut lists = Vec::new();
+    let (mut lists, mut issuers) = (Vec::new(), Vec::new());
     for (index, der) in CertificateRevocationListDer::pem_slice_iter(&pem).enumerate() {
         let read = der.map_err(|error| error.to_string()).and_then(|der| {
             let list = CertificateList::<Raw>::from_der(&der).map_err(|error| error.to_string())?;
@@ -103,6 +138,7 @@ fn lists(
             Ok((list, der)) => {
                 check_age(&list, check);
                 lists.push(der);
+                issuers.push(list.tbs_cert_list.issuer);
             }
             Err(error) => {
                 let what = format!("list {} of `client_crl` cannot be read: {error}", index + 1);
@@ -114,6 +150,13 @@ fn lists(
     if lists.is_empty() {
         check.note("client_crl", "`client_crl` has no list", CRL);
         return None;
+    }
+    let subjects = cas.map_or(&[][..], |cas| &cas.subjects);
+    for subject in subjects.iter().filter(|subject| !issuers.contains(subject)) {
+        let what = format!("`client_crl` has no list of the CA {:?}", name(subject));
+        check
+            .warn("client_crl", what, "a list of each CA")
+            .help("add its list, though it be empty: until then none of its clients is let in");
     }
     Some(lists)
 }

@@ -18,7 +18,7 @@ use rustls::{ConnectionTrafficSecrets, HandshakeKind, KeyLog, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use zeroize::Zeroizing;
 
-use super::acceptor::{Choice, Policy, policy_for};
+use super::acceptor::Policy;
 use super::client::subject;
 use super::failure::{Failed, Reason};
 use super::keys::{HEADER, Material, Suite, TAG};
@@ -42,7 +42,7 @@ const MAX_BODY: usize = (1 << 14) + 2048;
 /// `SSLKEYLOGFILE` is not looked at.
 struct Heard {
     resolver: Arc<dyn ResolvesServerCert>,
-    choice: Option<Choice>,
+    policy: Option<Policy>,
     told: Mutex<Told>,
 }
 
@@ -73,8 +73,8 @@ impl Heard {
     /// True if the connection has the config of the name that its client asks for. By another one, a client could be let in
     /// without the certificate that is asked for under that name.
     fn fits(&self, told: &Told) -> bool {
-        let choice = self.choice.as_ref();
-        choice.is_none_or(|choice| told.is_chosen == Some(choice.is_for(told.server_name.as_deref())))
+        let policy = self.policy.as_ref().filter(|policy| policy.config().is_some());
+        policy.is_none_or(|policy| told.is_chosen == Some(policy.is_for(told.server_name.as_deref())))
     }
 }
 
@@ -124,7 +124,6 @@ struct Progress {
     /// Reads the client's hello where that decides between two configs, until it has. The connection is shown nothing
     /// before.
     hello: Option<rustls::server::Acceptor>,
-    policy: Option<Policy>,
     /// The first byte that the client has sent.
     began_as: Option<u8>,
     /// What the client has sent and rustls has not used.
@@ -154,11 +153,11 @@ enum Next {
 }
 
 impl Handshake {
-    /// One with one of two configs, if there is a choice.
-    pub(super) fn new(config: &ServerConfig, choice: Option<Choice>, policy: Option<Policy>) -> Self {
-        let hello = choice.as_ref().map(|_| rustls::server::Acceptor::default());
+    /// One by this config, or by that of the policy for the clients that it is for.
+    pub(super) fn new(config: &ServerConfig, policy: Option<Policy>) -> Self {
+        let hello = policy.as_ref().and_then(Policy::config).map(|_| rustls::server::Acceptor::default());
         let resolver = Arc::clone(&config.cert_resolver);
-        let heard = Arc::new(Heard { resolver, choice, told: Mutex::default() });
+        let heard = Arc::new(Heard { resolver, policy, told: Mutex::default() });
         let (connection, failed) = match heard.connection(config) {
             Ok(connection) => (Some(connection), None),
             Err(failed) => (None, Some(failed)),
@@ -167,7 +166,6 @@ impl Handshake {
             connection,
             heard,
             hello,
-            policy,
             failed,
             began_as: None,
             incoming: Vec::new(),
@@ -349,12 +347,12 @@ impl Progress {
                 Ok(Some(_)) | Err(_) => None,
             };
             self.hello = None;
-            if let (Some(accepted), Some(choice)) = (accepted, &self.heard.choice) {
+            if let (Some(accepted), Some(policy)) = (accepted, &self.heard.policy) {
                 let name = accepted.client_hello().server_name().map(str::to_ascii_lowercase);
-                let is_chosen = choice.is_for(name.as_deref());
+                let is_chosen = policy.is_for(name.as_deref());
                 self.heard.told().is_chosen = Some(is_chosen);
-                if is_chosen {
-                    self.connection = Some(self.heard.connection(&choice.config)?);
+                if let Some(config) = policy.config().filter(|_| is_chosen) {
+                    self.connection = Some(self.heard.connection(config)?);
                 }
             }
         }
@@ -378,7 +376,7 @@ impl Progress {
         let session = Session {
             suite: suite.id,
             alpn: connection.alpn_protocol().and_then(Alpn::by_name),
-            policy: policy_for(self.policy.as_ref(), server_name.as_deref()),
+            policy: Policy::digest_for(self.heard.policy.as_ref(), server_name.as_deref()),
             server_name,
             client: connection.peer_certificates().and_then(|chain| subject(chain.first()?)),
             resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
@@ -390,7 +388,9 @@ impl Progress {
             .ok_or_else(|| broken("the client's secret does not fit"))?;
         let write =
             material(suite, &secrets.tx.1, server).ok_or_else(|| broken("our secret does not fit"))?;
-        let raw = std::mem::take(&mut self.incoming);
+        // It had room for a whole chain of certificates, and stays for as long as the connection.
+        let mut raw = std::mem::take(&mut self.incoming);
+        raw.shrink_to_fit();
         Ok(Records::new(session, suite, (read, secrets.rx.0), (write, secrets.tx.0), raw))
     }
 }

@@ -32,7 +32,7 @@ mod script;
 mod session;
 mod stream;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tickets;
 
 pub(crate) use acceptor::Acceptor;

@@ -197,6 +197,8 @@ pub(crate) struct Records {
     pub(super) unsent_plain: usize,
     /// The number of bytes of plaintext that the socket has taken, since somebody asked for it.
     pub(super) sent_plain: usize,
+    /// True if an alert is not yet sent, and nobody who writes will send it.
+    pub(super) owes_alert: bool,
     handshake: Piece,
     /// True if the client has asked for our KeyUpdate, which has to come before our next data.
     owes_update: bool,
@@ -229,6 +231,7 @@ impl Records {
             unsent_sent: 0,
             unsent_plain: 0,
             sent_plain: 0,
+            owes_alert: false,
             handshake: Piece::default(),
             owes_update: false,
             closed: None,

@@ -70,6 +70,11 @@ impl<S> TlsStream<S> {
         self.records.has_read_ahead()
     }
 
+    /// True if a record has come in part.
+    pub(crate) fn has_part_of_record(&self) -> bool {
+        self.records.held() > 0 && !self.records.has_record()
+    }
+
     /// True if the socket has not taken all that was sealed.
     #[cfg(test)]
     pub(crate) fn has_unsent(&self) -> bool {
@@ -118,7 +123,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
 
     /// The records that are here already, or those of one read from the socket.
     fn poll_fill(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<()> {
+        self.send_alert(cx);
         let records = &mut *self.records;
+        let is_writing = records.has_unsent();
         if records.has_record() {
             records.take_held(out);
         } else {
@@ -136,12 +143,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
                 Poll::Ready(())
             }));
         }
-        if self.records.has_unsent() {
-            // An alert that the records have called for: while the client is idle, nobody writes or flushes. An error is
-            // for whoever does.
-            let _ = self.poll_send(cx);
+        if self.records.has_unsent() && !is_writing {
+            self.records.owes_alert = true;
+            self.send_alert(cx);
         }
         Poll::Ready(())
+    }
+
+    /// Sends an alert that the records have called for, if nobody writes who would send it: to wait for the socket in the
+    /// place of who does would leave that one asleep. An error is for whoever writes next.
+    fn send_alert(&mut self, cx: &mut Context<'_>) {
+        if self.records.owes_alert && self.poll_send(cx).is_ready() {
+            self.records.owes_alert = false;
+        }
+    }
+
+    /// Sends what has been sealed, for whoever writes.
+    fn poll_write_sealed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.records.owes_alert = false;
+        self.poll_send(cx)
     }
 
     /// Sends what has been sealed.
@@ -170,7 +190,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         cx: &mut Context<'_>,
         seal: impl FnOnce(&mut Records) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_send(cx))?;
+        ready!(self.poll_write_sealed(cx))?;
         self.records.unsent = OUTGOING.take();
         let sealed = seal(&mut self.records);
         self.records.unsent_plain += sealed.as_ref().copied().unwrap_or(0);
@@ -203,7 +223,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<S> {
                 Some(Closed::Failed(kind)) => return Poll::Ready(Err(kind.into())),
                 Some(closed @ (Closed::Alert(_) | Closed::Fault(_))) => {
                     // The alert, if the socket takes it: nobody waits for it.
-                    let _ = this.poll_send(cx);
+                    this.send_alert(cx);
                     let error = io::Error::new(io::ErrorKind::InvalidData, closed.to_string());
                     return Poll::Ready(Err(error));
                 }
@@ -236,7 +256,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
     /// Ready when all that has been sealed is in the socket.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.poll_send(cx))?;
+        ready!(this.poll_write_sealed(cx))?;
         // What waited for the socket leaves no buffer behind.
         this.records.unsent = Vec::new();
         Pin::new(&mut this.io).poll_flush(cx)
@@ -245,7 +265,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.records.say_goodbye();
-        ready!(this.poll_send(cx))?;
+        ready!(this.poll_write_sealed(cx))?;
         Pin::new(&mut this.io).poll_shutdown(cx)
     }
 }

@@ -152,15 +152,16 @@ fn files_without_what_they_are_for_are_refused_with_what_to_do() {
     assert!(said.contains("error: `key` cannot be used") && said.contains("2048 bits"), "{said}");
 }
 
+/// What is said of files of CAs and of lists of revocation.
+fn clients(ca: &str, crl: &str) -> String {
+    let certificate = server(&["example.org"], |_| {});
+    let (chain, key) = (certificate.pem() + &CA.pem(), certificate.key());
+    let site = Site::new(&[("chain", &chain), ("key", &key), ("ca", ca), ("crl", crl)]);
+    site.said(&format!("client_ca = \"~/ca\"\nclient_crl = \"~/crl\"\n{ONE}"))
+}
+
 #[test]
 fn cas_and_lists_that_are_none_are_refused() {
-    let certificate = server(&["example.org"], |_| {});
-    let files = [("chain", certificate.pem() + &CA.pem()), ("key", certificate.key())];
-    let clients = |ca: &str, crl: &str| {
-        let mut all: Vec<_> = files.iter().map(|(name, content)| (*name, &**content)).collect();
-        all.extend([("ca", ca), ("crl", crl)]);
-        Site::new(&all).said(&format!("client_ca = \"~/ca\"\nclient_crl = \"~/crl\"\n{ONE}"))
-    };
     let list = ROOT.revoke(&[1], 7);
     assert_eq!(clients(&ROOT.pem(), &list), "");
     assert!(clients("", &list).starts_with("error: `client_ca` has no certificate"));
@@ -170,6 +171,22 @@ fn cas_and_lists_that_are_none_are_refused() {
         said.starts_with("warning: the list of \"CN=Root\" in `client_crl` was to be replaced 3 days ago"),
         "{said}"
     );
+}
+
+/// A certificate that is trusted as if it were a CA's lets in whoever has its key; an intermediate one of a public CA lets
+/// in everybody.
+#[test]
+fn a_certificate_that_is_no_cas_is_not_taken_for_one() {
+    let server = server(&["example.org"], |_| {});
+    let alone = Certificate::of_itself("alone", &["alone.example.org"], |_| {});
+    for (pem, number) in [(server.pem() + &CA.pem(), 1), (ROOT.pem() + &server.pem(), 2), (alone.pem(), 1)] {
+        let title = format!("error: certificate {number} of `client_ca` is not that of a CA");
+        assert_said(
+            &clients(&pem, &ROOT.revoke(&[1], 7)),
+            &title,
+            "leave out a server's, and those of clients",
+        );
+    }
 }
 
 // ---- what is doubtful --------------------------------------------------------------------------------------------
@@ -193,6 +210,24 @@ fn a_certificate_that_has_expired_or_soon_will_is_served_and_said() {
     assert!(soon.starts_with("warning: the certificate of \"example.org\" expires in 47 hours"), "{soon}");
     let early = said(3, 90);
     assert!(early.contains("is not valid yet: it will be in 2 days") && early.contains("clock"), "{early}");
+}
+
+#[test]
+fn a_ca_of_clients_that_has_expired_or_has_no_list_is_said() {
+    let old = Certificate::of_itself("Old", &[], |parameters| {
+        is_ca(parameters);
+        lasts(parameters, -90, -3);
+    });
+    let list = ROOT.revoke(&[1], 7);
+    let said = clients(&(ROOT.pem() + &old.pem()), &(old.revoke(&[], 7) + &list));
+    assert_said(
+        &said,
+        "warning: the CA \"CN=Old\" in `client_ca` expired 3 days ago",
+        "its clients are still let in",
+    );
+    let said = clients(&(ROOT.pem() + &CA.pem()), &list);
+    assert!(said.starts_with("warning: `client_crl` has no list of the CA \"CN=CA\"\n"), "{said}");
+    assert!(said.contains("config.toml:3:") && said.contains("none of its clients is let in"), "{said}");
 }
 
 #[test]
@@ -262,6 +297,39 @@ fn a_name_that_a_certificate_has_twice_is_one_name() {
     for other in ["example.org", "EXAMPLE.org", "example.org."] {
         assert_eq!(Site::of(&twice("example.org", other)).said(ONE), "", "{other}");
     }
+}
+
+#[test]
+fn a_host_that_asks_for_certificates_and_has_none_to_show_is_said() {
+    let certificate = server(&["example.org", "*.a.example.org"], |_| {});
+    let (chain, key) = (certificate.pem() + &CA.pem(), certificate.key());
+    let site = Site::new(&[("chain", &chain), ("key", &key), ("ca", &CA.pem())]);
+    let said = |host: &str| site.said(&format!("client_hosts = [{host:?}]\nclient_ca = \"~/ca\"\n{ONE}"));
+    for shown in
+        ["example.org", "EXAMPLE.org.", "x.a.example.org", "*.a.example.org", "*.example.org", "*.org"]
+    {
+        assert_eq!(said(shown), "", "{shown}");
+    }
+    for other in
+        ["a.example.org", "www.example.org", "x.y.a.example.org", "*.www.example.org", "*.b.org", "org"]
+    {
+        let title = format!("warning: no certificate has the name {other:?}");
+        assert_said(&said(other), &title, "its clients are shown the first certificate");
+    }
+    for address in ["192.0.2.1", "2001:db8::1"] {
+        assert_said(&said(address), &format!("warning: {address:?} is an address"), "answered with 421");
+    }
+}
+
+#[test]
+fn a_redirect_that_nothing_comes_to_is_said() {
+    let site = Site::of(&server(&["example.org"], |_| {}));
+    let said = |http: &str| site.said(&format!("{ONE}\n[http]\n{http}"));
+    assert_eq!(said("redirect_to_https = true"), "");
+    assert_eq!(said("listen = []"), "");
+    let said = said("listen = []\nredirect_to_https = true");
+    assert!(said.starts_with("warning: there is nothing to redirect\n"), "{said}");
+    assert!(said.contains("config.toml:5:21") && said.contains("nothing listens without TLS"), "{said}");
 }
 
 #[test]

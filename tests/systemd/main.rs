@@ -25,6 +25,7 @@ mod retry;
 mod service;
 mod start;
 mod stop;
+mod stop_http2;
 mod succession;
 mod survive;
 mod tls;

@@ -1,6 +1,7 @@
 //! `[https]`: the listeners over TLS, their certificates, and what is asked of clients.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,11 +13,11 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{CipherSuite, SupportedCipherSuite};
 use sha2::{Digest, Sha256};
 
-use super::routes::check::HOST;
+use super::routes::check::check_host;
 use super::routes::{host, proxy};
 use crate::rules::Check;
 use crate::server::address::{self, Address};
-use crate::tls::certificates::{CHAIN, CertificateFiles, Certificates, KEY};
+use crate::tls::certificates::{CHAIN, Certificate, CertificateFiles, Certificates, KEY};
 use crate::tls::{Acceptor, TicketKeys, Tickets, client, gather_randomness};
 
 /// The text of a mistake that says what is expected of `hsts`.
@@ -129,10 +130,9 @@ impl Config {
                     .help("without `client_ca` no client is asked for a certificate");
             }
         }
-        for (index, pattern) in self.client_hosts.iter().enumerate() {
-            if let Err(invalid) = host::claim(pattern) {
-                check.note(&format!("client_hosts[{index}]"), format!("`client_hosts` {invalid}"), HOST);
-            }
+        for (index, host) in self.client_hosts.iter().enumerate() {
+            let key = format!("client_hosts[{index}]");
+            check_host(host, &key, "client_hosts", "every client is asked then", check);
         }
         if let Some(name) = &self.client_subject_header {
             if !proxy::headers::is_free(name) {
@@ -149,13 +149,8 @@ impl Config {
                 );
             }
         }
-        // RFC 6797, section 6.1: the one directive that must be there.
-        let has_age = |hsts: &HeaderValue| {
-            let mut directives = hsts.as_bytes().split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
-            directives.any(|directive| directive.to_ascii_lowercase().starts_with(b"max-age="))
-        };
-        if self.hsts.as_ref().is_some_and(|hsts| !has_age(hsts)) {
-            check.note("hsts", "`hsts` has no `max-age`", HSTS);
+        if let Some(hsts) = &self.hsts {
+            check_hsts(&String::from_utf8_lossy(hsts.as_bytes()), check);
         }
     }
 
@@ -189,6 +184,7 @@ impl Config {
             client::add_part(&mut policy, host.as_bytes());
         }
         let certificates = Arc::new(certificates?);
+        self.check_names(&certificates, check);
         let config = |verifier| self.server_config(&provider, &certificates, verifier);
         Some(Tls {
             asking: clients.map(config),
@@ -197,6 +193,29 @@ impl Config {
             policy: policy.finalize().into(),
             certificates,
         })
+    }
+
+    /// Notes each host whose clients are never asked for a certificate, as they do not get so far.
+    fn check_names(&self, certificates: &Certificates, check: &mut Check) {
+        let is_shown = |claim: &str| {
+            let mut names = certificates.iter().flat_map(Certificate::names);
+            certificates.name_of(claim).is_some()
+                || claim.starts_with('.') && names.any(|name| name.ends_with(claim))
+        };
+        for (index, host) in self.client_hosts.iter().enumerate() {
+            let key = format!("client_hosts[{index}]");
+            let Ok(claim) = host::claim(host) else { continue };
+            if claim.starts_with('[') || claim.parse::<Ipv4Addr>().is_ok() {
+                check.warn(&key, format!("{host:?} is an address"), "the name of a host").help(
+                    "a handshake names no address (RFC 6066, section 3), so no client is asked for a certificate, and \
+                     requests to it are answered with 421",
+                );
+            } else if !is_shown(&claim) {
+                check
+                    .warn(&key, format!("no certificate has the name {host:?}"), "a name that one has")
+                    .help("its clients are shown the first certificate, which is not good for it: correct the name, or have it in one");
+            }
+        }
     }
 
     /// True if clients that are asked for a certificate must have one.
@@ -237,6 +256,43 @@ impl Config {
         let protocols: &[&[u8]] = if self.http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         config
+    }
+}
+
+/// Notes what browsers do not understand: they heed nothing of it then (RFC 6797, section 8.1).
+fn check_hsts(hsts: &str, check: &mut Check) {
+    // Section 6.1: divided by `;`, and none of them twice.
+    let mut names = BTreeSet::new();
+    for directive in hsts.split(';').map(str::trim).filter(|directive| !directive.is_empty()) {
+        let (name, value) = match directive.split_once('=') {
+            Some((name, value)) => (name.trim_end(), Some(value.trim_start())),
+            None => (directive, None),
+        };
+        let number = value
+            .map(|value| value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(value));
+        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let key = name.to_ascii_lowercase();
+        let (what, help) = if directive.contains(',') {
+            let right = hsts.replace(',', ";");
+            (format!("`hsts` has {directive:?}"), format!("directives are divided by \";\": write {right:?}"))
+        } else if key == "max-age" && !number.is_some_and(is_number) {
+            let help = "`max-age` is a number of seconds: write \"max-age=31536000\" for a year";
+            (format!("`hsts` has {directive:?}"), help.to_owned())
+        } else if key == "includesubdomains" && value.is_some() {
+            (format!("`hsts` has {directive:?}"), format!("write {name:?}, without a value"))
+        } else if HeaderName::from_bytes(name.as_bytes()).is_err() {
+            let help = "write the name of a directive, such as \"includeSubDomains\"";
+            (format!("`hsts` has {directive:?}"), help.to_owned())
+        } else if !names.insert(key) {
+            (format!("`hsts` has {name:?} twice"), "leave only one of them".to_owned())
+        } else {
+            continue;
+        };
+        check.note("hsts", what, HSTS).help(help);
+        return;
+    }
+    if !names.contains("max-age") {
+        check.note("hsts", "`hsts` has no `max-age`", HSTS);
     }
 }
 
@@ -325,11 +381,9 @@ impl Tls {
         let policy = self.policy.first_chunk().map_or(0, |first| u64::from_be_bytes(*first)) | 1;
         match (self.asking, self.asked) {
             (None, _) => Acceptor::new(others),
-            (Some(asking), Asked::Everybody) => Acceptor::new(asking).with_policy(policy, |_| true),
+            (Some(asking), Asked::Everybody) => Acceptor::new(asking).with_policy(policy, None, |_| true),
             (Some(asking), asked) => {
-                let judged = asked.clone();
-                let acceptor = Acceptor::new(others).with_choice(asking, move |name| asked.has(name));
-                acceptor.with_policy(policy, move |name| judged.has(name))
+                Acceptor::new(others).with_policy(policy, Some(asking), move |name| asked.has(name))
             }
         }
     }
@@ -337,5 +391,58 @@ impl Tls {
     /// The certificates, for those who show them.
     pub(crate) fn certificates(&self) -> &Arc<Certificates> {
         &self.certificates
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! What browsers are told.
+
+    use super::*;
+
+    /// What is wrong with it.
+    fn wrong(hsts: &str) -> Option<String> {
+        let mut check = Check::default();
+        check_hsts(hsts, &mut check);
+        check.finish().err().map(|violations| violations.to_string())
+    }
+
+    #[test]
+    fn browsers_are_told_what_they_understand() {
+        for right in [
+            "max-age=31536000",
+            "max-age=0",
+            "Max-Age = \"31536000\" ; includeSubDomains; preload",
+            "includeSubDomains; ;max-age=1;",
+            "max-age=1; a=b",
+        ] {
+            assert_eq!(wrong(right), None, "{right}");
+        }
+        for (hsts, what, help) in [
+            ("", "has no `max-age`", ""),
+            ("31536000", "has no `max-age`", ""),
+            ("max-age", "has \"max-age\"", "a number of seconds: write \"max-age=31536000\""),
+            ("max-age=", "has \"max-age=\"", "a number of seconds"),
+            ("max-age=\"\"", "has \"max-age=", "a number of seconds"),
+            ("max-age=\"1", "has \"max-age=", "a number of seconds"),
+            ("max-age=1y", "has \"max-age=1y\"", "a number of seconds"),
+            ("includeSubDomains; max-age=-1", "has \"max-age=-1\"", "a number of seconds"),
+            (
+                "max-age=1, includeSubDomains",
+                "has \"max-age=1, includeSubDomains\"",
+                "write \"max-age=1; includeSubDomains\"",
+            ),
+            (
+                "max-age=1; includeSubDomains=true",
+                "has \"includeSubDomains=true\"",
+                "write \"includeSubDomains\"",
+            ),
+            ("max-age=1 includeSubDomains", "has \"max-age=1 includeSubDomains\"", "a number of seconds"),
+            ("max-age=1; include sub", "has \"include sub\"", "the name of a directive"),
+            ("max-age=1; MAX-AGE=2", "has \"MAX-AGE\" twice", "only one"),
+        ] {
+            let said = wrong(hsts).unwrap_or_else(|| panic!("{hsts:?} is taken"));
+            assert!(said.contains(&format!("`hsts` {what}")) && said.contains(help), "{hsts:?}: {said}");
+        }
     }
 }

@@ -114,15 +114,13 @@ impl Parked {
             // to go on with it now would find nothing, and begin again.
             Command::Finish => match stream.poll_readable(cx) {
                 Poll::Ready(()) => Wake::Serve,
-                Poll::Pending if stream.has_waiting_byte() => {
-                    return Polled::Pending(Stage::Parked(Self(stream)));
-                }
+                Poll::Pending if has_begun(&stream) => return Self::pending(stream),
                 Poll::Pending => Wake::Close,
             },
             Command::TimeOut | Command::Drop | Command::Cut => Wake::Close,
             Command::Serve | Command::Carry => match stream.poll_readable(cx) {
                 Poll::Ready(()) => Wake::Serve,
-                Poll::Pending => return Polled::Pending(Stage::Parked(Self(stream))),
+                Poll::Pending => return Self::pending(stream),
             },
         };
         Polled::Next(match wake {
@@ -139,8 +137,8 @@ impl Parked {
                 stream.leave();
                 Stage::Gone
             }
-            // Whoever has begun to ask is told that nobody will answer.
-            Wake::Close if stream.has_waiting_byte() => {
+            // Whoever has begun to ask is told that nobody will answer, but for one to whom that is no answer.
+            Wake::Close if has_begun(&stream) && !stream.session().is_some_and(|tls| tls.is_http2()) => {
                 Closing::stage(stream, Some(last_answer(StatusCode::REQUEST_TIMEOUT)))
             }
             // With TLS the end is said, too.
@@ -148,6 +146,22 @@ impl Parked {
             Wake::Close => Stage::Gone,
         })
     }
+
+    /// Waits on: as an idle connection, or with a part of a record for the rest of it, which has the time of a head.
+    fn pending(stream: Box<ClientStream>) -> Polled {
+        let connection = stream.connection();
+        match (connection.state(), stream.has_part_of_record()) {
+            (State::Parked, true) => connection.first_byte(),
+            (State::Reading, false) => connection.no_byte(),
+            _ => {}
+        }
+        Polled::Pending(Stage::Parked(Self(stream)))
+    }
+}
+
+/// True if the client has begun to ask, as far as anybody can tell.
+fn has_begun(stream: &ClientStream) -> bool {
+    stream.has_waiting_byte() || stream.has_part_of_record()
 }
 
 /// The reason why a parked connection wakes up.
@@ -344,8 +358,10 @@ pub(super) struct Closing {
 
 impl Closing {
     pub(super) fn stage(stream: Box<ClientStream>, unsent: Option<Bytes>) -> Stage {
-        let expects_more =
-            unsent.is_some() || stream.has_read_ahead() || stream.connection().progress.body_left() > 0;
+        let expects_more = unsent.is_some()
+            || stream.has_read_ahead()
+            || stream.has_part_of_record()
+            || stream.connection().progress.body_left() > 0;
         Self::of(stream, unsent.unwrap_or_default(), expects_more)
     }
 

@@ -178,13 +178,13 @@ async fn a_hello_without_end_is_refused_and_costs_little() {
 }
 
 /// A server that asks the clients of some names for a certificate.
-fn choosing(suite: u16, is_for: impl Fn(Option<&str>) -> bool + Clone + Send + Sync + 'static) -> Acceptor {
+fn choosing(suite: u16, is_for: impl Fn(Option<&str>) -> bool + Send + Sync + 'static) -> Acceptor {
     let verifier = WebPkiClientVerifier::builder_with_provider(roots(&ECDSA).into(), provider(suite));
     let asking = server(suite)
         .with_client_cert_verifier(verifier.build().expect("a verifier"))
         .with_single_cert(vec![ECDSA.certificate.clone()], ECDSA.key())
         .expect("key and certificate match");
-    Acceptor::new(configs(suite).0).with_choice(asking, is_for.clone()).with_policy(7, is_for)
+    Acceptor::new(configs(suite).0).with_policy(7, Some(asking), is_for)
 }
 
 /// A client whose hello is of 1,500 bytes at most, and of 256 more for each protocol that it offers.
@@ -490,4 +490,14 @@ async fn no_bytes_make_a_handshake_panic_or_wait_for_what_is_there() {
 fn reasons_have_names_of_their_own() {
     let names: std::collections::BTreeSet<_> = Reason::ALL.map(Reason::name).into();
     assert_eq!(names.len(), Reason::ALL.len());
+}
+
+#[tokio::test]
+async fn a_long_hello_leaves_nothing_behind() {
+    let footprint = async |protocols: usize| {
+        let (server, mut client) = configs(0x1301);
+        client.alpn_protocols = vec![vec![b'x'; 250]; protocols];
+        pair_by(server, client).await.1.footprint()
+    };
+    assert_eq!(footprint(200).await, footprint(1).await);
 }

@@ -2,7 +2,9 @@
 
 mod carried;
 mod differential;
+mod halves;
 mod handshakes;
+pub(crate) mod notes;
 mod parked;
 mod refused;
 

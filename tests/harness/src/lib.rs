@@ -9,6 +9,7 @@
 //! * [`certificates`] are of every kind, also wrong ones.
 //! * [`Trust`] has clients trust one of them: each of the clients speaks TLS as well.
 //! * [`frames`] are HTTP/2's, for clients that write what no library would.
+//! * [`http2`] asks one thing over HTTP/2, with and without TLS.
 //! * [`Load`] is many of them at once, with an account of what they lost.
 //! * [`Upstream`] is a server that answers when the test says so.
 //! * [`Tunnel`] is both ends of a tunnel, with numbered messages.
@@ -21,6 +22,7 @@ pub mod certificates;
 mod client;
 mod examples;
 pub mod frames;
+pub mod http2;
 mod load;
 mod machine;
 mod network;

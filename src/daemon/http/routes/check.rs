@@ -81,7 +81,7 @@ pub(crate) fn check_routes(routes: &[Route], check: &mut Check) {
 impl Route {
     fn check(&self, check: &mut Check) {
         for (index, host) in self.hosts.iter().enumerate() {
-            check_host(host, &format!("host[{index}]"), check);
+            check_host(host, &format!("host[{index}]"), "host", "the route is for every host then", check);
         }
         check_path(&self.path, check);
         match &self.action {
@@ -93,13 +93,22 @@ impl Route {
     }
 }
 
-fn check_host(host: &str, key: &str, check: &mut Check) {
+/// Notes what is wrong with a host at `key` in the list `name`; `without` is what holds if there is no such list.
+pub(in crate::daemon::http) fn check_host(
+    host: &str,
+    key: &str,
+    name: &str,
+    without: &str,
+    check: &mut Check,
+) {
     let Err(invalid) = host::claim(host) else { return };
-    let violation = check.note(key, format!("`host` {invalid}"), HOST);
+    let violation = check.note(key, format!("`{name}` {invalid}"), HOST);
     match invalid {
-        Invalid::Star if host == "*" => violation.help("leave `host` out: the route is for every host then"),
+        Invalid::Star if host == "*" => violation.help(format!("leave `{name}` out: {without}")),
         Invalid::Star => violation.help("it stands for any number of labels"),
-        Invalid::Port | Invalid::Url => violation.help("a route is for every port and both schemes"),
+        Invalid::Port | Invalid::Url => {
+            violation.help("write the host alone: it stands for every port and both schemes")
+        }
         Invalid::NotAscii(_) => {
             violation.help("write it as clients send it, in Punycode (\"xn--...\"); `idn2 NAME` prints that")
         }

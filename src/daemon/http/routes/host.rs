@@ -51,6 +51,9 @@ pub(in crate::daemon::http) fn claim(host: &str) -> Result<String, Invalid> {
         Some('/') => return Err(Invalid::Url),
         Some(':') if name.contains("://") => return Err(Invalid::Url),
         Some(':') if name.rsplit(':').next().is_some_and(is_number) => return Err(Invalid::Port),
+        Some('[') if name.rsplit_once("]:").is_some_and(|(_, port)| is_number(port)) => {
+            return Err(Invalid::Port);
+        }
         Some('*') => return Err(Invalid::Star),
         Some(char) if !char.is_ascii() => return Err(Invalid::NotAscii(char)),
         Some(char) => return Err(Invalid::Character(char)),

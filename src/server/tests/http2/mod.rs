@@ -253,8 +253,8 @@ impl Raw {
         kinds(&bytes)
     }
 
-    /// Returns when a frame of this kind has come on this stream.
-    async fn until(&mut self, kind: u8, stream: u32) {
+    /// Returns the flags and the payload of the next frame of this kind on this stream.
+    async fn until(&mut self, kind: u8, stream: u32) -> (u8, Vec<u8>) {
         let come = async {
             let mut head = [0; 9];
             loop {
@@ -263,10 +263,10 @@ impl Raw {
                 let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
                 self.0.read_exact(&mut payload).await.expect("a whole frame");
                 if kinds(&head[..]) == [(kind, stream)] {
-                    return;
+                    return (head[4], payload);
                 }
             }
         };
-        timeout(PATIENCE, come).await.expect("the frame");
+        timeout(PATIENCE, come).await.expect("the frame")
     }
 }

@@ -1,13 +1,15 @@
 //! A stream is a request, and a connection ends once its streams have.
 
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use axum::http::{HeaderMap, Method};
 use h2::Reason;
+use steadfast_harness::frames::{ACK, DATA, END_STREAM, GOAWAY, HEADERS, PING, frame};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
-use super::{Client, PATIENCE, Service, read, text};
+use super::{Client, PATIENCE, Raw, Service, read, run, text};
 use crate::server::connection::Command;
 use crate::server::limits::Limits;
 use crate::server::{Registry, State};
@@ -222,6 +224,55 @@ async fn a_connection_that_is_to_leave_ends_once_its_streams_have() {
     service.until(Registry::is_empty).await;
     let not_carried = &service.registry.totals().not_carried;
     assert_eq!(not_carried.to_string(), "; 2 connections closed: they spoke HTTP/2");
+}
+
+/// A stop: what has begun goes on, and the client is told in two steps, so that what it asks for meanwhile is not lost
+/// (RFC 9113, section 6.8).
+#[tokio::test(start_paused = true)]
+async fn a_drain_lets_streams_end_and_a_client_ask_until_it_knows_and_the_deadline_cuts_what_is_left_by_name()
+{
+    let service = Service::new();
+    let mut raw = Raw::connect(&service, 65_535).await;
+    for (stream, path) in [(1, "/slow?1"), (3, "/slow?2")] {
+        raw.get(stream, path).await;
+        raw.until(HEADERS, stream).await;
+    }
+    let draining = service.server.clone();
+    let drain = run(async move { draining.drain(Duration::ZERO).await });
+
+    assert_eq!(raw.until(GOAWAY, 0).await.1, goaway(u32::MAX >> 1), "nothing is refused yet");
+    let (_, ping) = raw.until(PING, 0).await;
+    // It was on its way before the client has heard of the end.
+    raw.get(5, "/").await;
+    raw.say(&frame(PING, ACK, 0, &ping)).await;
+    assert_eq!(raw.until(GOAWAY, 0).await.1, goaway(5), "the last that is answered");
+    raw.until(DATA, 5).await;
+    // The one that waits longest.
+    service.go.notify_one();
+    let (mut whole, mut last) = (Vec::new(), 0);
+    while last & END_STREAM == 0 {
+        let (flags, data) = raw.until(DATA, 1).await;
+        whole.extend(data);
+        last = flags;
+    }
+    assert_eq!(whole, b"slow");
+
+    service.until(|registry| registry.in_flight() == 1).await;
+    sleep(Duration::from_secs(20)).await;
+    assert!(!drain.is_finished());
+    let left: Vec<_> = service.registry.requests().iter().map(|request| request.uri.to_string()).collect();
+    assert_eq!(left, ["/slow?2"]);
+    service.server.cut();
+    timeout(PATIENCE, drain).await.expect("it ends").expect("it ends well");
+    let totals = service.registry.totals();
+    assert_eq!((totals.requests(), totals.cut(), totals.client_gone()), (3, 1, 0));
+    let rest = raw.rest().await;
+    assert!(!rest.contains(&(DATA, 3)), "{rest:?}");
+}
+
+/// The payload of a GOAWAY without an error, after which no stream above this one is answered.
+fn goaway(last: u32) -> Vec<u8> {
+    [last.to_be_bytes(), [0; 4]].concat()
 }
 
 #[tokio::test]
