@@ -12,7 +12,6 @@ use steadfast_harness::{Trust, print_figure, wait_until};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsConnector;
 
 use crate::service::{CONFIG, ROUTES, Service, UNIT};
 
@@ -66,8 +65,7 @@ async fn client(book: &Book, address: SocketAddr, trust: Option<&Trust>) {
             converse(book, socket).await;
             continue;
         };
-        let (config, name) = trust.offering_protocols(&["h2"]);
-        match TlsConnector::from(config).connect(name, socket).await {
+        match trust.shake_hands_for_http2(socket).await {
             Ok(secured) => converse(book, secured).await,
             Err(error) => {
                 eprintln!("a handshake has failed: {error}");

@@ -12,6 +12,8 @@ use rustls::{
     ClientConfig, ClientConnection, HandshakeKind, ProtocolVersion, RootCertStore, StreamOwned,
     SupportedProtocolVersion,
 };
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsConnector;
 
 use crate::certificates::Certificate;
 use crate::client::Failure;
@@ -57,12 +59,18 @@ impl Trust {
         Self { config: Arc::new(config), name }
     }
 
-    /// What a client of another library needs: its config, with which it offers these protocols (RFC 7301), and the server's name.
-    #[must_use]
-    pub fn offering_protocols(&self, protocols: &[&str]) -> (Arc<ClientConfig>, ServerName<'static>) {
+    /// The handshake of a client that speaks HTTP/2 alone (RFC 9113, section 3.2).
+    ///
+    /// # Errors
+    ///
+    /// It has failed.
+    pub async fn shake_hands_for_http2(
+        &self,
+        stream: tokio::net::TcpStream,
+    ) -> io::Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<>> {
         let mut config = ClientConfig::clone(&self.config);
-        config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-        (Arc::new(config), self.name.clone())
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        TlsConnector::from(Arc::new(config)).connect(self.name.clone(), stream).await
     }
 
     /// The first message of a handshake (RFC 8446, section 4.1.2), in one record.
