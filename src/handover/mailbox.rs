@@ -150,23 +150,19 @@ impl Mailbox {
         let memfd = descriptors.next();
         let descriptors: Vec<_> = descriptors.collect();
         let (connections, envelope) = mark.get(..received.bytes).map_or((None, None), marked);
-        let message = match (memfd, envelope) {
-            (Some(memfd), Some(envelope)) => {
-                unsealed(memfd, BYTES + OVERHEAD).map(Zeroizing::new).and_then(|mut bytes| {
-                    let opened = envelope.open(&mut bytes)?.len();
-                    bytes.truncate(opened);
-                    Ok(bytes)
-                })
-            }
-            _ => Err(io::Error::from(io::ErrorKind::InvalidData)),
-        };
+        let bytes = memfd.and_then(|memfd| unsealed(memfd, BYTES + OVERHEAD).ok());
+        let message = bytes.map(Zeroizing::new).ok_or(Refusal::Lost).and_then(|mut bytes| {
+            let opened = envelope.and_then(|envelope| Some(envelope.open(&mut bytes).ok()?.len()));
+            bytes.truncate(opened.ok_or(Refusal::Encrypted)?);
+            Ok(bytes)
+        });
         // A message that makes no sense is taken out all the same, or it would block the queue for ever. It costs each
         // of its connections, also those whose descriptors this process had no room for.
         let lost = connections.unwrap_or(descriptors.len().max(1));
         Ok(Some(match message {
             Ok(bytes) => parcel::read(&bytes, descriptors),
-            Err(_) if lost == 0 => vec![Err(Refusal::NoConnection(Box::new(Refusal::Lost)))],
-            Err(_) => std::iter::repeat_with(|| Err(Refusal::Lost)).take(lost).collect(),
+            Err(refusal) if lost == 0 => vec![Err(Refusal::NoConnection(Box::new(refusal)))],
+            Err(refusal) => std::iter::repeat_with(|| Err(refusal.clone())).take(lost).collect(),
         }))
     }
 
@@ -295,6 +291,25 @@ mod tests {
         assert!(matches!(&mailbox.take().expect("works").expect("a message")[..], [Err(Refusal::Lost)]));
         assert!(matches!(&mailbox.take().expect("works").expect("a message")[..], [Ok(_)]));
         assert!(mailbox.take().expect("works").is_none());
+    }
+
+    #[tokio::test]
+    async fn a_message_that_cannot_be_decrypted_is_said_to_be_of_another_version_and_costs_its_connections() {
+        let mailbox = Mailbox::new().expect("a mailbox");
+        let other_key = Envelope::new().expect("random numbers");
+        // An earlier version's has no key.
+        for key in [&[][..], &other_key.key()[..]] {
+            let memfd = sealed("parcels", b"in the clear").expect("memory");
+            let descriptors = [memfd.as_fd()];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+            let mark = [MARK, &[3, 0], key].concat();
+            sendmsg(mailbox.entrance(), &[IoSlice::new(&mark)], &mut control, SendFlags::empty())
+                .expect("sent");
+            let taken = mailbox.take().expect("works").expect("a message");
+            assert!(matches!(&taken[..], [Err(Refusal::Encrypted), Err(_), Err(_)]), "{taken:?}");
+        }
     }
 
     #[tokio::test]

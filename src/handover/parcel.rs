@@ -160,6 +160,9 @@ pub(crate) enum Refusal {
     /// Its message came without the memfd that describes it.
     #[error("the message came without its bytes; are there too few descriptors (LimitNOFILE=)?")]
     Lost,
+    /// The bytes of its message are not encrypted under the key that came with it, or none came.
+    #[error("the message cannot be decrypted; it is of another version of the format")]
+    Encrypted,
     /// It has no descriptors, so it is no connection.
     #[error("{0}")]
     NoConnection(Box<Refusal>),
