@@ -40,6 +40,22 @@ fn every_plot_of_the_readme_is_there() {
     }
 }
 
+#[test]
+fn what_tls_costs_has_been_measured() {
+    for (group, table) in [("tls", ""), ("idle", " over TLS"), ("restart", " over TLS")] {
+        let advice = format!("`just bench {group}` measures it");
+        let found = RESULTS.split_once(&format!("\n## {group}\n"));
+        let (_, section) = found.unwrap_or_else(|| panic!("bench/RESULTS.md has no group {group}: {advice}"));
+        let section = &section[..section.find("\n## ").unwrap_or(section.len())];
+        let tables = section.split("\n### ").skip(1).filter(|text| {
+            let title = text.lines().next().expect("a first line");
+            // The head, the rule below it, and figures.
+            title.ends_with(table) && text.lines().filter(|line| line.starts_with('|')).count() > 2
+        });
+        assert!(tables.count() > 0, "bench/RESULTS.md has no table{table} in {group}: {advice}");
+    }
+}
+
 // ---------------------------------------------------------------------------
 // A fleet
 // ---------------------------------------------------------------------------
