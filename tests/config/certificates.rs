@@ -189,6 +189,23 @@ fn a_certificate_that_is_no_cas_is_not_taken_for_one() {
     }
 }
 
+/// As `openssl x509 -req -signkey` makes it: of X.509's first version, which has no word for a CA.
+#[test]
+fn a_root_of_the_first_version_is_taken_for_a_ca() {
+    const OLD: &str = "\
+-----BEGIN CERTIFICATE-----\n\
+MIIBIjCByQIUUz1D5g0yZ0Q9y/TMnglVyP0/irowCgYIKoZIzj0EAwIwEzERMA8G\n\
+A1UEAwwIT2xkIHJvb3QwIBcNMjYxMTI5MDkwNzI1WhgPMjEyNjExMDUwOTA3MjVa\n\
+MBMxETAPBgNVBAMMCE9sZCByb290MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE\n\
+6msqxVHD/VYIkGwdIHToAz7NPWvEq46xPONX+5vxjyUjPaKw/kh8fPFMOg/2p1lS\n\
+Icvyi+1hpUgwPToAzEeLnTAKBggqhkjOPQQDAgNIADBFAiAoX4rPaPEFUb45WBbh\n\
+JI+1zN63Hl3jKHLwBz/1esRXOwIhALEL4dW5vAkQhbIOHRT8NWpLgEWGpf3T+jpo\n\
+5fxO+SWH\n\
+-----END CERTIFICATE-----\n";
+    let said = clients(OLD, &ROOT.revoke(&[1], 7));
+    assert!(said.starts_with("warning: `client_crl` has no list of the CA \"CN=Old root\"\n"), "{said}");
+}
+
 // ---- what is doubtful --------------------------------------------------------------------------------------------
 
 #[test]

@@ -110,6 +110,28 @@ async fn a_part_of_a_record_that_brings_no_byte_is_no_request() {
     assert!(answer(&mut client).await.starts_with("HTTP/1.1 404 "));
 }
 
+/// One that comes to nothing ends no idleness: a KeyUpdate, whose beginning and whose end are far apart.
+#[tokio::test(start_paused = true)]
+async fn a_client_is_idle_for_no_longer_because_parts_of_records_come() {
+    let service = Service::new(Router::new());
+    let mut client = service.client(&rustls::version::TLS13).await;
+    client.send(REQUEST).await;
+    answer(&mut client).await;
+    let began = Instant::now();
+    for _ in 0..12 {
+        client.tls.refresh_traffic_keys().expect("TLS 1.3 has new keys");
+        let records = client.pending();
+        for part in [&records[..9], &records[9..]] {
+            if client.socket.write_all(part).await.is_err() {
+                break;
+            }
+            sleep(Duration::from_secs(9)).await;
+        }
+    }
+    assert!(service.registry.is_empty());
+    assert!(began.elapsed().as_secs() > 75);
+}
+
 /// With TLS something may be left to be sent when all has been written: then the end waits for the client, too.
 #[tokio::test(start_paused = true)]
 async fn a_tunnel_ends_although_its_client_does_not_read_the_last_of_it() {

@@ -63,7 +63,13 @@ async fn whoever_waits_to_write_is_woken_although_another_has_read_meanwhile() {
 
 /// Nobody writes or flushes on an idle connection: whoever reads sees to it.
 #[tokio::test]
-async fn an_alert_for_which_the_socket_has_no_room_is_sent_as_soon_as_it_has() {
+async fn an_alert_for_which_the_socket_has_no_room_is_sent_as_soon_as_it_has_also_by_the_next_process() {
+    for carries in [false, true] {
+        waits_for_room(carries).await;
+    }
+}
+
+async fn waits_for_room(carries: bool) {
     let (mut client, server) = narrow(0xc02b).await;
     let (material, seq, mut server) = client_keys(server);
     // A record that fills the pipe to the last byte.
@@ -72,6 +78,10 @@ async fn an_alert_for_which_the_socket_has_no_room_is_sent_as_soon_as_it_has() {
     client.io.write_all(&hello).await.expect("the pipe takes it");
     let reader = Arc::<Woken>::default();
     assert!(read(&mut server, &Arc::clone(&reader).into()).is_pending());
+    if carries {
+        server = carry(server);
+        assert!(read(&mut server, &Arc::clone(&reader).into()).is_pending());
+    }
     client.receive().await.expect("right records");
     assert!(reader.0.load(Relaxed));
     assert!(read(&mut server, &reader.into()).is_pending());
