@@ -103,10 +103,10 @@ impl Mailbox {
     }
 
     fn put_one(&self, records: &[Record]) -> io::Result<()> {
-        // Before there are secrets that an error would leave in memory.
         let envelope = Envelope::new()?;
         let length: usize = records.iter().map(|(_, record)| record.len()).sum();
-        let mut bytes = Vec::with_capacity(length + OVERHEAD);
+        // An error would leave secrets in it.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(length + OVERHEAD));
         for (_, record) in records {
             bytes.extend_from_slice(record);
         }

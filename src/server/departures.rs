@@ -40,8 +40,8 @@ pub(crate) struct Departures {
     outbox: UnboundedSender<Parcel>,
     /// The other end of `outbox`. The task that holds the lock puts what comes out into the mailbox.
     leaving: tokio::sync::Mutex<UnboundedReceiver<Parcel>>,
-    /// The clients' sockets whose TLS has come from other processes and has not left again, also those that are closed by
-    /// now: the number that the kernel gives to each, and to no other (`SO_COOKIE`, socket(7)).
+    /// The clients' sockets whose TLS this process has taken over, or back, and that have not left again, also those that are
+    /// closed by now: the number that the kernel gives to each, and to no other (its `SO_COOKIE`).
     owned: Mutex<HashSet<u64>>,
 }
 
@@ -79,7 +79,7 @@ impl Departures {
         if self.owned().insert(socket_cookie(client)?) {
             Ok(())
         } else {
-            Err(io::Error::other("it has been taken over before"))
+            Err(io::Error::other("its TLS has come a second time; what came first goes on"))
         }
     }
 

@@ -333,6 +333,13 @@ impl ClientStream {
         Poll::Ready(sent)
     }
 
+    /// All that was written is in the socket. With TLS the last of it may have been none of the client's bytes.
+    fn all_sent(&self) {
+        if self.wire.session().is_some() {
+            self.connection().progress().set_blocked(false);
+        }
+    }
+
     /// Accounts for a write that was tried. The writer of a tunnel is woken by commands, too.
     fn wrote(&mut self, cx: &Context<'_>, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         let accepted = if let Poll::Ready(Ok(n)) = result { n } else { 0 };
@@ -431,6 +438,7 @@ impl AsyncWrite for ClientStream {
         // TLS may have sealed more than the socket has taken.
         let flushed = Pin::new(&mut this.wire).poll_flush(cx);
         ready!(this.wrote(cx, flushed.map_ok(|()| 0)))?;
+        this.all_sent();
         if this.ended && this.connection().state() == State::Flushing {
             // The end was concealed until here, and what comes now may wait for the client again.
             cx.waker().wake_by_ref();
@@ -451,7 +459,9 @@ impl AsyncWrite for ClientStream {
         }
         // TLS may have sealed more than the socket has taken: the client is waited for, here too.
         let ended = Pin::new(&mut this.wire).poll_shutdown(cx);
-        this.wrote(cx, ended.map_ok(|()| 0)).map_ok(drop)
+        ready!(this.wrote(cx, ended.map_ok(|()| 0)))?;
+        this.all_sent();
+        Poll::Ready(Ok(()))
     }
 }
 

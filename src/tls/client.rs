@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use sha2::{Digest, Sha256};
-use x509_cert::certificate::{CertificateInner, Raw};
+use x509_cert::certificate::{CertificateInner, Raw, Version};
 use x509_cert::crl::CertificateList;
 use x509_cert::der::Decode;
 use x509_cert::name::Name;
@@ -87,10 +87,11 @@ fn cas(path: &Path, policy: &mut Sha256, check: &mut Check) -> Option<Cas> {
             Ok(x509)
         });
         match read {
-            Ok(x509) if !is_ca(&x509) => {
+            Ok(x509) if !is_ca(&x509) && !is_old_root(&x509) => {
                 let what = format!("certificate {} of `client_ca` is not that of a CA", index + 1);
                 check.note("client_ca", what, CA).help(
-                    "leave out a server's, and those of clients: they are let in by the CA that has issued them",
+                    "leave out a server's, and those of clients: they are let in by the CA that has issued them, whose own \
+                     certificate has `basicConstraints=CA:TRUE`",
                 );
                 return None;
             }
@@ -104,7 +105,9 @@ fn cas(path: &Path, policy: &mut Sha256, check: &mut Check) -> Option<Cas> {
                         "its clients are still let in: leave it out, or put the renewed one in its place",
                     );
                 }
-                cas.subjects.push(subject);
+                if !cas.subjects.contains(&subject) {
+                    cas.subjects.push(subject);
+                }
             }
             Err(error) => {
                 let what = format!("certificate {} of `client_ca` cannot be used: {error}", index + 1);
@@ -118,6 +121,12 @@ fn cas(path: &Path, policy: &mut Sha256, check: &mut Check) -> Option<Cas> {
         return None;
     }
     Some(cas)
+}
+
+/// True for one of X.509's first version, which has no word for a CA, that has signed itself.
+fn is_old_root(x509: &X509) -> bool {
+    let certificate = x509.tbs_certificate();
+    certificate.version() == Version::V1 && certificate.subject() == certificate.issuer()
 }
 
 fn lists(
@@ -156,7 +165,7 @@ fn lists(
         let what = format!("`client_crl` has no list of the CA {:?}", name(subject));
         check
             .warn("client_crl", what, "a list of each CA")
-            .help("add its list, though it be empty: until then none of its clients is let in");
+            .help("add its list, though it be empty: until then nobody is let in whose certificate it has issued itself");
     }
     Some(lists)
 }

@@ -352,6 +352,8 @@ impl Records {
         );
         records.plain = take(&mut note.plain);
         records.unsent = take(&mut note.unsent);
+        // Whoever writes sees to what it has written; on an idle connection it can only be an alert.
+        records.owes_alert = records.has_unsent();
         records.handshake = handshake;
         records.owes_update = note.owes_update;
         records.counts = note.counts;

@@ -126,8 +126,9 @@ pub(crate) enum Machine {
     Handshaking { since: Tick },
     /// Idle, the only state that is: a bare socket, without hyper.
     Parked { since: Tick },
-    /// hyper reads the head of a request, of which the first byte has come.
-    Reading { since: Tick },
+    /// The first byte of a request has come, and hyper reads its head; or a part of a record of TLS, in which there may be one.
+    /// `idle` since it was parked before that.
+    Reading { since: Tick, idle: Tick },
     /// A request is being answered.
     Answering { exchange: Box<Exchange> },
     /// The answer is complete; its last bytes are unwritten. The head of the next request may be here already
@@ -212,9 +213,9 @@ pub(crate) enum Event {
     Handshake,
     /// It has succeeded.
     Secured,
-    /// The first byte of a request is there.
+    /// The first byte of a request is there, or may be.
     FirstByte,
-    /// It was not: the socket only seemed to have one.
+    /// It was not: the socket only seemed to have one, or it was TLS's own.
     NoByte,
     /// A request's head was read.
     Head(Box<Exchange>),
@@ -285,8 +286,12 @@ impl Machine {
     pub(crate) fn on(&mut self, event: Event, now: impl Fn() -> Tick) -> Option<Ended> {
         let (state, ended) = match (std::mem::replace(self, Self::Closed), event) {
             (Self::Parked { .. }, Event::Handshake) => (Self::Handshaking { since: now() }, None),
-            (Self::Handshaking { .. }, Event::Secured) => (Self::Parked { since: now() }, None),
-            (Self::Parked { .. }, Event::FirstByte) => (Self::Reading { since: now() }, None),
+            (Self::Handshaking { .. }, Event::Secured) | (Self::Discarding { .. }, Event::BodyRead) => {
+                (Self::Parked { since: now() }, None)
+            }
+            (Self::Parked { since: idle }, Event::FirstByte) => (Self::Reading { since: now(), idle }, None),
+            // No idleness ends by what comes to nothing.
+            (Self::Reading { idle, .. }, Event::NoByte) => (Self::Parked { since: idle }, None),
             // Beside `Reading`: where hyper decides if the connection goes on (HTTP/1.0), it may read the next head
             // before the connection is parked; and a head after a discarded body says that the body has ended.
             (Self::Reading { .. } | Self::Parked { .. } | Self::Discarding { .. }, Event::Head(exchange)) => {
@@ -307,9 +312,6 @@ impl Machine {
             (Self::Tunnel { mut exchange }, Event::BodyRead) => {
                 exchange.body_unread = false;
                 (Self::Tunnel { exchange }, None)
-            }
-            (Self::Discarding { .. }, Event::BodyRead) | (Self::Reading { .. }, Event::NoByte) => {
-                (Self::Parked { since: now() }, None)
             }
 
             (Self::Answering { mut exchange }, Event::Decided { status, last }) => {
@@ -387,7 +389,7 @@ impl Machine {
                 let limit = if look.answered { limits.keepalive_timeout } else { limits.header_timeout };
                 (now.since(*since) >= limit).then_some(Command::Finish)
             }
-            Self::Handshaking { since } | Self::Reading { since } => {
+            Self::Handshaking { since } | Self::Reading { since, .. } => {
                 let limit = if command >= Command::Finish { LEAVING } else { limits.header_timeout };
                 (now.since(*since) >= limit).then_some(Command::TimeOut)
             }

@@ -246,7 +246,7 @@ impl Connection {
             _ if self.commands.strongest() >= Command::Drop => None,
             Machine::Handshaking { since }
             | Machine::Parked { since }
-            | Machine::Reading { since }
+            | Machine::Reading { since, .. }
             | Machine::Discarding { since, .. }
             | Machine::Closing { since } => Some(since),
             Machine::Http2 { idle, .. } => idle,
@@ -291,12 +291,12 @@ impl Connection {
         Some(afterwards)
     }
 
-    /// The first byte of a request is there.
+    /// The first byte of a request is there, or may be.
     fn first_byte(&self) {
         self.on(Event::FirstByte);
     }
 
-    /// The socket only seemed to have a byte: a read that fills its buffer leaves the runtime in doubt.
+    /// The socket only seemed to have a byte: a read that fills its buffer leaves the runtime in doubt. Or it was TLS's own.
     fn no_byte(&self) {
         self.on(Event::NoByte);
     }

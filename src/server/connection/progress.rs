@@ -140,7 +140,7 @@ impl Progress {
     }
 
     /// Says whether the client is waited for, to read.
-    pub(super) fn set_blocked(&self, waits: bool) {
+    pub(crate) fn set_blocked(&self, waits: bool) {
         set(&self.blocked, waits);
     }
 

@@ -68,7 +68,8 @@ impl Connection {
 
     /// A stream is opened, by a request. `number` is which one of the connection it is, from 1.
     pub(super) fn open_stream(self: &Arc<Self>) -> (OpenStream, u64) {
-        let machine = Machine::Reading { since: self.registry.clock().now() };
+        let since = self.registry.clock().now();
+        let machine = Machine::Reading { since, idle: since };
         let slot = self.registry.slot(self.slot.thread);
         let stream = Self::new(slot, self.peer, self.trusted, Arc::clone(&self.registry), None, machine, 0);
         let place = Stream { connection: Arc::clone(self), unwritten: AtomicU64::new(0) };

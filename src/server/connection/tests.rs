@@ -200,7 +200,7 @@ fn a_state_lasts_until_its_limit() {
     for (mut machine, answered, limit, due) in [
         (Machine::Parked { since }, false, limits.header_timeout, Command::Finish),
         (Machine::Parked { since }, true, limits.keepalive_timeout, Command::Finish),
-        (Machine::Reading { since }, false, limits.header_timeout, Command::TimeOut),
+        (Machine::Reading { since, idle: since }, false, limits.header_timeout, Command::TimeOut),
         (Machine::Closing { since }, true, Duration::from_secs(2), Command::Drop),
     ] {
         let mut at = |after: Duration| {

@@ -79,7 +79,7 @@ impl Connection {
     /// All that the successor must know of it between two requests.
     pub(in crate::server) fn note(&self, read_ahead: Bytes, tls: Option<TlsNote>) -> ConnectionNote {
         let idle = match *self.machine() {
-            Machine::Parked { since } | Machine::Reading { since } => {
+            Machine::Parked { since } | Machine::Reading { idle: since, .. } => {
                 self.registry.clock().now().since(since)
             }
             _ => Duration::ZERO,

@@ -87,7 +87,7 @@ async fn a_note_that_comes_twice_has_one_owner_and_the_second_writes_nothing_on_
             there.handover.put(&mut vec![Parcel::Connection(socket, note)]).expect("there is room");
             let lines = logged(|| there.take_over());
             let [line] = &lines[..] else { panic!("{lines:#?}") };
-            let closed = "closed 1 connection from the predecessor: it has been taken over before";
+            let closed = "closed 1 connection from the predecessor: its TLS has come a second time; what came first goes on";
             assert!(line.contains("WARN") && line.contains(closed), "{line}");
             assert_eq!((counts(&there), there.registry.len()), ((1, 1, nth), 1));
             // rustls counts along: it would not open a record with a number that it has seen.
