@@ -8,6 +8,7 @@ mod sink;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use tracing::Level;
@@ -132,6 +133,9 @@ pub enum AccessFormat {
 pub(crate) const ACCESS_FILE: &str =
     "\"stderr\", or an absolute path, such as \"/var/log/steadfast/access.log\"";
 
+/// True if events go to the journal.
+static IS_TO_JOURNAL: AtomicBool = AtomicBool::new(false);
+
 /// The longest that the end of the process waits for the last events to be written.
 const FLUSH: Duration = Duration::from_secs(1);
 
@@ -153,6 +157,7 @@ pub fn start(config: &Config) {
     let mut has_ids = true;
     let (events, accesses) = match journals {
         Ok((Some((events, journal)), Some((accesses, same_journal)))) => {
+            IS_TO_JOURNAL.store(true, Relaxed);
             ((events.boxed(), journal), (accesses.boxed(), same_journal))
         }
         other => {
@@ -180,9 +185,13 @@ pub fn start(config: &Config) {
     std::panic::set_hook(Box::new(|panic| tracing::error!(message_id = event::PANIC, "{panic}")));
 }
 
-/// Returns when what was logged so far is written, or cannot be for want of time.
+/// Returns when what was logged so far is written, and taken by the journal if it goes there; or cannot be for want of time.
 pub(crate) fn flush() {
     queue::flush(FLUSH);
+    if IS_TO_JOURNAL.load(Relaxed) {
+        // Whatever it is, nobody is left to be told.
+        let _ = sink::wait_until_taken(sink::JOURNAL, FLUSH);
+    }
 }
 
 /// The same of an access log.

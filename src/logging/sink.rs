@@ -3,9 +3,12 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::fs::{FileType, fstat};
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// The bytes of text that are worth a call.
@@ -15,7 +18,28 @@ const BATCH: usize = 64 << 10;
 const WHOLE: usize = 4096;
 
 /// Where journald takes events (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>).
-const JOURNAL: &str = "/run/systemd/journal/socket";
+pub(super) const JOURNAL: &str = "/run/systemd/journal/socket";
+
+/// More datagrams without a byte than the smallest buffer has room for: its 4.5 KiB, of which each takes half a KiB and more.
+const EMPTY: usize = 16;
+
+/// Returns when whoever listens there has taken all that was sent to it before, by whatever socket of this process.
+///
+/// journald looks up whose an entry is when it takes it. Of a process that has ended by then it knows nothing but the number,
+/// and `journalctl -u` does not find what it has said last.
+///
+/// # Errors
+/// Nobody listens, or nothing was taken for so long.
+pub(super) fn wait_until_taken(listener: impl AsRef<Path>, limit: Duration) -> io::Result<()> {
+    let socket = UnixDatagram::unbound()?;
+    set_socket_send_buffer_size(&socket, 0)?;
+    socket.set_write_timeout(Some(limit))?;
+    // They are nothing to it. There is room for the last once it has taken the first, and with that all before.
+    for _ in 0..EMPTY {
+        socket.send_to(&[], &listener)?;
+    }
+    Ok(())
+}
 
 /// A number of entries that could not be written, and why.
 #[derive(Debug)]
@@ -234,6 +258,25 @@ mod tests {
     //! Of what cannot be written only that counts as lost, and whole lines follow half a one.
 
     use super::*;
+
+    #[test]
+    fn whoever_waits_for_the_journal_waits_until_it_has_taken_what_was_sent_before() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("socket");
+        let journal = UnixDatagram::bind(&path).expect("a socket");
+        UnixDatagram::unbound().expect("a socket").send_to(b"last words", &path).expect("there is room");
+        let error = wait_until_taken(&path, Duration::from_millis(10)).expect_err("it takes nothing");
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                journal.set_read_timeout(Some(Duration::from_secs(1))).expect("a time");
+                while journal.recv(&mut [0; 100]).is_ok() {}
+            });
+            wait_until_taken(&path, Duration::from_secs(60)).expect("it takes all");
+        });
+        drop(journal);
+        assert!(wait_until_taken(&path, Duration::from_secs(60)).is_err(), "nobody is there");
+    }
 
     /// A disk with so much room.
     struct Disk {
