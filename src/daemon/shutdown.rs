@@ -196,6 +196,8 @@ impl Stop<'_> {
                 "{handed_over} go on in the next worker"
             );
         }
+        // Accesses have a thread of their own, and this is the last word.
+        registry.totals().access().flush();
         tracing::info!(
             message_id = event::SHUTDOWN_REPORT,
             cause,
