@@ -55,12 +55,13 @@ type Served = Hyper<TokioIo<Frames<Seat>>, Service, Begun>;
 /// A connection that speaks HTTP/2, with the streams that are being answered.
 pub(super) struct Http2 {
     connection: Arc<Connection>,
-    seat: Seat,
-    hyper: Pin<Box<Served>>,
-    begun: Begun,
+    // The streams come before what has the socket: they have ended, and are counted, when the connection is gone.
     answering: FuturesUnordered<Answering>,
     /// Those whose answers hyper has whole, and has not written, or whose requests are not read to their ends.
     unwritten: Vec<OpenStream>,
+    begun: Begun,
+    hyper: Pin<Box<Served>>,
+    seat: Seat,
     going_away: bool,
     /// As its connection knows it: it has streams, and the number of the frame that is on its way.
     has_streams: bool,
@@ -103,11 +104,11 @@ impl Http2 {
         let hyper = Box::pin(builder.serve_connection(TokioIo::new(frames), service));
         Self {
             connection,
-            seat,
-            hyper,
-            begun,
             answering: FuturesUnordered::new(),
             unwritten: Vec::new(),
+            begun,
+            hyper,
+            seat,
             going_away: false,
             has_streams: false,
             frame: 0,
