@@ -42,6 +42,14 @@ impl Service {
         client
     }
 
+    /// A client that has had its answer.
+    async fn answered(&self, version: &'static rustls::SupportedProtocolVersion) -> Client {
+        let mut client = self.client(version).await;
+        client.send(REQUEST).await;
+        answer(&mut client).await;
+        client
+    }
+
     /// Waits for something of its connections.
     async fn until(&self, what: impl Fn(&Registry) -> bool) {
         for _ in 0..12_000 {
@@ -62,9 +70,7 @@ impl Service {
 async fn a_part_of_a_record_is_the_beginning_of_a_request() {
     for version in VERSIONS {
         let service = Service::new(Router::new());
-        let mut client = service.client(version).await;
-        client.send(REQUEST).await;
-        answer(&mut client).await;
+        let mut client = service.answered(version).await;
         service.until_it_is(State::Parked).await;
         let records = client.sealed(REQUEST);
         client.socket.write_all(&records[..17]).await.expect("the server reads");
@@ -81,9 +87,7 @@ async fn a_part_of_a_record_is_the_beginning_of_a_request() {
 async fn whoever_has_sent_a_part_of_a_record_is_answered_although_the_connection_is_to_finish() {
     for version in VERSIONS {
         let service = Service::new(Router::new());
-        let mut client = service.client(version).await;
-        client.send(REQUEST).await;
-        answer(&mut client).await;
+        let mut client = service.answered(version).await;
         let records = client.sealed(REQUEST);
         client.socket.write_all(&records[..17]).await.expect("the server reads");
         service.registry.connections()[0].commands().give(Command::Finish);
@@ -97,9 +101,7 @@ async fn whoever_has_sent_a_part_of_a_record_is_answered_although_the_connection
 #[tokio::test(start_paused = true)]
 async fn a_part_of_a_record_that_brings_no_byte_is_no_request() {
     let service = Service::new(Router::new());
-    let mut client = service.client(&rustls::version::TLS13).await;
-    client.send(REQUEST).await;
-    answer(&mut client).await;
+    let mut client = service.answered(&rustls::version::TLS13).await;
     client.tls.refresh_traffic_keys().expect("TLS 1.3 has new keys");
     let records = client.sealed(&[]);
     client.socket.write_all(&records[..9]).await.expect("the server reads");
@@ -114,9 +116,7 @@ async fn a_part_of_a_record_that_brings_no_byte_is_no_request() {
 #[tokio::test(start_paused = true)]
 async fn a_client_is_idle_for_no_longer_because_parts_of_records_come() {
     let service = Service::new(Router::new());
-    let mut client = service.client(&rustls::version::TLS13).await;
-    client.send(REQUEST).await;
-    answer(&mut client).await;
+    let mut client = service.answered(&rustls::version::TLS13).await;
     let began = Instant::now();
     for _ in 0..12 {
         client.tls.refresh_traffic_keys().expect("TLS 1.3 has new keys");
