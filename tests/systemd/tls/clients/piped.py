@@ -49,12 +49,13 @@ def wait_for(pattern):
 
 
 def local_port():
-    """The port of the tool's one connection, by its socket's number."""
+    """The port of the tool's one connection, by its socket's number. The kernel's table is read in pieces: beside sockets that
+    come and go a row may come several times."""
     descriptors = f"/proc/{client.pid}/fd"
     links = [os.readlink(f"{descriptors}/{descriptor}") for descriptor in os.listdir(descriptors)]
     with open(f"/proc/{client.pid}/net/tcp") as file:
         sockets = [line.split() for line in file.readlines()[1:]]
-    (local,) = [socket[1] for socket in sockets if f"socket:[{socket[9]}]" in links]
+    (local,) = {socket[1] for socket in sockets if f"socket:[{socket[9]}]" in links}
     return int(local.split(":")[1], 16)
 
 
