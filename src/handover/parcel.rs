@@ -271,59 +271,17 @@ pub(crate) fn records(
 mod tests {
     //! A record that is written is read, and one that is not understood costs itself alone.
 
-    use std::os::unix::net::UnixStream;
-
     use proptest::prelude::*;
 
+    use super::super::seeds::{connection, socket, tunnel};
     use super::*;
     use crate::tls::tests::notes;
 
-    fn socket() -> OwnedFd {
-        UnixStream::pair().expect("a pair of sockets").0.into()
-    }
-
-    fn connection(read_ahead: &[u8]) -> Parcel {
-        let note = ConnectionNote {
-            peer: Some(([127, 0, 0, 1], 4711).into()),
-            answered: 3,
-            idle_ms: 1500,
-            read_ahead: Bytes::copy_from_slice(read_ahead),
-            tls: None,
-        };
-        Parcel::Connection(socket(), note)
-    }
-
-    /// The same over TLS, of this suite.
-    fn over_tls(suite: u16, mut parcel: Parcel) -> Parcel {
-        match &mut parcel {
-            Parcel::Connection(_, note) => note.tls = Some(notes::full(suite)),
-            Parcel::Tunnel { note, .. } => note.tls = Some(notes::full(suite)),
-            Parcel::Counts(_) | Parcel::Tickets(_) => unreachable!("no client has it"),
-        }
-        parcel
-    }
-
-    fn tunnel() -> Parcel {
-        let note = TunnelNote {
-            peer: None,
-            method: "GET".into(),
-            uri: "/chat?room=1".into(),
-            age_ms: 60_000,
-            up: Flow { unsent: Bytes::from_static(b"to the upstream"), ended: false },
-            down: Flow { unsent: Bytes::new(), ended: true },
-            id: "0123456789abcdef0123456789abcdef".into(),
-            route: "/chat/*".into(),
-            tls: None,
-        };
-        Parcel::Tunnel { client: socket(), upstream: socket(), note }
-    }
-
     #[test]
     fn what_is_written_is_read() {
-        let plain = || (connection(b"GET /half"), tunnel());
-        let of_tls = |suite| (over_tls(suite, connection(b"GET /half")), over_tls(suite, tunnel()));
-        for make in [&plain as &dyn Fn() -> _, &|| of_tls(0x1302), &|| of_tls(0xc02b)] {
-            let (connection, tunnel) = make();
+        for suite in [None, Some(0x1302), Some(0xc02b)] {
+            let tls = || suite.map(notes::full);
+            let (connection, tunnel) = (connection(b"GET /half", tls()), tunnel(tls()));
             let mut message = Vec::new();
             assert!(connection.write_to(&mut message));
             assert!(tunnel.write_to(&mut message));
@@ -345,9 +303,9 @@ mod tests {
     #[test]
     fn another_version_costs_its_own_record_and_descriptors() {
         let mut message = Vec::new();
-        assert!(tunnel().write_to(&mut message));
+        assert!(tunnel(None).write_to(&mut message));
         message[0] = VERSION + 1;
-        assert!(connection(b"").write_to(&mut message));
+        assert!(connection(b"", None).write_to(&mut message));
         let kept = socket();
         let number = std::os::fd::AsRawFd::as_raw_fd(&kept);
         let read = read(&message, vec![socket(), socket(), kept]);
@@ -366,7 +324,7 @@ mod tests {
         let at = message.len();
         assert!(Parcel::Counts(note.clone()).write_to(&mut message));
         message[at] = VERSION + 1;
-        assert!(connection(b"").write_to(&mut message));
+        assert!(connection(b"", None).write_to(&mut message));
         let read = read(&message, vec![socket()]);
         let [Ok(Parcel::Counts(read)), Err(Refusal::NoConnection(why)), Ok(Parcel::Connection(..))] =
             &read[..]
@@ -379,7 +337,7 @@ mod tests {
     #[test]
     fn a_record_without_its_descriptors_is_refused() {
         let mut message = Vec::new();
-        assert!(tunnel().write_to(&mut message));
+        assert!(tunnel(None).write_to(&mut message));
         let read = read(&message, vec![socket()]);
         assert!(matches!(&read[..], [Err(Refusal::Descriptors(2, 2))]), "{read:?}");
     }
@@ -387,7 +345,7 @@ mod tests {
     #[test]
     fn what_is_too_large_does_not_travel() {
         let mut message = vec![1, 2, 3];
-        assert!(!connection(&vec![0; MAX_BODY + 1]).write_to(&mut message));
+        assert!(!connection(&vec![0; MAX_BODY + 1], None).write_to(&mut message));
         assert_eq!(message, [1, 2, 3]);
     }
 
@@ -405,8 +363,7 @@ mod tests {
         ) {
             let mut message = Vec::new();
             for _ in 0..3 {
-                let parcel = connection(b"GET / HTTP/1.1\r\n");
-                let parcel = if is_over_tls { over_tls(0x1301, parcel) } else { parcel };
+                let parcel = connection(b"GET / HTTP/1.1\r\n", is_over_tls.then(|| notes::full(0x1301)));
                 prop_assert!(parcel.write_to(&mut message));
             }
             let at = at.index(message.len());

@@ -21,22 +21,22 @@ const FOLDER: &str = "fuzz/seeds/parcels";
 const TLS_1_3: u16 = 0x1302;
 const TLS_1_2: u16 = 0xc02b;
 
-fn socket() -> OwnedFd {
+pub(super) fn socket() -> OwnedFd {
     UnixStream::pair().expect("a pair of sockets").0.into()
 }
 
-fn connection(read_ahead: &'static [u8], tls: Option<TlsNote>) -> Parcel {
+pub(super) fn connection(read_ahead: &[u8], tls: Option<TlsNote>) -> Parcel {
     let note = ConnectionNote {
         peer: Some(([127, 0, 0, 1], 4711).into()),
         answered: 3,
         idle_ms: 1500,
-        read_ahead: Bytes::from_static(read_ahead),
+        read_ahead: Bytes::copy_from_slice(read_ahead),
         tls,
     };
     Parcel::Connection(socket(), note)
 }
 
-fn tunnel(tls: Option<TlsNote>) -> Parcel {
+pub(super) fn tunnel(tls: Option<TlsNote>) -> Parcel {
     let note = TunnelNote {
         peer: Some((std::net::Ipv6Addr::LOCALHOST, 443).into()),
         method: "GET".into(),
