@@ -1,9 +1,14 @@
 //! A stream is a request, and a connection ends once its streams have.
 
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 
+use axum::Router;
+use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Method};
+use axum::routing::get;
+use futures_util::{StreamExt, stream};
 use h2::Reason;
 use steadfast_harness::frames::{ACK, DATA, END_STREAM, GOAWAY, HEADERS, PING, frame};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -296,4 +301,36 @@ async fn a_cut_ends_every_stream_by_name() {
     service.until(Registry::is_empty).await;
     assert_eq!(service.registry.totals().cut(), 2);
     drop(waits);
+}
+
+/// So that whoever waits for the last connection finds all requests counted.
+#[tokio::test]
+async fn a_connection_is_there_until_its_streams_have_ended() {
+    /// Tells how many connections there are when the body that has it ends.
+    struct Witness(Arc<OnceLock<Arc<Registry>>>, mpsc::Sender<usize>);
+
+    impl Drop for Witness {
+        fn drop(&mut self) {
+            self.1.send(self.0.get().expect("a registry").len()).expect("the test waits for it");
+        }
+    }
+
+    let registry = Arc::new(OnceLock::new());
+    let (ends, there) = mpsc::channel();
+    let looking = Arc::clone(&registry);
+    let endless = move || {
+        let witness = Witness(looking, ends);
+        let bytes = stream::pending::<Result<Bytes, axum::Error>>().inspect(move |_| _ = &witness);
+        std::future::ready(Body::from_stream(bytes))
+    };
+    let router = Router::new().route("/endless", get(endless));
+    let service = Service::of(router, Arc::default(), Limits::default());
+    assert!(registry.set(Arc::clone(&service.registry)).is_ok());
+    let mut client = service.client().await;
+    let answer = client.begin("/endless").await.await.expect("the head of an answer");
+    service.server.cut();
+    service.until(Registry::is_empty).await;
+    assert_eq!(there.try_iter().collect::<Vec<_>>(), [1]);
+    assert_eq!(service.registry.totals().cut(), 1);
+    drop(answer);
 }
