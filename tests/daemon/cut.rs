@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use steadfast::{Daemon, Exit};
+use steadfast::{BoxError, Daemon, Exit};
 use tracing::Level;
 
 use crate::client::{Client, Lost};
@@ -155,6 +155,25 @@ async fn what_can_finish_before_the_deadline_is_not_cut_with_the_rest() {
     assert_eq!(service.exit().await, Exit::Cut);
     assert_eq!(the_cut(&service).field("path"), "/never");
     assert_eq!(late.receive().await, Err(Lost::Closed));
+    let report = service.wait_for("the report", |e| e.message.starts_with("stopped by")).await;
+    assert_eq!((report.field("finished"), report.field("cut")), ("1", "1"));
+}
+
+#[tokio::test]
+async fn a_child_that_is_cut_takes_no_finished_request_out_of_the_report() {
+    let gate = crate::handlers::Gate::new();
+    let route = gate.route();
+    let add = |daemon: Daemon| {
+        daemon
+            .router(router().route("/gate", route))
+            .child("worker", async |_| std::future::pending::<Result<(), BoxError>>().await)
+    };
+    let mut service = Service::start_with_stopped_clock(KEYS, add).await;
+    let mut client = service.held(&gate, "/gate").await;
+    service.begin_stop().await;
+    gate.open();
+    assert_eq!(client.receive().await.unwrap().text(), "passed");
+    assert_eq!(service.exit().await, Exit::Cut);
     let report = service.wait_for("the report", |e| e.message.starts_with("stopped by")).await;
     assert_eq!((report.field("finished"), report.field("cut")), ("1", "1"));
 }

@@ -133,6 +133,31 @@ fn a_flood_of_accesses_takes_no_room_from_what_an_operator_must_see() {
 }
 
 #[test]
+fn neither_a_reload_nor_a_restart_waits_for_a_journal_that_takes_nothing() {
+    let Some(machine) = start(
+        "[http]\nlisten = [\"127.0.0.1:8080\"]\n[log]\naccess = \"all\"\n[[route]]\npath = \"/\"\nrespond = \"hello\"\n",
+    ) else {
+        return;
+    };
+    let load = machine.enter_network(|| Load::start(4, HTTP.into(), "/"));
+    load.advance(1000);
+    machine.ok(["systemctl", "kill", "--signal=STOP", "systemd-journald.service"]);
+    wait_until("accesses to be lost", || {
+        load.advance(1000);
+        (metric(&machine, ACCESS_LOST) > 0).then_some(())
+    });
+    // A process that waited would be given up by the main process, or by systemd.
+    for verb in ["reload", "restart", "reload"] {
+        machine.ok(["systemctl", verb, UNIT]);
+        load.advance(1000);
+    }
+    machine.ok(["systemctl", "kill", "--signal=CONT", "systemd-journald.service"]);
+    let account = load.finish();
+    assert_eq!((account.refused, account.dropped, account.closed), (0, 0, 0), "{account}");
+    assert_eq!(machine.show(UNIT, "NRestarts"), "0");
+}
+
+#[test]
 fn long_paths_fill_no_memory_while_the_journal_stands_still() {
     /// The queue's 8 MiB, and several times as much for all else.
     const MOST: u64 = 64 << 20;

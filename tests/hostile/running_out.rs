@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use steadfast_harness::{Client, wait_until};
 
-use crate::site::{Site, files, respond};
+use crate::site::{BINARY, Site, files, respond};
 use crate::wire::connect;
 
 /// The number of descriptors that the daemon may have.
@@ -90,5 +90,20 @@ fn a_daemon_that_starts_with_few_descriptors_serves_with_them() {
     let site = Site::start_with("", &respond("/hello", "hello"), few);
     for _ in 0..100 {
         site.assert_available("/hello");
+    }
+}
+
+#[test]
+fn a_process_that_has_not_even_the_descriptors_to_start_says_so_each_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config.toml");
+    std::fs::write(&config, "[http]\nlisten = [\"127.0.0.1:0\"]\n").unwrap();
+    for few in (4..=7).flat_map(|few| [few; 10]) {
+        let limit = format!("--nofile={few}:{few}");
+        let mut command = Command::new("prlimit");
+        command.args([&limit, "--", BINARY, "run", "--config"]).arg(&config).env_remove("JOURNAL_STREAM");
+        let output = command.output().unwrap();
+        assert!(!output.status.success(), "with {few} descriptors it starts");
+        assert!(!output.stderr.is_empty(), "with {few} descriptors: {}, without a word", output.status);
     }
 }
