@@ -26,11 +26,13 @@ fn begin_request(daemon: &Daemon) -> Client {
 fn block_a_thread(daemon: &Daemon) -> Client {
     let mut client = connect(daemon, "http");
     client.ask("/blocks").unwrap();
-    let mut admin = connect(daemon, "admin");
-    wait_until("the request to be in flight", || {
-        admin.get("/status").unwrap().text().contains("/blocks").then_some(())
-    });
+    wait_for_status(daemon, "/blocks");
     client
+}
+
+fn wait_for_status(daemon: &Daemon, part: &str) {
+    let mut admin = connect(daemon, "admin");
+    wait_until(part, || admin.get("/status").unwrap().text().contains(part).then_some(()));
 }
 
 #[test]
@@ -53,6 +55,7 @@ fn the_same_signal_again_cuts_at_once_names_what_it_cut_and_the_exit_code_is_3()
     let mut daemon = troubled(NEVER, |_| {});
     let mut client = begin_request(&daemon);
     assert_eq!(client.take(4).unwrap(), b"half");
+    wait_for_status(&daemon, "the client to send the body");
     let peer = client.local_address().unwrap().to_string();
     daemon.signal(Signal::TERM);
     wait_for_drain(&daemon);
