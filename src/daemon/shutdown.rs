@@ -124,7 +124,7 @@ impl Stop<'_> {
     pub(super) async fn run(self, first: impl Future<Output = ()>) -> Report {
         let Self { config, lifecycle, registry, supervisor, http, connections, user_children, beside } = self;
         let asked = Instant::now();
-        let answered_before = registry.totals().requests();
+        let ended_before = ended(registry.totals());
         let in_flight_before = registry.in_flight();
         let idle_before = registry.idle();
         // There is no delay where another worker serves: load balancers need not look away.
@@ -169,22 +169,25 @@ impl Stop<'_> {
             }
             drained
         };
-        let mut cut = 0;
+        let mut named = Named::default();
         let drained = tokio::select! {
             drained = work => drained,
             () = lifecycle.overdue() => {
-                cut = cut_all("the deadline", registry, http, user_children).await;
+                named = cut_all("the deadline", registry, http, user_children).await;
                 asked.elapsed()
             }
             by = lifecycle.cut_by() => {
-                cut = cut_all(by, registry, http, user_children).await;
+                named = cut_all(by, registry, http, user_children).await;
                 asked.elapsed()
             }
         };
 
         let took = asked.elapsed();
         let Totals { handed_over, not_carried, .. } = registry.totals();
-        let finished = registry.totals().requests().saturating_sub(answered_before).saturating_sub(cut);
+        let ended = ended(registry.totals());
+        let [finished, ended_by_cut] = [0, 1].map(|n| ended[n].saturating_sub(ended_before[n]));
+        // Of those that were named some may not have ended yet, and one may have begun after that.
+        let cut = named.requests.max(ended_by_cut) + named.children;
         let cause = lifecycle.cause().map(ToString::to_string).unwrap_or_default();
         let [connections, tunnels] = handed_over.counts();
         if connections + tunnels > 0 {
@@ -196,8 +199,9 @@ impl Stop<'_> {
                 "{handed_over} go on in the next worker"
             );
         }
-        // Accesses have a thread of their own, and this is the last word.
-        registry.totals().access().flush();
+        // Accesses have a thread of their own, and the report comes after them, but for what a slow disk has not taken.
+        let access = registry.totals().access().clone();
+        let _ = tokio::task::spawn_blocking(move || access.flush()).await;
         tracing::info!(
             message_id = event::SHUTDOWN_REPORT,
             cause,
@@ -219,8 +223,22 @@ impl Stop<'_> {
     }
 }
 
-/// Ends all that is left, with a WARN event for each request and each child of the caller's. Returns their number.
-async fn cut_all(by: &str, registry: &Registry, http: &Stoppable, user_children: &[Stoppable]) -> u64 {
+/// Requests that have ended by themselves, and those that were cut.
+fn ended(totals: &Totals) -> [u64; 2] {
+    let cut = totals.cut();
+    [totals.requests().saturating_sub(cut), cut]
+}
+
+/// What is cut, with a WARN event for each.
+#[derive(Debug, Default)]
+struct Named {
+    requests: u64,
+    /// Children of the caller's.
+    children: u64,
+}
+
+/// Ends all that is left, after it has named it.
+async fn cut_all(by: &str, registry: &Registry, http: &Stoppable, user_children: &[Stoppable]) -> Named {
     let requests = registry.requests();
     for r in &requests {
         let (method, path) = (excerpt(r.method.as_str()), excerpt(r.uri.path()));
@@ -263,7 +281,7 @@ async fn cut_all(by: &str, registry: &Registry, http: &Stoppable, user_children:
         );
         child.subsystem.abort();
     }
-    (requests.len() + late.len()) as u64
+    Named { requests: requests.len() as u64, children: late.len() as u64 }
 }
 
 fn micros(duration: Duration) -> u64 {
