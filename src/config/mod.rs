@@ -26,9 +26,8 @@ mod value;
 mod written;
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use annotate_snippets::{Level, Renderer};
 
@@ -59,9 +58,6 @@ use crate::rules::Check;
 use crate::systemd::activation::{LARGEST, decline, last_good};
 use crate::{event, logging};
 use diagnostic::{Mistake, stderr_has_colour};
-
-/// The time that journald has to see of which unit a process is that ends.
-const JOURNAL: Duration = Duration::from_millis(100);
 
 /// The reason why there is no config. Either way the operator must act before a start can succeed.
 #[derive(Debug, thiserror::Error)]
@@ -94,12 +90,14 @@ impl Error {
 }
 
 impl Error {
-    /// Writes all of it to stderr, and one line of it to the main process, if that has started this one as a worker.
+    /// Tells one line of it to the main process, if that has started this one as a worker, and writes all of it to stderr.
     /// Returns the exit code of a program that has no config.
     #[must_use]
     pub fn report(&self) -> Exit {
-        eprintln!("{}", self.for_stderr());
+        // First, for it waits for nobody: stderr may be a pipe that is full.
         decline(&self.in_short());
+        // Whoever has read it may have gone, which changes nothing for the exit code.
+        let _ = writeln!(io::stderr(), "{}", self.for_stderr());
         if logging::is_to_journal() {
             // What stderr takes there has no fields. There is no config that says where to log.
             logging::start(&Log::default());
@@ -109,9 +107,7 @@ impl Error {
                 cause = in_short,
                 "the config is wrong: {in_short}"
             );
-            logging::flush();
-            // journald asks the process for its unit, so it must still be there.
-            std::thread::sleep(JOURNAL);
+            logging::finish();
         }
         Exit::Config
     }

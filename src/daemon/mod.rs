@@ -53,6 +53,7 @@ use self::threads::{Runtimes, Threads};
 use self::tree::{LastGood, Tree};
 use crate::event;
 use crate::handover::Handover;
+use crate::logging::LastWords;
 use crate::logging::access::OpenError;
 use crate::main_process::{self, Settings};
 use crate::rules::{Check, Violations};
@@ -133,7 +134,7 @@ impl StartError {
             }
             other => tracing::error!(message_id = event::START_FAILED, "{other}"),
         }
-        logging::flush();
+        logging::finish();
         self.exit()
     }
 }
@@ -225,6 +226,7 @@ impl Daemon {
     /// thread holds up nothing but its like, and cannot hold up the return.
     #[must_use]
     pub fn run_blocking(self) -> Exit {
+        let _last_words = LastWords;
         if role() == Role::Main {
             return main_process::run();
         }
@@ -433,8 +435,12 @@ impl Bound {
             exit = self.0.run() => exit,
             () = lifecycle.abandoned().cancelled() => Exit::Cut,
         };
-        access.flush();
-        logging::flush();
+        // Whatever else the runtime has to do need not wait for a slow journal.
+        let finish = move || {
+            access.flush();
+            logging::finish();
+        };
+        let _ = tokio::task::spawn_blocking(finish).await;
         exit
     }
 }

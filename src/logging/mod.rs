@@ -7,12 +7,12 @@ mod sink;
 
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use tracing::Level;
+use tokio::runtime;
 use tracing::level_filters::LevelFilter;
+use tracing::{Dispatch, Level};
 use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
@@ -133,10 +133,10 @@ pub enum AccessFormat {
 pub(crate) const ACCESS_FILE: &str =
     "\"stderr\", or an absolute path, such as \"/var/log/steadfast/access.log\"";
 
-/// True if events go to the journal.
+/// True if this process's events go to the journal.
 static IS_TO_JOURNAL: AtomicBool = AtomicBool::new(false);
 
-/// The longest that the end of the process waits for the last events to be written.
+/// The longest wait for events to be written, and the longest for the journal to take them.
 const FLUSH: Duration = Duration::from_secs(1);
 
 /// Sends events, and the messages of panics, to where the config says. Call it once, first thing; if the process has
@@ -150,47 +150,60 @@ pub fn start(config: &Config) {
         .with_target("tokio_graceful_shutdown", LevelFilter::OFF)
         // An HTTP/2 client could have it say as much as it likes, each frame at `debug`.
         .with_target("h2", LevelFilter::OFF);
-    let journals = journal(config.target, Priority::Informational)
-        // journald's rate limit counts by priority, and takes notice and info for one (`priority_map` in its
-        // journald-rate-limit.c): debug is the only one in which many accesses use up nothing but their own share.
-        .and_then(|events| Ok((events, journal(config.target, Priority::Debug)?)));
-    let mut has_ids = true;
-    let (events, accesses) = match journals {
-        Ok((Some((events, journal)), Some((accesses, same_journal)))) => {
-            IS_TO_JOURNAL.store(true, Relaxed);
-            ((events.boxed(), journal), (accesses.boxed(), same_journal))
-        }
-        other => {
-            if let Err(error) = other {
-                eprintln!("cannot reach journald, logging to stderr: {error}");
-            }
-            has_ids = config.format == Format::Json;
-            (stderr(config.format), stderr(config.format))
-        }
-    };
-    let ((events, of_events), (accesses, of_accesses)) = (events, accesses);
-    match Queue::start(tracing_subscriber::registry().with(events).into(), Some(of_events)) {
+    let format = config.format;
+    let to_journal = match config.target {
+        Target::Auto => is_to_journal(),
+        Target::Journald => true,
+        Target::Stderr => false,
+    } && sink::find_journal().inspect_err(no_journal).is_ok();
+    let has_ids = to_journal || format == Format::Json;
+    match Queue::start(move || written(to_journal, format, Priority::Informational)) {
         Ok(Some(queue)) => {
             let queue = queue.with_ids(has_ids);
             let log = tracing_subscriber::registry().with(queue.with_filter(levels));
             if log.try_init().is_ok() {
-                let layers = tracing_subscriber::registry().with(accesses).into();
+                IS_TO_JOURNAL.store(to_journal, Relaxed);
+                // journald's rate limit counts by priority, and takes notice and info for one (`priority_map` in its
+                // journald-rate-limit.c): debug is the only one in which many accesses use up nothing but their own share.
+                let accesses = move || written(to_journal, format, Priority::Debug);
                 // The first, as that queue is.
-                let _ = EVENTS.set(Events { layers, has_ids, destination: Mutex::new(of_accesses) });
+                let _ = EVENTS.set(Events::new(has_ids, accesses));
             }
         }
         Ok(None) => {}
         Err(error) => eprintln!("cannot start the thread that logs, there is no log: {error}"),
     }
-    std::panic::set_hook(Box::new(|panic| tracing::error!(message_id = event::PANIC, "{panic}")));
+    std::panic::set_hook(Box::new(|panic| {
+        tracing::error!(message_id = event::PANIC, "{panic}");
+        // The process ends. Within a runtime it may not, and whoever runs that keeps `LastWords`.
+        if std::thread::current().name() == Some("main") && runtime::Handle::try_current().is_err() {
+            finish();
+        }
+    }));
 }
 
-/// Returns when what was logged so far is written, and taken by the journal if it goes there; or cannot be for want of time.
+/// Returns when what was logged so far is written, or cannot be for want of time.
 pub(crate) fn flush() {
     queue::flush(FLUSH);
+}
+
+/// The same at the end of the process: the journal has taken it as well, if it goes there.
+pub(crate) fn finish() {
+    flush();
     if IS_TO_JOURNAL.load(Relaxed) {
         // Whatever it is, nobody is left to be told.
         let _ = sink::wait_until_taken(sink::JOURNAL, FLUSH);
+    }
+}
+
+/// Has the log finished if what runs in its scope panics.
+pub(crate) struct LastWords;
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            finish();
+        }
     }
 }
 
@@ -199,17 +212,23 @@ pub(crate) fn flush_access(log: &access::AccessLog) {
     log.flush(FLUSH);
 }
 
-/// The journal, if events go there, with this priority for those of level info.
-fn journal(target: Target, info: Priority) -> io::Result<Option<(tracing_journald::Layer, Destination)>> {
-    let wanted = match target {
-        Target::Auto => is_to_journal(),
-        Target::Journald => true,
-        Target::Stderr => false,
-    };
-    if !wanted {
-        return Ok(None);
-    }
-    let journal = tracing_journald::layer()?
+/// What writes events, to the journal or to stderr, and where they end up. Waits while the journal has no room.
+fn written(to_journal: bool, format: Format, info: Priority) -> (Dispatch, Destination) {
+    let journal = to_journal.then(|| journal(info).inspect_err(no_journal).ok()).flatten();
+    let (layer, destination) = journal.unwrap_or_else(|| stderr(format));
+    (tracing_subscriber::registry().with(layer).into(), destination)
+}
+
+fn no_journal(error: &io::Error) {
+    eprintln!("cannot reach journald, logging to stderr: {error}");
+}
+
+/// A layer that writes somewhere, and where that is.
+type Written = (Box<dyn Layer<Registry> + Send + Sync>, Destination);
+
+/// The journal, and the layer that writes there, with this priority for events of level info.
+fn journal(info: Priority) -> io::Result<Written> {
+    let layer = tracing_journald::layer()?
         // Fields keep their names: METHOD, PATH, MESSAGE_ID.
         .with_field_prefix(None)
         .with_syslog_identifier(program())
@@ -220,7 +239,7 @@ fn journal(target: Target, info: Priority) -> io::Result<Option<(tracing_journal
             debug: Priority::Debug,
             trace: Priority::Debug,
         });
-    Ok(Some((journal, Destination::journal()?)))
+    Ok((layer.boxed(), Destination::journal()?))
 }
 
 /// The program's name, by which `journalctl -t` finds it. The first argument is a title.
@@ -232,7 +251,7 @@ fn program() -> String {
 }
 
 /// Stderr, and the layer that writes there in this format.
-fn stderr(format: Format) -> (Box<dyn Layer<Registry> + Send + Sync>, Destination) {
+fn stderr(format: Format) -> Written {
     let text = Gathered::default();
     let destination = Destination::stderr(&text);
     let layer = tracing_subscriber::fmt::layer().with_writer(text);

@@ -41,15 +41,18 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Starts the thread that gives the events to `writer`, which must let all of them pass; they end up in
-    /// `destination`. It lives as long as the process. Once for a process; `None` ever after.
-    pub(super) fn start(writer: Dispatch, destination: Option<Destination>) -> std::io::Result<Option<Self>> {
+    /// Starts the thread that gives the events to a writer, which must let all of them pass, and knows where they end up.
+    /// `open` may wait there. The thread lives as long as the process. Once for a process; `None` ever after.
+    pub(super) fn start(
+        open: impl FnOnce() -> (Dispatch, Destination) + Send + 'static,
+    ) -> std::io::Result<Option<Self>> {
         let (entrance, outlet) = bounded(&LOST, "events", "events");
         let queue = Self { entrance, has_ids: true };
         if QUEUE.set(queue.clone()).is_err() {
             return Ok(None);
         }
         std::thread::Builder::new().name("log".into()).spawn(move || {
+            let (writer, destination) = open();
             // A span that closes also closes its parent, through the thread's default subscriber: that must be the
             // writer.
             dispatcher::with_default(&writer, || write(outlet, destination, &writer));
@@ -112,16 +115,15 @@ pub(crate) fn flush(limit: Duration) {
     }
 }
 
-fn write(mut outlet: Outlet<InSpans>, mut destination: Option<Destination>, writer: &Dispatch) {
+fn write(mut outlet: Outlet<InSpans>, mut destination: Destination, writer: &Dispatch) {
     while let Some(taken) = outlet.take(|(event, spans)| {
         write_event(&event, &spans, writer);
-        destination.as_mut().map_or(Ok(()), Destination::after_event)
+        destination.after_event()
     }) {
-        let mut flush = || destination.as_mut().map_or(Ok(()), Destination::flush);
-        outlet.count(flush());
+        outlet.count(destination.flush());
         // Not by the queue, of which this is the end.
         outlet.say_losses(&taken);
-        outlet.count(flush());
+        outlet.count(destination.flush());
         taken.tell_written();
     }
 }
@@ -253,6 +255,7 @@ mod tests {
 
     use super::*;
     use crate::alone::is_alone;
+    use crate::logging::sink::Gathered;
 
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
@@ -266,6 +269,11 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    /// Nothing ends up there, whoever writes.
+    fn nowhere() -> Destination {
+        Destination::stderr(&Gathered::default())
     }
 
     fn writer(written: &Written) -> Dispatch {
@@ -303,8 +311,9 @@ mod tests {
         dispatcher::with_default(&writer(&direct), log);
 
         let queued = Written::default();
-        let queue =
-            Queue::start(writer(&queued), None).expect("a thread").expect("the first in this process");
+        let writer = writer(&queued);
+        let queue = Queue::start(|| (writer, nowhere()));
+        let queue = queue.expect("a thread").expect("the first in this process");
         tracing::subscriber::with_default(tracing_subscriber::registry().with(queue), log);
         flush(Duration::from_secs(60));
 
@@ -336,7 +345,7 @@ mod tests {
         )) {
             return;
         }
-        let queue = Queue::start(tracing_subscriber::registry().with(Frozen).into(), None);
+        let queue = Queue::start(|| (tracing_subscriber::registry().with(Frozen).into(), nowhere()));
         let queue = queue.expect("a thread").expect("the first in this process");
         let text = "x".repeat(1 << 20);
         tracing::subscriber::with_default(tracing_subscriber::registry().with(queue), || {

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, fstat};
 use rustix::net::sockopt::set_socket_send_buffer_size;
@@ -20,6 +20,16 @@ const WHOLE: usize = 4096;
 /// Where journald takes events (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>).
 pub(super) const JOURNAL: &str = "/run/systemd/journal/socket";
 
+/// Fails if nobody listens there. Waits for no room.
+pub(super) fn find_journal() -> io::Result<()> {
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    match socket.send_to(&[], JOURNAL) {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
+        sent => sent.map(drop),
+    }
+}
+
 /// More datagrams without a byte than the smallest buffer has room for: its 4.5 KiB, of which each takes half a KiB and more.
 const EMPTY: usize = 16;
 
@@ -29,14 +39,25 @@ const EMPTY: usize = 16;
 /// and `journalctl -u` does not find what it has said last.
 ///
 /// # Errors
-/// Nobody listens, or nothing was taken for so long.
+/// Nobody listens, or not all was taken in time.
 pub(super) fn wait_until_taken(listener: impl AsRef<Path>, limit: Duration) -> io::Result<()> {
     let socket = UnixDatagram::unbound()?;
     set_socket_send_buffer_size(&socket, 0)?;
-    socket.set_write_timeout(Some(limit))?;
+    let end = Instant::now() + limit;
+    let mut sent = 0;
     // They are nothing to it. There is room for the last once it has taken the first, and with that all before.
-    for _ in 0..EMPTY {
-        socket.send_to(&[], &listener)?;
+    while sent < EMPTY {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        socket.set_write_timeout(Some(left))?;
+        match socket.send_to(&[], &listener) {
+            Ok(_) => sent += 1,
+            // A signal: the kernel does not go on by itself where there is a limit (signal(7)).
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
     Ok(())
 }
@@ -259,23 +280,66 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn whoever_waits_for_the_journal_waits_until_it_has_taken_what_was_sent_before() {
+    /// Where nothing has been taken yet.
+    fn journal() -> (tempfile::TempDir, std::path::PathBuf, UnixDatagram) {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("socket");
         let journal = UnixDatagram::bind(&path).expect("a socket");
+        journal.set_read_timeout(Some(Duration::from_secs(1))).expect("a time");
         UnixDatagram::unbound().expect("a socket").send_to(b"last words", &path).expect("there is room");
+        (folder, path, journal)
+    }
+
+    #[test]
+    fn whoever_waits_for_the_journal_waits_until_it_has_taken_what_was_sent_before() {
+        let (_folder, path, journal) = journal();
         let error = wait_until_taken(&path, Duration::from_millis(10)).expect_err("it takes nothing");
         assert_eq!(error.kind(), ErrorKind::WouldBlock);
         std::thread::scope(|scope| {
-            scope.spawn(|| {
-                journal.set_read_timeout(Some(Duration::from_secs(1))).expect("a time");
-                while journal.recv(&mut [0; 100]).is_ok() {}
-            });
+            scope.spawn(|| while journal.recv(&mut [0; 100]).is_ok() {});
             wait_until_taken(&path, Duration::from_secs(60)).expect("it takes all");
         });
         drop(journal);
         assert!(wait_until_taken(&path, Duration::from_secs(60)).is_err(), "nobody is there");
+    }
+
+    #[test]
+    fn a_journal_that_takes_one_after_the_other_is_waited_for_no_longer_than_one_that_takes_none() {
+        let (_folder, path, journal) = journal();
+        let (limit, slow) = (Duration::from_millis(100), Duration::from_millis(80));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while journal.recv(&mut [0; 100]).is_ok() {
+                    std::thread::sleep(slow);
+                }
+            });
+            let error = wait_until_taken(&path, limit).expect_err("it has not taken all");
+            // Each of those that there was no room for would have been taken within the limit.
+            assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}");
+        });
+    }
+
+    #[test]
+    fn a_signal_does_not_end_the_wait_for_the_journal() {
+        let (_folder, path, journal) = journal();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let _handled = {
+            let _runtime = runtime.enter();
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::child()).expect("a handler")
+        };
+        let waiting = rustix::thread::gettid();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    // The kernel has the thread of this number handle it, if that can.
+                    rustix::process::kill_process(waiting, rustix::process::Signal::CHILD)
+                        .expect("it is sent");
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                while journal.recv(&mut [0; 100]).is_ok() {}
+            });
+            wait_until_taken(&path, Duration::from_secs(60)).expect("it takes all");
+        });
     }
 
     /// A disk with so much room.

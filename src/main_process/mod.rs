@@ -161,19 +161,18 @@ enum Event {
 
 /// Runs the main process to its end.
 pub(crate) fn run() -> Exit {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
+    let exit = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(async { MainProcess::new().run().await }),
         Err(error) => {
             tracing::error!(
                 message_id = event::START_FAILED,
                 %error,
                 "cannot set up the main process: {error}"
             );
-            return Exit::Failed;
+            Exit::Failed
         }
     };
-    let exit = runtime.block_on(async { MainProcess::new().run().await });
-    logging::flush();
+    logging::finish();
     exit
 }
 

@@ -135,7 +135,7 @@ fn a_flood_of_accesses_takes_no_room_from_what_an_operator_must_see() {
 #[test]
 fn neither_a_reload_nor_a_restart_waits_for_a_journal_that_takes_nothing() {
     let Some(machine) = start(
-        "[http]\nlisten = [\"127.0.0.1:8080\"]\n[log]\naccess = \"all\"\n[[route]]\npath = \"/\"\nrespond = \"hello\"\n",
+        "[http]\nlisten = [\"127.0.0.1:8080\"]\nrequests_per_connection = 1000000\n[log]\naccess = \"all\"\n[[route]]\npath = \"/\"\nrespond = \"hello\"\n",
     ) else {
         return;
     };

@@ -142,7 +142,7 @@ impl Watch {
         };
         if !stuck.is_empty() {
             // The manager ends the process at once: its log must say why by then.
-            logging::flush();
+            logging::finish();
             let status = one_line(&format!("stuck: no heartbeat from {}", stuck.join(", ")));
             self.manager.tell(&[NotifyState::Status(&status), NotifyState::WatchdogTrigger]);
         } else if now >= self.next_ping {

@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -30,16 +30,28 @@ pub(in crate::logging) static EVENTS: OnceLock<Events> = OnceLock::new();
 
 /// The layers that write accesses as events. They are others than those of the events that an operator must see: to the
 /// journal these have another priority.
-#[derive(Debug)]
 pub(in crate::logging) struct Events {
-    pub(in crate::logging) layers: Dispatch,
-    pub(in crate::logging) has_ids: bool,
-    pub(in crate::logging) destination: Mutex<Destination>,
+    has_ids: bool,
+    /// The layers, and where they write. To open them may wait, which the log's thread does.
+    written: LazyLock<(Dispatch, Mutex<Destination>), Open>,
 }
 
+type Open = Box<dyn FnOnce() -> (Dispatch, Mutex<Destination>) + Send>;
+
 impl Events {
+    pub(in crate::logging) fn new(
+        has_ids: bool,
+        open: impl FnOnce() -> (Dispatch, Destination) + Send + 'static,
+    ) -> Self {
+        let open = || {
+            let (layers, destination) = open();
+            (layers, Mutex::new(destination))
+        };
+        Self { has_ids, written: LazyLock::new(Box::new(open)) }
+    }
+
     fn destination<T>(&self, with: impl FnOnce(&mut Destination) -> T) -> T {
-        with(&mut self.destination.lock().unwrap_or_else(PoisonError::into_inner))
+        with(&mut self.written.1.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -140,7 +152,7 @@ impl Writer {
                     emit(record, true);
                     return Ok(());
                 };
-                dispatcher::with_default(&events.layers, || emit(record, events.has_ids));
+                dispatcher::with_default(&events.written.0, || emit(record, events.has_ids));
                 events.destination(Destination::after_event)
             }
             Self::Lines { lines, text, output } => {
