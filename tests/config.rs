@@ -65,7 +65,7 @@ fn every_invalid_file_is_refused_with_all_its_mistakes() {
         }
     });
     assert!(surprises.is_empty(), "{}", surprises.join("\n"));
-    assert_eq!(files.len(), 104);
+    assert_eq!(files.len(), 105);
 }
 
 #[test]

@@ -16,6 +16,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::{CertifiedKey, SigningKey};
+use rustls::{CertificateError, OtherError};
 use x509_cert::certificate::{CertificateInner, Raw};
 use x509_cert::der::Decode;
 use x509_cert::der::oid::ObjectIdentifier;
@@ -220,19 +221,28 @@ fn load(files: &CertificateFiles, now: SystemTime, check: &mut Check) -> Option<
     let names = names(leaf);
     let shown = shown(leaf, &names);
     match match_key(&chain, &key) {
-        Some(0) => {}
-        Some(_) => {
+        Ok(0) => {}
+        Ok(_) => {
             check
                 .note("chain", "the server's own certificate is not the first of `chain`", CHAIN)
                 .help("put the certificate of the key first, and behind each the one that has issued it");
             return None;
         }
-        None => {
+        Err(rustls::Error::InconsistentKeys(_)) => {
             let also = check.path("chain");
             check
                 .note("key", format!("the key does not match the certificate of {shown}"), "its private key")
                 .also(also, "the certificate is here")
                 .help("both must be of one renewal: `openssl x509 -pubkey -noout -in CHAIN` and `openssl pkey -pubout -in KEY` print the same");
+            return None;
+        }
+        Err(error) => {
+            check
+                .note("chain", format!("the certificate of {shown} cannot be used: {}", why(&error)), CHAIN)
+                .help(
+                    "a server's is of version 3, with a subjectAltName: `openssl x509 -req` makes it one with `-extfile`, and \
+                     `openssl req -x509` with `-addext`",
+                );
             return None;
         }
     }
@@ -358,11 +368,26 @@ pub(super) fn read_pem(
     None
 }
 
-/// The index of the certificate that a key belongs to.
-fn match_key(chain: &[(CertificateDer<'static>, X509)], key: &Arc<dyn SigningKey>) -> Option<usize> {
-    chain
-        .iter()
-        .position(|(der, _)| CertifiedKey::new(vec![der.clone()], Arc::clone(key)).keys_match().is_ok())
+/// The index of the certificate that a key belongs to, or else why it is not the first.
+fn match_key(
+    chain: &[(CertificateDer<'static>, X509)],
+    key: &Arc<dyn SigningKey>,
+) -> Result<usize, rustls::Error> {
+    let matches = |(der, _): &(CertificateDer<'static>, X509)| {
+        CertifiedKey::new(vec![der.clone()], Arc::clone(key)).keys_match()
+    };
+    matches(&chain[0])
+        .map(|()| 0)
+        .or_else(|error| chain.iter().position(|other| matches(other).is_ok()).ok_or(error))
+}
+
+/// An error as it is called in a message. rustls speaks of its peer's certificate; this one is ours.
+fn why(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(error))) => error.to_string(),
+        rustls::Error::InvalidCertificate(error) => error.to_string(),
+        error => error.to_string(),
+    }
 }
 
 /// The names of hosts in a certificate, each once. Its subject has no part in this (RFC 9525, section 2).
