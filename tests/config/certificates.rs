@@ -246,7 +246,7 @@ fn a_ca_of_clients_that_has_expired_or_has_no_list_is_said() {
     assert!(said.starts_with("warning: `client_crl` has no list of the CA \"CN=CA\"\n"), "{said}");
     assert!(
         said.contains("config.toml:3:")
-            && said.contains("nobody is let in whose certificate it has issued itself"),
+            && said.contains("nobody is let in with a certificate of it, or of a CA below it"),
         "{said}"
     );
 }
