@@ -4,13 +4,14 @@
 //! doubtful: to serve it is better than to serve nobody, and a client that minds it says so.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use rustix::fs::OFlags;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -342,8 +343,12 @@ pub(super) fn read_pem(
         return None;
     }
     // With room for all of it, so that no part is left behind in memory where the vector has grown out of it.
-    let read = File::open(path).and_then(|file| {
-        let length = file.metadata()?.len().min(largest);
+    let read = open(path).and_then(|file| {
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let length = metadata.len().min(largest);
         let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(length).unwrap_or(0) + 1));
         file.take(largest + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > largest { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
@@ -359,6 +364,10 @@ pub(super) fn read_pem(
             Some("let the user that runs steadfast read the file and enter its directories"),
         ),
         io::ErrorKind::FileTooLarge => ("is too large to be one".to_owned(), None),
+        io::ErrorKind::InvalidInput => (
+            "is no regular file".to_owned(),
+            Some("name one that is: it is read anew at each start and reload"),
+        ),
         _ => (format!("cannot be read: {error}"), None),
     };
     let violation = check.note(key, format!("`{key}` {what}"), expected);
@@ -366,6 +375,13 @@ pub(super) fn read_pem(
         violation.help(help);
     }
     None
+}
+
+/// Opens a file to read, whatever it is.
+fn open(path: &Path) -> io::Result<File> {
+    // To open a pipe that nobody writes would wait for its writer otherwise (fifo(7)).
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
 /// The index of the certificate that a key belongs to, or else why it is not the first.
