@@ -72,7 +72,7 @@ pub(crate) const HANDLER_PANICKED: &str = "1d3fa7c26e9b4d05b8c4e27f90a6d318";
 pub(crate) const PANIC: &str = "8efe011a25c6485a879821bc03d9e6fd";
 /// The config is wrong.
 pub(crate) const CONFIG_REFUSED: &str = "3791f1d058904cd998829d455a0c53ba";
-/// A certificate, or what goes with it, can be served, and is doubtful.
+/// What `[https]` names can be served, and is doubtful: a certificate, a CA of clients, a host.
 pub(crate) const CERTIFICATE_DOUBTFUL: &str = "5585d4801c4a47dda370e14eed2e826f";
 /// The config is wrong, and the last good one is served.
 pub(crate) const LAST_GOOD_CONFIG: &str = "b3265a9db842439d8c27d4c9a3170151";

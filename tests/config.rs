@@ -8,11 +8,14 @@ mod certificates;
 
 use std::error::Error;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use steadfast::config::{CertificateFiles, ClientAuth, Https};
 use steadfast::{Config, ConfigError};
 
@@ -65,7 +68,35 @@ fn every_invalid_file_is_refused_with_all_its_mistakes() {
         }
     });
     assert!(surprises.is_empty(), "{}", surprises.join("\n"));
-    assert_eq!(files.len(), 104);
+    assert_eq!(files.len(), 105);
+}
+
+/// A pipe, and what is read of it as a config within a minute.
+fn read_of_a_pipe(write: impl FnOnce(&Path)) -> Result<Config, ConfigError> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pipe = folder.path().join("pipe");
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::from(0o600), 0).expect("a pipe");
+    let (read, here) = mpsc::channel();
+    let path = pipe.clone();
+    thread::spawn(move || _ = read.send(Config::check_file(&path)));
+    write(&pipe);
+    here.recv_timeout(Duration::from_secs(60)).expect("it is not waited for ever")
+}
+
+#[test]
+fn a_pipe_is_read_as_long_as_somebody_writes_and_refused_if_nobody_does() {
+    let config = read_of_a_pipe(|pipe| {
+        thread::sleep(Duration::from_millis(100));
+        let mut pipe = fs::File::options().write(true).open(pipe).expect("it has a reader");
+        for part in ["[http]\n", "max_connections", " = 7\n"] {
+            thread::sleep(Duration::from_millis(100));
+            pipe.write_all(part.as_bytes()).expect("it is read");
+        }
+    });
+    assert_eq!(config.expect("it is right").http.limits.max_connections, 7);
+    // An empty config would be every default, which nobody has asked for here.
+    let error = read_of_a_pipe(|_| {}).expect_err("there is nothing to read").to_string();
+    assert!(error.contains("nothing is written to this pipe"), "{error}");
 }
 
 #[test]

@@ -25,11 +25,14 @@ mod tree;
 mod value;
 mod written;
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use annotate_snippets::{Level, Renderer};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 pub use diagnostic::Mistakes;
 pub use tree::Tree;
@@ -135,6 +138,29 @@ fn unreadable(path: &Path, source: &io::Error, renderer: &Renderer) -> String {
     renderer.render(&[title.element(Level::HELP.message(help))])
 }
 
+/// The time in which somebody must have begun to write a config that is read from a pipe: a shell that starts both at once
+/// may start the writer last.
+const WRITER: Duration = Duration::from_secs(5);
+
+/// The bytes of a config's file. It may be a pipe, as `/dev/stdin` is and what a shell makes of `<(command)`, and is read as
+/// long as somebody writes it. One that nobody writes is no empty config, which would be every default.
+fn bytes(path: &Path) -> io::Result<Vec<u8>> {
+    // To open a named pipe would wait for its writer otherwise, for ever (fifo(7)).
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
+    let is_pipe = file.metadata()?.file_type().is_fifo();
+    let (mut bytes, end) = (Vec::new(), Instant::now() + WRITER);
+    // Without a writer a pipe is at its end, also before the first one has come.
+    while (&file).take(LARGEST as u64 + 1).read_to_end(&mut bytes)? == 0 && is_pipe {
+        if Instant::now() >= end {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "nothing is written to this pipe"));
+        }
+        std::thread::sleep(WRITER / 100);
+    }
+    if bytes.len() > LARGEST { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
+}
+
 impl Config {
     /// Reads a file, and the certificates that it names. That a directory it names is not there, or cannot be read, is no
     /// mistake: it may come later.
@@ -200,11 +226,7 @@ impl Config {
     }
 
     fn read(path: &Path, counts: impl Fn(&Mistake) -> bool) -> Result<Self, Error> {
-        let mut bytes = Vec::new();
-        File::open(path)
-            .and_then(|file| file.take(LARGEST as u64 + 1).read_to_end(&mut bytes))
-            .and_then(|read| if read > LARGEST { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(()) })
-            .map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
+        let bytes = bytes(path).map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
         let origin = path.display().to_string();
         match std::str::from_utf8(&bytes) {
             Ok(text) => Self::parse_if(text, &origin, counts, |config, check| _ = config.load_https(check)),

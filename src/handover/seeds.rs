@@ -77,7 +77,7 @@ type Seed = (&'static str, Vec<u8>, Vec<Result<&'static str, Refusal>>);
 fn seeds() -> Vec<Seed> {
     let full = |suite| Some(notes::full(suite));
     let mut unknown = notes::full(TLS_1_3);
-    let (make_unknown, why) = notes::DAMAGES[0];
+    let (make_unknown, why) = notes::UNKNOWN_SUITE;
     make_unknown(&mut unknown);
     let cut = message([tunnel(full(TLS_1_3))]);
     vec![

@@ -15,14 +15,14 @@ pub(crate) struct Acceptor {
     policy: Option<Policy>,
 }
 
-/// True for the names that clients ask for, or for none, that something is for.
-type IsFor = dyn Fn(Option<&str>) -> bool + Send + Sync;
+/// A set of the names that clients ask for, and of none: true for those in it.
+type Names = dyn Fn(Option<&str>) -> bool + Send + Sync;
 
 /// The policy by which the clients of some names are judged.
 #[derive(Clone)]
 pub(super) struct Policy {
     digest: u64,
-    is_for: Arc<IsFor>,
+    names: Arc<Names>,
     config: Option<Arc<ServerConfig>>,
 }
 
@@ -40,7 +40,7 @@ impl Policy {
 
     /// True if the clients that ask for this name, or for none, are judged by it.
     pub(super) fn is_for(&self, name: Option<&str>) -> bool {
-        (self.is_for)(name)
+        (self.names)(name)
     }
 
     /// The config by which they are, if others are not.
@@ -61,10 +61,10 @@ impl Acceptor {
         mut self,
         digest: u64,
         config: Option<ServerConfig>,
-        is_for: impl Fn(Option<&str>) -> bool + Send + Sync + 'static,
+        names: impl Fn(Option<&str>) -> bool + Send + Sync + 'static,
     ) -> Self {
         let config = config.map(|config| Arc::new(for_records(config)));
-        self.policy = Some(Policy { digest, is_for: Arc::new(is_for), config });
+        self.policy = Some(Policy { digest, names: Arc::new(names), config });
         self
     }
 

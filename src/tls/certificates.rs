@@ -4,18 +4,20 @@
 //! doubtful: to serve it is better than to serve nobody, and a client that minds it says so.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use rustix::fs::OFlags;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::{CertifiedKey, SigningKey};
+use rustls::{CertificateError, OtherError};
 use x509_cert::certificate::{CertificateInner, Raw};
 use x509_cert::der::Decode;
 use x509_cert::der::oid::ObjectIdentifier;
@@ -220,19 +222,28 @@ fn load(files: &CertificateFiles, now: SystemTime, check: &mut Check) -> Option<
     let names = names(leaf);
     let shown = shown(leaf, &names);
     match match_key(&chain, &key) {
-        Some(0) => {}
-        Some(_) => {
+        Ok(0) => {}
+        Ok(_) => {
             check
                 .note("chain", "the server's own certificate is not the first of `chain`", CHAIN)
                 .help("put the certificate of the key first, and behind each the one that has issued it");
             return None;
         }
-        None => {
+        Err(rustls::Error::InconsistentKeys(_)) => {
             let also = check.path("chain");
             check
                 .note("key", format!("the key does not match the certificate of {shown}"), "its private key")
                 .also(also, "the certificate is here")
                 .help("both must be of one renewal: `openssl x509 -pubkey -noout -in CHAIN` and `openssl pkey -pubout -in KEY` print the same");
+            return None;
+        }
+        Err(error) => {
+            check
+                .note("chain", format!("the certificate of {shown} cannot be used: {}", why(&error)), CHAIN)
+                .help(
+                    "a server's is of version 3, with a subjectAltName: `openssl x509 -req` makes it one with `-extfile`, and \
+                     `openssl req -x509` with `-addext`",
+                );
             return None;
         }
     }
@@ -332,8 +343,12 @@ pub(super) fn read_pem(
         return None;
     }
     // With room for all of it, so that no part is left behind in memory where the vector has grown out of it.
-    let read = File::open(path).and_then(|file| {
-        let length = file.metadata()?.len().min(largest);
+    let read = open(path).and_then(|file| {
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let length = metadata.len().min(largest);
         let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(length).unwrap_or(0) + 1));
         file.take(largest + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > largest { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
@@ -349,6 +364,10 @@ pub(super) fn read_pem(
             Some("let the user that runs steadfast read the file and enter its directories"),
         ),
         io::ErrorKind::FileTooLarge => ("is too large to be one".to_owned(), None),
+        io::ErrorKind::InvalidInput => (
+            "is no regular file".to_owned(),
+            Some("name one that is: it is read anew at each start and reload"),
+        ),
         _ => (format!("cannot be read: {error}"), None),
     };
     let violation = check.note(key, format!("`{key}` {what}"), expected);
@@ -358,11 +377,33 @@ pub(super) fn read_pem(
     None
 }
 
-/// The index of the certificate that a key belongs to.
-fn match_key(chain: &[(CertificateDer<'static>, X509)], key: &Arc<dyn SigningKey>) -> Option<usize> {
-    chain
-        .iter()
-        .position(|(der, _)| CertifiedKey::new(vec![der.clone()], Arc::clone(key)).keys_match().is_ok())
+/// Opens a file to read, whatever it is.
+fn open(path: &Path) -> io::Result<File> {
+    // To open a pipe that nobody writes would wait for its writer otherwise (fifo(7)).
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
+/// The index of the certificate that a key belongs to, or else why it is not the first.
+fn match_key(
+    chain: &[(CertificateDer<'static>, X509)],
+    key: &Arc<dyn SigningKey>,
+) -> Result<usize, rustls::Error> {
+    let matches = |(der, _): &(CertificateDer<'static>, X509)| {
+        CertifiedKey::new(vec![der.clone()], Arc::clone(key)).keys_match()
+    };
+    matches(&chain[0])
+        .map(|()| 0)
+        .or_else(|error| chain.iter().position(|other| matches(other).is_ok()).ok_or(error))
+}
+
+/// An error as it is called in a message. rustls speaks of its peer's certificate; this one is ours.
+fn why(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(error))) => error.to_string(),
+        rustls::Error::InvalidCertificate(error) => error.to_string(),
+        error => error.to_string(),
+    }
 }
 
 /// The names of hosts in a certificate, each once. Its subject has no part in this (RFC 9525, section 2).

@@ -35,7 +35,7 @@ const LONGEST_SUBJECT: usize = 1024;
 /// Makes the judge of client certificates of the files of a section's `client_ca` and `client_crl`, tells `policy` what it
 /// judges by, and notes what is wrong or doubtful. `None` if there can be none.
 ///
-/// A certificate whose CA has no list in `crl`, if that is given, is refused. A list that is past its time counts on:
+/// A certificate is refused if its CA, or one between that and the root, has no list in `crl`, if that is given. A list that is past its time counts on:
 /// otherwise nobody got in from that moment.
 pub(crate) fn verifier(
     ca: &Path,
@@ -165,7 +165,7 @@ fn lists(
         let what = format!("`client_crl` has no list of the CA {:?}", name(subject));
         check
             .warn("client_crl", what, "a list of each CA")
-            .help("add its list, though it be empty: until then nobody is let in whose certificate it has issued itself");
+            .help("add its list, though it be empty: until then nobody is let in with a certificate of it, or of a CA below it");
     }
     Some(lists)
 }
@@ -211,6 +211,7 @@ mod tests {
     //! Subjects, and what makes a policy.
 
     use rcgen::{CertificateParams, DnType, DnValue, KeyPair};
+    use steadfast_harness::certificates::{Certificate, is_ca};
 
     use super::*;
 
@@ -243,6 +244,11 @@ mod tests {
 
     /// The digest of a policy by these two files.
     fn policy(ca: &str, crl: Option<&str>) -> Vec<u8> {
+        judge(ca, crl).1
+    }
+
+    /// The judge of clients by these two files, and the digest of its policy.
+    fn judge(ca: &str, crl: Option<&str>) -> (Arc<dyn ClientCertVerifier>, Vec<u8>) {
         let folder = tempfile::tempdir().expect("a folder");
         let file = |name: &str, text: &str| {
             let path = folder.path().join(name);
@@ -253,8 +259,26 @@ mod tests {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let (mut policy, mut check) = (Sha256::new(), Check::default());
         let verifier = verifier(&file("ca", ca), crl.as_deref(), true, &provider, &mut policy, &mut check);
-        assert!(verifier.is_some(), "{check:?}");
-        policy.finalize().to_vec()
+        (verifier.unwrap_or_else(|| panic!("{check:?}")), policy.finalize().to_vec())
+    }
+
+    #[test]
+    fn a_client_is_let_in_if_each_ca_above_it_has_a_list() {
+        let root = Certificate::of_itself("Root", &[], is_ca);
+        let between = root.issue("CA", &[], is_ca);
+        let for_clients = |parameters: &mut CertificateParams| {
+            parameters.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        };
+        let client = CertificateDer::from(between.issue("alice", &[], for_clients).der());
+        let is_let_in = |lists: &[&Certificate]| {
+            let lists: String = lists.iter().map(|ca| ca.revoke(&[], 7)).collect();
+            let (judge, _) = judge(&root.pem(), Some(&lists));
+            let now = rustls::pki_types::UnixTime::now();
+            judge.verify_client_cert(&client, &[between.der().into()], now).is_ok()
+        };
+        assert!(is_let_in(&[&root, &between]));
+        assert!(!is_let_in(&[&between]), "the root's is missing");
+        assert!(!is_let_in(&[&root]), "its own CA's is missing");
     }
 
     #[test]

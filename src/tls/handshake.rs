@@ -22,7 +22,7 @@ use super::acceptor::Policy;
 use super::client::subject;
 use super::failure::{Failed, Reason};
 use super::keys::{HEADER, Material, Suite, TAG};
-use super::records::{ALERT, CHANGE_CIPHER_SPEC, DATA, HANDSHAKE, Records};
+use super::records::{ALERT, CHANGE_CIPHER_SPEC, DATA, HANDSHAKE, MAX_READ, Records};
 use super::session::{Alpn, Session, Version};
 use super::stream::with_incoming;
 
@@ -317,7 +317,7 @@ impl Progress {
             let read = with_incoming(|buffer| {
                 let mut fresh = ReadBuf::new(buffer);
                 ready!(Pin::new(&mut *io).poll_read(cx, &mut fresh))?;
-                self.incoming.extend_from_slice(fresh.filled());
+                extend(&mut self.incoming, fresh.filled());
                 Poll::Ready(io::Result::Ok(fresh.filled().len()))
             });
             match ready!(read) {
@@ -393,6 +393,16 @@ impl Progress {
         raw.shrink_to_fit();
         Ok(Records::new(session, suite, (read, secrets.rx.0), (write, secrets.tx.0), raw))
     }
+}
+
+/// Appends what has come. The room grows by doubling, as any vector's, but to no more than can ever be needed.
+fn extend(incoming: &mut Vec<u8>, fresh: &[u8]) {
+    let length = incoming.len() + fresh.len();
+    if length > incoming.capacity() {
+        let room = (2 * incoming.capacity()).min(MAX_INCOMING + MAX_READ).max(length);
+        incoming.reserve_exact(room - incoming.len());
+    }
+    incoming.extend_from_slice(fresh);
 }
 
 /// Appends a record that rustls has to send, and returns where.

@@ -436,7 +436,8 @@ impl Records {
         let held = self.held();
         let header = held.min(HEADER);
         buffer[..header].copy_from_slice(&self.raw[..header]);
-        // However slowly a record comes, no byte of it is copied more than twice.
+        // However slowly a record comes, what is here of it is not copied into the buffer for each part, but once. Only a
+        // parked connection moves it each time, for parking leaves no room behind it.
         let is_partial = match self.length(&buffer[..buffer.len().min(HEADER)]) {
             Ok(length) => length.is_none_or(|length| length > buffer.len()),
             Err(_) => false,

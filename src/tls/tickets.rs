@@ -2,6 +2,7 @@
 //!
 //! rustls has a ticketer as well, which makes its keys itself and shows them to nobody.
 
+use std::cmp::Reverse;
 use std::fmt;
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -33,9 +34,11 @@ struct TicketKey {
     made: u64,
 }
 
-/// The keys, newest first, for another process: whoever has them can read what was said on connections that were resumed.
+/// The keys, for another process: whoever has them can read what was said on connections that were resumed. The first makes
+/// tickets; the others are there newest first.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct TicketKeys(Vec<TicketKey>);
+#[expect(clippy::vec_box, reason = "a key that is moved leaves a copy behind that nobody wipes")]
+pub(crate) struct TicketKeys(Vec<Box<TicketKey>>);
 
 impl fmt::Debug for TicketKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -56,20 +59,21 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
-/// Random bytes; none where there are none.
+/// Makes the bytes random; none where there is no randomness.
 #[expect(
     clippy::disallowed_methods,
     reason = "`gather_randomness` has asked before, where handshakes are to come"
 )]
-fn random<const N: usize>() -> Option<[u8; N]> {
-    let mut bytes = [0; N];
-    rand::fill(&mut bytes).ok()?;
-    Some(bytes)
+fn randomize(bytes: &mut [u8]) -> Option<()> {
+    rand::fill(bytes).ok()
 }
 
 impl TicketKey {
-    fn new(now: u64) -> Option<Self> {
-        Some(Self { name: random()?, key: random()?, made: now })
+    fn new(now: u64) -> Option<Box<Self>> {
+        let mut key = Box::new(Self { name: [0; NAME], key: [0; 32], made: now });
+        randomize(&mut key.name)?;
+        randomize(&mut key.key)?;
+        Some(key)
     }
 
     /// True if it is younger than that. A clock that was set back makes no key live for ever.
@@ -82,7 +86,8 @@ impl TicketKey {
     }
 
     fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
-        let nonce = random()?;
+        let mut nonce = [0; NONCE];
+        randomize(&mut nonce)?;
         let mut ticket = [&self.name[..], &nonce, plain].concat();
         let nonce = Nonce::assume_unique_for_key(nonce);
         let sealed = &mut ticket[NAME + NONCE..];
@@ -97,7 +102,15 @@ impl TicketKeys {
         if !self.is_fresh(now) {
             self.0.splice(..0, TicketKey::new(now));
         }
+        self.tidy(now);
+    }
+
+    /// Leaves out those that are too old, and of too many the oldest, but never the first.
+    fn tidy(&mut self, now: u64) {
         self.0.retain(|key| key.is_younger(ACCEPTED, now));
+        if let [_, others @ ..] = &mut *self.0 {
+            others.sort_by_key(|key| Reverse(key.made));
+        }
         self.0.truncate(MAX_KEYS);
     }
 
@@ -112,17 +125,14 @@ impl Tickets {
         Self(RwLock::new(TicketKeys(Vec::new())))
     }
 
-    /// Takes another process's keys as well, as far as they are young enough, and makes tickets with these from now on.
+    /// Takes another process's keys as well, as far as they are young enough, and makes tickets with the first of these from
+    /// now on: that process, and all that have its keys, can open them.
     pub(crate) fn inherit(&self, mut inherited: TicketKeys) {
-        let now = now();
-        inherited.0.retain(|key| key.is_younger(ACCEPTED, now));
-        inherited.0.truncate(MAX_KEYS);
         let mut keys = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let own = std::mem::take(&mut keys.0).into_iter();
-        let own = own.filter(|own| inherited.0.iter().all(|key| key.name != own.name)).collect::<Vec<_>>();
-        keys.0 = inherited.0;
-        keys.0.extend(own);
-        keys.0.truncate(MAX_KEYS);
+        keys.0.retain(|own| inherited.0.iter().all(|key| key.name != own.name));
+        inherited.0.append(&mut keys.0);
+        inherited.tidy(now());
+        *keys = inherited;
     }
 
     /// The keys, for another process.
@@ -235,6 +245,46 @@ mod tests {
             assert_eq!(tickets.decrypt(&ticket), None, "made {made}");
             assert!(tickets.encrypt(b"session").is_some(), "with a key of its own");
         }
+    }
+
+    #[test]
+    fn no_key_is_copied_when_others_come_or_go() {
+        let tickets = Tickets::new();
+        let place = |tickets: &Tickets, name: &[u8]| {
+            let keys = &tickets.0.read().expect("no thread has panicked").0;
+            let key: &TicketKey = keys.iter().find(|key| key.name == name).expect("it is there");
+            std::ptr::from_ref(key)
+        };
+        let ticket = tickets.encrypt(b"session").expect("a ticket");
+        let at = place(&tickets, &ticket[..NAME]);
+        let others = Tickets::new();
+        others.encrypt(b"session").expect("a ticket");
+        tickets.inherit(others.keys());
+        assert_eq!(place(&tickets, &ticket[..NAME]), at);
+        tickets.0.write().expect("no thread has panicked").rotate(now() + 7 * HOUR);
+        assert_eq!(tickets.keys().0.len(), 3);
+        assert_eq!(place(&tickets, &ticket[..NAME]), at);
+    }
+
+    #[test]
+    fn the_keys_of_another_process_make_the_tickets_and_the_oldest_are_left_out() {
+        let tickets = Tickets::new();
+        let ticket = tickets.encrypt(b"session").expect("a ticket");
+        let others = Tickets::new();
+        others.encrypt(b"session").expect("a ticket");
+        let mut keys = others.keys();
+        let (newest, key) = (now(), keys.0.remove(0));
+        for age in 0..MAX_KEYS {
+            let mut key = key.clone();
+            key.name = [u8::try_from(age).expect("there are few"); NAME];
+            key.made = newest - (1 + age as u64) * HOUR;
+            keys.0.push(key);
+        }
+        tickets.inherit(keys);
+        assert_eq!(tickets.encrypt(b"session").expect("a ticket")[..NAME], [0; NAME]);
+        assert_eq!(tickets.decrypt(&ticket).as_deref(), Some(&b"session"[..]), "its own key is the newest");
+        let names: Vec<_> = tickets.keys().0.iter().map(|key| key.name[0]).collect();
+        assert_eq!(names, [0, ticket[0], 1, 2, 3, 4, 5, 6]);
     }
 
     #[test]

@@ -3,9 +3,12 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, SanType};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use steadfast::Config;
 use steadfast_harness::certificates::{Certificate, is_ca, lasts};
 use tempfile::TempDir;
@@ -152,6 +155,35 @@ fn files_without_what_they_are_for_are_refused_with_what_to_do() {
     assert!(said.contains("error: `key` cannot be used") && said.contains("2048 bits"), "{said}");
 }
 
+#[test]
+fn what_is_no_file_is_refused_and_holds_up_nobody() {
+    let certificate = server(&["example.org"], |_| {});
+    let (chain, key, list) = (certificate.pem() + &CA.pem(), certificate.key(), ROOT.revoke(&[1], 7));
+    let https = format!("{ONE}\nclient_ca = \"~/ca\"\nclient_crl = \"~/crl\"");
+    for (name, value) in [("chain", "chain"), ("key", "key"), ("ca", "client_ca"), ("crl", "client_crl")] {
+        let files = [("chain", &*chain), ("key", &key), ("ca", &ROOT.pem()), ("crl", &list)];
+        let site = Site::new(&files.map(|(file, content)| (file, if file == name { "" } else { content })));
+        let path = site.0.path().join(name);
+        fs::remove_file(&path).expect("it is there");
+        mknodat(CWD, &path, FileType::Fifo, Mode::from(0o600), 0).expect("a pipe that nobody writes");
+        let (said, here) = mpsc::channel();
+        let https = https.clone();
+        thread::spawn(move || said.send(site.said(&https)));
+        let said = here.recv_timeout(Duration::from_secs(30)).expect("a pipe is not waited for");
+        assert!(said.starts_with(&format!("error: `{value}` is no regular file\n")), "{said}");
+        assert!(said.contains("help: name one that is"), "{said}");
+        assert_eq!(said.matches("\n\n").count(), 0, "more is said:\n{said}");
+    }
+}
+
+#[test]
+fn a_file_that_is_too_large_to_be_one_is_refused() {
+    let site = Site::of(&server(&["example.org"], |_| {}));
+    let file = fs::File::options().write(true).open(site.0.path().join("key")).expect("it is there");
+    file.set_len((1 << 20) + 1).expect("it is ours");
+    assert!(site.said(ONE).starts_with("error: `key` is too large to be one\n"));
+}
+
 /// What is said of files of CAs and of lists of revocation.
 fn clients(ca: &str, crl: &str) -> String {
     let certificate = server(&["example.org"], |_| {});
@@ -246,7 +278,7 @@ fn a_ca_of_clients_that_has_expired_or_has_no_list_is_said() {
     assert!(said.starts_with("warning: `client_crl` has no list of the CA \"CN=CA\"\n"), "{said}");
     assert!(
         said.contains("config.toml:3:")
-            && said.contains("nobody is let in whose certificate it has issued itself"),
+            && said.contains("nobody is let in with a certificate of it, or of a CA below it"),
         "{said}"
     );
 }

@@ -263,36 +263,44 @@ impl Config {
 fn check_hsts(hsts: &str, check: &mut Check) {
     // Section 6.1: divided by `;`, and none of them twice.
     let mut names = BTreeSet::new();
-    for directive in hsts.split(';').map(str::trim).filter(|directive| !directive.is_empty()) {
+    let mut directives = hsts.split(';').map(str::trim).filter(|directive| !directive.is_empty());
+    let fault = directives.find_map(|directive| {
         let (name, value) = match directive.split_once('=') {
             Some((name, value)) => (name.trim_end(), Some(value.trim_start())),
             None => (directive, None),
         };
-        let number = value
-            .map(|value| value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(value));
-        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        let key = name.to_ascii_lowercase();
-        let (what, help) = if directive.contains(',') {
+        if directive.contains(',') {
             let right = hsts.replace(',', ";");
-            (format!("`hsts` has {directive:?}"), format!("directives are divided by \";\": write {right:?}"))
-        } else if key == "max-age" && !number.is_some_and(is_number) {
-            let help = "`max-age` is a number of seconds: write \"max-age=31536000\" for a year";
-            (format!("`hsts` has {directive:?}"), help.to_owned())
-        } else if key == "includesubdomains" && value.is_some() {
-            (format!("`hsts` has {directive:?}"), format!("write {name:?}, without a value"))
-        } else if HeaderName::from_bytes(name.as_bytes()).is_err() {
-            let help = "write the name of a directive, such as \"includeSubDomains\"";
-            (format!("`hsts` has {directive:?}"), help.to_owned())
-        } else if !names.insert(key) {
-            (format!("`hsts` has {name:?} twice"), "leave only one of them".to_owned())
+            Some((format!("{directive:?}"), format!("directives are divided by \";\": write {right:?}")))
+        } else if let Some(help) = help_with(name, value) {
+            Some((format!("{directive:?}"), help))
+        } else if !names.insert(name.to_ascii_lowercase()) {
+            Some((format!("{name:?} twice"), "leave only one of them".to_owned()))
         } else {
-            continue;
-        };
-        check.note("hsts", what, HSTS).help(help);
-        return;
-    }
-    if !names.contains("max-age") {
+            None
+        }
+    });
+    if let Some((what, help)) = fault {
+        check.note("hsts", format!("`hsts` has {what}"), HSTS).help(help);
+    } else if !names.contains("max-age") {
         check.note("hsts", "`hsts` has no `max-age`", HSTS);
+    }
+}
+
+/// Advice on a directive that is wrong by itself.
+fn help_with(name: &str, value: Option<&str>) -> Option<String> {
+    let is_number = |text: &str| {
+        let text = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(text);
+        !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    if name.eq_ignore_ascii_case("max-age") && !value.is_some_and(is_number) {
+        Some("`max-age` is a number of seconds: write \"max-age=31536000\" for a year".to_owned())
+    } else if name.eq_ignore_ascii_case("includesubdomains") && value.is_some() {
+        Some(format!("write {name:?}, without a value"))
+    } else if HeaderName::from_bytes(name.as_bytes()).is_err() {
+        Some("write the name of a directive, such as \"includeSubDomains\"".to_owned())
+    } else {
+        None
     }
 }
 

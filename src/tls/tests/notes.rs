@@ -39,11 +39,11 @@ pub(crate) fn full(id: u16) -> TlsNote {
 /// What makes a note one that no connection goes on from, and the reason that is given.
 pub(crate) type Damage = (fn(&mut TlsNote), &'static str);
 
-/// An unknown suite, and a secret that has not its length.
-pub(crate) const DAMAGES: [Damage; 2] = [
-    (|note| note.session.suite = 0x1304, "unknown cipher suite 0x1304"),
-    (|note| note.read.material.truncate(10), "keying material of a wrong length"),
-];
+pub(crate) const UNKNOWN_SUITE: Damage = (|note| note.session.suite = 0x1304, "unknown cipher suite 0x1304");
+pub(crate) const SHORT_SECRET: Damage =
+    (|note| note.read.material.truncate(10), "keying material of a wrong length");
+/// Each of these.
+pub(crate) const DAMAGES: [Damage; 2] = [UNKNOWN_SUITE, SHORT_SECRET];
 
 /// The number of bytes that a note has of records that have not come whole, and of those that have not been sent.
 pub(crate) fn held(note: &TlsNote) -> [usize; 2] {
