@@ -292,6 +292,25 @@ impl Records {
         self.closed.is_none() && !self.said_goodbye
     }
 
+    /// The same of a tunnel, which goes on although the client has said goodbye: without [its end](Self::take_end).
+    pub(super) fn may_travel_as_tunnel(&self) -> bool {
+        matches!(self.closed, None | Some(Closed::Notified)) && !self.said_goodbye
+    }
+
+    /// Takes out the end of what the client says, if it has said goodbye: the plaintext that is left. From then on there is
+    /// nothing to be read, and whoever takes this sees to it that nobody does.
+    pub(super) fn take_end(&mut self) -> Option<Vec<u8>> {
+        if self.closed != Some(Closed::Notified) {
+            return None;
+        }
+        self.closed = None;
+        // What follows a goodbye is ignored (RFC 8446, section 6.1).
+        self.raw = Vec::new();
+        let mut plain = std::mem::take(&mut self.plain);
+        plain.drain(..std::mem::take(&mut self.plain_read));
+        Some(plain)
+    }
+
     /// All of it, for another process. None if a side has closed.
     pub(super) fn into_note(mut self) -> Option<TlsNote> {
         if !self.may_travel() {

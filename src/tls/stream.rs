@@ -91,6 +91,16 @@ impl<S> TlsStream<S> {
         self.records.may_travel()
     }
 
+    /// The same of a tunnel, which goes on although the client has said goodbye: without [its end](Self::take_end).
+    pub(crate) fn may_travel_as_tunnel(&self) -> bool {
+        self.records.may_travel_as_tunnel()
+    }
+
+    /// Takes out the end of what the client says, if it has said goodbye. Nobody may read on, here or in another process.
+    pub(crate) fn take_end(&mut self) -> Option<Vec<u8>> {
+        self.records.take_end()
+    }
+
     /// The bytes of heap that it holds.
     #[cfg(test)]
     pub(super) fn footprint(&self) -> usize {
