@@ -197,8 +197,8 @@ pub(crate) struct Records {
     pub(super) unsent_plain: usize,
     /// The number of bytes of plaintext that the socket has taken, since somebody asked for it.
     pub(super) sent_plain: usize,
-    /// True if an alert is not yet sent, and nobody who writes will send it.
-    pub(super) owes_alert: bool,
+    /// True if whoever reads sends what is sealed, for nobody is known to write.
+    pub(super) reader_sends: bool,
     handshake: Piece,
     /// True if the client has asked for our KeyUpdate, which has to come before our next data.
     owes_update: bool,
@@ -231,7 +231,7 @@ impl Records {
             unsent_sent: 0,
             unsent_plain: 0,
             sent_plain: 0,
-            owes_alert: false,
+            reader_sends: false,
             handshake: Piece::default(),
             owes_update: false,
             closed: None,
@@ -371,8 +371,8 @@ impl Records {
         );
         records.plain = take(&mut note.plain);
         records.unsent = take(&mut note.unsent);
-        // Whoever writes sees to what it has written; on an idle connection it can only be an alert.
-        records.owes_alert = records.has_unsent();
+        // An alert, on an idle connection where nobody writes; or data of a tunnel, in which nobody has written here yet.
+        records.reader_sends = records.has_unsent();
         records.handshake = handshake;
         records.owes_update = note.owes_update;
         records.counts = note.counts;
