@@ -391,8 +391,8 @@ impl Machine {
             Self::Parked { since } => (now.since(*since) >= idleness).then_some(Command::Finish),
             Self::Handshaking { since } => (now.since(*since) >= head).then_some(Command::TimeOut),
             Self::Reading { since, idle } => {
-                // Parts of records that come to nothing may follow each other so closely that it is never seen to be idle. Whoever
-                // begins to ask before the end of its idleness has the time of a head beyond it.
+                // Parts of records that come to nothing may follow each other so closely that it is never seen to be idle.
+                // Whoever begins to ask before the end of its idleness has the time of a head beyond it.
                 let is_over = now.since(*idle) >= idleness.saturating_add(limits.header_timeout);
                 (is_over || now.since(*since) >= head).then_some(Command::TimeOut)
             }

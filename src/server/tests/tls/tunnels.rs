@@ -164,7 +164,7 @@ async fn a_tunnel_whose_client_would_be_judged_by_another_policy_now_is_closed_a
         there.handover.put(&mut vec![parcel]).expect("there is room");
         there.take_over();
         let totals = there.registry.totals();
-        let counts = (totals.taken_over.counts()[1], totals.not_understood.load(Relaxed));
+        let counts = (totals.taken_over.counts()[1], totals.judged_otherwise.load(Relaxed));
         assert_eq!(counts, if goes_on { (1, 0) } else { (0, 1) });
         drop(upstream.near);
         if goes_on {
