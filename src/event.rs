@@ -30,6 +30,8 @@ pub(crate) const HANDED_OVER: &str = "d9bfc674ce624d009374a22e728f60e3";
 pub(crate) const TOOK_OVER: &str = "a080d80ddca64e44a4bf11a40a8e0f37";
 /// Connections could not go from one worker to the next.
 pub(crate) const NOT_CARRIED: &str = "54f2a9f197e6474fad98cd696db9a9a6";
+/// The clients of connections would be judged by another policy now.
+pub(crate) const POLICY_CHANGED: &str = "4f8ddc1f4edb4a348ed85ad2ca61d570";
 /// The way of connections from one worker to the next is broken.
 pub(crate) const MAILBOX_FAILED: &str = "1e5ee7b315ad4ea28779367db147e3f4";
 /// systemd does not keep all that the next process needs.

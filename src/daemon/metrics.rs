@@ -139,7 +139,7 @@ static METRICS: [Metric; 49] = [
     counter(
         TAKEN_OVER,
         &["kind"],
-        "Connections and tunnels taken from an earlier process, and those not understood.",
+        "Connections and tunnels taken from an earlier process, and those that were closed instead.",
     ),
     counter(HANDED_OVER_TLS, &[], "Those of them that are over TLS."),
     counter(TAKEN_OVER_TLS, &[], "Those of them that are over TLS."),
@@ -330,6 +330,7 @@ impl Metrics {
         add(HANDED_OVER_TLS, &[], totals.handed_over.over_tls());
         add(TAKEN_OVER_TLS, &[], totals.taken_over.over_tls());
         add(TAKEN_OVER, &["refused"], totals.not_understood.load(Relaxed));
+        add(TAKEN_OVER, &["other_policy"], totals.judged_otherwise.load(Relaxed));
         for (reason, number) in totals.not_carried.by_reason() {
             add(LINGERED, &[reason.name()], number);
         }

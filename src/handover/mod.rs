@@ -80,12 +80,14 @@ pub(crate) enum NotCarried {
     MailboxFull,
     /// It speaks HTTP/2: its requests end here, and its client asks the next process on another connection.
     Http2,
+    /// It is a tunnel whose TLS cannot go on: the server has said goodbye, for the upstream has, or the client has broken it.
+    TlsEnded,
 }
 
 impl NotCarried {
     /// All reasons, in the order of their discriminants.
-    pub(crate) const ALL: [Self; 5] =
-        [Self::NoStore, Self::NoSuccessor, Self::SwitchedOff, Self::MailboxFull, Self::Http2];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::NoStore, Self::NoSuccessor, Self::SwitchedOff, Self::MailboxFull, Self::Http2, Self::TlsEnded];
 
     /// Its name in metrics.
     pub(crate) fn name(self) -> &'static str {
@@ -95,6 +97,7 @@ impl NotCarried {
             Self::SwitchedOff => "switched_off",
             Self::MailboxFull => "mailbox_full",
             Self::Http2 => "http2",
+            Self::TlsEnded => "tls_ended",
         }
     }
 }
@@ -107,6 +110,7 @@ impl fmt::Display for NotCarried {
             Self::SwitchedOff => "switched off in [handover]",
             Self::MailboxFull => "refused by the mailbox",
             Self::Http2 => "they spoke HTTP/2",
+            Self::TlsEnded => "their TLS had ended",
         })
     }
 }

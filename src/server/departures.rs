@@ -219,13 +219,28 @@ pub(crate) enum Note {
     NotUnderstood,
 }
 
+/// The reason why a connection of another process is closed and does not go on.
+#[derive(Debug)]
+enum NotAdopted {
+    /// Its client was judged by another policy than `[https]` has now.
+    JudgedOtherwise,
+    /// It cannot be put together.
+    Failed(io::Error),
+}
+
+impl From<io::Error> for NotAdopted {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
 impl Server {
     /// Takes over everything that waits in the mailbox, and gives `others` what is no connection.
     pub(crate) fn take_over(&self, mailbox: &Mailbox, mut others: impl FnMut(Note)) -> io::Result<()> {
         let totals = self.registry.totals();
         while let Some(parcels) = mailbox.take()? {
             // A message's parcels are often lost together, for one reason.
-            let mut lost = BTreeMap::<String, u64>::new();
+            let (mut lost, mut judged_otherwise) = (BTreeMap::<String, u64>::new(), 0);
             for parcel in parcels {
                 let is_over_tls = parcel.as_ref().is_ok_and(Parcel::is_over_tls);
                 let adopted = match parcel {
@@ -248,15 +263,25 @@ impl Server {
                         others(Note::NotUnderstood);
                         continue;
                     }
-                    Err(refusal) => Err(io::Error::other(refusal)),
+                    Err(refusal) => Err(io::Error::other(refusal).into()),
                 };
                 match adopted {
                     Ok(counter) => {
                         counter.fetch_add(1, Relaxed);
                         totals.taken_over.over_tls.fetch_add(is_over_tls.into(), Relaxed);
                     }
-                    Err(error) => *lost.entry(error.to_string()).or_default() += 1,
+                    Err(NotAdopted::JudgedOtherwise) => judged_otherwise += 1,
+                    Err(NotAdopted::Failed(error)) => *lost.entry(error.to_string()).or_default() += 1,
                 }
+            }
+            if judged_otherwise > 0 {
+                totals.judged_otherwise.fetch_add(judged_otherwise, Relaxed);
+                tracing::info!(
+                    message_id = event::POLICY_CHANGED,
+                    connections = judged_otherwise,
+                    "closed {} from the predecessor: [https] would judge their clients by another policy now",
+                    counted(judged_otherwise, "connection")
+                );
             }
             for (error, number) in lost {
                 totals.not_understood.fetch_add(number, Relaxed);
@@ -273,7 +298,7 @@ impl Server {
     }
 
     /// Takes back what the mailbox refused.
-    fn take_back(&self, parcel: Parcel) -> io::Result<()> {
+    fn take_back(&self, parcel: Parcel) -> Result<(), NotAdopted> {
         match parcel {
             Parcel::Connection(socket, note) => self.adopt_connection(socket, note),
             Parcel::Tunnel { client, upstream, note } => self.adopt_tunnel(client, upstream, note),
@@ -281,10 +306,10 @@ impl Server {
         }
     }
 
-    fn adopt_connection(&self, socket: OwnedFd, mut note: ConnectionNote) -> io::Result<()> {
+    fn adopt_connection(&self, socket: OwnedFd, mut note: ConnectionNote) -> Result<(), NotAdopted> {
         let (thread, runtime, permit) = self.place();
         let _entered = runtime.enter();
-        let wire = self.adopt(socket, note.tls.take())?;
+        let wire = self.own(socket, note.tls.take())?;
         let judged = self.agrees_with(&wire);
         let trusted = self.trusted.contains(note.peer.into());
         let connection = self.registry.taken_over(thread, trusted, self.departures.clone(), &note);
@@ -296,31 +321,36 @@ impl Server {
         judged
     }
 
-    fn adopt(&self, client: OwnedFd, tls: Option<TlsNote>) -> io::Result<Wire> {
+    /// The wire of a connection that another process had. An error if this process has owned its TLS already: see
+    /// [`Departures::own`].
+    fn own(&self, client: OwnedFd, tls: Option<TlsNote>) -> io::Result<Wire> {
         if let (Some(departures), Some(_)) = (&self.departures, &tls) {
             departures.own(client.as_fd())?;
         }
         Wire::adopt(client, tls)
     }
 
-    /// An error if the client of a connection of another process would now be asked for another certificate.
-    fn agrees_with(&self, wire: &Wire) -> io::Result<()> {
+    /// An error if the client of a connection of another process would be judged by another policy now.
+    fn agrees_with(&self, wire: &Wire) -> Result<(), NotAdopted> {
         let agrees = |session: &Session| match &self.tls {
             Some(tls) => tls.agrees_with(session),
             None => !session.is_judged(),
         };
         match wire.session() {
-            Some(session) if !agrees(session) => {
-                Err(io::Error::other("its client was judged by another policy than [https] has now"))
-            }
+            Some(session) if !agrees(session) => Err(NotAdopted::JudgedOtherwise),
             _ => Ok(()),
         }
     }
 
-    fn adopt_tunnel(&self, client: OwnedFd, upstream: OwnedFd, mut note: TunnelNote) -> io::Result<()> {
+    fn adopt_tunnel(
+        &self,
+        client: OwnedFd,
+        upstream: OwnedFd,
+        mut note: TunnelNote,
+    ) -> Result<(), NotAdopted> {
         let (thread, runtime, permit) = self.place();
         let _entered = runtime.enter();
-        let (client, upstream) = (self.adopt(client, note.tls.take())?, Socket::adopt(upstream)?);
+        let (client, upstream) = (self.own(client, note.tls.take())?, Socket::adopt(upstream)?);
         self.agrees_with(&client)?;
         let connection = self.registry.tunnel_taken_over(thread, self.departures.clone(), &note)?;
         let client = Box::new(ClientStream::new(client, Bytes::new(), connection, permit));

@@ -18,6 +18,7 @@ use super::read_ahead::ReadAhead;
 use super::socket::Socket;
 use super::wire::Wire;
 use crate::event;
+use crate::handover::NotCarried;
 use crate::handover::parcel::{Flow, Parcel};
 use crate::tls::{Records, Session, TlsStream};
 
@@ -199,9 +200,18 @@ impl ClientStream {
 
     // ---- to the successor ----
 
-    /// True if it may leave, as what it is now.
+    /// True if it may leave, as what it is now. If a tunnel may not, that is counted once.
     pub(super) fn may_leave(&self) -> bool {
-        self.wire.may_travel() && self.connection().may_leave()
+        let (connection, is_tunnel) = (self.connection(), self.is_tunnel());
+        if !connection.may_leave() {
+            return false;
+        }
+        let may_travel = self.wire.may_travel(is_tunnel);
+        // Between two requests it is about to be closed.
+        if !may_travel && is_tunnel {
+            connection.stays(NotCarried::TlsEnded);
+        }
+        may_travel
     }
 
     /// Leaves for the next process: an HTTP connection between two requests.
@@ -226,10 +236,13 @@ impl ClientStream {
 
     /// Leaves for the next process: one end of a tunnel.
     pub(super) fn leave_as_tunnel(self, upstream: OwnedFd, mut up: Flow, down: Flow) {
-        let Self { wire, read_ahead, registration, .. } = self;
+        let Self { mut wire, read_ahead, registration, .. } = self;
         let connection = &registration.connection;
         if !read_ahead.left().is_empty() {
             up.unsent = [&up.unsent, read_ahead.left()].concat().into();
+        }
+        if let Some(last) = wire.take_end() {
+            up = Flow { unsent: [&*up.unsent, &last].concat().into(), ended: true };
         }
         let parts = wire.into_parts().and_then(|(client, tls)| {
             let note = connection.tunnel_note(up, down, tls);

@@ -91,8 +91,11 @@ pub(crate) struct Totals {
     pub not_carried: NotCarriedCounts,
     /// Connections taken from a predecessor.
     pub taken_over: Carried,
-    /// Connections that a predecessor left and this process closed: it could not read what they are.
+    /// Connections that a predecessor left and this process closed: it could not read what they are, or their TLS had come
+    /// before.
     pub not_understood: AtomicU64,
+    /// The same of those that it could read: their clients were judged by another policy than `[https]` has now.
+    pub judged_otherwise: AtomicU64,
 }
 
 /// Connections that went from one process to its successor.
@@ -283,6 +286,7 @@ impl Totals {
             not_carried: NotCarriedCounts::default(),
             taken_over: Carried::default(),
             not_understood: AtomicU64::default(),
+            judged_otherwise: AtomicU64::default(),
         }
     }
 

@@ -61,11 +61,21 @@ impl Wire {
         }
     }
 
-    /// True if it can leave for another process: a side that has ended its TLS has nothing to go on with.
-    pub(super) fn may_travel(&self) -> bool {
+    /// True if it can leave for another process: a side that has ended its TLS has nothing to go on with, but for the client
+    /// of a tunnel, which may read on.
+    pub(super) fn may_travel(&self, is_tunnel: bool) -> bool {
         match self {
             Self::Plain(_) => true,
+            Self::Tls(stream) if is_tunnel => stream.may_travel_as_tunnel(),
             Self::Tls(stream) => stream.may_travel(),
+        }
+    }
+
+    /// Takes out the end of what the client says, if it has ended its TLS: nobody reads on.
+    pub(super) fn take_end(&mut self) -> Option<Vec<u8>> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(stream) => stream.take_end(),
         }
     }
 

@@ -197,8 +197,8 @@ pub(crate) struct Records {
     pub(super) unsent_plain: usize,
     /// The number of bytes of plaintext that the socket has taken, since somebody asked for it.
     pub(super) sent_plain: usize,
-    /// True if an alert is not yet sent, and nobody who writes will send it.
-    pub(super) owes_alert: bool,
+    /// True if whoever reads sends what is sealed, for nobody is known to write.
+    pub(super) reader_sends: bool,
     handshake: Piece,
     /// True if the client has asked for our KeyUpdate, which has to come before our next data.
     owes_update: bool,
@@ -231,7 +231,7 @@ impl Records {
             unsent_sent: 0,
             unsent_plain: 0,
             sent_plain: 0,
-            owes_alert: false,
+            reader_sends: false,
             handshake: Piece::default(),
             owes_update: false,
             closed: None,
@@ -290,6 +290,25 @@ impl Records {
     /// True if there is something to continue: neither side has closed.
     pub(super) fn may_travel(&self) -> bool {
         self.closed.is_none() && !self.said_goodbye
+    }
+
+    /// The same of a tunnel, which goes on although the client has said goodbye: without [its end](Self::take_end).
+    pub(super) fn may_travel_as_tunnel(&self) -> bool {
+        matches!(self.closed, None | Some(Closed::Notified)) && !self.said_goodbye
+    }
+
+    /// Takes out the end of what the client says, if it has said goodbye: the plaintext that is left. From then on there is
+    /// nothing to be read, and whoever takes this sees to it that nobody does.
+    pub(super) fn take_end(&mut self) -> Option<Vec<u8>> {
+        if self.closed != Some(Closed::Notified) {
+            return None;
+        }
+        self.closed = None;
+        // What follows a goodbye is ignored (RFC 8446, section 6.1).
+        self.raw = Vec::new();
+        let mut plain = std::mem::take(&mut self.plain);
+        plain.drain(..std::mem::take(&mut self.plain_read));
+        Some(plain)
     }
 
     /// All of it, for another process. None if a side has closed.
@@ -352,8 +371,8 @@ impl Records {
         );
         records.plain = take(&mut note.plain);
         records.unsent = take(&mut note.unsent);
-        // Whoever writes sees to what it has written; on an idle connection it can only be an alert.
-        records.owes_alert = records.has_unsent();
+        // An alert, on an idle connection where nobody writes; or data of a tunnel, in which nobody has written here yet.
+        records.reader_sends = records.has_unsent();
         records.handshake = handshake;
         records.owes_update = note.owes_update;
         records.counts = note.counts;

@@ -91,6 +91,16 @@ impl<S> TlsStream<S> {
         self.records.may_travel()
     }
 
+    /// The same of a tunnel, which goes on although the client has said goodbye: without [its end](Self::take_end).
+    pub(crate) fn may_travel_as_tunnel(&self) -> bool {
+        self.records.may_travel_as_tunnel()
+    }
+
+    /// Takes out the end of what the client says, if it has said goodbye. Nobody may read on, here or in another process.
+    pub(crate) fn take_end(&mut self) -> Option<Vec<u8>> {
+        self.records.take_end()
+    }
+
     /// The bytes of heap that it holds.
     #[cfg(test)]
     pub(super) fn footprint(&self) -> usize {
@@ -123,7 +133,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
 
     /// The records that are here already, or those of one read from the socket.
     fn poll_fill(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<()> {
-        self.send_alert(cx);
+        self.send_as_reader(cx);
         let records = &mut *self.records;
         let is_writing = records.has_unsent();
         if records.has_record() {
@@ -144,23 +154,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
             }));
         }
         if self.records.has_unsent() && !is_writing {
-            self.records.owes_alert = true;
-            self.send_alert(cx);
+            self.records.reader_sends = true;
+            self.send_as_reader(cx);
         }
         Poll::Ready(())
     }
 
-    /// Sends an alert that the records have called for, if nobody writes who would send it: to wait for the socket in the
-    /// place of who does would leave that one asleep. An error is for whoever writes next.
-    fn send_alert(&mut self, cx: &mut Context<'_>) {
-        if self.records.owes_alert && self.poll_send(cx).is_ready() {
-            self.records.owes_alert = false;
+    /// Sends what has been sealed, for whoever reads, if nobody is known to write: an alert that the records have called for, or
+    /// what another process has left. To wait for the socket in the place of who writes would leave that one asleep. An error
+    /// is for whoever writes next.
+    fn send_as_reader(&mut self, cx: &mut Context<'_>) {
+        if self.records.reader_sends && self.poll_send(cx).is_ready() {
+            self.records.reader_sends = false;
         }
     }
 
     /// Sends what has been sealed, for whoever writes.
     fn poll_write_sealed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.records.owes_alert = false;
+        self.records.reader_sends = false;
         self.poll_send(cx)
     }
 
@@ -223,7 +234,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<S> {
                 Some(Closed::Failed(kind)) => return Poll::Ready(Err(kind.into())),
                 Some(closed @ (Closed::Alert(_) | Closed::Fault(_))) => {
                     // The alert, if the socket takes it: nobody waits for it.
-                    this.send_alert(cx);
+                    this.send_as_reader(cx);
                     let error = io::Error::new(io::ErrorKind::InvalidData, closed.to_string());
                     return Poll::Ready(Err(error));
                 }

@@ -127,7 +127,7 @@ pub(crate) enum Machine {
     /// Idle, the only state that is: a bare socket, without hyper.
     Parked { since: Tick },
     /// The first byte of a request has come, and hyper reads its head; or a part of a record of TLS, in which there may be one.
-    /// `idle` since it was parked before that.
+    /// `idle` since it was parked before that, and before others which came to nothing.
     Reading { since: Tick, idle: Tick },
     /// A request is being answered.
     Answering { exchange: Box<Exchange> },
@@ -286,6 +286,7 @@ impl Machine {
     pub(crate) fn on(&mut self, event: Event, now: impl Fn() -> Tick) -> Option<Ended> {
         let (state, ended) = match (std::mem::replace(self, Self::Closed), event) {
             (Self::Parked { .. }, Event::Handshake) => (Self::Handshaking { since: now() }, None),
+            // Two ends after which a request may come: the handshake's, and that of a body which nobody wanted.
             (Self::Handshaking { .. }, Event::Secured) | (Self::Discarding { .. }, Event::BodyRead) => {
                 (Self::Parked { since: now() }, None)
             }
@@ -383,15 +384,17 @@ impl Machine {
     pub(crate) fn due(&mut self, look: &Look<'_>) -> Option<Command> {
         let Look { now, command, progress, limits, .. } = *look;
         let leaving = command >= Command::Carry;
+        let idleness = if look.answered { limits.keepalive_timeout } else { limits.header_timeout };
+        let head = if command >= Command::Finish { LEAVING } else { limits.header_timeout };
         let demand = |silence| Demand { silence, rate: limits.min_rate, grace: limits.min_rate_grace };
         match self {
-            Self::Parked { since } => {
-                let limit = if look.answered { limits.keepalive_timeout } else { limits.header_timeout };
-                (now.since(*since) >= limit).then_some(Command::Finish)
-            }
-            Self::Handshaking { since } | Self::Reading { since, .. } => {
-                let limit = if command >= Command::Finish { LEAVING } else { limits.header_timeout };
-                (now.since(*since) >= limit).then_some(Command::TimeOut)
+            Self::Parked { since } => (now.since(*since) >= idleness).then_some(Command::Finish),
+            Self::Handshaking { since } => (now.since(*since) >= head).then_some(Command::TimeOut),
+            Self::Reading { since, idle } => {
+                // Parts of records that come to nothing may follow each other so closely that it is never seen to be idle.
+                // Whoever begins to ask before the end of its idleness has the time of a head beyond it.
+                let is_over = now.since(*idle) >= idleness.saturating_add(limits.header_timeout);
+                (is_over || now.since(*since) >= head).then_some(Command::TimeOut)
             }
             Self::Answering { exchange } | Self::Flushing { exchange, .. } => {
                 let (sends, reads) = (progress.awaits_body(), progress.is_blocked());
@@ -448,8 +451,7 @@ impl Machine {
                 // Streams that are refused end no idleness: a client that asks on has no more time than one that is silent.
                 let (limit, due) = match going_away {
                     Some(_) => (GOING_AWAY, Command::Drop),
-                    None if look.answered => (limits.keepalive_timeout, Command::Finish),
-                    None => (limits.header_timeout, Command::Finish),
+                    None => (idleness, Command::Finish),
                 };
                 idle.is_some_and(|since| now.since(since) >= limit).then_some(due)
             }

@@ -246,7 +246,7 @@ impl Connection {
             _ if self.commands.strongest() >= Command::Drop => None,
             Machine::Handshaking { since }
             | Machine::Parked { since }
-            | Machine::Reading { since, .. }
+            | Machine::Reading { idle: since, .. }
             | Machine::Discarding { since, .. }
             | Machine::Closing { since } => Some(since),
             Machine::Http2 { idle, .. } => idle,

@@ -8,10 +8,13 @@ use proptest::prelude::*;
 use super::commands::Command;
 use super::machine::{Event, Exchange, Look, Machine, State};
 use super::progress::{Progress, Waiting};
+use super::{Connection, Slot};
 use crate::server::clock::{Clock, Tick};
 use crate::server::limits::Limits;
+use crate::server::peer::Peer;
+use crate::server::registry::Registry;
 use crate::server::sweep::STEP;
-use crate::server::totals::Outcome;
+use crate::server::totals::{Outcome, Totals};
 
 /// Longer than any state may last by [`Limits::default`], one after the other.
 const LONG: Duration = Duration::from_secs(300);
@@ -211,6 +214,49 @@ fn a_state_lasts_until_its_limit() {
         assert_eq!(at(limit.saturating_sub(Duration::from_micros(1))), None);
         assert_eq!(at(limit), Some(due));
     }
+}
+
+/// Whoever begins to ask in time has the time of a head; whoever has begun again and again, and asked nothing, has not.
+#[test]
+fn a_head_has_its_time_after_any_idleness_and_no_idleness_lasts_for_what_comes_to_nothing() {
+    let limits = Limits::default();
+    let progress = Progress::new();
+    let idle = Clock::new().now();
+    for (answered, idleness) in [(true, limits.keepalive_timeout), (false, limits.header_timeout)] {
+        let end = idle.after(idleness);
+        for (since, due) in [
+            (idle, idle.after(limits.header_timeout)),
+            (end, end.after(limits.header_timeout)),
+            (end.after(limits.header_timeout / 2), end.after(limits.header_timeout)),
+        ] {
+            let mut machine = Machine::Reading { since, idle };
+            let mut at = |now| {
+                let command = Command::Serve;
+                machine.due(&Look {
+                    now,
+                    passed: STEP,
+                    command,
+                    answered,
+                    progress: &progress,
+                    limits: &limits,
+                })
+            };
+            assert_eq!(at(due.before(Duration::from_micros(1))), None);
+            assert_eq!(at(due), Some(Command::TimeOut));
+        }
+    }
+}
+
+/// Otherwise parts of records would keep a client from being the first that has to go.
+#[test]
+fn a_client_is_without_a_request_since_it_was_idle_and_not_since_it_has_begun_again() {
+    let registry = Registry::new(Totals::unobserved());
+    let clock = Clock::new();
+    let idle = clock.now();
+    let machine = Machine::Reading { since: idle.after(STEP), idle };
+    let slot = Slot { id: 0, thread: 0 };
+    let connection = Connection::new(slot, Peer::Unix, false, registry, None, machine, 1);
+    assert_eq!(connection.without_request_since(), Some(idle));
 }
 
 /// The head of a pipelined request may be there before the answer to an upload has been read.

@@ -62,7 +62,7 @@ impl Connection {
     }
 
     /// It is not carried to the successor, which is counted once.
-    pub(super) fn stays(&self, reason: NotCarried) {
+    pub(in crate::server) fn stays(&self, reason: NotCarried) {
         if !self.refused.swap(true, Relaxed) {
             self.registry.totals().not_carried.add(reason, 1);
         }

@@ -132,6 +132,38 @@ async fn a_client_is_idle_for_no_longer_because_parts_of_records_come() {
     assert!(began.elapsed().as_secs() > 75);
 }
 
+/// The same where it is hardly ever seen between two of them: each is followed at once by the beginning of the next.
+#[tokio::test(start_paused = true)]
+async fn a_client_is_idle_for_no_longer_because_there_is_always_a_part_of_a_record() {
+    let limits = Limits::default();
+    for (is_answered, idle) in [(true, limits.keepalive_timeout), (false, limits.header_timeout)] {
+        let service = Service::new(Router::new());
+        let mut client = service.client(&rustls::version::TLS13).await;
+        if is_answered {
+            client.send(REQUEST).await;
+            answer(&mut client).await;
+        }
+        service.until_it_is(State::Parked).await;
+        let began = Instant::now();
+        let mut end = Vec::new();
+        while !service.registry.is_empty() && began.elapsed() < Duration::from_secs(200) {
+            // What a client that is told so sends after it has no way to arrive.
+            let _ = client.socket.write_all(&end).await;
+            sleep(Duration::from_millis(1)).await;
+            client.tls.refresh_traffic_keys().expect("TLS 1.3 has new keys");
+            let records = client.pending();
+            let _ = client.socket.write_all(&records[..9]).await;
+            end = records[9..].to_vec();
+            sleep(limits.header_timeout.mul_f32(0.9)).await;
+        }
+        let took = began.elapsed();
+        assert!(service.registry.is_empty());
+        assert!(took > idle && took < idle + 3 * limits.header_timeout, "{took:?}");
+        // It has begun to ask, as far as anybody can tell.
+        assert!(answer(&mut client).await.starts_with("HTTP/1.1 408 "));
+    }
+}
+
 /// With TLS something may be left to be sent when all has been written: then the end waits for the client, too.
 #[tokio::test(start_paused = true)]
 async fn a_tunnel_ends_although_its_client_does_not_read_the_last_of_it() {

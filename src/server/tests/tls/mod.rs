@@ -18,7 +18,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixStream;
 
-use super::{Cut, PATIENCE, REQUEST, Side, answer, answers, between, exchange, request, send};
+use super::{Cut, PATIENCE, REQUEST, Side, answer, answers, between, exchange, logged, request, send};
 use crate::handover::mailbox::Mailbox;
 use crate::server::State;
 use crate::server::limits::Limits;
@@ -298,10 +298,35 @@ async fn a_connection_whose_client_would_be_judged_by_another_policy_now_is_clos
         }
         let counts = (
             there.registry.totals().taken_over.counts()[0],
-            there.registry.totals().not_understood.load(Relaxed),
+            there.registry.totals().judged_otherwise.load(Relaxed),
         );
         assert_eq!(counts, if goes_on { (1, 0) } else { (0, 1) });
     }
+}
+
+/// Whoever renews a list of revoked certificates every week has not broken anything.
+#[tokio::test]
+async fn connections_whose_clients_would_be_judged_by_another_policy_now_are_no_sign_of_a_broken_upgrade() {
+    let judging = |digest| acceptor().with_policy(digest, None, |_| true);
+    let (here, mut there) = (Side::new(), Side::new());
+    there.server = there.server.over(Some(judging(8)));
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        let (mut client, theirs) = Client::new(&rustls::version::TLS13);
+        here.server.serve_one_over(theirs, &judging(7));
+        client.shake_hands().await;
+        client.send(REQUEST).await;
+        answer(&mut client).await;
+        clients.push(client);
+    }
+    here.give_away();
+    here.registry.emptied().await;
+    here.departures.pass_on().await;
+    let lines = logged(|| there.server.take_over(here.mailbox(), drop).expect("the mailbox works"));
+    let [line] = &lines[..] else { panic!("{lines:#?}") };
+    assert!(line.contains("INFO") && line.contains("closed 2 connections from the predecessor: "), "{line}");
+    let totals = there.registry.totals();
+    assert_eq!((totals.not_understood.load(Relaxed), totals.judged_otherwise.load(Relaxed)), (0, 2));
 }
 
 /// The records of one direction are numbered from one owner of the connection to the next. A number that came twice would be

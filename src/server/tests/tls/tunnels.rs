@@ -164,7 +164,7 @@ async fn a_tunnel_whose_client_would_be_judged_by_another_policy_now_is_closed_a
         there.handover.put(&mut vec![parcel]).expect("there is room");
         there.take_over();
         let totals = there.registry.totals();
-        let counts = (totals.taken_over.counts()[1], totals.not_understood.load(Relaxed));
+        let counts = (totals.taken_over.counts()[1], totals.judged_otherwise.load(Relaxed));
         assert_eq!(counts, if goes_on { (1, 0) } else { (0, 1) });
         drop(upstream.near);
         if goes_on {
@@ -177,4 +177,80 @@ async fn a_tunnel_whose_client_would_be_judged_by_another_policy_now_is_closed_a
             assert_eq!(upstream.socket.read(&mut [0]).await.expect("an end"), 0);
         }
     }
+}
+
+/// A client may say goodbye and read on. What it has said before is still on its way, or is not; and to leave a second time is no
+/// different.
+#[tokio::test]
+async fn a_tunnel_over_tls_whose_client_has_said_goodbye_is_carried_with_the_last_of_it_and_its_end() {
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        // There is nothing but the goodbye; or it has come through; or it is opened, and not yet read; or it is not even received.
+        for length in [0, 20, 20_000, 3 << 14] {
+            let (here, mut upstreams) = side();
+            let (there, _) = side();
+            let (mut client, mut upstream) = tunnel(version, &here, &mut upstreams, &acceptor()).await;
+            let mut random = fastrand::Rng::with_seed(7);
+            let (up, down) = (bytes(&mut random, length), bytes(&mut random, 50_000));
+            let talk = async {
+                upstream.socket.write_all(&down).await.expect("the kernel has room");
+                let mut records = client.sealed(&up);
+                client.tls.send_close_notify();
+                records.extend(client.pending());
+                client.socket.write_all(&records).await.expect("the kernel has room");
+                // As much as is read while neither end reads.
+                for _ in 0..100 {
+                    tokio::task::yield_now().await;
+                }
+                for (from, to) in [(&here, &there), (&there, &here)] {
+                    to.handover.put(&mut vec![from.departed().await]).expect("there is room");
+                    to.take_over();
+                }
+                let mut heard = Vec::new();
+                upstream.socket.read_to_end(&mut heard).await.expect("an end");
+                assert!(heard == up, "{} of {length} bytes", heard.len());
+                let mut heard = vec![0; down.len()];
+                client.read_exact(&mut heard).await.expect("the tunnel goes on");
+                assert!(heard == down);
+                for (from, to) in [(&here, &there), (&there, &here)] {
+                    to.handover.put(&mut vec![from.departed().await]).expect("there is room");
+                    to.take_over();
+                    upstream.socket.write_all(b"down").await.expect("the tunnel goes on");
+                    let mut heard = [0; 4];
+                    client.read_exact(&mut heard).await.expect("the tunnel goes on");
+                    assert_eq!(&heard, b"down");
+                }
+                upstream.socket.shutdown().await.expect("it is open");
+                assert_eq!(client.read(&mut [0]).await.expect("a goodbye"), 0);
+                here.registry.emptied().await;
+            };
+            tokio::time::timeout(PATIENCE, talk).await.expect("the tunnel goes on");
+            assert_eq!(here.registry.totals().not_carried.total(), 0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_tunnel_over_tls_whose_upstream_has_ended_it_is_finished_by_the_old_process_and_counted() {
+    let (here, mut upstreams) = side();
+    let (mut client, mut upstream) =
+        tunnel(&rustls::version::TLS13, &here, &mut upstreams, &acceptor()).await;
+    let not_carried = &here.registry.totals().not_carried;
+    let talk = async {
+        upstream.socket.shutdown().await.expect("it is open");
+        assert_eq!(client.read(&mut [0]).await.expect("a goodbye"), 0);
+        here.give_away();
+        while not_carried.total() == 0 {
+            tokio::task::yield_now().await;
+        }
+        client.send(b"up").await;
+        client.tls.send_close_notify();
+        let goodbye = client.pending();
+        client.socket.write_all(&goodbye).await.expect("the server reads");
+        let mut heard = Vec::new();
+        upstream.socket.read_to_end(&mut heard).await.expect("an end");
+        assert_eq!(heard, b"up");
+        here.registry.emptied().await;
+    };
+    tokio::time::timeout(PATIENCE, talk).await.expect("the tunnel is finished");
+    assert_eq!(not_carried.to_string(), "; 1 connection closed: their TLS had ended");
 }
