@@ -173,7 +173,7 @@ fn however_an_answer_ends_its_file_is_closed() {
         drop(begin(client));
     }
     wait_until_none_is_open(&site, folder.path());
-    assert_eq!(site.connections(), 0);
+    wait_until("every connection to be closed", || (site.connections() == 0).then_some(()));
     drop(stays);
 
     // Cut by a stop that is hurried.
