@@ -1,7 +1,8 @@
 //! The account of a server: how its requests ended, and which connections went from one process to its successor.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 use super::access::{self, AccessLog};
 use super::connection;
@@ -328,12 +329,19 @@ impl Totals {
 
     /// A request of a thread's has ended.
     pub(super) fn ended(&self, thread: usize, ended: Ended) {
-        let Ended { request: connection::Ended { exchange, outcome }, route, peer, sent, body } = ended;
         let shard = &self.shards[thread];
-        shard.in_flight.fetch_sub(1, Relaxed);
+        if ended.request.outcome != Outcome::Carried {
+            self.count(shard, ended);
+        }
+        // Last: whoever sees none in flight finds all of them counted. `Release`, with the `Acquire` of `in_flight`.
+        shard.in_flight.fetch_sub(1, Release);
+    }
+
+    /// Counts a request that has ended here, and logs it.
+    fn count(&self, shard: &Shard, ended: Ended) {
+        let Ended { request: connection::Ended { exchange, outcome }, route, peer, sent, body } = ended;
         match outcome {
-            Outcome::Carried => return,
-            Outcome::Answered => {}
+            Outcome::Answered | Outcome::Carried => {}
             Outcome::ClientGone | Outcome::Stalled => _ = shard.client_gone.fetch_add(1, Relaxed),
             Outcome::BrokenOff => _ = shard.broken_off.fetch_add(1, Relaxed),
             Outcome::Cut => _ = shard.cut.fetch_add(1, Relaxed),
@@ -355,7 +363,7 @@ impl Totals {
     /// The number of requests being answered, tunnels among them.
     #[must_use]
     pub(crate) fn in_flight(&self) -> usize {
-        self.shards.iter().map(|shard| shard.in_flight.load(Relaxed)).sum()
+        self.shards.iter().map(|shard| shard.in_flight.load(Acquire)).sum()
     }
 
     /// Requests ended, by route, method and status.

@@ -260,7 +260,7 @@ fn podman_builds_the_images_last_stage_runs_it_as_the_readme_says_and_stops_it()
         return;
     }
     let mut command = Command::new("timeout");
-    command.args(["--signal=KILL", "120", "unshare", "--mount", "--propagation", "private"]);
+    command.args(["--signal=KILL", "600", "unshare", "--mount", "--propagation", "private"]);
     command.args([
         "--pid",
         "--fork",

@@ -97,7 +97,7 @@ fn a_drain_says_stopping_and_extends_its_time_at_once_and_each_second() {
 
 #[test]
 fn the_watchdog_is_fed_at_least_twice_in_its_period() {
-    let period = Duration::from_secs(2);
+    let period = Duration::from_secs(4);
     let daemon = troubled("", |command| {
         command.env("WATCHDOG_USEC", period.as_micros().to_string());
     });
@@ -130,19 +130,19 @@ fn a_child_that_blocks_its_thread_is_named_and_its_worker_replaced() {
 #[test]
 fn a_worker_that_stands_still_is_replaced_although_no_watchdog_is_fed_from_it() {
     let daemon = troubled("", |command| {
-        command.env("WATCHDOG_USEC", "2000000");
+        command.env("WATCHDOG_USEC", "4000000");
     });
     wait_for_ready(&daemon);
     let stuck = daemon.worker();
     daemon.signal_worker(Signal::STOP);
-    let named = format!("worker {stuck} is stuck: no heartbeat for 2s");
+    let named = format!("worker {stuck} is stuck: no heartbeat for 4s");
     daemon.wait_for_line(&named, |line| line.contains("ERROR") && line.contains(&named));
     daemon.wait_for_line("another", |line| line.contains(&format!("worker {stuck} was ended by signal")));
     wait_until("another worker", || (daemon.workers() != [stuck]).then_some(()));
     assert_eq!(connect(&daemon, "http").get("/").unwrap().status, 200);
     let pings = daemon.notifications().into_iter().filter(|n| n.text.contains("WATCHDOG=1"));
     for pair in pings.collect::<Vec<_>>().windows(2) {
-        assert!(pair[1].at - pair[0].at < Duration::from_millis(1500), "the main process goes on");
+        assert!(pair[1].at - pair[0].at < Duration::from_secs(3), "the main process goes on");
     }
 }
 
@@ -167,8 +167,9 @@ fn a_daemon_that_stood_still_as_a_whole_is_not_stuck() {
         wait_until("two pings", || (pings().len() >= 2).then_some(()));
         assert!(pings().iter().all(|n| n.text.contains("WATCHDOG=1")), "{}", daemon.stderr());
         let first = pings()[0].at - continued;
-        // The manager's patience is almost at its end: the ping comes with the first look, not with the next turn.
-        assert!(first < period / 8, "{first:?}");
+        // The manager's patience is almost at its end: the ping comes with the first look, not with the next turn, a third
+        // of the period later.
+        assert!(first < period / 4, "{first:?}");
     }
     assert!(!daemon.stderr().to_string().contains("stuck"), "{}", daemon.stderr());
 }

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::thread::available_parallelism;
 
-use steadfast_harness::Client;
+use steadfast_harness::{Client, wait_with};
 
 use crate::process::{connect, troubled};
 
@@ -24,9 +24,9 @@ fn handlers_that_block_every_thread_of_theirs_hold_up_no_connection() {
     for _ in 0..50 {
         assert_eq!(connect(&daemon, "http").get("/fixed").unwrap().text(), "fixed");
     }
-    let metrics = connect(&daemon, "admin").get("/metrics").unwrap().text();
     let in_flight = format!("\nsteadfast_http_requests_in_flight {}\n", blocked.len());
-    assert!(metrics.contains(&in_flight), "{metrics}");
+    let metrics = || connect(&daemon, "admin").get("/metrics").unwrap().text();
+    wait_with(|| metrics().contains(&in_flight).then_some(()), || format!("{in_flight:?} in {}", metrics()));
 }
 
 #[test]

@@ -241,6 +241,7 @@ fn each_client_that_is_not_served_to_the_end_is_counted_by_the_reason() {
     }
     for (reason, number) in expected {
         let series = format!("steadfast_http_refused_total{{reason=\"{reason}\"}}");
+        // Each was counted before its client was told.
         assert_eq!(site.metric(&series), number, "{reason}");
     }
 }

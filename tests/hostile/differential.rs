@@ -4,12 +4,13 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
-use steadfast_harness::PATIENCE;
+use serde_json::Value;
+use steadfast_harness::{Client, PATIENCE};
 
 use crate::recorder::Recorder;
 use crate::site::{IMPATIENT, Site, proxy};
@@ -27,7 +28,20 @@ impl Both {
         let limits = format!("{IMPATIENT}body_limit = \"64KiB\"");
         Self { site: Site::start(&limits, &proxy("/*", recorder.address, "")), recorder }
     }
+
+    /// True once the site has received so many bytes since its start, and waits for nobody but the client.
+    fn has_answered(&self, received: u64) -> bool {
+        if self.site.metric(RECEIVED) < received {
+            return false;
+        }
+        let status = Client::connect(self.site.admin).and_then(|mut client| client.get("/status"));
+        let status: Value = serde_json::from_slice(&status.expect("the admin child answers").body).unwrap();
+        let in_flight = status["requests"].as_array().expect("a list");
+        in_flight.iter().all(|request| request["waiting_for"] == "the client to send the body")
+    }
 }
+
+const RECEIVED: &str = "steadfast_http_received_bytes_total";
 
 static CASE: AtomicU64 = AtomicU64::new(0);
 
@@ -215,6 +229,7 @@ impl Damage {
 /// Sends bytes in pieces, and returns what is answered until the connection ends. `patience` is how long the client
 /// waits for more before it closes its side.
 fn talk(both: &Both, bytes: &[u8], cuts: &[usize], patience: Duration) -> Vec<u8> {
+    let all = both.site.metric(RECEIVED) + bytes.len() as u64;
     let mut client = connect(both.site.http);
     let mut cuts: Vec<_> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect();
     cuts.sort_unstable();
@@ -228,10 +243,16 @@ fn talk(both: &Both, bytes: &[u8], cuts: &[usize], patience: Duration) -> Vec<u8
     }
     client.set_read_timeout(Some(patience)).expect("a socket has a read timeout");
     let mut answers = Vec::new();
-    if client.read_to_end(&mut answers).is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
-        let _ = client.shutdown(Shutdown::Write);
-        client.set_read_timeout(Some(PATIENCE)).expect("a socket has a read timeout");
-        answers.extend(read_to_end(&mut client));
+    let began = Instant::now();
+    while client.read_to_end(&mut answers).is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
+        // A request that the upstream has would be given up: its answer comes first.
+        if both.has_answered(all) {
+            let _ = client.shutdown(Shutdown::Write);
+            client.set_read_timeout(Some(PATIENCE)).expect("a socket has a read timeout");
+            answers.extend(read_to_end(&mut client));
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "neither answered nor closed: {}", bytes.escape_ascii());
     }
     answers
 }

@@ -124,7 +124,7 @@ pub(crate) fn sum_in(metrics: &str, name: &str) -> u64 {
 }
 
 /// The number of requests in that text whose status begins with this digit.
-fn requests_in(metrics: &str, class: char) -> u64 {
+pub(crate) fn requests_in(metrics: &str, class: char) -> u64 {
     let requests = metrics.lines().filter_map(|line| line.strip_prefix("steadfast_http_requests_total{"));
     let codes =
         requests.filter_map(|line| line.split_once("code=\"")).filter(|(_, code)| code.starts_with(class));

@@ -1,10 +1,13 @@
 //! A restart: its clients wait for nothing, whatever is in flight, and lose nothing.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use steadfast_harness::{print_figure, wait_until};
 
 use crate::service::{PROXY, Service, UNIT};
+
+/// The longest that a worker serves on by itself without its main process: that of the next one may take longer.
+const INTERIM: Duration = Duration::from_secs(1);
 
 #[test]
 fn ten_restarts_under_load_refuse_drop_and_close_nothing() {
@@ -37,24 +40,40 @@ fn ten_restarts_under_load_refuse_drop_and_close_nothing() {
 
 #[test]
 fn the_worker_serves_until_that_of_the_next_main_process_does() {
+    const SERVES: &str = "serving; took over ";
     let Some(service) = Service::start(file!(), "") else {
         return;
     };
     let mut client = service.connect();
     for (round, leaves) in ["a restart", "the end of the main process"].into_iter().enumerate() {
         assert_eq!(client.get("/").unwrap().status, 200);
-        let main = service.main_pid();
+        let [main, worker] = [service.main_pid(), service.worker_pid()];
+        let began = SystemTime::now();
         if round == 0 {
             service.restart();
         } else {
             service.ok(["kill", "-s", "KILL", &main]);
         }
         service.wait_for_another_main(&main);
-        // What it had was still its own when each of them began to serve.
-        service.wait_for_journal("serving; took over 0 connections and 0 tunnels", 2 + round);
+        let journal = service.wait_for_journal(SERVES, 2 + round);
+        let (_, took_over) = journal.rsplit_once(SERVES).expect("it has just been there");
+        // What it had was still its own when the next one began to serve, unless that came late.
+        if !took_over.starts_with("0 connections and 0 tunnels") {
+            let drained = began_to_drain(&service, &worker);
+            assert!(drained.duration_since(began).unwrap() >= INTERIM, "{drained:?}, {began:?}:\n{journal}");
+        }
         let journal = service.wait_for_journal(&format!("stopped by {leaves}"), 1);
         assert_eq!(journal.matches("handed over 1 connection").count(), 1 + round, "{journal}");
     }
+}
+
+/// The moment at which a worker began to drain, as the journal has it.
+fn began_to_drain(service: &Service, worker: &str) -> SystemTime {
+    let journal = service.journal(UNIT, &["-o", "short-unix"]);
+    let said = format!(" steadfast[{worker}]: draining: ");
+    let line = journal.lines().find(|line| line.contains(&said)).unwrap_or_else(|| panic!("{journal}"));
+    let seconds = line.split(' ').next().and_then(|first| first.parse().ok()).expect("a time");
+    SystemTime::UNIX_EPOCH + Duration::from_secs_f64(seconds)
 }
 
 #[test]

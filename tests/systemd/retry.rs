@@ -74,8 +74,10 @@ fn a_folder_of_files_that_comes_late_is_served_when_it_is_there() {
     assert!(check.stderr.contains("`files` is not there"), "{}", check.stderr);
 
     service.ok(["systemctl", "start", UNIT]);
-    let warnings = service.journal(UNIT, &["-p", "warning", "_COMM=steadfast"]);
-    assert!(warnings.contains("/srv/late"), "{warnings}");
+    wait_until("the journal to warn of it", || {
+        let warnings = service.journal(UNIT, &["-p", "warning", "_COMM=steadfast"]);
+        warnings.contains("/srv/late").then_some(())
+    });
     let mut client = service.connect();
     assert_eq!(client.get("/files/late.txt").unwrap().status, 404);
     assert_eq!(client.get("/").unwrap().status, 200);

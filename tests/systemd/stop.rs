@@ -159,14 +159,15 @@ fn a_request_longer_than_the_deadline_is_cut_then_and_the_journal_names_it() {
     for expected in ["GET", "/app/export", &peer] {
         assert!(cut[0].contains(expected), "{expected} in: {}", cut[0]);
     }
-    let age = cut[0].replace(&peer, "");
-    assert!(age.contains("4."), "the age, some 4 s, in: {}", cut[0]);
+    let age = cut[0].split_once(" after ").and_then(|(_, age)| age.split_once(" s, ")?.0.parse().ok());
+    let age = Duration::from_secs_f64(age.unwrap_or_else(|| panic!("no age in: {}", cut[0])));
+    assert!(age >= Duration::from_secs(4) && age < Duration::from_secs(4) + LENIENCE, "{}", cut[0]);
 }
 
 #[test]
 fn a_tunnel_that_is_not_carried_is_waited_for_and_cut_at_the_deadline_by_name() {
     let Some((service, upstream)) =
-        Service::start_with_upstream(file!(), "[shutdown]\ndeadline = \"2s\"\n[handover]\ntunnels = false\n")
+        Service::start_with_upstream(file!(), "[shutdown]\ndeadline = \"5s\"\n[handover]\ntunnels = false\n")
     else {
         return;
     };
@@ -184,8 +185,8 @@ fn a_tunnel_that_is_not_carried_is_waited_for_and_cut_at_the_deadline_by_name() 
         exchange.send("still");
         assert_eq!(client.take(5).unwrap(), b"still");
     });
-    assert!(stop.took >= Duration::from_secs(2), "{:?}", stop.took);
-    assert!(stop.took < Duration::from_secs(2) + LENIENCE, "{:?}", stop.took);
+    assert!(stop.took >= Duration::from_secs(5), "{:?}", stop.took);
+    assert!(stop.took < Duration::from_secs(5) + LENIENCE, "{:?}", stop.took);
     service.assert_stopped_with(3);
     let warnings = service.journal(UNIT, &["-p", "warning"]);
     assert!(warnings.contains("/app/socket"), "{warnings}");

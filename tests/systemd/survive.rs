@@ -61,13 +61,13 @@ fn a_worker_that_crashes_more_often_than_it_may_is_systemds_turn() {
 
 #[test]
 fn a_frozen_main_process_is_replaced_by_the_watchdog() {
-    let Some(service) = Service::start_with_unit(file!(), "", "WatchdogSec=1s\nTimeoutStopSec=1s") else {
+    let Some(service) = Service::start_with_unit(file!(), "", "WatchdogSec=4s\nTimeoutStopSec=1s") else {
         return;
     };
     let mut client = service.answered();
     service.ok(["systemctl", "kill", "--signal=STOP", "--kill-whom=main", UNIT]);
     wait_until("the watchdog to replace the frozen main process", || {
-        let back = service.show(UNIT, "NRestarts") == "1" && service.show(UNIT, "ActiveState") == "active";
+        let back = service.show(UNIT, "NRestarts") != "0" && service.show(UNIT, "ActiveState") == "active";
         back.then_some(())
     });
     assert_eq!(service.connect().get("/").unwrap().status, 200);
@@ -78,12 +78,12 @@ fn a_frozen_main_process_is_replaced_by_the_watchdog() {
 
 #[test]
 fn a_frozen_worker_is_replaced_by_the_main_process() {
-    let Some(service) = Service::start_with_unit(file!(), "", "WatchdogSec=1s") else {
+    let Some(service) = Service::start_with_unit(file!(), "", "WatchdogSec=4s") else {
         return;
     };
     let [main, worker] = [service.main_pid(), service.worker_pid()];
     service.ok(["kill", "-STOP", &worker]);
-    service.wait_for_journal(&format!("worker {worker} is stuck: no heartbeat for 1s"), 1);
+    service.wait_for_journal(&format!("worker {worker} is stuck: no heartbeat for 4s"), 1);
     wait_until("the frozen worker to end", || {
         (!service.path(format!("/proc/{worker}")).exists()).then_some(())
     });
@@ -104,18 +104,21 @@ fn a_daemon_that_was_frozen_for_less_than_the_watchdogs_period_lives_on() {
     // The effect of `systemctl freeze`, which needs D-Bus.
     let freezer = format!("/sys/fs/cgroup{}/cgroup.freeze", service.show(UNIT, "ControlGroup"));
     let freeze = |on: u8| service.ok(["sh", "-c", &format!("echo {on} > {freezer}")]);
+    let last_ping = || service.show(UNIT, "WatchdogTimestampMonotonic");
+    let wait_for_ping = || {
+        let last = last_ping();
+        wait_until("the next ping", || (last_ping() != last).then_some(()));
+    };
+    wait_for_ping();
     for _ in 0..2 {
         freeze(1);
         // Less than is left after the last ping, and more than a child may go without a heartbeat: time itself is the
         // test.
         std::thread::sleep(Duration::from_millis(3700));
         freeze(0);
-        let thawed = service.show(UNIT, "WatchdogTimestampMonotonic");
-        wait_until("the next ping", || {
-            (service.show(UNIT, "WatchdogTimestampMonotonic") != thawed).then_some(())
-        });
-        assert_eq!((processes(), service.show(UNIT, "NRestarts")), (before.clone(), "0".into()));
+        wait_for_ping();
     }
+    assert_eq!((processes(), service.show(UNIT, "NRestarts")), (before, "0".into()));
 }
 
 #[test]

@@ -59,16 +59,14 @@ impl Commands {
         }
     }
 
-    /// Gives a command; one that is stronger than those before wakes the waiters. True if it is.
-    pub(crate) fn give(&self, command: Command) -> bool {
+    /// Gives a command; one that is stronger than those before wakes the waiters.
+    pub(crate) fn give(&self, command: Command) {
         // `Relaxed` is enough: `AtomicWaker` orders this store before the reads of those it wakes.
-        let is_stronger = self.strongest.fetch_max(command as u8, Relaxed) < command as u8;
-        if is_stronger {
+        if self.strongest.fetch_max(command as u8, Relaxed) < command as u8 {
             for waiter in [&self.task, &self.reader, &self.writer] {
                 waiter.wake();
             }
         }
-        is_stronger
     }
 
     /// The strongest command so far. The waiter is woken for a stronger one.

@@ -484,13 +484,13 @@ impl Connection {
             limits,
         };
         let due = machine.due(&look);
-        // Now, for its task goes on as soon as it is told.
-        let reason = due.and_then(|command| self.refused(command));
-        drop(machine);
-        if due.is_some_and(|command| self.commands.give(command))
-            && let Some(reason) = reason
-        {
+        // Before it is told, for its task goes on at once: a client that has its 408 has been counted.
+        if let Some(reason) = due.and_then(|command| self.refused(command)) {
             self.count_refused(reason);
+        }
+        drop(machine);
+        if let Some(command) = due {
+            self.commands.give(command);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use steadfast_harness::{Client, Exchange, Upstream, print_figure};
+use steadfast_harness::{Client, Exchange, Upstream, print_figure, wait_with};
 
 use crate::service::{PROXY, Service, UNIT};
 
@@ -61,14 +61,18 @@ impl Busy {
     }
 }
 
+/// Returns when the journal has a warning with this text.
+fn wait_for_warning(service: &Service, text: &str) {
+    let warnings = || service.journal(UNIT, &["-p", "warning"]);
+    wait_with(|| warnings().contains(text).then_some(()), || format!("{text:?} in:\n{}", warnings()));
+}
+
 /// A predecessor that hangs is killed at its deadline, and named.
 fn assert_killed(service: &Service, busy: &mut Busy) {
     assert_eq!(service.connect().get("/").unwrap().status, 200);
     service.wait_for_the_end_of(busy.worker);
     assert!(busy.client.receive().is_err());
-    let expected = format!("worker {} does not end: killing it", busy.worker);
-    let warnings = service.journal(UNIT, &["-p", "warning"]);
-    assert!(warnings.contains(&expected), "{expected} in:\n{warnings}");
+    wait_for_warning(service, &format!("worker {} does not end: killing it", busy.worker));
     assert_eq!(service.show(UNIT, "NRestarts"), "0");
 }
 
@@ -163,9 +167,8 @@ fn of_too_many_predecessors_the_oldest_is_cut_by_name() {
             next(&service);
         }
         assert!(clients.remove(0).0.receive().is_err());
-        let warnings = service.journal(UNIT, &["-p", "warning"]);
-        assert!(warnings.contains("more than `handover.predecessors` are finishing"), "{warnings}");
-        assert!(warnings.contains("cut by `handover.predecessors`: GET /app/oldest"), "{warnings}");
+        wait_for_warning(&service, "more than `handover.predecessors` are finishing");
+        wait_for_warning(&service, "cut by `handover.predecessors`: GET /app/oldest");
         for (mut client, exchange) in clients {
             exchange.answer(200, "worth the wait");
             assert_eq!(client.receive().unwrap().text(), "worth the wait");

@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Instant;
 
-use steadfast_harness::{PATIENCE, print_figure};
+use steadfast_harness::{PATIENCE, print_figure, wait_with};
 
 use super::program::{Program, find, go};
 use super::{Edge, PORT, address};
@@ -124,10 +124,15 @@ fn no_request_that_h2load_has_sent_is_lost_over_ten_restarts_and_ten_reloads() {
     assert!(account.sent_away > 0, "no run had to do with a restart");
     // All that have come were answered, and those are the client's.
     edge.wait_for_one_worker();
-    let metrics = edge.admin("/metrics").text();
-    let requests: Vec<_> =
-        metrics.lines().filter(|line| line.starts_with("steadfast_http_requests_total{")).collect();
-    let answered: u64 = requests.iter().filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum();
-    assert!(requests.iter().all(|line| line.contains("code=\"200\"")), "{requests:#?}");
-    assert_eq!(answered, account.succeeded, "{requests:#?}");
+    let requests = || -> Vec<String> {
+        let metrics = edge.admin("/metrics").text();
+        let lines = metrics.lines().filter(|line| line.starts_with("steadfast_http_requests_total{"));
+        lines.map(str::to_owned).collect()
+    };
+    let number = |line: &String| line.rsplit_once(' ')?.1.parse::<u64>().ok();
+    let counted = wait_with(
+        || Some(requests()).filter(|lines| lines.iter().filter_map(number).sum::<u64>() == account.succeeded),
+        || format!("{} requests to be counted: {:#?}", account.succeeded, requests()),
+    );
+    assert!(counted.iter().all(|line| line.contains("code=\"200\"")), "{counted:#?}");
 }
