@@ -32,7 +32,7 @@ pub(in crate::logging) static EVENTS: OnceLock<Events> = OnceLock::new();
 /// journal these have another priority.
 pub(in crate::logging) struct Events {
     has_ids: bool,
-    /// The layers, and where they write. To open them may wait, which the log's thread does.
+    /// The layers, and where they write. To open them may wait, which the access log's thread does.
     written: LazyLock<(Dispatch, Mutex<Destination>), Open>,
 }
 
@@ -133,6 +133,10 @@ impl Writer {
 
     /// Writes what comes, until nobody is left who could put anything in.
     pub(super) fn run(mut self, mut outlet: Outlet<Box<Record>>) {
+        if let (Self::Events, Some(events)) = (&self, EVENTS.get()) {
+            // Now, for the journal is there: one that is gone by the first record comes back.
+            LazyLock::force(&events.written);
+        }
         while let Some(taken) = outlet.take(|record| self.write(&record)) {
             outlet.count(self.flush());
             outlet.say_losses(&taken);
