@@ -229,8 +229,9 @@ impl Registry {
         let candidates = connections.iter().filter_map(|c| Some((c.without_request_since()?, c)));
         let first = candidates.min_by_key(|(since, c)| (limits::client(c.peer()).is_none(), *since));
         if let Some((_, connection)) = first {
-            connection.commands().give(Command::Drop);
+            // Before the client can see it.
             self.totals.refused.add(Refused::Evicted);
+            connection.commands().give(Command::Drop);
         }
     }
 
