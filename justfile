@@ -11,7 +11,7 @@ _default:
     @just --list --unsorted
 
 # everything that CI checks
-check: fmt lint test newcomer harness versions scanners tls-idle faults soak doc package deb deny instructions configs kubernetes balancer metrics fuzz
+check: fmt lint test newcomer harness fleet versions scanners tls-idle faults soak doc package deb deny instructions configs kubernetes balancer metrics fuzz
 
 # the formatting, without changing it
 fmt:
@@ -50,6 +50,10 @@ newcomer:
 # the harness that the tests stand on
 harness:
     cargo test -p steadfast-harness
+
+# three machines behind a real HAProxy, which are restarted, maintained and killed one after the other
+fleet:
+    cargo test --test fleet
 
 # up- and downgrades over the versions of the handover's format, with programs built of earlier commits
 versions:
