@@ -175,7 +175,7 @@ pub fn start(config: &Config) {
     }
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!(message_id = event::PANIC, "{panic}");
-        // The process ends. Within a runtime it may not, and whoever runs that keeps `LastWords`.
+        // The process ends. Within a runtime it may not; where it does, `run_blocking` has `LastWords`.
         if std::thread::current().name() == Some("main") && runtime::Handle::try_current().is_err() {
             finish();
         }
