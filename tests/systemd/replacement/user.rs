@@ -1,6 +1,6 @@
 //! A service of a user's own manager (`systemd --user`): the announcement of a stop asks that one.
 
-use steadfast_harness::Client;
+use steadfast_harness::{Client, wait_with};
 
 use crate::service::Service;
 
@@ -57,8 +57,9 @@ fn under_a_users_manager_a_reload_and_a_restart_carry_and_a_stop_is_announced() 
     user(&["systemctl", "--user", "restart", "steadfast"]);
     let answer = client.get("/").unwrap();
     assert_eq!((answer.status, answer.header("connection")), (200, None));
-    let status = user(&["/usr/bin/steadfast", "status"]);
-    assert!(status.contains("serving"), "{status}");
+    // For a moment the worker that hands over may still answer on the control socket.
+    let status = || user(&["/usr/bin/steadfast", "status"]);
+    wait_with(|| status().contains(": serving, ").then_some(()), || format!("\"serving\" in:\n{}", status()));
 
     user(&["systemctl", "--user", "stop", "steadfast"]);
     let journal = service.journal("user@0.service", &[]);
