@@ -30,13 +30,12 @@ impl ReadAhead {
         self.bytes.map_or_else(Bytes::new, |bytes| bytes.slice(self.given as usize..))
     }
 
-    pub(super) fn give(&mut self, buf: &mut ReadBuf<'_>) -> usize {
+    pub(super) fn give(&mut self, buf: &mut ReadBuf<'_>) {
         let n = buf.remaining().min(self.left().len()).min(u32::MAX as usize);
         let bytes = &self.left()[..n];
         buf.put_slice(bytes);
         self.one_head = self.is_untouched() && is_one_head(bytes);
         self.given += u32::try_from(n).unwrap_or(u32::MAX);
-        n
     }
 
     /// hyper was given these, from the socket.

@@ -157,7 +157,9 @@ impl ClientStream {
                 // Whoever reads next finds the same.
                 return Poll::Ready(false);
             }
-            self.read_ahead = ReadAhead::new([said, more.filled()].concat().into());
+            let both = [said, more.filled()].concat();
+            self.connection().progress().add_received(more.filled().len());
+            self.read_ahead = ReadAhead::new(both.into());
         }
     }
 
@@ -379,8 +381,7 @@ impl AsyncRead for ClientStream {
             return Poll::Pending;
         }
         if this.has_read_ahead() {
-            let n = this.read_ahead.give(buf);
-            this.connection().progress().add_received(n);
+            this.read_ahead.give(buf);
             return Poll::Ready(Ok(()));
         }
         Self::obey(this.connection().commands().strongest())?;

@@ -226,15 +226,15 @@ fn poll_http2(mut http2: Box<Http2>, cx: &mut Context<'_>) -> Polled {
 /// A connection whose request hyper reads and answers: from the first byte of it to the last byte of its answer.
 pub(super) struct Active {
     connection: Arc<Connection>,
-    /// The bytes that the connection had received before.
-    received_before: u64,
+    /// The bytes that the connection had received before; none if some of those were of this request.
+    received_before: Option<u64>,
     http1: Http1,
 }
 
 impl Active {
     fn new(stream: Box<ClientStream>, http1s: &Http1s) -> Self {
         let connection = Arc::clone(stream.connection());
-        let received_before = connection.progress.received();
+        let received_before = (!stream.has_read_ahead()).then(|| connection.progress.received());
         Self { connection, received_before, http1: http1s.begin(stream) }
     }
 
@@ -309,7 +309,8 @@ impl Active {
             });
         }
         connection.discard_body(cx);
-        if connection.state() == State::Reading && connection.progress.received() == self.received_before {
+        let received = connection.progress.received();
+        if connection.state() == State::Reading && self.received_before == Some(received) {
             connection.no_byte();
         }
         // Read after the poll, which may have changed the state.

@@ -239,6 +239,25 @@ async fn a_connection_changes_hands_between_two_requests_and_within_a_head() {
     assert_eq!(moves, 2);
 }
 
+/// Also one that was read with an earlier request, that tells HTTP/1 from HTTP/2, or that has travelled unread.
+#[tokio::test]
+async fn each_byte_of_a_client_is_counted_once() {
+    let (mut here, there) = (Side::new(), Side::new());
+    here.server = here.server.speaking_h2c(true);
+    let (mut client, theirs) = UnixStream::pair().expect("a pair of sockets");
+    here.server.serve_one(theirs);
+    let sides = [&here, &there];
+    let stream = REQUEST.repeat(20);
+    let (_, moves) = between(sides, async {
+        send(&mut client, &stream, &[(3, 50, false), (10 * REQUEST.len() + 9, 1, true)], sides).await;
+        answers(&mut client, 20).await
+    })
+    .await;
+    assert_eq!(moves, 1);
+    let received = sides.map(|side| side.registry.moved()[0]);
+    assert_eq!(received.iter().sum::<u64>(), stream.len() as u64, "{received:?}");
+}
+
 #[tokio::test]
 async fn what_the_mailbox_refuses_may_ask_once_more_and_is_counted() {
     let mailbox = Mailbox::new().expect("a mailbox");
