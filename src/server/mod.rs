@@ -237,16 +237,30 @@ impl Server {
 
     /// Returns a permit for one more connection. At the limit, connections wait in the backlog.
     async fn permit(&self) -> OwnedSemaphorePermit {
-        let permits = Arc::clone(&self.permits);
-        if permits.available_permits() == 0 {
-            match self.limits.at_limit {
-                AtLimit::Evict => self.registry.evict(),
-                AtLimit::Wait => self.registry.totals().refused.add(Refused::Waited),
+        let permit = async {
+            match Arc::clone(&self.permits).acquire_owned().await {
+                Ok(permit) => permit,
+                Err(_) => unreachable!("nobody closes the semaphore"),
             }
+        };
+        match self.limits.at_limit {
+            _ if self.permits.available_permits() > 0 => permit.await,
+            AtLimit::Wait => {
+                self.registry.totals().refused.add(Refused::Waited);
+                permit.await
+            }
+            AtLimit::Evict => tokio::select! {
+                permit = permit => permit,
+                never = self.evict() => match never {},
+            },
         }
-        match permits.acquire_owned().await {
-            Ok(permit) => permit,
-            Err(_) => unreachable!("nobody closes the semaphore"),
+    }
+
+    /// Closes the connection that has been without a request for longest, and if all have one looks again.
+    async fn evict(&self) -> Infallible {
+        loop {
+            self.registry.evict();
+            tokio::time::sleep(sweep::STEP).await;
         }
     }
 

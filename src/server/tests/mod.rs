@@ -22,8 +22,8 @@ use tokio::net::UnixStream;
 use super::Registry;
 use super::connection::Command;
 use super::departures::Departures;
-use super::limits::Limits;
-use super::{Server, State, Totals};
+use super::limits::{AtLimit, Limits};
+use super::{Peer, Server, State, Totals};
 use crate::handover::Handover;
 use crate::handover::mailbox::Mailbox;
 use crate::handover::parcel::Parcel;
@@ -237,6 +237,25 @@ async fn a_connection_changes_hands_between_two_requests_and_within_a_head() {
     let (answers, moves) = exchange(&stream, &cuts, 3).await;
     assert_eq!(answers.matches("GET /one").count(), 3);
     assert_eq!(moves, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_waits_for_a_place_gets_one_once_any_is_without_a_request() {
+    let limits = Limits { max_connections: 1, at_limit: AtLimit::Evict, ..Limits::default() };
+    let router = Router::new().fallback(async || tokio::time::sleep(Duration::from_secs(1)).await);
+    let registry = Registry::new(Totals::unobserved());
+    let server = Server::new(Vec::new(), router, Arc::clone(&registry), limits);
+    let (mut client, theirs) = UnixStream::pair().expect("a pair of sockets");
+    let place = server.permit().await;
+    server.start(theirs.into_std().expect("it is a socket").into(), Peer::Unix, Some(place), None);
+    client.write_all(REQUEST).await.expect("the server reads");
+    while registry.in_flight() == 0 {
+        tokio::task::yield_now().await;
+    }
+    // It looks for one to close while the only one is busy.
+    let next = async { tokio::time::timeout(PATIENCE, server.permit()).await.expect("a place") };
+    let (_, answer) = tokio::join!(next, answer(&mut client));
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
 }
 
 /// Also one that was read with an earlier request, that tells HTTP/1 from HTTP/2, or that has travelled unread.
