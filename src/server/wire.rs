@@ -66,8 +66,7 @@ impl Wire {
     pub(super) fn may_travel(&self, is_tunnel: bool) -> bool {
         match self {
             Self::Plain(_) => true,
-            Self::Tls(stream) if is_tunnel => stream.may_travel_as_tunnel(),
-            Self::Tls(stream) => stream.may_travel(),
+            Self::Tls(stream) => stream.may_travel(is_tunnel),
         }
     }
 

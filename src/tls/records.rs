@@ -287,14 +287,15 @@ impl Records {
         self.closed.get_or_insert(closed);
     }
 
-    /// True if there is something to continue: neither side has closed.
-    pub(super) fn may_travel(&self) -> bool {
-        self.closed.is_none() && !self.said_goodbye
-    }
-
-    /// The same of a tunnel, which goes on although the client has said goodbye: without [its end](Self::take_end).
-    pub(super) fn may_travel_as_tunnel(&self) -> bool {
-        matches!(self.closed, None | Some(Closed::Notified)) && !self.said_goodbye
+    /// True if there is something to continue: neither side has closed. A tunnel goes on although the client has said
+    /// goodbye: without [its end](Self::take_end).
+    pub(super) fn may_travel(&self, is_tunnel: bool) -> bool {
+        let goes_on = match self.closed {
+            None => true,
+            Some(Closed::Notified) => is_tunnel,
+            Some(_) => false,
+        };
+        goes_on && !self.said_goodbye
     }
 
     /// Takes out the end of what the client says, if it has said goodbye: the plaintext that is left. From then on there is
@@ -313,7 +314,7 @@ impl Records {
 
     /// All of it, for another process. None if a side has closed.
     pub(super) fn into_note(mut self) -> Option<TlsNote> {
-        if !self.may_travel() {
+        if !self.may_travel(false) {
             return None;
         }
         self.plain[..self.plain_read].zeroize();

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::keys::Keys;
 
-/// The number of connections whose keys rest with a thread: some 1.5 KiB each.
+/// The number of times that a thread parks a connection while the keys of one rest with it: some 1.5 KiB each.
 const MOST: usize = 256;
 
 /// The keys of both directions, as far as they have been expanded.
@@ -29,7 +29,7 @@ fn take(pair: &Mutex<Pair>) -> Pair {
 }
 
 impl Resting {
-    /// Lets keys rest, until the thread has parked a number of other connections.
+    /// Lets keys rest, until the thread has parked connections a number of times.
     pub(super) fn new(pair: Pair) -> Self {
         let pair = Arc::new(Mutex::new(pair));
         LATEST.with_borrow_mut(|latest| {

@@ -86,14 +86,10 @@ impl<S> TlsStream<S> {
         std::mem::take(&mut self.records.sent_plain)
     }
 
-    /// True if there is something to continue in another process: neither side has closed.
-    pub(crate) fn may_travel(&self) -> bool {
-        self.records.may_travel()
-    }
-
-    /// The same of a tunnel, which goes on although the client has said goodbye: without [its end](Self::take_end).
-    pub(crate) fn may_travel_as_tunnel(&self) -> bool {
-        self.records.may_travel_as_tunnel()
+    /// True if there is something to continue in another process: neither side has closed. A tunnel goes on although the
+    /// client has said goodbye: without [its end](Self::take_end).
+    pub(crate) fn may_travel(&self, is_tunnel: bool) -> bool {
+        self.records.may_travel(is_tunnel)
     }
 
     /// Takes out the end of what the client says, if it has said goodbye. Nobody may read on, here or in another process.

@@ -66,8 +66,8 @@ const INTERIM: usize = 64 << 10;
 
 /// A connection, from `accept` until its socket is closed.
 ///
-/// A request takes the machine's lock four times at most, uncontended: for its head, its answer's head, its answer's end
-/// and the flush. A body takes a lock of its own with each piece that is read of it. Each byte counted takes none.
+/// A request takes the machine's lock five times as a rule, uncontended: for its first byte, its head, its answer's head, its
+/// answer's end and the flush. A body takes a lock of its own with each piece that is read of it. Each byte counted takes none.
 #[derive(Debug)]
 pub(crate) struct Connection {
     slot: Slot,

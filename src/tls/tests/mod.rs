@@ -296,7 +296,7 @@ async fn goodbyes_of_both_sides() {
         assert_eq!(client.receive().await, Ok(Vec::new()));
         assert_eq!(client.tls.reader().read(&mut [0; 1]).expect("no error"), 0, "a clean end");
         assert_eq!(server.write_all(b"more").await.expect_err("it is over").kind(), ErrorKind::BrokenPipe);
-        assert!(!server.may_travel() && !server.may_travel_as_tunnel());
+        assert!(!server.may_travel(false) && !server.may_travel(true));
         assert!(server.into_note().is_err(), "nothing to carry");
 
         let (mut client, mut server) = pair(suite).await;
@@ -308,7 +308,7 @@ async fn goodbyes_of_both_sides() {
         server.read_to_end(&mut got).await.expect("a clean end");
         assert_eq!(got, b"last words");
         write(&mut server, b"the other half is still open").await;
-        assert!(!server.may_travel() && server.may_travel_as_tunnel());
+        assert!(!server.may_travel(false) && server.may_travel(true));
         assert!(server.into_note().is_err(), "nothing to carry");
 
         let (client, mut server) = pair(suite).await;

@@ -46,7 +46,7 @@ async fn refused(what: &str, alert: u8, client: &mut Client, server: &mut Server
     let error = server.read(&mut [0; 100]).await.expect_err(what);
     assert_eq!(error.kind(), ErrorKind::InvalidData, "{what}: {error}");
     assert!(server.write_all(b"more").await.is_err(), "{what}");
-    assert!(!server.may_travel() && !server.may_travel_as_tunnel(), "{what}");
+    assert!(!server.may_travel(false) && !server.may_travel(true), "{what}");
     assert!(server.read(&mut [0; 100]).await.is_err(), "{what}: for good");
     match client.receive().await {
         Err(rustls::Error::AlertReceived(got)) => assert_eq!(u8::from(got), alert, "{what}"),
