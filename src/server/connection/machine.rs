@@ -98,6 +98,12 @@ impl Exchange {
             reading: Pace::default(),
         }
     }
+
+    /// Its answer is the next to be sent, after so many bytes on the connection.
+    pub(super) fn begin_answer(&mut self, sent: u64) {
+        self.sent_before = sent;
+        self.reading = Pace::after(sent);
+    }
 }
 
 /// What becomes of hyper's part once the answer is written.

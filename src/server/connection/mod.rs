@@ -49,6 +49,7 @@ pub(super) use self::service::Serving;
 use self::body::Unread;
 use self::commands::Commands;
 use self::machine::Look;
+use self::pace::Pace;
 use self::progress::Progress;
 use self::streams::Http2;
 use super::clock::Tick;
@@ -318,7 +319,9 @@ impl Connection {
         };
         exchange.version = request.version();
         exchange.client_says = self.registry.totals().access().client_says(request.headers());
-        exchange.sent_before = self.progress.sent();
+        let [received, sent] = self.moved();
+        exchange.sending = Pace::after(received);
+        exchange.begin_answer(sent);
         exchange.body_before = self.progress.body();
         if self.trusted
             && let Some(given) = RequestId::given(request.headers())
@@ -405,6 +408,10 @@ impl Connection {
             State::Parked => Some(afterwards),
             State::Closing => Some(afterwards.max(Afterwards::Apart)),
             State::Answering => {
+                if let Machine::Answering { exchange } = &mut *self.machine() {
+                    // What was sent since its head came is of the answer before.
+                    exchange.begin_answer(self.progress.sent());
+                }
                 // The next request waits for this, in `turn`.
                 self.commands.wake(Waiter::Task);
                 None

@@ -30,6 +30,11 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
+    /// Begins after so many bytes, which earn the client nothing: they were of another exchange.
+    pub(super) fn after(bytes: u64) -> Self {
+        Self { bytes, ..Self::default() }
+    }
+
     /// Takes a look: `waited` if the client is waited for now, the bytes that it has moved in all, and the time
     /// since the last look. Returns true if the client falls short of what is demanded.
     pub(super) fn falls_short(

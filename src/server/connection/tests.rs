@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{Method, Request, StatusCode, Uri};
 use proptest::prelude::*;
 
 use super::commands::Command;
@@ -257,6 +257,62 @@ fn a_client_is_without_a_request_since_it_was_idle_and_not_since_it_has_begun_ag
     let slot = Slot { id: 0, thread: 0 };
     let connection = Connection::new(slot, Peer::Unix, false, registry, None, machine, 1);
     assert_eq!(connection.without_request_since(), Some(idle));
+}
+
+/// The seconds for which a client that moves one byte in each is borne with.
+fn endures_a_trickle(connection: &Connection, limits: &Limits, trickle: impl Fn(&Progress)) -> u64 {
+    let mut now = connection.registry.clock().now();
+    for look in 0..8000 {
+        if look % 4 == 0 {
+            trickle(connection.progress());
+        }
+        now = now.after(STEP);
+        connection.look(now, STEP, limits);
+        if connection.commands().strongest() > Command::Serve {
+            return look / 4;
+        }
+    }
+    panic!("it is borne with for ever");
+}
+
+/// Otherwise whoever has uploaded or downloaded something once had ten times the grace at each later request.
+#[test]
+fn what_a_client_has_moved_before_earns_it_no_time_for_another_request() {
+    let limits = Limits::default();
+    let trickles: [fn(&Progress); 2] = [
+        |progress| {
+            progress.add_received(1);
+            progress.set_waiting(Waiting::RequestBody);
+        },
+        |progress| {
+            progress.add_sent(1);
+            progress.write_blocked();
+        },
+    ];
+    let grace = limits.min_rate_grace.as_secs();
+    for pipelined in [false, true] {
+        for trickle in trickles {
+            let registry = Registry::new(Totals::unobserved());
+            let machine = Machine::Parked { since: registry.clock().now() };
+            let slot = Slot { id: 0, thread: 0 };
+            let connection = Connection::new(slot, Peer::Unix, false, registry, None, machine, 0);
+            let request = Request::post("/").body(()).expect("a request");
+            connection.progress().add_received(1 << 20);
+            if pipelined {
+                connection.head(&request, 0);
+                connection.produced();
+                connection.head(&request, 1000);
+            }
+            connection.progress().add_sent(1 << 20);
+            if pipelined {
+                assert_eq!(connection.flushed(), None);
+            } else {
+                connection.head(&request, 1000);
+            }
+            let endured = endures_a_trickle(&connection, &limits, trickle);
+            assert!((grace..2 * grace).contains(&endured), "{endured} s, pipelined: {pipelined}");
+        }
+    }
 }
 
 /// The head of a pipelined request may be there before the answer to an upload has been read.
