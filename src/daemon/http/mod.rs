@@ -17,7 +17,7 @@ use self::routes::edge::{Edge, HTTPS_PORT};
 use self::routes::{Route, Routes};
 use super::child::{BoundChild, Child, Context, Run};
 use crate::event;
-use crate::handover::parcel::Parcel;
+use crate::handover::parcel::{MAX_BODY, Parcel};
 use crate::rules::Check;
 use crate::server::Server;
 use crate::server::address::{self, Address, BindError};
@@ -74,6 +74,9 @@ pub(crate) const THREADS: RangeInclusive<u64> = 1..=1024;
 /// The sizes in bytes that the limit of a head may have: hyper's buffers have a least size, and a head of many
 /// megabytes is an attack.
 const HEADER_LIMITS: RangeInclusive<usize> = 8 << 10..=1 << 20;
+// Within a head a connection leaves with all that was read of it: hyper's buffer, which may grow to twice the limit, and what
+// TLS holds.
+const _: () = assert!(2 * *HEADER_LIMITS.end() + (1 << 20) <= MAX_BODY);
 /// The text of a mistake that says what is expected of the limit of a head.
 pub(crate) const HEADER_LIMIT: &str = "a size from \"8KiB\" to \"1MiB\"";
 
