@@ -18,13 +18,11 @@ use tokio::net::UnixDatagram;
 use zeroize::Zeroizing;
 
 use super::envelope::{Envelope, OVERHEAD};
-use super::parcel::{self, Parcel, Refusal};
+use super::parcel::{self, MAX_MESSAGE, Parcel, Refusal};
 use crate::systemd::memfd::{sealed, unsealed};
 
 /// `SCM_MAX_FD` of Linux: the most descriptors that a message may carry, the memfd among them.
 const DESCRIPTORS: usize = 253;
-/// The most bytes that a message's memfd may hold.
-const BYTES: usize = 8 << 20;
 /// The beginning of a message; the number of its connections and the key of its memfd follow.
 const MARK: &[u8] = b"parcels";
 
@@ -73,7 +71,8 @@ impl Mailbox {
         self.exit.as_fd()
     }
 
-    /// Puts parcels in, as many as fit, and leaves the rest. One that is too large to travel keeps back no other.
+    /// Puts parcels in, as many as fit, and leaves the rest. One that is too large to travel keeps back no other: of those that
+    /// are left with [`io::ErrorKind::FileTooLarge`], each is.
     pub(crate) fn put(&self, parcels: &mut Vec<Parcel>) -> io::Result<()> {
         let (mut records, mut too_large) = (Vec::with_capacity(parcels.len()), Vec::new());
         for parcel in parcels.drain(..) {
@@ -94,7 +93,11 @@ impl Mailbox {
             // The drop closes this process's descriptors; the queue holds its own.
             records = rest;
         }
-        if parcels.is_empty() { Ok(()) } else { Err(io::Error::other("too large to travel")) }
+        if parcels.is_empty() {
+            Ok(())
+        } else {
+            Err(io::Error::new(io::ErrorKind::FileTooLarge, "too large to travel"))
+        }
     }
 
     /// Returns when there may be room again.
@@ -150,7 +153,7 @@ impl Mailbox {
         let memfd = descriptors.next();
         let descriptors: Vec<_> = descriptors.collect();
         let (connections, envelope) = mark.get(..received.bytes).map_or((None, None), marked);
-        let bytes = memfd.and_then(|memfd| unsealed(memfd, BYTES + OVERHEAD).ok());
+        let bytes = memfd.and_then(|memfd| unsealed(memfd, MAX_MESSAGE + OVERHEAD).ok());
         let message = bytes.map(Zeroizing::new).ok_or(Refusal::Lost).and_then(|mut bytes| {
             let opened = envelope.and_then(|envelope| Some(envelope.open(&mut bytes).ok()?.len()));
             bytes.truncate(opened.ok_or(Refusal::Encrypted)?);
@@ -213,7 +216,7 @@ fn fitting(records: &[Record]) -> usize {
     let fits = |(parcel, record): &&Record| {
         descriptors += parcel.descriptors().count();
         bytes += record.len();
-        descriptors <= DESCRIPTORS && bytes <= BYTES
+        descriptors <= DESCRIPTORS && bytes <= MAX_MESSAGE
     };
     records.iter().take_while(fits).count()
 }

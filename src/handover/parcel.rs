@@ -25,10 +25,14 @@ use crate::tls::{TicketKeys, TlsNote};
 /// The version of the records that this program writes, and the only one that it reads.
 pub(crate) const VERSION: u8 = 3;
 
-/// The largest body that is written or read: more than any head, or any tunnel's two buffers, can be.
-pub(crate) const MAX_BODY: usize = 1 << 20;
+/// The most bytes that a message holds.
+pub(super) const MAX_MESSAGE: usize = 8 << 20;
 
 const HEADER: usize = 6;
+
+/// The largest body: a message has room for it. It is more than is read ahead with any limit of a head that the config allows
+/// (`daemon/http`), or than a tunnel's two buffers.
+pub(crate) const MAX_BODY: usize = MAX_MESSAGE - HEADER;
 
 /// A connection on its way, with its descriptors; or what is no connection.
 #[derive(Debug)]
@@ -259,8 +263,7 @@ pub(crate) fn records(
         };
         rest = after;
         let content = match version {
-            VERSION if length <= MAX_BODY => postcard::from_bytes(body).map_err(|_| Refusal::Body),
-            VERSION => Err(Refusal::Body),
+            VERSION => postcard::from_bytes(body).map_err(|_| Refusal::Body),
             other => Err(Refusal::Version(other)),
         };
         Some(Ok((usize::from(descriptors), content)))

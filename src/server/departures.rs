@@ -14,8 +14,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, sleep_until};
 
-use super::connection::Command;
 use super::connection::task::Serve;
+use super::connection::{Command, Connection};
 use super::socket::Socket;
 use super::stream::ClientStream;
 use super::totals::Carried;
@@ -157,12 +157,20 @@ impl Server {
                     "{connections} connections cannot be handed over and linger: {error}"
                 );
                 self.registry.totals().not_carried.add(NotCarried::MailboxFull, refused.len());
+                // One that is too large keeps back no other; in all other cases nothing leaves any more.
+                let command = if error.kind() == io::ErrorKind::FileTooLarge {
+                    Command::Finish
+                } else {
+                    self.announce_close();
+                    finish.get_or_insert(Instant::now() + linger);
+                    Command::Serve
+                };
                 for parcel in refused {
                     // A connection that cannot be taken back either is closed.
-                    let _ = self.take_back(parcel);
+                    if let Ok(connection) = self.take_back(parcel) {
+                        connection.commands().give(command);
+                    }
                 }
-                self.announce_close();
-                finish.get_or_insert(Instant::now() + linger);
             }
         }
     }
@@ -253,10 +261,10 @@ impl Server {
                         continue;
                     }
                     Ok(Parcel::Connection(socket, note)) => {
-                        self.adopt_connection(socket, note).map(|()| &totals.taken_over.connections)
+                        self.adopt_connection(socket, note).map(|_| &totals.taken_over.connections)
                     }
                     Ok(Parcel::Tunnel { client, upstream, note }) => {
-                        self.adopt_tunnel(client, upstream, note).map(|()| &totals.taken_over.tunnels)
+                        self.adopt_tunnel(client, upstream, note).map(|_| &totals.taken_over.tunnels)
                     }
                     Err(Refusal::NoConnection(why)) => {
                         tracing::warn!("a note of the predecessor, not about a connection, is lost: {why}");
@@ -298,7 +306,7 @@ impl Server {
     }
 
     /// Takes back what the mailbox refused.
-    fn take_back(&self, parcel: Parcel) -> Result<(), NotAdopted> {
+    fn take_back(&self, parcel: Parcel) -> Result<Arc<Connection>, NotAdopted> {
         match parcel {
             Parcel::Connection(socket, note) => self.adopt_connection(socket, note),
             Parcel::Tunnel { client, upstream, note } => self.adopt_tunnel(client, upstream, note),
@@ -306,19 +314,23 @@ impl Server {
         }
     }
 
-    fn adopt_connection(&self, socket: OwnedFd, mut note: ConnectionNote) -> Result<(), NotAdopted> {
+    fn adopt_connection(
+        &self,
+        socket: OwnedFd,
+        mut note: ConnectionNote,
+    ) -> Result<Arc<Connection>, NotAdopted> {
         let (thread, runtime, permit) = self.place();
         let _entered = runtime.enter();
         let wire = self.own(socket, note.tls.take())?;
         let judged = self.agrees_with(&wire);
         let trusted = self.trusted.contains(note.peer.into());
         let connection = self.registry.taken_over(thread, trusted, self.departures.clone(), &note);
-        let stream = Box::new(ClientStream::new(wire, note.read_ahead, connection, permit));
+        let stream = Box::new(ClientStream::new(wire, note.read_ahead, Arc::clone(&connection), permit));
         self.tasks.spawn(match judged {
             Ok(()) => Serve::new(stream, &self.http1s),
             Err(_) => Serve::to_close(stream, &self.http1s),
         });
-        judged
+        judged.map(|()| connection)
     }
 
     /// The wire of a connection that another process had. An error if this process has owned its TLS already: see
@@ -347,15 +359,15 @@ impl Server {
         client: OwnedFd,
         upstream: OwnedFd,
         mut note: TunnelNote,
-    ) -> Result<(), NotAdopted> {
+    ) -> Result<Arc<Connection>, NotAdopted> {
         let (thread, runtime, permit) = self.place();
         let _entered = runtime.enter();
         let (client, upstream) = (self.own(client, note.tls.take())?, Socket::adopt(upstream)?);
         self.agrees_with(&client)?;
         let connection = self.registry.tunnel_taken_over(thread, self.departures.clone(), &note)?;
-        let client = Box::new(ClientStream::new(client, Bytes::new(), connection, permit));
+        let client = Box::new(ClientStream::new(client, Bytes::new(), Arc::clone(&connection), permit));
         self.tasks.spawn(tunnel::resume(client, upstream, note.up, note.down));
-        Ok(())
+        Ok(connection)
     }
 
     /// The place of a connection that was open before: a thread, its runtime, and a permit if there is one. It comes even at

@@ -2,7 +2,7 @@
 //!
 //! rustls has a ticketer as well, which makes its keys itself and shows them to nobody.
 
-use std::cmp::Reverse;
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -16,9 +16,11 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 /// The time for which a key makes tickets. It opens them for as long again.
 const ROTATION: Duration = Duration::from_secs(6 * 60 * 60);
 const ACCEPTED: Duration = Duration::from_secs(12 * 60 * 60);
+/// The time between two looks for keys that are too old.
+const TIDYING: Duration = Duration::from_secs(60);
 /// The most keys that are kept. A rotation leaves two; the others are those of workers that made tickets before they had
-/// their predecessor's keys.
-const MAX_KEYS: usize = 8;
+/// their predecessor's keys: there is room for twelve hours of a reload each minute.
+const MAX_KEYS: usize = 1024;
 /// A ticket has a client's certificates in it.
 const MAX_TICKET: usize = 1 << 16;
 
@@ -35,7 +37,7 @@ struct TicketKey {
 }
 
 /// The keys, for another process: whoever has them can read what was said on connections that were resumed. The first makes
-/// tickets; the others are there newest first.
+/// tickets; of the others, those that did so last stand first.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(clippy::vec_box, reason = "a key that is moved leaves a copy behind that nobody wipes")]
 pub(crate) struct TicketKeys(Vec<Box<TicketKey>>);
@@ -105,12 +107,9 @@ impl TicketKeys {
         self.tidy(now);
     }
 
-    /// Leaves out those that are too old, and of too many the oldest, but never the first.
+    /// Leaves out those that are too old, and of too many the last.
     fn tidy(&mut self, now: u64) {
         self.0.retain(|key| key.is_younger(ACCEPTED, now));
-        if let [_, others @ ..] = &mut *self.0 {
-            others.sort_by_key(|key| Reverse(key.made));
-        }
         self.0.truncate(MAX_KEYS);
     }
 
@@ -127,12 +126,26 @@ impl Tickets {
 
     /// Takes another process's keys as well, as far as they are young enough, and makes tickets with the first of these from
     /// now on: that process, and all that have its keys, can open them.
-    pub(crate) fn inherit(&self, mut inherited: TicketKeys) {
+    pub(crate) fn inherit(&self, inherited: TicketKeys) {
+        self.inherit_at(inherited, now());
+    }
+
+    fn inherit_at(&self, mut inherited: TicketKeys, now: u64) {
         let mut keys = self.0.write().unwrap_or_else(PoisonError::into_inner);
         keys.0.retain(|own| inherited.0.iter().all(|key| key.name != own.name));
-        inherited.0.append(&mut keys.0);
-        inherited.tidy(now());
+        // Behind the one that makes tickets now: its own did so until now.
+        let second = inherited.0.len().min(1);
+        inherited.0.splice(second..second, keys.0.drain(..));
+        inherited.tidy(now);
         *keys = inherited;
+    }
+
+    /// Wipes, until it is dropped, the keys that open no ticket any more: where nobody comes, nothing else does.
+    pub(crate) async fn keep_tidy(&self) -> Infallible {
+        loop {
+            tokio::time::sleep(TIDYING).await;
+            self.0.write().unwrap_or_else(PoisonError::into_inner).tidy(now());
+        }
     }
 
     /// The keys, for another process.
@@ -274,17 +287,54 @@ mod tests {
         others.encrypt(b"session").expect("a ticket");
         let mut keys = others.keys();
         let (newest, key) = (now(), keys.0.remove(0));
-        for age in 0..MAX_KEYS {
+        let name = |age: u64| u128::from(age).to_be_bytes();
+        for age in 0..MAX_KEYS as u64 {
             let mut key = key.clone();
-            key.name = [u8::try_from(age).expect("there are few"); NAME];
-            key.made = newest - (1 + age as u64) * HOUR;
+            key.name = name(age);
+            key.made = newest - (1 + age);
             keys.0.push(key);
         }
         tickets.inherit(keys);
         assert_eq!(tickets.encrypt(b"session").expect("a ticket")[..NAME], [0; NAME]);
         assert_eq!(tickets.decrypt(&ticket).as_deref(), Some(&b"session"[..]), "its own key is the newest");
-        let names: Vec<_> = tickets.keys().0.iter().map(|key| key.name[0]).collect();
-        assert_eq!(names, [0, ticket[0], 1, 2, 3, 4, 5, 6]);
+        let names: Vec<_> = tickets.keys().0.iter().map(|key| key.name).collect();
+        let own = ticket[..NAME].try_into().expect("its length");
+        let expected: Vec<_> = [name(0), own].into_iter().chain((1..MAX_KEYS as u64 - 1).map(name)).collect();
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn however_often_it_is_reloaded_a_ticket_is_opened_for_six_hours() {
+        for minutes in [60, 10, 1] {
+            let mut serves = Tickets::new();
+            let mut given = Vec::new();
+            for reload in 0..24 * 60 / minutes {
+                let [now, until] = [reload, reload + 1].map(|reload| reload * minutes * 60);
+                let next = Tickets::new();
+                // A client comes before the keys of the predecessor do, and one after.
+                given.push((now, next.encrypt_at(b"session", now).expect("a ticket")));
+                next.inherit_at(serves.keys(), now);
+                given.push((now, next.encrypt_at(b"session", now).expect("a ticket")));
+                serves = next;
+                given.retain(|(at, ticket)| {
+                    let last = at + 6 * HOUR - 1;
+                    let opens = last >= until || serves.decrypt_at(ticket, last).is_some();
+                    assert!(opens, "reloads each {minutes} min: one that was given after {} min", at / 60);
+                    last >= until
+                });
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_opens_no_ticket_any_more_is_wiped_also_where_nobody_asks_for_another() {
+        let tickets = Tickets::new();
+        let kept = tickets.encrypt(b"session").expect("a ticket");
+        let old = TicketKey::new(now() - 13 * HOUR).expect("random numbers");
+        tickets.0.write().expect("no thread has panicked").0.push(old);
+        let _ = tokio::time::timeout(2 * TIDYING, tickets.keep_tidy()).await;
+        assert_eq!(tickets.keys().0.len(), 1);
+        assert!(tickets.decrypt(&kept).is_some());
     }
 
     #[test]

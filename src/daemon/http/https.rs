@@ -1,6 +1,7 @@
 //! `[https]`: the listeners over TLS, their certificates, and what is asked of clients.
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -371,6 +372,11 @@ impl Resumption {
     /// The keys of the tickets, for the next process.
     pub(super) fn keys(&self) -> TicketKeys {
         self.0.keys()
+    }
+
+    /// Wipes, until it is dropped, the keys that are too old.
+    pub(super) async fn keep_tidy(&self) -> Infallible {
+        self.0.keep_tidy().await
     }
 
     /// Takes the keys of an earlier process.

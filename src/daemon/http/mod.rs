@@ -15,9 +15,9 @@ use std::time::Duration;
 use self::https::{Resumption, Tls};
 use self::routes::edge::{Edge, HTTPS_PORT};
 use self::routes::{Route, Routes};
-use super::child::{BoundChild, BoxError, Child, Context, Run};
+use super::child::{BoundChild, Child, Context, Run};
 use crate::event;
-use crate::handover::parcel::Parcel;
+use crate::handover::parcel::{MAX_BODY, Parcel};
 use crate::rules::Check;
 use crate::server::Server;
 use crate::server::address::{self, Address, BindError};
@@ -74,6 +74,9 @@ pub(crate) const THREADS: RangeInclusive<u64> = 1..=1024;
 /// The sizes in bytes that the limit of a head may have: hyper's buffers have a least size, and a head of many
 /// megabytes is an attack.
 const HEADER_LIMITS: RangeInclusive<usize> = 8 << 10..=1 << 20;
+// Within a head a connection leaves with all that was read of it: hyper's buffer, which may grow to twice the limit, and what
+// TLS holds.
+const _: () = assert!(2 * *HEADER_LIMITS.end() + (1 << 20) <= MAX_BODY);
 /// The text of a mistake that says what is expected of the limit of a head.
 pub(crate) const HEADER_LIMIT: &str = "a size from \"8KiB\" to \"1MiB\"";
 
@@ -193,7 +196,7 @@ impl Http {
     }
 
     /// Serves until it is told to stop, then drains. Until every child is ready, clients wait in the backlog.
-    async fn serve(self, child: Child) -> Result<(), BoxError> {
+    async fn serve(&self, child: &Child) {
         child.doing("waiting for the others to be ready");
         let serve = async {
             self.daemon.observer.lifecycle.serving().await;
@@ -206,7 +209,6 @@ impl Http {
         }
         child.doing("draining connections");
         self.finish().await;
-        Ok(())
     }
 
     /// Stops listening, and returns when every connection is closed or carried. If it is dropped, another call goes
@@ -220,6 +222,14 @@ impl Http {
             let _ = self.daemon.handover.put(&mut vec![Parcel::Tickets(resumption.keys())]);
         }
         self.server.carry(self.linger).await;
+    }
+
+    /// Wipes the keys of tickets that are too old, also where no client comes in whose handshake it would be done.
+    async fn keep_tickets_tidy(&self) -> Infallible {
+        match &self.resumption {
+            Some(resumption) => resumption.keep_tidy().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Takes over the connections that come through the mailbox while a predecessor drains.
@@ -245,7 +255,13 @@ impl BoundChild for Http {
     }
 
     fn run(&self, child: Child) -> Run {
-        Box::pin(self.clone().serve(child))
+        let http = self.clone();
+        Box::pin(async move {
+            tokio::select! {
+                () = http.serve(&child) => Ok(()),
+                never = http.keep_tickets_tidy() => match never {},
+            }
+        })
     }
 
     fn servers(&self) -> Vec<&Server> {

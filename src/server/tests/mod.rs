@@ -26,7 +26,7 @@ use super::limits::{AtLimit, Limits};
 use super::{Peer, Server, State, Totals};
 use crate::handover::Handover;
 use crate::handover::mailbox::Mailbox;
-use crate::handover::parcel::Parcel;
+use crate::handover::parcel::{MAX_BODY, Parcel};
 
 /// A safety net: everything here is a matter of microseconds.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -301,6 +301,88 @@ async fn what_the_mailbox_refuses_may_ask_once_more_and_is_counted() {
     tokio::time::timeout(PATIENCE, both).await.expect("it is over when the client has its answer");
     assert_eq!(not_carried.to_string(), "; 1 connection closed: refused by the mailbox");
     assert_eq!(side.registry.totals().handed_over.counts(), [0, 0]);
+}
+
+/// The beginning of a head that has this length so far.
+fn half_a_head(length: usize) -> Vec<u8> {
+    let mut head = b"GET /half HTTP/1.1\r\nhost: here\r\nx: ".to_vec();
+    head.resize(length, b'x');
+    head
+}
+
+/// Returns once the server has read so much of the connections that are open.
+async fn received(side: &Side, bytes: usize) {
+    while side.registry.moved()[0] < bytes as u64 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_connection_changes_hands_within_the_largest_head_that_the_config_allows() {
+    let limits = Limits { header_limit: 1 << 20, ..Limits::default() };
+    let router = || Router::new().fallback(async |uri: Uri| uri.to_string());
+    let side = || Side::serving(router(), Mailbox::new().expect("a mailbox"), limits.clone());
+    let (here, there) = (side(), side());
+    let (mut client, theirs) = UnixStream::pair().expect("a pair of sockets");
+    here.server.serve_one(theirs);
+    let half = half_a_head((1 << 20) - 4);
+    let talk = async {
+        client.write_all(&half).await.expect("the server reads");
+        received(&here, half.len()).await;
+        here.give_away();
+        here.registry.emptied().await;
+        client.write_all(b"\r\n\r\n").await.expect("the server reads");
+        answer(&mut client).await
+    };
+    let (answer, moves) = between([&here, &there], talk).await;
+    assert!(answer.contains("200 OK") && answer.contains("/half"), "{answer}");
+    assert_eq!(moves, 1);
+}
+
+#[tokio::test]
+async fn one_that_is_too_large_to_travel_gets_its_last_answer_and_the_others_are_carried() {
+    let release = Arc::new(tokio::sync::Notify::new());
+    let router = Router::new().fallback({
+        let release = Arc::clone(&release);
+        async move |uri: Uri| {
+            if uri.path() == "/slow" {
+                release.notified().await;
+            }
+            uri.to_string()
+        }
+    });
+    let limits = Limits { header_limit: 2 * MAX_BODY, ..Limits::default() };
+    let side = Side::serving(router, Mailbox::new().expect("a mailbox"), limits);
+    let [mut large, mut slow] = [(); 2].map(|()| {
+        let (client, theirs) = UnixStream::pair().expect("a pair of sockets");
+        side.server.serve_one(theirs);
+        client
+    });
+    let half = half_a_head(MAX_BODY + 1);
+    let talk = async {
+        let asks = b"GET /slow HTTP/1.1\r\nhost: here\r\n\r\n";
+        slow.write_all(asks).await.expect("the server reads");
+        large.write_all(&half).await.expect("the server reads");
+        received(&side, half.len() + asks.len()).await;
+        let ask_on = async {
+            while side.registry.totals().not_carried.total() == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            release.notify_one();
+            let slow = answer(&mut slow).await;
+            large.write_all(b"\r\n\r\n").await.expect("the server reads");
+            (slow, answer(&mut large).await)
+        };
+        tokio::join!(side.server.carry(Duration::ZERO), ask_on).1
+    };
+    let (slow, large) = tokio::time::timeout(PATIENCE, talk).await.expect("it is over with both answers");
+    assert!(!slow.contains("connection: close"), "{slow}");
+    assert!(large.contains("/half") && large.contains("connection: close"), "{large}");
+    assert_eq!(
+        side.registry.totals().not_carried.to_string(),
+        "; 1 connection closed: refused by the mailbox"
+    );
+    assert_eq!(side.registry.totals().handed_over.counts(), [1, 0]);
 }
 
 /// The lines of the log that are written meanwhile.
