@@ -62,8 +62,7 @@ fn combined(record: &Record, time: &str, text: &mut Vec<u8>) {
         text.push(b'?');
         whole(query, text);
     }
-    let version = if record.version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" };
-    _ = write!(text, " {version}\" {:03} {}", record.status.unwrap_or_default(), record.body);
+    _ = write!(text, " {:?}\" {:03} {}", record.version, record.status.unwrap_or_default(), record.body);
     for field in [&record.referer, &record.user_agent] {
         text.extend(b" \"");
         match field {
@@ -217,6 +216,8 @@ mod tests {
             line(Lines::combined(), &bare),
             r#"unix - - [28/Nov/2026:21:08:54 +0000] "GET / HTTP/1.0" 000 0 "-" "-""#
         );
+        let newer = Record { version: Version::HTTP_2, ..record("/", None, None) };
+        assert!(line(Lines::combined(), &newer).contains("] \"GET / HTTP/2.0\" 200 "));
         let mapped = Record {
             peer: Some("[::ffff:192.0.2.1]:1".parse().expect("an address")),
             ..record("/", None, None)
