@@ -3,7 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -24,14 +24,9 @@ pub(super) struct Upload {
     turn: Arc<Turn>,
 }
 
-/// The progress of a request's body.
+/// The side that has to act next, until the upstream's answer begins: one of the constants.
 #[derive(Debug, Default)]
-pub(super) struct Turn {
-    /// The side that has to act next, until the upstream's answer begins: one of the constants.
-    side: AtomicU8,
-    /// True if some of it has moved since the last look.
-    moved: AtomicBool,
-}
+pub(super) struct Turn(AtomicU8);
 
 impl Turn {
     /// The client has yet to send more of the body: not the upstream's fault.
@@ -43,22 +38,17 @@ impl Turn {
 
     /// A request begins.
     pub(super) fn begin(&self) {
-        self.side.store(Self::PROGRESS, Relaxed);
+        self.0.store(Self::PROGRESS, Relaxed);
     }
 
     /// Whose turn it is. Only the task that drives the connection looks, and only it moves the body: nothing is ordered
     /// by this.
     pub(super) fn look(&self) -> u8 {
-        let turn = self.side.load(Relaxed);
+        let turn = self.0.load(Relaxed);
         if turn == Self::PROGRESS {
-            self.side.store(Self::UPSTREAM, Relaxed);
+            self.0.store(Self::UPSTREAM, Relaxed);
         }
         turn
-    }
-
-    /// True if some of the body has moved since the last look at this.
-    pub(super) fn has_moved(&self) -> bool {
-        self.moved.swap(false, Relaxed)
     }
 }
 
@@ -82,12 +72,7 @@ impl http_body::Body for Upload {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = Pin::new(&mut self.inner).poll_frame(cx);
-        if frame.is_pending() {
-            self.turn.side.store(Turn::CLIENT, Relaxed);
-        } else {
-            self.turn.side.store(Turn::PROGRESS, Relaxed);
-            self.turn.moved.store(true, Relaxed);
-        }
+        self.turn.0.store(if frame.is_pending() { Turn::CLIENT } else { Turn::PROGRESS }, Relaxed);
         frame
     }
 
@@ -102,7 +87,7 @@ impl http_body::Body for Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        self.turn.side.store(Turn::PROGRESS, Relaxed);
+        self.turn.0.store(Turn::PROGRESS, Relaxed);
     }
 }
 

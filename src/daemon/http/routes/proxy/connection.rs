@@ -145,27 +145,12 @@ impl Connection {
         })
     }
 
-    /// Sends the rest of a request whose answer has already ended. The connection has ended, or is idle, after that: it ends
-    /// when nothing of the request has moved for `timeout`, whoever's turn it is. Neither side waits for the other, and the
-    /// client may have no other limit: with HTTP/2 its stream has ended with the answer.
-    pub(super) async fn finish(&mut self, timeout: Duration) {
-        let mut since = Instant::now();
+    /// Sends the rest of a request whose answer has already ended. The connection has ended, or is idle, after that.
+    pub(super) async fn finish(&mut self) {
         poll_fn(|cx| {
             self.poll(cx, |driven, cx| {
                 driven.run(cx);
-                if driven.ended || driven.is_idle() {
-                    return Poll::Ready(());
-                }
-                if driven.turn.has_moved() {
-                    since = Instant::now();
-                }
-                ready!(driven.poll_alarm(cx, since + timeout));
-                tracing::debug!(
-                    "the rest of a request was not sent: one of its sides was silent for too long"
-                );
-                driven.ended = true;
-                driven.hyper = None;
-                Poll::Ready(())
+                if driven.ended || driven.is_idle() { Poll::Ready(()) } else { Poll::Pending }
             })
         })
         .await;
@@ -173,8 +158,8 @@ impl Connection {
 
     /// Sends the rest of a request whose answer has changed the protocol. Gives the socket and what was read of the new
     /// protocol; none if the connection has failed.
-    pub(super) async fn into_upgraded(mut self: Box<Self>, timeout: Duration) -> Option<(Socket, Bytes)> {
-        self.finish(timeout).await;
+    pub(super) async fn into_upgraded(mut self: Box<Self>) -> Option<(Socket, Bytes)> {
+        self.finish().await;
         let parts = self.driven.hyper.take()?.into_parts();
         Some((parts.io.into_inner(), parts.read_buf))
     }

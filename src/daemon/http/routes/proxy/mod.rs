@@ -74,8 +74,7 @@ pub struct Config {
     /// The time that one attempt to connect may take; 5 s unless given.
     pub connect_timeout: Duration,
     /// The time that the upstream may take until the head of its answer, once it has the request, and be silent within
-    /// the answer's body or while it is sent the request's; 60 s unless given. The rest of a request that it has answered
-    /// early is passed on until either side has been silent for so long.
+    /// the answer's body or while it is sent the request's; 60 s unless given.
     pub timeout: Duration,
 }
 
@@ -250,7 +249,7 @@ impl Exchange {
             if !headers::switches_to(&asked, response.headers()) {
                 return Err(Failure::OtherSwitch);
             }
-            self.passing.tasks.spawn(carry(client, connection, self.timeout()));
+            self.passing.tasks.spawn(carry(client, connection));
             return Ok((response, None));
         }
         let is_chunked = headers::is_chunked(response.headers()).ok_or(Failure::UnknownAnswerCoding)?;
@@ -361,7 +360,7 @@ impl Exchange {
             // The upstream has answered before it had the whole request. It may want the rest all the same.
             let passing = Arc::clone(&self.passing);
             self.passing.tasks.spawn(async move {
-                connection.finish(passing.config.timeout).await;
+                connection.finish().await;
                 if connection.is_idle() {
                     passing.pool.put(connection);
                 }
@@ -399,8 +398,8 @@ fn last_hop(method: &Method) -> Response {
 }
 
 /// Begins a tunnel once both ends are upgraded, and carries it to its end.
-async fn carry(client: OnUpgrade, upstream: Box<Connection>, timeout: Duration) {
-    match tokio::join!(client, upstream.into_upgraded(timeout)) {
+async fn carry(client: OnUpgrade, upstream: Box<Connection>) {
+    match tokio::join!(client, upstream.into_upgraded()) {
         (Ok(client), Some((upstream, said))) => tunnel::begin(client, upstream, said).await,
         (Err(error), _) => tracing::debug!(error = chain(&error), "a tunnel broke"),
         (_, None) => {}

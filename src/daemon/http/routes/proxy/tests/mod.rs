@@ -2,7 +2,6 @@
 
 mod absent;
 mod clients;
-mod early;
 mod failing;
 mod idle;
 mod passed_on;
