@@ -65,7 +65,10 @@ impl RequestBody {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         request.map(|body| {
             let inner = Some(Limited::new(body, limit));
-            let request = connection.unread().request;
+            let mut unread = connection.unread();
+            unread.is_read = true;
+            let request = unread.request;
+            drop(unread);
             let waker = Waker::from(Arc::clone(connection));
             Body::new(Self { inner, connection: Arc::clone(connection), request, waker, unasked })
         })
@@ -81,15 +84,18 @@ impl RequestBody {
             self.connection.count_refused(Refused::BodyTooLarge);
         }
         self.inner = None;
-        self.report(|connection, _| connection.progress.lose_body());
+        self.report(|connection, unread| {
+            connection.progress.lose_body();
+            connection.reader_is_done(unread);
+        });
         Poll::Ready(Some(Err(error)))
     }
 
     /// Reports to the connection, unless its next request has begun, or the stream has ended: hyper reads the next head
     /// before the reader of this body, which may be another task, has seen the end.
-    fn report<T>(&self, report: impl FnOnce(&Connection, &mut Option<Leftover>) -> T) -> Option<T> {
+    fn report<T>(&self, report: impl FnOnce(&Connection, &mut Unread) -> T) -> Option<T> {
         let mut unread = self.connection.unread();
-        (unread.request == self.request).then(|| report(&self.connection, &mut unread.leftover))
+        (unread.request == self.request).then(|| report(&self.connection, &mut unread))
     }
 }
 
@@ -116,12 +122,17 @@ impl http_body::Body for RequestBody {
             connection.waiting_for(Waiting::RequestBody);
             connection.commands.poll(Waiter::Reader, cx)
         });
+        let is_stream = this.connection.is_stream();
         let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
         let waker = if command.is_some() { &this.waker } else { cx.waker() };
         let frame = match Pin::new(&mut *inner).poll_frame(&mut Context::from_waker(waker)) {
             Poll::Ready(Some(Err(error))) => return this.fail(error),
             Poll::Ready(frame) => frame,
             Poll::Pending if command == Some(Command::TimeOut) => return this.fail(TOO_LATE.into()),
+            // Of a stream that is dropped, or has ended, nothing else tells its reader: the socket stays open.
+            Poll::Pending if is_stream && command.is_none_or(|command| command >= Command::Drop) => {
+                return this.fail(TOO_LATE.into());
+            }
             Poll::Pending => return Poll::Pending,
         };
         match &frame {
@@ -131,7 +142,10 @@ impl http_body::Body for RequestBody {
             }
             _ => {
                 this.inner = None;
-                this.report(|connection, _| connection.body_read());
+                this.report(|connection, unread| {
+                    connection.body_read();
+                    connection.reader_is_done(unread);
+                });
             }
         }
         Poll::Ready(frame)
@@ -150,7 +164,8 @@ impl Drop for RequestBody {
     fn drop(&mut self) {
         let Some(inner) = self.inner.take() else { return };
         let unasked = self.unasked;
-        self.report(|connection, leftover| {
+        self.report(|connection, unread| {
+            unread.is_read = false;
             if unasked {
                 // The client waits for `100 Continue` in vain: it may or may not send the body all the same (RFC 9110,
                 // section 10.1.1).
@@ -160,7 +175,7 @@ impl Drop for RequestBody {
                 connection.progress.await_body(false);
             } else {
                 connection.progress.await_body(false);
-                *leftover = Some(Leftover(Box::new(inner)));
+                unread.leftover = Some(Leftover(Box::new(inner)));
             }
         });
         // The connection's task discards it; this may be another task.
@@ -190,6 +205,8 @@ struct Leftover(Box<Limited<Incoming>>);
 pub(super) struct Unread {
     /// The request's number.
     request: u64,
+    /// True while its reader, which may be another task, has the body.
+    is_read: bool,
     leftover: Option<Leftover>,
 }
 
@@ -197,7 +214,7 @@ impl Connection {
     /// A request begins, with a body of so many bytes.
     pub(super) fn begin_body(&self, bytes: u64) {
         let mut unread = self.unread();
-        *unread = Unread { request: unread.request + 1, leftover: None };
+        *unread = Unread { request: unread.request + 1, ..Unread::default() };
         self.progress.begin(bytes);
     }
 
@@ -224,7 +241,7 @@ impl Connection {
                     *leftover = None;
                     self.body_read();
                 }
-                Some(Ok(frame)) => self.progress.read_body(frame.data_ref().map_or(0, Bytes::len)),
+                Some(Ok(frame)) => self.body_came(frame.data_ref().map_or(0, Bytes::len)),
                 // hyper has seen the same error, and closes the connection.
                 Some(Err(_)) | None => {
                     *leftover = None;
@@ -234,21 +251,33 @@ impl Connection {
         }
     }
 
-    /// True if something is left of a body, and is to be discarded.
+    /// True if something is left of a body, and is being read, or to be discarded.
     pub(super) fn has_unread_body(&self) -> bool {
-        self.progress.body_left() > 0 && self.unread().leftover.is_some()
+        let unread = self.unread();
+        self.progress.body_left() > 0 && (unread.is_read || unread.leftover.is_some())
+    }
+
+    /// The reader of a body will read no more of it. A stream may end with that.
+    fn reader_is_done(&self, unread: &mut Unread) {
+        unread.is_read = false;
+        if self.is_stream() {
+            self.commands.wake(Waiter::Task);
+        }
     }
 
     /// Gives up a request's body for good: what its reader, which may be another task, still reports is not heard, and
     /// what it leaves unread is not taken.
     pub(super) fn forget_body(&self) {
         let mut unread = self.unread();
-        *unread = Unread { request: unread.request + 1, leftover: None };
+        *unread = Unread { request: unread.request + 1, ..Unread::default() };
     }
 
     /// True if the connection has to close after an answer because of the request's body: too much of it is left, or
-    /// an unknown number of bytes, or it cannot be read any more.
+    /// an unknown number of bytes, or it cannot be read any more. That of a stream ends the stream alone.
     pub(super) async fn is_ended_by_body(&self, answer: StatusCode) -> bool {
+        if self.is_stream() {
+            return false;
+        }
         let left = self.progress.body_left();
         // hyper gives one chunk for each poll, also of those that it has read already.
         for _ in 0..CHUNKS {

@@ -187,7 +187,7 @@ impl Http2 {
         }
     }
 
-    /// Ends the streams whose answers are written, or lost, once what their clients still sent is discarded.
+    /// Ends the streams whose answers are written, or lost, once what their clients still sent is read, or discarded.
     fn end_written(&mut self, cx: &mut Context<'_>, is_flushed: bool) {
         self.unwritten.retain(|OpenStream(stream)| {
             if is_flushed && stream.unwritten() == 0 {
@@ -195,9 +195,10 @@ impl Http2 {
             }
             match stream.state() {
                 State::Flushing => true,
-                State::Closing => {
+                State::Discarding => {
+                    let command = stream.commands.poll(Waiter::Task, cx);
                     stream.discard_body(cx);
-                    stream.has_unread_body() && stream.commands.poll(Waiter::Task, cx) < Command::Drop
+                    stream.has_unread_body() && command < Command::Drop
                 }
                 _ => false,
             }

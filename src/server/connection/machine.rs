@@ -11,7 +11,7 @@
 //! ```
 //!
 //! A connection that speaks HTTP/2 leaves this for `Http2`, and has a life of its own for each stream: that one begins
-//! with the head of its request, and is closing once its answer is written.
+//! with the head of its request, and has ended once its answer is written and its request read, or discarded.
 //!
 //! From every state the connection may end: closed by either side, cut, or carried to the successor. Every state has a
 //! limit on the time that the client may keep it there, so no client can hold a connection for ever.

@@ -485,7 +485,7 @@ impl Connection {
         let look = Look {
             now,
             passed,
-            command: self.commands.strongest(),
+            command: self.command(),
             answered: self.answered() > 0,
             progress: &self.progress,
             limits,

@@ -179,13 +179,13 @@ impl Serving {
         AnswerBody::wrap(response, connection, bodyless)
     }
 
-    /// True if an answer is its connection's last. A stream has no other.
+    /// True if an answer is its connection's last. That of a stream closes nothing.
     fn is_last(&self, response: &Response<Body>, connection: &Connection) -> bool {
-        connection.is_stream()
-            || self.last_answers.load(Relaxed)
-            || connection.commands.strongest() >= Command::Finish
-            || connection.answered() + 1 >= self.requests_per_connection
-            || closes(response)
+        !connection.is_stream()
+            && (self.last_answers.load(Relaxed)
+                || connection.commands.strongest() >= Command::Finish
+                || connection.answered() + 1 >= self.requests_per_connection
+                || closes(response))
     }
 
     /// True if a stream is the last that its connection may have.

@@ -1,5 +1,5 @@
 //! The streams of a connection that speaks HTTP/2: each of them is a [`Connection`] of its own, with the same states,
-//! limits, counters and commands, from the head of its request to the end of its answer.
+//! limits, counters and commands, from the head of its request to the ends of both bodies.
 //!
 //! The connection that it comes over keeps it, and the registry finds it there. A connection is counted as one, with
 //! however many streams; a request is counted as one wherever it comes from.

@@ -1,5 +1,6 @@
 //! A stream is a request, and a connection ends once its streams have.
 
+use std::future::poll_fn;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
@@ -7,12 +8,15 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Method};
-use axum::routing::get;
+use axum::routing::{get, post};
 use futures_util::{StreamExt, stream};
 use h2::Reason;
+use http_body_util::BodyExt;
 use steadfast_harness::frames::{ACK, DATA, END_STREAM, GOAWAY, HEADERS, PING, frame};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{sleep, timeout};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::TaskTracker;
 
 use super::{Client, PATIENCE, Raw, Service, read, run, text};
 use crate::server::connection::Command;
@@ -163,7 +167,7 @@ async fn a_body_that_nobody_reads_is_taken_to_its_end_if_it_is_short_and_else_re
         requests.send_request(request.body(()).expect("a request"), false).expect("a request");
     let body = answer.await.expect("an answer").into_body();
     assert_eq!(read(body).await.expect("whole"), "unread");
-    let reason = timeout(PATIENCE, std::future::poll_fn(|cx| sending.poll_reset(cx))).await;
+    let reason = timeout(PATIENCE, poll_fn(|cx| sending.poll_reset(cx))).await;
     assert_eq!(reason.expect("a reset").expect("a reason"), Reason::NO_ERROR);
     let request = Client::request(&Method::POST, "/").header("content-length", 11 << 20);
     let (answer, _sending) = client
@@ -207,6 +211,81 @@ async fn a_request_that_its_client_takes_back_has_lost_its_client() {
     service.until(|registry| registry.in_flight() == 1).await;
     drop(client);
     service.until(|registry| registry.totals().client_gone() == 2 && registry.is_empty()).await;
+}
+
+/// A server whose handler answers at once, and reads the request's body in a task. It tells how many bytes that had; none if
+/// it broke off.
+fn reads_behind_its_answer(limits: Limits) -> (Service, UnboundedReceiver<Option<usize>>) {
+    let (tell, told) = unbounded_channel();
+    let reads = post(async move |body: Body| {
+        let reading = async move {
+            // Not at once, so that its end is seen by nobody else.
+            sleep(Duration::from_secs(1)).await;
+            let body = body.collect().await.map(|body| body.to_bytes().len());
+            let _ = tell.send(body.ok());
+        };
+        TaskTracker::new().spawn(reading);
+        "read"
+    });
+    (Service::of(Router::new().route("/reads", reads), Arc::default(), limits), told)
+}
+
+/// Begins an upload that is answered before it has come.
+async fn upload(client: &Client, length: usize) -> h2::SendStream<Bytes> {
+    let request = Client::request(&Method::POST, "/reads").header("content-length", length);
+    let mut requests = client.requests.clone().ready().await.expect("it takes requests");
+    let (answer, sending) =
+        requests.send_request(request.body(()).expect("a request"), false).expect("a request");
+    let body = answer.await.expect("an answer").into_body();
+    assert_eq!(read(body).await.expect("whole"), "read");
+    sending
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_is_idle_once_the_requests_of_its_streams_are_read() {
+    let (service, mut told) = reads_behind_its_answer(Limits::default());
+    let client = service.client().await;
+    let mut sending = upload(&client, 1_000_000).await;
+    for piece in 0..100 {
+        sleep(Duration::from_secs(2)).await;
+        sending.send_data(vec![0; 10_000].into(), piece == 99).expect("it is taken");
+    }
+    assert_eq!(told.recv().await, Some(Some(1_000_000)));
+    let began = Instant::now();
+    client.ended().await;
+    assert!((73..77).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_reader_of_a_body_that_does_not_come_hears_of_it_behind_its_answer_too() {
+    let (service, mut told) = reads_behind_its_answer(Limits::default());
+    let client = service.client().await;
+    let mut sending = upload(&client, 1_000_000).await;
+    let began = Instant::now();
+    assert_eq!(timeout(PATIENCE, told.recv()).await.expect("an end"), Some(None));
+    assert!((30..33).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    // RFC 9113, section 8.1: the answer counts nevertheless.
+    let reset = poll_fn(|cx| sending.poll_reset(cx)).await;
+    assert_eq!(reset.expect("a reset"), Reason::NO_ERROR);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_behind_an_answer_holds_up_no_drain() {
+    let (service, mut told) = reads_behind_its_answer(Limits::default());
+    let client = service.client().await;
+    let mut sending = upload(&client, 1_000_000).await;
+    let _sending = run(async move {
+        while sending.send_data(vec![0; 100].into(), false).is_ok() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    });
+    sleep(Duration::from_secs(10)).await;
+    let began = Instant::now();
+    timeout(PATIENCE, service.server.drain(Duration::ZERO)).await.expect("it ends");
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert_eq!(told.recv().await, Some(None));
+    let totals = service.registry.totals();
+    assert_eq!((totals.requests(), totals.cut(), totals.client_gone()), (1, 0, 0));
 }
 
 // ---- its end -------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ pub(super) struct Upload {
     turn: Arc<Turn>,
 }
 
-/// The side that has to act next, until the upstream's answer begins: one of the constants.
+/// The side that has to act next, until the answer has come and the body is sent: one of the constants.
 #[derive(Debug, Default)]
 pub(super) struct Turn(AtomicU8);
 

@@ -118,7 +118,8 @@ impl Connection {
                             None => Outcome::Failed(error.into_error()),
                         }),
                         Poll::Pending => {
-                            driven.poll_overdue(cx, in_flight, timeout).map(|()| Outcome::Overdue)
+                            let goes_on = || in_flight.waiting_for(Waiting::UpstreamResponse);
+                            driven.poll_overdue(cx, timeout, goes_on).map(|()| Outcome::Overdue)
                         }
                     }
                 })
@@ -145,12 +146,20 @@ impl Connection {
         })
     }
 
-    /// Sends the rest of a request whose answer has already ended. The connection has ended, or is idle, after that.
-    pub(super) async fn finish(&mut self) {
+    /// Sends the rest of a request whose answer has already ended. The connection has ended, or is idle, after that:
+    /// `timeout` is the upstream's, while it is its turn. The client has the limits of its own connection.
+    pub(super) async fn finish(&mut self, timeout: Duration) {
         poll_fn(|cx| {
             self.poll(cx, |driven, cx| {
                 driven.run(cx);
-                if driven.ended || driven.is_idle() { Poll::Ready(()) } else { Poll::Pending }
+                if driven.ended || driven.is_idle() {
+                    return Poll::Ready(());
+                }
+                ready!(driven.poll_overdue(cx, timeout, || {}));
+                tracing::debug!("the upstream has answered, and did not read the rest of the request");
+                driven.ended = true;
+                driven.hyper = None;
+                Poll::Ready(())
             })
         })
         .await;
@@ -158,8 +167,8 @@ impl Connection {
 
     /// Sends the rest of a request whose answer has changed the protocol. Gives the socket and what was read of the new
     /// protocol; none if the connection has failed.
-    pub(super) async fn into_upgraded(mut self: Box<Self>) -> Option<(Socket, Bytes)> {
-        self.finish().await;
+    pub(super) async fn into_upgraded(mut self: Box<Self>, timeout: Duration) -> Option<(Socket, Bytes)> {
+        self.finish(timeout).await;
         let parts = self.driven.hyper.take()?.into_parts();
         Some((parts.io.into_inner(), parts.read_buf))
     }
@@ -226,15 +235,16 @@ impl Driven {
         !self.ended && self.sender.is_ready()
     }
 
-    /// Ready when it has been the upstream's turn for `timeout` without any progress.
-    fn poll_overdue(&mut self, cx: &mut Context<'_>, in_flight: &InFlight, timeout: Duration) -> Poll<()> {
+    /// Ready when it has been the upstream's turn for `timeout` without any progress. `goes_on` is called at each progress.
+    fn poll_overdue(&mut self, cx: &mut Context<'_>, timeout: Duration, goes_on: impl FnOnce()) -> Poll<()> {
         match self.turn.look() {
             Turn::CLIENT => self.since = None,
             Turn::PROGRESS => {
                 self.since = Some(Instant::now());
-                in_flight.waiting_for(Waiting::UpstreamResponse);
+                goes_on();
             }
-            _ => {}
+            // Since an answer has come meanwhile, at the latest.
+            _ => _ = self.since.get_or_insert_with(Instant::now),
         }
         match self.since {
             Some(since) => self.poll_alarm(cx, since + timeout),

@@ -249,7 +249,7 @@ impl Exchange {
             if !headers::switches_to(&asked, response.headers()) {
                 return Err(Failure::OtherSwitch);
             }
-            self.passing.tasks.spawn(carry(client, connection));
+            self.passing.tasks.spawn(carry(client, connection, self.timeout()));
             return Ok((response, None));
         }
         let is_chunked = headers::is_chunked(response.headers()).ok_or(Failure::UnknownAnswerCoding)?;
@@ -360,7 +360,7 @@ impl Exchange {
             // The upstream has answered before it had the whole request. It may want the rest all the same.
             let passing = Arc::clone(&self.passing);
             self.passing.tasks.spawn(async move {
-                connection.finish().await;
+                connection.finish(passing.config.timeout).await;
                 if connection.is_idle() {
                     passing.pool.put(connection);
                 }
@@ -398,8 +398,8 @@ fn last_hop(method: &Method) -> Response {
 }
 
 /// Begins a tunnel once both ends are upgraded, and carries it to its end.
-async fn carry(client: OnUpgrade, upstream: Box<Connection>) {
-    match tokio::join!(client, upstream.into_upgraded()) {
+async fn carry(client: OnUpgrade, upstream: Box<Connection>, timeout: Duration) {
+    match tokio::join!(client, upstream.into_upgraded(timeout)) {
         (Ok(client), Some((upstream, said))) => tunnel::begin(client, upstream, said).await,
         (Err(error), _) => tracing::debug!(error = chain(&error), "a tunnel broke"),
         (_, None) => {}

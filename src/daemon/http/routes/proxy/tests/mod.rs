@@ -2,6 +2,7 @@
 
 mod absent;
 mod clients;
+mod early;
 mod failing;
 mod idle;
 mod passed_on;
