@@ -1,17 +1,18 @@
 //! `proxy`: another server's answer.
 //!
 //! A request is passed to the upstream as it came, but for its path, which is the one that the routes have read, and
-//! for what concerns one hop only (`headers`). Both bodies are
-//! streamed (`body`). The connection to the upstream is driven by whoever waits for the answer (`connection`), and is used
-//! again on its thread (`pool`). An upstream that refuses connections is waited for (`upstream`): nothing has been sent to
-//! it yet. What was sent is sent again only where that cannot matter (`RESENDS`). A connection that changes protocol
-//! becomes a `tunnel`. Interim answers (102, 103) are passed on as they come (RFC 9110, section 15.2); 100 is hyper's own to
-//! give, to whoever waits for it.
+//! for what concerns one hop only (`headers`). Both bodies are streamed (`body`). The connection to the upstream is driven
+//! by whoever waits for the answer (`connection`), and is used again on its thread (`pool`). An upstream with a name is
+//! looked up (`lookup`), and one that refuses connections is waited for (`upstream`): nothing has been sent to it yet. What
+//! was sent is sent again only where that cannot matter (`RESENDS`). A connection that changes protocol becomes a `tunnel`.
+//! Interim answers (102, 103) are passed on as they come (RFC 9110, section 15.2); 100 is hyper's own to give, to whoever
+//! waits for it.
 
 mod account;
 mod body;
 mod connection;
 pub(crate) mod headers;
+mod lookup;
 mod pool;
 mod upstream;
 
@@ -71,7 +72,7 @@ pub struct Config {
     pub to: Upstream,
     /// The time that a request waits for an upstream that refuses connections; 10 s unless given.
     pub retry_for: Duration,
-    /// The time that one attempt to connect may take; 5 s unless given.
+    /// The time that one attempt to connect may take, the lookup of a name included; 5 s unless given.
     pub connect_timeout: Duration,
     /// The time that the upstream may take until the head of its answer, once it has the request, and be silent within
     /// the answer's body or while it is sent the request's; 60 s unless given.
@@ -95,7 +96,7 @@ impl Config {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Upstream {
-    /// `http://HOST:PORT`.
+    /// `http://HOST:PORT`. A name is looked up for each attempt to connect.
     Http(Authority),
     /// `unix:/path`.
     Unix(PathBuf),
