@@ -294,11 +294,7 @@ impl MainProcess {
         }
         while self.exit.is_none() {
             if self.is_upgraded && self.candidate().is_none() && self.events.is_empty() {
-                // Whoever has heard something can pass it on now, for there is room.
-                tokio::task::yield_now().await;
-                if self.events.is_empty() {
-                    self.follow_upgrade();
-                }
+                self.follow_upgrade().await;
             }
             let alarm = self.alarm();
             let event = tokio::select! {

@@ -246,7 +246,7 @@ impl MainProcess {
         if let Some(worker) = self.worker(pid) {
             worker.tell(&go);
         }
-        self.is_upgraded = old.is_some() && self.program.is_another();
+        self.note_upgrade(old.is_some() && self.program.is_another());
         self.go_on_reloading();
     }
 

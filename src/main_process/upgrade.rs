@@ -31,15 +31,31 @@ pub(super) struct State {
 }
 
 impl MainProcess {
-    /// Takes the code of the program that is at the path now, as the same process with all that it keeps. What was heard
-    /// must have been handled.
-    pub(super) fn follow_upgrade(&mut self) {
+    /// Notes that the current worker may be of another program than this process, which is to become that as well.
+    pub(super) fn note_upgrade(&mut self, is_upgraded: bool) {
+        self.is_upgraded = is_upgraded;
+        if is_upgraded {
+            tracing::info!(
+                message_id = event::UPGRADED,
+                "going on as the program that is now at {}",
+                self.program.path().display()
+            );
+        }
+    }
+
+    /// Takes the code of the program that is at the path now, as the same process with all that it keeps; not yet if
+    /// something is heard meanwhile that is to be handled first.
+    pub(super) async fn follow_upgrade(&mut self) {
+        // May take a while. Behind the last look at what was heard nothing may: a signal that comes there is lost.
+        logging::flush();
+        // In the first turn the runtime hears of what has come, in the second its task passes that on, for there is room.
+        for _ in 0..2 {
+            tokio::task::yield_now().await;
+        }
+        if !self.events.is_empty() {
+            return;
+        }
         self.is_upgraded = false;
-        tracing::info!(
-            message_id = event::UPGRADED,
-            "going on as the program that is now at {}",
-            self.program.path().display()
-        );
         let error = self.exec(Program::command);
         tracing::error!(message_id = event::UPGRADE_FAILED, %error, "cannot: {error}; going on as before");
     }
@@ -63,10 +79,7 @@ impl MainProcess {
             Ok(command)
         };
         match passed() {
-            Ok(mut command) => {
-                logging::flush();
-                command.exec()
-            }
+            Ok(mut command) => command.exec(),
             Err(error) => error,
         }
     }
