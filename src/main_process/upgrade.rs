@@ -4,9 +4,10 @@ use std::fs::File;
 use std::io::{self, Seek};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{Access, MemfdFlags, access, memfd_create};
 use serde::{Deserialize, Serialize};
 
 use super::program::{self, Program};
@@ -60,7 +61,11 @@ impl MainProcess {
         tracing::error!(message_id = event::UPGRADE_FAILED, %error, "cannot: {error}; going on as before");
     }
 
-    /// Replaces the program of this process. Returns only if that fails.
+    /// Replaces the program of this process. Returns only if that cannot be, and then nothing has changed.
+    ///
+    /// # Panics
+    /// If the kernel refuses a program that it has just been asked for: what is passed on has taken the places of this process's
+    /// own descriptors by then, and there is nothing left to go on with. Its workers serve on, for the next main process.
     pub(super) fn exec(
         &self,
         command: impl Fn(&Program, &str, Vec<(String, OwnedFd)>) -> io::Result<Command>,
@@ -76,10 +81,14 @@ impl MainProcess {
             passed.push((STATE.to_owned(), self.state()?));
             let mut command = command(&self.program, program::MAIN, passed)?;
             command.env("LISTEN_PID", std::process::id().to_string());
+            access(Path::new(command.get_program()), Access::EXEC_OK)?;
             Ok(command)
         };
         match passed() {
-            Ok(mut command) => command.exec(),
+            Ok(mut command) => {
+                let error = command.exec();
+                panic!("cannot become {}: {error}", command.get_program().display())
+            }
             Err(error) => error,
         }
     }

@@ -289,6 +289,19 @@ fn a_reload_with_a_broken_config_changes_nothing_and_says_why() {
     assert_nothing_is_lost(load);
 }
 
+/// As in a chroot: there is no way to this very program, which is to be run once more for the sake of its title.
+#[test]
+fn it_serves_where_proc_is_not_mounted() {
+    let script = "mount -t tmpfs none /proc && exec \"$0\" run --config \"$@\"";
+    let arguments = ["--map-root-user", "--mount", "sh", "-c", script, BINARY];
+    let mut daemon = Daemon::spawn_program("unshare", &arguments, &config(""), alone);
+    serving(&daemon);
+    daemon.wait_for_line("that it has no title", |line| line.contains("WARN") && line.contains("title"));
+    assert_eq!(connect(&daemon, "http").get("/").unwrap().status, 404);
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait(), 0);
+}
+
 // ---------------------------------------------------------------------------
 // Crash
 // ---------------------------------------------------------------------------
