@@ -9,6 +9,8 @@ mod reload;
 mod replacement;
 mod stop;
 mod store;
+#[cfg(test)]
+mod tests;
 mod upgrade;
 mod worker;
 
@@ -462,27 +464,4 @@ fn patience() -> Duration {
 
 fn assign(key: &str, value: &str) -> String {
     format!("{key}={value}")
-}
-
-#[cfg(test)]
-mod tests {
-    //! What workers of other versions say is understood.
-
-    use super::*;
-
-    #[test]
-    fn a_worker_of_another_version_may_say_less_of_its_drain_or_more() {
-        let read = |json| serde_json::from_str::<DrainProgress>(json).expect("it is understood");
-        assert_eq!(read("{}"), DrainProgress::default());
-        let more = read(r#"{"in_flight":2,"left":17.5,"newer":[1]}"#);
-        assert_eq!(more, DrainProgress { in_flight: Some(2), left: Some(17.5) });
-    }
-
-    #[test]
-    fn a_main_process_of_another_version_may_say_less_of_predecessors_or_more() {
-        let json = r#"[{"pid":1,"since":2.5,"status":"draining"},
-                       {"pid":2,"since":1.5,"status":"draining","in_flight":3,"left":null,"newer":{}}]"#;
-        let read: Vec<Predecessor> = serde_json::from_str(json).expect("it is understood");
-        assert_eq!(read.iter().map(|one| one.in_flight).collect::<Vec<_>>(), [None, Some(3)]);
-    }
 }

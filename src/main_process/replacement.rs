@@ -92,6 +92,7 @@ impl MainProcess {
         if let Some(reason) = message.value(key::FAILED) {
             worker.failed = Some(reason.to_owned());
         }
+        let has_failed = worker.failed.is_some();
         if let Some(status) = message.value("STATUS") {
             one_line(status).clone_into(&mut worker.status);
         }
@@ -130,7 +131,8 @@ impl MainProcess {
         if is_current && message.has("STOPPING") && self.phase == Phase::Serving {
             self.replace_unasked(pid, "stops by itself");
         }
-        if message.has(key::BOUND) && is_candidate {
+        // One that a stop has ended, or the end of its time, may have said it just before.
+        if message.has(key::BOUND) && is_candidate && !has_failed && !self.is_stopping() {
             self.promote(pid);
         }
         if message.has("STATUS") && !is_current {

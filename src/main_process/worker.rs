@@ -58,7 +58,7 @@ pub(super) struct Worker {
     pub(super) drain: Option<(DrainProgress, Instant)>,
     /// The part of its config that concerns the main process.
     pub(super) settings: Settings,
-    /// The reason that it gave for not serving.
+    /// The reason that it gave for not serving, or for which it was ended before it did.
     pub(super) failed: Option<String>,
     /// The last sign of life of one that serves; none before it has said that it is ready.
     pub(super) beat: Option<Instant>,
