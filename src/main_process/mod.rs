@@ -328,8 +328,11 @@ impl MainProcess {
         Ok(())
     }
 
-    /// Handles one event.
+    /// Handles one event, and whatever is due by now.
     fn handle(&mut self, event: Event) {
+        // One look at the clock: between two this process may stand still unnoticed.
+        let now = Instant::now();
+        self.notice_standstill(now);
         match event {
             Event::Said(pid, message) => self.said(pid, message),
             Event::Ended(pid) => self.ended(pid),
@@ -338,7 +341,7 @@ impl MainProcess {
             Event::Child => self.reap(),
             Event::Alarm => {}
         }
-        self.act_on_time();
+        self.act_on_time(now);
     }
 
     /// The time of the next thing to do.
@@ -354,17 +357,22 @@ impl MainProcess {
         self.is_stopping() || Manager::watchdog().is_some()
     }
 
-    /// Does what is due.
-    fn act_on_time(&mut self) {
-        let now = Instant::now();
-        let stood_still = now.duration_since(self.last_look) > look() * 2;
-        self.last_look = now;
-        if stood_still {
-            // So did the workers: the machine was paused, or the whole control group frozen.
+    /// Takes the time since the last look as none that a worker has had, if this process slept through an alarm: so did the
+    /// workers, for the machine was paused, or the whole control group frozen.
+    fn notice_standstill(&mut self, now: Instant) {
+        // A shorter standstill leaves enough of GRACE.
+        if now.duration_since(self.alarm()) > look().min(GRACE / 2) {
+            let standstill = now.duration_since(self.last_look);
             for worker in &mut self.workers {
                 worker.beat = worker.beat.map(|_| now);
+                worker.kill_at = worker.kill_at.and_then(|at| at.checked_add(standstill));
             }
         }
+        self.last_look = now;
+    }
+
+    /// Does what is due.
+    fn act_on_time(&mut self, now: Instant) {
         if self.start_at.is_some_and(|at| at <= now) {
             self.start_worker();
         }

@@ -102,6 +102,40 @@ async fn a_candidate_that_was_ended_for_being_late_does_not_take_over() {
     assert!(matches!(refused[..], [why] if why.contains("not ready within 30s")), "{told:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn time_in_which_the_whole_service_stood_still_counts_against_no_worker() {
+    // As long as a look takes at most, and much longer.
+    for standstill in [4, 60, 3600].map(Duration::from_secs) {
+        let (mut main, current) = serving();
+        let predecessor = StandIn::join(&mut main, Part::Predecessor);
+        main.handle(Event::Stop("SIGINT"));
+        let [most, rest] = [30, 4].map(Duration::from_secs);
+        pass(&mut main, most).await;
+        tokio::time::advance(standstill).await;
+        main.handle(Event::Alarm);
+        pass(&mut main, rest).await;
+        let is_spared = |main: &mut MainProcess, stand_in: &StandIn| {
+            main.worker(stand_in.pid()).unwrap().kill_at.is_some()
+        };
+        assert!(is_spared(&mut main, &current) && is_spared(&mut main, &predecessor), "{standstill:?}");
+        pass(&mut main, GRACE).await;
+        assert!(!is_spared(&mut main, &current) && !is_spared(&mut main, &predecessor), "{standstill:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_has_all_of_its_time_although_the_whole_service_stood_still() {
+    let (mut main, _current) = serving();
+    let candidate = reloading(&mut main);
+    pass(&mut main, Duration::from_secs(1)).await;
+    tokio::time::advance(Duration::from_secs(60)).await;
+    main.handle(Event::Alarm);
+    pass(&mut main, Settings::default().ready_timeout / 2).await;
+    let bound = candidate.is_bound(&mut main).await;
+    main.handle(bound);
+    assert_eq!(main.current().map(|worker| worker.pid), Some(candidate.pid()));
+}
+
 #[test]
 fn a_worker_of_another_version_may_say_less_of_its_drain_or_more() {
     let read = |json| serde_json::from_str::<DrainProgress>(json).expect("it is understood");
