@@ -134,7 +134,7 @@ pub(crate) struct Refusal {
     pub(crate) said: String,
 }
 
-/// The sender of a request for a reload: a worker, and the number by which it knows the answer.
+/// The sender of a request for a reload: a worker, and the number by which it knows the answer; none if nobody waits for it.
 type Asked = Option<(u32, String)>;
 
 /// A phase of the service.

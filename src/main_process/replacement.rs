@@ -140,7 +140,7 @@ impl MainProcess {
         }
         // A predecessor that was stopped is sent SIGHUP by the kernel once its main process has ended: no wish of anyone.
         if is_current && let Some(number) = message.value(key::RELOAD) {
-            self.reload(Some((pid, number.to_owned())));
+            self.reload((number != key::NOBODY).then(|| (pid, number.to_owned())));
         }
         if message.has(key::LAST) {
             self.nobody_follows(key::LAST_PROCESS);

@@ -165,7 +165,7 @@ impl Signals {
             Command::Cut(by) => lifecycle.cut(by),
             Command::Answer(message) => {
                 // It is told once, beside the answers to those who asked.
-                if message.value(key::REFUSED) == Some("0") {
+                if message.value(key::REFUSED) == Some(key::NOBODY) {
                     metrics.reloaded(false);
                 }
                 if let Some(reason) = reloads.answer(&message) {
