@@ -12,7 +12,6 @@ use super::worker::{Part, STORED, Worker, describe};
 use super::{Event, GRACE, MainProcess, NEWS, Phase, Predecessor, Refusal, Settings, assign};
 use crate::Exit;
 use crate::event;
-use crate::systemd::activation::LAST_GOOD;
 use crate::systemd::channel::{Message, key};
 use crate::systemd::manager::one_line;
 
@@ -39,7 +38,7 @@ impl MainProcess {
     pub(super) fn start_worker(&mut self) {
         self.start_at = None;
         let beside = self.current().is_some();
-        match Worker::start(&self.program, &self.store, beside, LAST_GOOD) {
+        match Worker::start(&self.program, &self.store, beside) {
             Ok(worker) => self.follow(worker),
             Err(error) => {
                 let why = format!("cannot start {}: {error}", self.program.path().display());
