@@ -134,7 +134,7 @@ pub(crate) struct Refusal {
     pub(crate) said: String,
 }
 
-/// The sender of a request for a reload: a worker, and the number by which it knows the answer; none if nobody waits for it.
+/// The sender of a request for a reload: a worker, and the number by which it knows the answer; none if nobody waits.
 type Asked = Option<(u32, String)>;
 
 /// A phase of the service.
@@ -357,8 +357,8 @@ impl MainProcess {
         self.is_stopping() || Manager::watchdog().is_some()
     }
 
-    /// Takes the time since the last look as none that a worker has had, if this process slept through an alarm: so did the
-    /// workers, for the machine was paused, or the whole control group frozen.
+    /// Counts the time since the last look against no worker, if this process slept through an alarm: so did they, for
+    /// the machine was paused, or the whole control group frozen.
     fn notice_standstill(&mut self, now: Instant) {
         // A shorter standstill leaves enough of GRACE.
         if now.duration_since(self.alarm()) > look().min(GRACE / 2) {
