@@ -183,6 +183,20 @@ fn over_sighup_counters_go_on_and_come_to_what_the_clients_count() {
 }
 
 #[test]
+fn a_reload_that_fails_counts_once_whoever_asked_for_it() {
+    let daemon = troubled("", None);
+    fs::write(daemon.folder().join("config.toml"), "nonsense").unwrap();
+    daemon.signal_worker(Signal::HUP);
+    daemon.wait_for_line("the reload failed", |line| line.contains("the reload failed"));
+    // What it is told of this one comes after all that it is told of the first.
+    assert!(!reload(&daemon).status.success());
+    let metrics = connect(&daemon, "admin").get("/metrics").unwrap().text();
+    let failed = "steadfast_reloads_total{outcome=\"failed\"} ";
+    let line = metrics.lines().find(|line| line.starts_with(failed));
+    assert_eq!(line, Some(&*format!("{failed}2")), "{}", daemon.stderr());
+}
+
+#[test]
 fn a_reload_leaves_a_request_in_flight_to_the_old_worker_and_takes_the_idle_connections_along() {
     let mut daemon = troubled("", None);
     let mut idle = connect(&daemon, "http");
