@@ -151,16 +151,21 @@ impl Lifecycle {
         }
     }
 
+    /// The end of the drain that is under way; none without one, or without a deadline.
+    pub(super) fn until(&self) -> Option<Instant> {
+        match self.phase() {
+            Phase::Draining { until, .. } => until,
+            Phase::Starting | Phase::Serving | Phase::Stopped => None,
+        }
+    }
+
     /// Returns when the drain's end has come; never without one.
     pub(super) async fn overdue(&self) {
         let mut phase = self.watch();
         loop {
-            let until = match *phase.borrow_and_update() {
-                Phase::Draining { until, .. } => until,
-                Phase::Starting | Phase::Serving | Phase::Stopped => None,
-            };
+            phase.mark_unchanged();
             let over = async {
-                match until {
+                match self.until() {
                     Some(at) => sleep_until(at).await,
                     None => std::future::pending().await,
                 }

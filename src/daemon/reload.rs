@@ -74,7 +74,8 @@ impl Reloads {
     pub(super) fn ask_for_the_log(&self) {
         let sent = match &self.channel {
             Some(channel) => {
-                channel.send(&format!("{}=0", key::RELOAD), &[]).map_err(|error| error.to_string())
+                let request = format!("{}={}", key::RELOAD, key::NOBODY);
+                channel.send(&request, &[]).map_err(|error| error.to_string())
             }
             None => Err(ALONE.to_owned()),
         };

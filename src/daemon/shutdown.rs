@@ -133,6 +133,8 @@ impl Stop<'_> {
         let deadline = if hands_over { beside } else { config.deadline };
         let until = deadline.and_then(|deadline| asked.checked_add(delay)?.checked_add(deadline));
         lifecycle.enter(Phase::Draining { since: asked, until });
+        // It may have been hurried before it began.
+        let until = lifecycle.until();
         tracing::info!(
             message_id = event::DRAINING,
             phase = lifecycle.phase().name(),

@@ -9,6 +9,8 @@ mod reload;
 mod replacement;
 mod stop;
 mod store;
+#[cfg(test)]
+mod tests;
 mod upgrade;
 mod worker;
 
@@ -132,7 +134,7 @@ pub(crate) struct Refusal {
     pub(crate) said: String,
 }
 
-/// The sender of a request for a reload: a worker, and the number by which it knows the answer.
+/// The sender of a request for a reload: a worker, and the number by which it knows the answer; none if nobody waits.
 type Asked = Option<(u32, String)>;
 
 /// A phase of the service.
@@ -294,11 +296,7 @@ impl MainProcess {
         }
         while self.exit.is_none() {
             if self.is_upgraded && self.candidate().is_none() && self.events.is_empty() {
-                // Whoever has heard something can pass it on now, for there is room.
-                tokio::task::yield_now().await;
-                if self.events.is_empty() {
-                    self.follow_upgrade();
-                }
+                self.follow_upgrade().await;
             }
             let alarm = self.alarm();
             let event = tokio::select! {
@@ -326,8 +324,11 @@ impl MainProcess {
         Ok(())
     }
 
-    /// Handles one event.
+    /// Handles one event, and whatever is due by now.
     fn handle(&mut self, event: Event) {
+        // One look at the clock: between two this process may stand still unnoticed.
+        let now = Instant::now();
+        self.notice_standstill(now);
         match event {
             Event::Said(pid, message) => self.said(pid, message),
             Event::Ended(pid) => self.ended(pid),
@@ -336,7 +337,7 @@ impl MainProcess {
             Event::Child => self.reap(),
             Event::Alarm => {}
         }
-        self.act_on_time();
+        self.act_on_time(now);
     }
 
     /// The time of the next thing to do.
@@ -352,17 +353,22 @@ impl MainProcess {
         self.is_stopping() || Manager::watchdog().is_some()
     }
 
-    /// Does what is due.
-    fn act_on_time(&mut self) {
-        let now = Instant::now();
-        let stood_still = now.duration_since(self.last_look) > look() * 2;
-        self.last_look = now;
-        if stood_still {
-            // So did the workers: the machine was paused, or the whole control group frozen.
+    /// Counts the time since the last look against no worker, if this process slept through an alarm: so did they, for
+    /// the machine was paused, or the whole control group frozen.
+    fn notice_standstill(&mut self, now: Instant) {
+        // A shorter standstill leaves enough of GRACE.
+        if now.duration_since(self.alarm()) > look().min(GRACE / 2) {
+            let standstill = now.duration_since(self.last_look);
             for worker in &mut self.workers {
                 worker.beat = worker.beat.map(|_| now);
+                worker.kill_at = worker.kill_at.and_then(|at| at.checked_add(standstill));
             }
         }
+        self.last_look = now;
+    }
+
+    /// Does what is due.
+    fn act_on_time(&mut self, now: Instant) {
         if self.start_at.is_some_and(|at| at <= now) {
             self.start_worker();
         }
@@ -462,27 +468,4 @@ fn patience() -> Duration {
 
 fn assign(key: &str, value: &str) -> String {
     format!("{key}={value}")
-}
-
-#[cfg(test)]
-mod tests {
-    //! What workers of other versions say is understood.
-
-    use super::*;
-
-    #[test]
-    fn a_worker_of_another_version_may_say_less_of_its_drain_or_more() {
-        let read = |json| serde_json::from_str::<DrainProgress>(json).expect("it is understood");
-        assert_eq!(read("{}"), DrainProgress::default());
-        let more = read(r#"{"in_flight":2,"left":17.5,"newer":[1]}"#);
-        assert_eq!(more, DrainProgress { in_flight: Some(2), left: Some(17.5) });
-    }
-
-    #[test]
-    fn a_main_process_of_another_version_may_say_less_of_predecessors_or_more() {
-        let json = r#"[{"pid":1,"since":2.5,"status":"draining"},
-                       {"pid":2,"since":1.5,"status":"draining","in_flight":3,"left":null,"newer":{}}]"#;
-        let read: Vec<Predecessor> = serde_json::from_str(json).expect("it is understood");
-        assert_eq!(read.iter().map(|one| one.in_flight).collect::<Vec<_>>(), [None, Some(3)]);
-    }
 }

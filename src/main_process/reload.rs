@@ -52,7 +52,7 @@ impl MainProcess {
         if let Some(current) = self.current() {
             // Also where nobody asked on the channel: its status tells.
             let text = serde_json::to_string(refusal).unwrap_or_default();
-            current.tell(&format!("{}=0\n{}={text}", key::REFUSED, key::TEXT));
+            current.tell(&format!("{}={}\n{}={text}", key::REFUSED, key::NOBODY, key::TEXT));
         }
         for asked in &asked {
             self.answer_refused(asked, refusal);

@@ -12,7 +12,6 @@ use super::worker::{Part, STORED, Worker, describe};
 use super::{Event, GRACE, MainProcess, NEWS, Phase, Predecessor, Refusal, Settings, assign};
 use crate::Exit;
 use crate::event;
-use crate::systemd::activation::LAST_GOOD;
 use crate::systemd::channel::{Message, key};
 use crate::systemd::manager::one_line;
 
@@ -39,7 +38,7 @@ impl MainProcess {
     pub(super) fn start_worker(&mut self) {
         self.start_at = None;
         let beside = self.current().is_some();
-        match Worker::start(&self.program, &self.store, beside, LAST_GOOD) {
+        match Worker::start(&self.program, &self.store, beside) {
             Ok(worker) => self.follow(worker),
             Err(error) => {
                 let why = format!("cannot start {}: {error}", self.program.path().display());
@@ -92,6 +91,7 @@ impl MainProcess {
         if let Some(reason) = message.value(key::FAILED) {
             worker.failed = Some(reason.to_owned());
         }
+        let has_failed = worker.failed.is_some();
         if let Some(status) = message.value("STATUS") {
             one_line(status).clone_into(&mut worker.status);
         }
@@ -130,7 +130,8 @@ impl MainProcess {
         if is_current && message.has("STOPPING") && self.phase == Phase::Serving {
             self.replace_unasked(pid, "stops by itself");
         }
-        if message.has(key::BOUND) && is_candidate {
+        // One that a stop has ended, or the end of its time, may have said it just before.
+        if message.has(key::BOUND) && is_candidate && !has_failed && !self.is_stopping() {
             self.promote(pid);
         }
         if message.has("STATUS") && !is_current {
@@ -138,7 +139,7 @@ impl MainProcess {
         }
         // A predecessor that was stopped is sent SIGHUP by the kernel once its main process has ended: no wish of anyone.
         if is_current && let Some(number) = message.value(key::RELOAD) {
-            self.reload(Some((pid, number.to_owned())));
+            self.reload((number != key::NOBODY).then(|| (pid, number.to_owned())));
         }
         if message.has(key::LAST) {
             self.nobody_follows(key::LAST_PROCESS);
@@ -246,7 +247,7 @@ impl MainProcess {
         if let Some(worker) = self.worker(pid) {
             worker.tell(&go);
         }
-        self.is_upgraded = old.is_some() && self.program.is_another();
+        self.note_upgrade(old.is_some() && self.program.is_another());
         self.go_on_reloading();
     }
 

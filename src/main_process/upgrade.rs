@@ -4,9 +4,10 @@ use std::fs::File;
 use std::io::{self, Seek};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{Access, MemfdFlags, access, memfd_create};
 use serde::{Deserialize, Serialize};
 
 use super::program::{self, Program};
@@ -31,20 +32,40 @@ pub(super) struct State {
 }
 
 impl MainProcess {
-    /// Takes the code of the program that is at the path now, as the same process with all that it keeps. What was heard
-    /// must have been handled.
-    pub(super) fn follow_upgrade(&mut self) {
+    /// Notes that the current worker may be of another program than this process, which is to become that as well.
+    pub(super) fn note_upgrade(&mut self, is_upgraded: bool) {
+        self.is_upgraded = is_upgraded;
+        if is_upgraded {
+            tracing::info!(
+                message_id = event::UPGRADED,
+                "going on as the program that is now at {}",
+                self.program.path().display()
+            );
+        }
+    }
+
+    /// Takes the code of the program that is at the path now, as the same process with all that it keeps; not yet if
+    /// something is heard meanwhile that is to be handled first.
+    pub(super) async fn follow_upgrade(&mut self) {
+        // May take a while. Behind the last look at what was heard nothing may: a signal that comes there is lost.
+        logging::flush();
+        // In the first turn the runtime hears of what has come, in the second its task passes that on, for there is room.
+        for _ in 0..2 {
+            tokio::task::yield_now().await;
+        }
+        if !self.events.is_empty() {
+            return;
+        }
         self.is_upgraded = false;
-        tracing::info!(
-            message_id = event::UPGRADED,
-            "going on as the program that is now at {}",
-            self.program.path().display()
-        );
         let error = self.exec(Program::command);
         tracing::error!(message_id = event::UPGRADE_FAILED, %error, "cannot: {error}; going on as before");
     }
 
-    /// Replaces the program of this process. Returns only if that fails.
+    /// Replaces the program of this process. Returns only if that cannot be, and then nothing has changed.
+    ///
+    /// # Panics
+    /// If the kernel refuses a program that it has just been asked for: what is passed on has taken the places of this process's
+    /// own descriptors by then, and there is nothing left to go on with. Its workers serve on, for the next main process.
     pub(super) fn exec(
         &self,
         command: impl Fn(&Program, &str, Vec<(String, OwnedFd)>) -> io::Result<Command>,
@@ -60,12 +81,13 @@ impl MainProcess {
             passed.push((STATE.to_owned(), self.state()?));
             let mut command = command(&self.program, program::MAIN, passed)?;
             command.env("LISTEN_PID", std::process::id().to_string());
+            access(Path::new(command.get_program()), Access::EXEC_OK)?;
             Ok(command)
         };
         match passed() {
             Ok(mut command) => {
-                logging::flush();
-                command.exec()
+                let error = command.exec();
+                panic!("cannot become {}: {error}", command.get_program().display())
             }
             Err(error) => error,
         }

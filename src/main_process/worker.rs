@@ -15,7 +15,7 @@ use super::program::{self, Program};
 use super::store::Store;
 use super::{DrainProgress, GRACE, Settings};
 use crate::event;
-use crate::systemd::activation::{ALONE, BESIDE, CHANNEL, STDERR, WORKER};
+use crate::systemd::activation::{ALONE, BESIDE, CHANNEL, LAST_GOOD, STDERR, WORKER};
 use crate::systemd::channel::{Channel, Message};
 use crate::systemd::process::Process;
 
@@ -58,7 +58,7 @@ pub(super) struct Worker {
     pub(super) drain: Option<(DrainProgress, Instant)>,
     /// The part of its config that concerns the main process.
     pub(super) settings: Settings,
-    /// The reason that it gave for not serving.
+    /// The reason that it gave for not serving, or for which it was ended before it did.
     pub(super) failed: Option<String>,
     /// The last sign of life of one that serves; none before it has said that it is ready.
     pub(super) beat: Option<Instant>,
@@ -80,8 +80,8 @@ pub(super) struct Worker {
 
 impl Worker {
     /// Starts the program that is at its path now. Where no other serves, this process's own does as well.
-    pub(super) fn start(program: &Program, store: &Store, beside: bool, last_good: &str) -> io::Result<Self> {
-        match Self::start_with(program, store, beside, last_good, Program::command) {
+    pub(super) fn start(program: &Program, store: &Store, beside: bool) -> io::Result<Self> {
+        match Self::start_with(program, store, beside, Program::command) {
             Err(error) if !beside => {
                 tracing::error!(
                     message_id = event::START_FAILED,
@@ -89,7 +89,7 @@ impl Worker {
                     "cannot start {}: {error}; starting the program that the main process is",
                     program.path().display()
                 );
-                Self::start_with(program, store, beside, last_good, Program::command_of_this)
+                Self::start_with(program, store, beside, Program::command_of_this)
             }
             outcome => outcome,
         }
@@ -99,13 +99,12 @@ impl Worker {
         program: &Program,
         store: &Store,
         beside: bool,
-        last_good: &str,
         command: impl Fn(&Program, &str, Vec<(String, OwnedFd)>) -> io::Result<std::process::Command>,
     ) -> io::Result<Self> {
         let (channel, theirs) = Channel::pair()?;
         let mut passed = vec![(CHANNEL.to_owned(), theirs)];
         // In a reload a config that is wrong is refused, whatever was good before.
-        passed.extend(store.duplicates(|name| !beside || name != last_good)?);
+        passed.extend(store.duplicates(|name| !beside || name != LAST_GOOD)?);
         let words = if beside {
             let (words, stderr) = UnixStream::pair()?;
             passed.push((STDERR.to_owned(), io::stderr().as_fd().try_clone_to_owned()?));

@@ -27,6 +27,8 @@ pub(crate) mod key {
     pub(crate) const FAILED: &str = "X_STEADFAST_FAILED";
     /// From a worker: it was asked for a reload; the value is the number by which the answer is known.
     pub(crate) const RELOAD: &str = "X_STEADFAST_RELOAD";
+    /// In the place of that number: nobody waits for the answer. In an answer, [`REFUSED`]: it is told whoever asked.
+    pub(crate) const NOBODY: &str = "0";
     /// From a worker: it was told that the coming stop is for good.
     pub(crate) const LAST: &str = "X_STEADFAST_LAST";
     /// From a worker: it stops by itself, for good, and the service with it.

@@ -203,7 +203,7 @@ fn errors_and_slow_requests_alone_are_lines_where_the_config_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("access.log");
     let daemon = troubled(
-        &format!("log = {{ slow = \"20ms\", access_format = \"combined\", access_file = {file:?} }}\n"),
+        &format!("log = {{ slow = \"400ms\", access_format = \"combined\", access_file = {file:?} }}\n"),
         |_| {},
     );
     for path in ["/", "/failure", "/slow"] {

@@ -1,9 +1,9 @@
-//! The main process as PID 1 of a container, without systemd.
+//! The main process as PID 1 of a container, without systemd; and the stop of a worker below one.
 
 use std::path::Path;
 use std::process::Command;
 
-use steadfast_harness::{Client, Daemon, Load, print_figure, wait_until};
+use steadfast_harness::{Client, Daemon, Exchange, Load, Signal, Upstream, print_figure, wait_until};
 
 use crate::process::{BINARY, children, config, connect, kill, not_shown, serving, troubled};
 
@@ -127,7 +127,7 @@ fn in_a_container_the_main_process_reaps_orphans() {
 
 #[test]
 fn in_a_container_a_stop_finishes_what_is_in_flight_and_ends_with_0() {
-    let upstream = steadfast_harness::Upstream::start();
+    let upstream = Upstream::start();
     let proxy = format!("[[route]]\npath = \"/*\"\nproxy = \"http://{}\"\n", upstream.address());
     let Some(mut container) = Container::start(&proxy, |_| {}) else { return };
     let ask = |container: &Container| {
@@ -151,7 +151,7 @@ fn in_a_container_a_stop_finishes_what_is_in_flight_and_ends_with_0() {
 
 #[test]
 fn in_a_container_a_second_signal_cuts_and_a_third_ends_it_at_once() {
-    let upstream = steadfast_harness::Upstream::start();
+    let upstream = Upstream::start();
     let proxy = format!("[[route]]\npath = \"/*\"\nproxy = \"http://{}\"\n", upstream.address());
     let Some(mut container) = Container::start(&proxy, |_| {}) else { return };
     let mut client = Client::connect(container.daemon.address("http")).unwrap();
@@ -180,4 +180,51 @@ fn a_second_signal_ends_a_stop_without_a_deadline_whose_own_child_hangs() {
     let exit = daemon.wait();
     assert!(matches!(exit, 0 | 1 | 3), "{exit}\n{}", daemon.stderr());
     assert!(!Path::new(&format!("/proc/{worker}")).exists());
+}
+
+/// A daemon, not the first of a container, and a client that waits for an answer of this upstream.
+fn in_flight(upstream: &Upstream, keys: &str) -> (Daemon, Client, Exchange) {
+    let route = format!("[[route]]\npath = \"/*\"\nproxy = \"http://{}\"\n", upstream.address());
+    let daemon = Daemon::spawn_with(BINARY, &config(&format!("{keys}{route}")), |_| {});
+    serving(&daemon);
+    let mut client = connect(&daemon, "http");
+    client.ask("/slow").unwrap();
+    (daemon, client, upstream.next_request())
+}
+
+/// The number in a line between these.
+fn number(line: &str, before: &str, after: &str) -> u64 {
+    let number = line.split_once(before).and_then(|(_, rest)| Some(rest.split_once(after)?.0.parse()));
+    number
+        .and_then(Result::ok)
+        .unwrap_or_else(|| panic!("no number between {before:?} and {after:?}: {line}"))
+}
+
+#[test]
+fn the_deadline_counts_from_the_end_of_the_delay_below_a_main_process_too_and_if_that_is_killed_meanwhile() {
+    for kills_main in [false, true] {
+        let upstream = Upstream::start();
+        let keys = "shutdown.delay = \"1s\"\nshutdown.linger = \"0s\"\nshutdown.deadline = \"1s\"\n";
+        let (daemon, _client, _unanswered) = in_flight(&upstream, keys);
+        daemon.signal(Signal::TERM);
+        daemon.wait_for_line("that it drains", |line| line.contains("draining: 1 request in flight"));
+        if kills_main {
+            daemon.signal(Signal::KILL);
+        }
+        daemon.wait_for_line("what was cut", |line| line.contains("cut by the deadline: GET /slow"));
+        let report = daemon.wait_for_line("the report", |line| line.contains("stopped by SIGTERM in "));
+        assert!(number(&report, "stopped by SIGTERM in ", " ms") >= 2000, "{report}");
+    }
+}
+
+#[test]
+fn a_stop_for_good_after_a_crash_of_the_main_process_says_the_time_that_it_has() {
+    let upstream = Upstream::start();
+    let (daemon, mut client, exchange) = in_flight(&upstream, "shutdown.deadline = \"20s\"\n");
+    daemon.signal(Signal::KILL);
+    let line = daemon.wait_for_line("that it drains", |line| line.contains("draining: 1 request in flight"));
+    // Of `handover.deadline` it would be 3600.
+    assert!(number(&line, "idle connections, ", " s left") <= 20, "{line}");
+    exchange.answer(200, "worth the wait");
+    assert_eq!(client.receive().unwrap().text(), "worth the wait");
 }

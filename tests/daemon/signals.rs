@@ -100,6 +100,23 @@ fn a_drain_that_stood_still_as_a_whole_goes_on() {
 }
 
 #[test]
+fn a_deadline_that_passes_while_all_stands_still_cuts_by_name_and_nobody_is_killed() {
+    let mut daemon = troubled("shutdown.linger = \"0s\"\nshutdown.deadline = \"500ms\"\n", |_| {});
+    let _client = begin_request(&daemon);
+    daemon.signal(Signal::TERM);
+    wait_for_drain(&daemon);
+    // Longer than the deadline and the time that the main process allows beyond it: time itself is the test.
+    daemon.signal_all(Signal::STOP);
+    std::thread::sleep(Duration::from_secs(6));
+    daemon.signal_all(Signal::CONT);
+    assert_eq!(daemon.wait(), 3);
+    for line in ["cut by the deadline: POST /echo", "stopped by SIGTERM in"] {
+        daemon.wait_for_line(line, |written| written.contains(line));
+    }
+    assert!(!daemon.stderr().to_string().contains("killing it"), "{}", daemon.stderr());
+}
+
+#[test]
 fn a_third_signal_exits_at_once_even_while_a_handler_blocks_its_thread() {
     let mut daemon = troubled(NEVER, |_| {});
     let _client = block_a_thread(&daemon);

@@ -59,7 +59,7 @@ fn router() -> Router {
         .route(
             "/slow",
             get(async || {
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                tokio::time::sleep(Duration::from_millis(500)).await;
                 Json("slow")
             }),
         )

@@ -5,13 +5,16 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
 use rustix::io::Errno;
 use rustix::net::SendFlags;
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, kill_process_group, pidfd_getfd, pidfd_open};
+use rustix::process::{
+    Pid, PidfdFlags, PidfdGetfdFlags, kill_process, kill_process_group, pidfd_getfd, pidfd_open,
+};
 use steadfast_harness::{Client, Daemon, Load, Signal, print_figure, runs, wait_until};
 
 use crate::process::{BINARY, begin_upload, config, connect, example, serving};
@@ -28,6 +31,17 @@ const CLIENTS: usize = 4;
 /// A process in a group of its own, as a shell makes one for what is typed.
 fn alone(command: &mut Command) {
     command.env_remove("NOTIFY_SOCKET").process_group(0);
+}
+
+/// A process that is [`alone`], and ends with the test together with what it has started.
+struct Group(Child);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // None of it may be left.
+        let _ = kill_process_group(Pid::from_child(&self.0), Signal::KILL);
+        let _ = self.0.wait();
+    }
 }
 
 /// The binary, under load.
@@ -169,6 +183,20 @@ fn over_sighup_counters_go_on_and_come_to_what_the_clients_count() {
 }
 
 #[test]
+fn a_reload_that_fails_counts_once_whoever_asked_for_it() {
+    let daemon = troubled("", None);
+    fs::write(daemon.folder().join("config.toml"), "nonsense").unwrap();
+    daemon.signal_worker(Signal::HUP);
+    daemon.wait_for_line("the reload failed", |line| line.contains("the reload failed"));
+    // What it is told of this one comes after all that it is told of the first.
+    assert!(!reload(&daemon).status.success());
+    let metrics = connect(&daemon, "admin").get("/metrics").unwrap().text();
+    let failed = "steadfast_reloads_total{outcome=\"failed\"} ";
+    let line = metrics.lines().find(|line| line.starts_with(failed));
+    assert_eq!(line, Some(&*format!("{failed}2")), "{}", daemon.stderr());
+}
+
+#[test]
 fn a_reload_leaves_a_request_in_flight_to_the_old_worker_and_takes_the_idle_connections_along() {
     let mut daemon = troubled("", None);
     let mut idle = connect(&daemon, "http");
@@ -224,6 +252,39 @@ fn a_reload_that_finds_its_connection_closed_asks_the_successor() {
     assert_eq!(output.stdout, b"done\n");
 }
 
+/// It first waits a while for its log to be written, which nobody reads here.
+#[test]
+fn a_stop_that_comes_while_the_main_process_becomes_another_program_is_heard() {
+    let folder = tempfile::tempdir().unwrap();
+    let [program, stderr, socket, config] =
+        ["program", "stderr", "http.sock", "config.toml"].map(|name| folder.path().join(name));
+    let put_the_program = || {
+        let new = program.with_extension("new");
+        fs::copy(BINARY, &new).unwrap();
+        fs::rename(new, &program).unwrap();
+    };
+    put_the_program();
+    fs::write(&config, format!("http.listen = [\"unix:{}\"]\nadmin.listen = []\n", socket.display()))
+        .unwrap();
+    mknodat(CWD, &stderr, FileType::Fifo, Mode::from(0o600), 0).unwrap();
+    let pipe = fs::File::options().read(true).write(true).open(&stderr).unwrap();
+    let mut command = Command::new(&program);
+    alone(&mut command);
+    command.args(["run", "--config"]).arg(config).env("RUNTIME_DIRECTORY", folder.path()).stderr(pipe);
+    let mut daemon = Group(command.spawn().unwrap());
+    wait_until("it to serve", || Client::connect_unix(&socket).ok()?.get("/").ok());
+    let unwaiting = open(&stderr, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()).unwrap();
+    while rustix::io::write(&unwaiting, b"x").is_ok() {}
+
+    put_the_program();
+    let mut reload = Command::new(&program);
+    let reload = reload.arg("reload").env("RUNTIME_DIRECTORY", folder.path()).output().unwrap();
+    assert!(reload.status.success(), "{reload:?}");
+    kill_process(Pid::from_child(&daemon.0), Signal::TERM).unwrap();
+    let status = wait_until("it to stop", || daemon.0.try_wait().unwrap());
+    assert_eq!(status.code(), Some(0));
+}
+
 #[test]
 fn a_reload_with_a_broken_config_changes_nothing_and_says_why() {
     let (daemon, load) = under_load();
@@ -240,6 +301,19 @@ fn a_reload_with_a_broken_config_changes_nothing_and_says_why() {
     assert_eq!(daemon.workers(), [worker]);
     load.advance(50);
     assert_nothing_is_lost(load);
+}
+
+/// As in a chroot: there is no way to this very program, which is to be run once more for the sake of its title.
+#[test]
+fn it_serves_where_proc_is_not_mounted() {
+    let script = "mount -t tmpfs none /proc && exec \"$0\" run --config \"$@\"";
+    let arguments = ["--map-root-user", "--mount", "sh", "-c", script, BINARY];
+    let mut daemon = Daemon::spawn_program("unshare", &arguments, &config(""), alone);
+    serving(&daemon);
+    daemon.wait_for_line("that it has no title", |line| line.contains("WARN") && line.contains("title"));
+    assert_eq!(connect(&daemon, "http").get("/").unwrap().status, 404);
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait(), 0);
 }
 
 // ---------------------------------------------------------------------------

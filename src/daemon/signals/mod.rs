@@ -15,7 +15,6 @@ use tokio::time::{Instant, sleep_until};
 use super::child::{BoundChild, BoxError, Child, Context, Run};
 use super::link::{Command, Link};
 use super::phase::{Cause, Lifecycle};
-use super::shutdown;
 use crate::event;
 use crate::systemd::channel::key;
 use crate::systemd::manager::one_line;
@@ -118,8 +117,7 @@ impl Signals {
     }
 
     fn obey(&self, command: Command, interim: &mut Option<(Instant, Cause)>) {
-        let Context { observer, metrics, manager, handover, reloads, shutdown, go, alone, link, .. } =
-            &self.daemon;
+        let Context { observer, metrics, manager, handover, reloads, go, alone, link, .. } = &self.daemon;
         let lifecycle = &observer.lifecycle;
         match command {
             Command::Go { succeeds } => {
@@ -155,8 +153,7 @@ impl Signals {
                 tracing::info!("nothing is kept for a next process: stopping for good");
                 reloads.moved();
                 handover.nobody_follows();
-                lifecycle.stop(Cause::MainProcessGone);
-                lifecycle.hurry(the_end(shutdown));
+                self.stop_for_good(Cause::MainProcessGone);
             }
             Command::NobodyFollows { lacks_store } => {
                 if lacks_store {
@@ -164,15 +161,11 @@ impl Signals {
                 }
                 handover.nobody_follows();
             }
-            Command::Stop(cause) => {
-                lifecycle.stop(Cause::Signal(cause));
-                // One that hands over has had more time, because it held up nobody.
-                lifecycle.hurry(the_end(shutdown));
-            }
+            Command::Stop(cause) => self.stop_for_good(Cause::Signal(cause)),
             Command::Cut(by) => lifecycle.cut(by),
             Command::Answer(message) => {
                 // It is told once, beside the answers to those who asked.
-                if message.value(key::REFUSED) == Some("0") {
+                if message.value(key::REFUSED) == Some(key::NOBODY) {
                     metrics.reloaded(false);
                 }
                 if let Some(reason) = reloads.answer(&message) {
@@ -182,6 +175,19 @@ impl Signals {
             }
             Command::News(news) => observer.told(news),
         }
+    }
+
+    /// Asks for a stop that no other worker goes on from. One that hands over has had more time, because it held up
+    /// nobody; any other has its `delay` and `deadline` anyway, from when it was asked first.
+    fn stop_for_good(&self, cause: Cause) {
+        let lifecycle = self.lifecycle();
+        // First of all: what a drain says at its beginning is the time that it has.
+        lifecycle.blame(cause.clone());
+        if lifecycle.cause().is_some_and(Cause::is_handover) {
+            let deadline = self.daemon.shutdown.deadline;
+            lifecycle.hurry(deadline.and_then(|deadline| Instant::now().checked_add(deadline)));
+        }
+        lifecycle.stop(cause);
     }
 }
 
@@ -194,11 +200,6 @@ async fn over(interim: &mut Option<(Instant, Cause)>) -> Cause {
         Some((_, cause)) => cause,
         None => std::future::pending().await,
     }
-}
-
-/// The end of a stop for good that begins now.
-fn the_end(config: &shutdown::Config) -> Option<Instant> {
-    config.deadline.and_then(|deadline| Instant::now().checked_add(deadline))
 }
 
 impl BoundChild for Signals {

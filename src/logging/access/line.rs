@@ -3,7 +3,6 @@
 use std::io::Write;
 use std::time::{Duration, SystemTime};
 
-use axum::http::Version;
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -146,7 +145,7 @@ fn json(record: &Record, text: &mut Vec<u8>) {
 mod tests {
     //! One record is one line, which is read back as what it was, whatever a client sends.
 
-    use axum::http::{HeaderValue, Uri};
+    use axum::http::{HeaderValue, Uri, Version};
     use proptest::prelude::*;
     use serde_json::Value;
 
