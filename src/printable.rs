@@ -48,6 +48,16 @@ pub(crate) fn excerpt_of(longest: usize, text: &str) -> Cow<'_, str> {
     beginning(begin, rest.len())
 }
 
+/// The last `longest` bytes of a text, and how much there is before.
+pub(crate) fn ending_of(longest: usize, text: &str) -> Cow<'_, str> {
+    let least = text.len().saturating_sub(longest);
+    let start = (least..=text.len()).find(|&at| text.is_char_boundary(at)).unwrap_or_default();
+    match start {
+        0 => printable(text),
+        before => format!("({before} B before)...{}", printable(&text[start..])).into(),
+    }
+}
+
 /// The first `longest` bytes of a text, and the rest.
 pub(crate) fn split(longest: usize, text: &str) -> (&str, &str) {
     if text.len() <= longest {
@@ -168,6 +178,9 @@ mod tests {
         assert_eq!(excerpt_of(5, "/paths"), "/path...(1 B more)");
         // Within a character nothing can be cut.
         assert_eq!(excerpt_of(4, "/abü"), "/ab...(2 B more)");
+        assert_eq!(ending_of(5, "/path"), "/path");
+        assert_eq!(ending_of(5, "/paths"), "(1 B before)...paths");
+        assert_eq!(ending_of(4, "üabc"), "(2 B before)...abc");
     }
 
     #[test]
@@ -198,6 +211,7 @@ mod tests {
             let shown = excerpt_of(longest, &text).into_owned();
             prop_assert!(!shown.contains(is_harmful));
             prop_assert_eq!(printable(&shown).into_owned(), shown);
+            prop_assert!(!ending_of(longest, &text).contains(is_harmful));
         }
     }
 }

@@ -15,6 +15,12 @@ use crate::systemd::channel::{Channel, Message, key};
 const ALONE: &str =
     "a reload needs the main process of `Daemon::run_blocking`: stop this one and start it again";
 
+/// A refusal that is not understood: the main process may be another version.
+fn unclear() -> Refusal {
+    let why = "the reason is in the log of the main process".to_owned();
+    Refusal { in_short: why.clone(), said: why }
+}
+
 /// The outcome of a reload that was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
@@ -90,7 +96,7 @@ impl Reloads {
         let (number, outcome, in_short) = if let Some(number) = message.value(key::RELOADED) {
             (number, Outcome::Reloaded(serde_json::from_str(text).unwrap_or_default()), None)
         } else if let Some(number) = message.value(key::REFUSED) {
-            let Refusal { in_short, said } = serde_json::from_str(text).ok()?;
+            let Refusal { in_short, said } = serde_json::from_str(text).unwrap_or_else(|_| unclear());
             (number, Outcome::Refused(said), Some(in_short))
         } else {
             return None;
@@ -114,5 +120,31 @@ impl Reloads {
 
     fn asked(&self) -> MutexGuard<'_, Asked> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! Whoever asked is answered.
+
+    use futures_util::poll;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_refusal_that_is_not_understood_is_a_refusal() {
+        let (main_process, end) = Channel::pair().expect("a pair");
+        let channel = Arc::new(Channel::adopt(end).expect("the same kind"));
+        let reloads = Reloads::new(Some(Arc::clone(&channel)));
+        let mut asking = Box::pin(reloads.ask());
+        assert!(poll!(&mut asking).is_pending());
+        let asked = main_process.receive().await.expect("no error").expect("a message");
+        let number = asked.value(key::RELOAD).expect("a request");
+        let refusal = format!("{}={number}\n{}={{\"in_sho", key::REFUSED, key::TEXT);
+        main_process.send(&refusal, &[]).expect("sent");
+        let message = channel.receive().await.expect("no error").expect("a message");
+        let Refusal { in_short, said } = unclear();
+        assert_eq!(reloads.answer(&message), Some(in_short));
+        assert_eq!(poll!(asking), std::task::Poll::Ready(Outcome::Refused(said)));
     }
 }

@@ -15,8 +15,9 @@ use super::program::{self, Program};
 use super::store::Store;
 use super::{DrainProgress, GRACE, Settings};
 use crate::event;
+use crate::printable::{ending_of, printable};
 use crate::systemd::activation::{ALONE, BESIDE, CHANNEL, LAST_GOOD, STDERR, WORKER};
-use crate::systemd::channel::{Channel, Message};
+use crate::systemd::channel::{self, Channel, Message};
 use crate::systemd::process::Process;
 
 /// The beginning of the names under which the channels to workers are in systemd's store.
@@ -28,6 +29,10 @@ pub(super) const STORED: &str = "worker-";
 /// the end of the heap goes back to the kernel. For that each block of 128 KiB or more is mapped on its own.
 const ALLOCATOR: (&str, &str) =
     ("GLIBC_TUNABLES", "glibc.malloc.mxfast=0:glibc.malloc.trim_threshold=131072");
+
+/// The most that is told of a worker's output, in bytes. A message of the channel may have it twice, in JSON, which makes
+/// it twice as long at worst.
+const LAST_WORDS: usize = channel::LONGEST / 5;
 
 /// The process of the worker whose channel has this name.
 pub(super) fn pid_of(name: &str) -> Option<u32> {
@@ -228,15 +233,18 @@ impl Worker {
         waitpid(Some(number), WaitOptions::NOHANG).ok().flatten().map(|(_, status)| status)
     }
 
-    /// The output of one that was started beside another, if any; it has ended, or is about to.
+    /// The output of one that was started beside another, if any; it has ended, or is about to. Of a long one this is the
+    /// end, where the reason is.
     pub(super) fn last_words(&mut self) -> Option<String> {
         let words = self.words.as_mut()?;
         let mut text = Vec::new();
         // Reads only what is there now: a process that hangs may hold the other end open.
         let _ = words.set_nonblocking(true);
-        let _ = words.take(64 << 10).read_to_end(&mut text);
+        let _ = words.take(1 << 20).read_to_end(&mut text);
         let text = String::from_utf8_lossy(&text);
-        Some(text.trim()).filter(|words| !words.is_empty()).map(str::to_owned)
+        // Escapes are longer than what they stand for.
+        let words = printable(text.trim());
+        Some(ending_of(LAST_WORDS, &words).into_owned()).filter(|words| !words.is_empty())
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use rustix::net::SocketType;
 
+use super::manager::one_line;
 use super::{channel, memfd};
 
 /// The first descriptor that is passed (`SD_LISTEN_FDS_START`).
@@ -154,7 +155,7 @@ pub(crate) fn decline(reason: &str) {
 
 /// The message by which a worker says why it cannot serve.
 pub(crate) fn failed(reason: &str) -> String {
-    format!("{}={}", channel::key::FAILED, reason.replace('\n', " "))
+    format!("{}={}", channel::key::FAILED, one_line(reason))
 }
 
 fn passed() -> MutexGuard<'static, Inherited> {

@@ -16,8 +16,8 @@ use tokio::net::UnixDatagram;
 
 /// The most descriptors of a message: systemd's own limit for one `FDSTORE=1` (`SCM_MAX_FD`).
 const DESCRIPTORS: usize = 253;
-/// The longest message, in bytes: a diagnostic of a whole config fits.
-const LONGEST: usize = 64 << 10;
+/// The longest message, in bytes: a diagnostic of a whole config fits. Of a longer one the rest is lost.
+pub(crate) const LONGEST: usize = 64 << 10;
 
 /// The assignments that `sd_notify(3)` does not have.
 pub(crate) mod key {

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -68,9 +68,13 @@ fn troubled(lines: &str, trouble: Option<&str>) -> Daemon {
 
 /// `steadfast reload`, as the daemon's operator calls it.
 fn reload(daemon: &Daemon) -> Output {
+    reload_command(daemon).output().expect("it runs")
+}
+
+fn reload_command(daemon: &Daemon) -> Command {
     let mut command = Command::new(BINARY);
     command.arg("reload").env("RUNTIME_DIRECTORY", daemon.folder().join("run"));
-    command.output().expect("it runs")
+    command
 }
 
 /// Ctrl-C.
@@ -314,6 +318,26 @@ fn it_serves_where_proc_is_not_mounted() {
     assert_eq!(connect(&daemon, "http").get("/").unwrap().status, 404);
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.wait(), 0);
+}
+
+#[test]
+fn a_refusal_of_any_length_is_told_whoever_asked_and_its_end_is_kept() {
+    let daemon = Daemon::spawn_with(BINARY, &config(""), alone);
+    serving(&daemon);
+    let many = (0..20).map(|key| format!("{}_{key} = 1", "x".repeat(5000))).collect::<Vec<_>>().join("\n");
+    let long = format!("{} = 1", "x".repeat(150_000));
+    // All that a text grows by, on its way as JSON and made fit to be shown.
+    let quotes = format!("\"{}\\u0007\" = 1", "\\\\".repeat(20_000));
+    for wrong in [many, long, quotes] {
+        fs::write(daemon.folder().join("config.toml"), wrong).unwrap();
+        let mut asking = reload_command(&daemon).stderr(Stdio::piped()).spawn().expect("it runs");
+        let status = wait_until("an answer", || asking.try_wait().unwrap());
+        let mut said = String::new();
+        asking.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert!(!status.success() && said.contains("config.toml:") && said.ends_with("`log`\n"), "{said}");
+        let shown = connect(&daemon, "admin").get("/status").unwrap().text();
+        assert!(shown.contains("unknown key"), "{shown}");
+    }
 }
 
 // ---------------------------------------------------------------------------
