@@ -4,6 +4,7 @@ mod cli;
 mod control;
 mod unit;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -40,12 +41,17 @@ type Read = fn(&Path) -> Result<Config, ConfigError>;
 
 /// Reads the config that was asked for, and says where it came from.
 fn load(asked: Option<PathBuf>, read: Read) -> Result<(Config, String), ConfigError> {
-    let installed = || Some(PathBuf::from(cli::CONFIG)).filter(|path| path.exists());
+    let installed = || Some(PathBuf::from(cli::CONFIG)).filter(|path| !is_absent(path));
     if let Some(path) = asked.or_else(installed) {
         return Ok((read(&path)?, path.display().to_string()));
     }
     let origin = format!("the embedded default ({} is not there)", cli::CONFIG);
     Ok((Config::embedded(&origin), origin))
+}
+
+/// True if there is no such file. One that cannot be looked at may be there, and so is a symlink that leads nowhere.
+fn is_absent(path: &Path) -> bool {
+    path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 fn check(config: &Config, origin: &str, unit: &Unit) -> Exit {
@@ -62,4 +68,21 @@ fn check(config: &Config, origin: &str, unit: &Unit) -> Exit {
 fn run(config: Config) -> Exit {
     logging::start(&config.log);
     Daemon::new(config).run_blocking()
+}
+
+#[cfg(test)]
+mod tests {
+    //! The embedded default is for whoever has no config, not for one that cannot be read.
+
+    use super::*;
+
+    #[test]
+    fn a_config_that_cannot_be_looked_at_is_not_absent() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name| folder.path().join(name);
+        std::fs::write(path("file"), "").expect("it is written");
+        std::os::unix::fs::symlink("nowhere", path("symlink")).expect("it is made");
+        let paths = ["file", "symlink", "file/below", "none", "none/below"].map(path);
+        assert_eq!(paths.map(|path| is_absent(&path)), [false, false, false, true, true]);
+    }
 }
