@@ -71,11 +71,17 @@ fn every_invalid_file_is_refused_with_all_its_mistakes() {
     assert_eq!(files.len(), 105);
 }
 
-/// A pipe, and what is read of it as a config within a minute.
-fn read_of_a_pipe(write: impl FnOnce(&Path)) -> Result<Config, ConfigError> {
+/// A pipe with a name, in a folder of its own.
+fn pipe() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("a folder");
     let pipe = folder.path().join("pipe");
     mknodat(CWD, &pipe, FileType::Fifo, Mode::from(0o600), 0).expect("a pipe");
+    (folder, pipe)
+}
+
+/// A pipe, and what is read of it as a config within a minute.
+fn read_of_a_pipe(write: impl FnOnce(&Path)) -> Result<Config, ConfigError> {
+    let (_folder, pipe) = pipe();
     let (read, here) = mpsc::channel();
     let path = pipe.clone();
     thread::spawn(move || _ = read.send(Config::check_file(&path)));
@@ -302,6 +308,28 @@ fn a_directory_is_not_a_config() {
 #[test]
 fn an_endless_file_is_not_read_to_its_end() {
     assert!(refusal(Path::new("/dev/zero")).contains("at most 1 MiB"));
+}
+
+#[test]
+fn a_device_with_nothing_in_it_is_not_a_config() {
+    // An empty config would be every default, which nobody has asked for here.
+    let said = refusal(Path::new("/dev/null"));
+    assert!(said.contains("/dev/null: it is no file, and nothing is in it"), "{said}");
+    assert!(said.contains("name a file with --config"), "{said}");
+}
+
+#[test]
+fn a_pipe_with_a_name_may_be_served_from() {
+    // Whoever writes it can do so again, for the next worker.
+    let (folder, pipe) = pipe();
+    let writing = thread::spawn({
+        let pipe = pipe.clone();
+        move || fs::write(pipe, "http.max_connections = 7\n")
+    });
+    let config = Config::load(&pipe).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(config.http.limits.max_connections, 7);
+    writing.join().expect("no panic").expect("it is written");
+    drop(folder);
 }
 
 #[test]

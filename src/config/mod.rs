@@ -132,6 +132,7 @@ fn unreadable(path: &Path, source: &io::Error, renderer: &Renderer) -> String {
         }
         io::ErrorKind::IsADirectory => "name the file in it",
         io::ErrorKind::FileTooLarge => "a config has at most 1 MiB",
+        io::ErrorKind::InvalidInput => "name a file with --config, which each new worker can read again",
         _ => "name another file with --config",
     };
     let title = Level::ERROR.primary_title(format!("cannot read {}: {source}", path.display()));
@@ -143,22 +144,36 @@ fn unreadable(path: &Path, source: &io::Error, renderer: &Renderer) -> String {
 const WRITER: Duration = Duration::from_secs(5);
 
 /// The bytes of a config's file. It may be a pipe, as `/dev/stdin` is and what a shell makes of `<(command)`, and is read as
-/// long as somebody writes it. One that nobody writes is no empty config, which would be every default.
+/// long as somebody writes it. One that nobody writes is no empty config, which would be every default; nor is a device,
+/// such as the `/dev/null` that a worker has for its `/dev/stdin`.
 fn bytes(path: &Path) -> io::Result<Vec<u8>> {
     // To open a named pipe would wait for its writer otherwise, for ever (fifo(7)).
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
-    let is_pipe = file.metadata()?.file_type().is_fifo();
+    let kind = file.metadata()?.file_type();
     let (mut bytes, end) = (Vec::new(), Instant::now() + WRITER);
     // Without a writer a pipe is at its end, also before the first one has come.
-    while (&file).take(LARGEST as u64 + 1).read_to_end(&mut bytes)? == 0 && is_pipe {
-        if Instant::now() >= end {
+    while (&file).take(LARGEST as u64 + 1).read_to_end(&mut bytes)? == 0 && !kind.is_file() {
+        if !kind.is_fifo() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file, and nothing is in it"));
+        } else if Instant::now() >= end {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "nothing is written to this pipe"));
         }
         std::thread::sleep(WRITER / 100);
     }
     if bytes.len() > LARGEST { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
+}
+
+/// Refuses a pipe without a name: what was read of it is gone, and the next process could not read its config.
+fn refuse_pipe(path: &Path) -> io::Result<()> {
+    let is_pipe = path.metadata().is_ok_and(|metadata| metadata.file_type().is_fifo());
+    // It is a link in `/proc` to no path (proc_pid_fd(5)).
+    if is_pipe && path.canonicalize().is_err() {
+        let why = "a pipe can be read once, and the config is read again for each worker";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    }
+    Ok(())
 }
 
 impl Config {
@@ -169,9 +184,14 @@ impl Config {
     /// was good, unless that has `[handover] last_good = false`; the log and the status say so.
     ///
     /// # Errors
-    /// The file cannot be read, or is wrong, or a certificate of it cannot be served.
+    /// The file cannot be read, or is a pipe without a name, which the next process could not read; or it is wrong, or a
+    /// certificate of it cannot be served.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        Self::read(path, |mistake| !mistake.may_pass()).or_else(|error| Self::last_good(&error).ok_or(error))
+        let read = || {
+            refuse_pipe(path).map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
+            Self::read(path, |mistake| !mistake.may_pass())
+        };
+        read().or_else(|error| Self::last_good(&error).ok_or(error))
     }
 
     /// The last good config, in the place of one that is wrong for this reason.

@@ -1,10 +1,11 @@
 //! A daemon that cannot start says why, with the right exit code, and leaves nothing behind.
 
 use std::fs::Permissions;
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use steadfast_harness::Daemon;
 
@@ -37,6 +38,34 @@ fn a_config_that_is_not_there_exits_78() {
     let output = run(["run", "--config", "/nowhere/config.toml"]);
     assert_eq!(output.status.code(), Some(78));
     assert!(stderr(&output).contains("cannot read /nowhere/config.toml"), "{}", stderr(&output));
+}
+
+/// What becomes of `run` with its standard input for a config.
+fn run_by_stdin(stdin: Stdio) -> Output {
+    // One that serves is ended, and 124 its code.
+    let mut command = Command::new("timeout");
+    command.args(["30", BINARY, "run", "--config", "/dev/stdin"]).stdin(stdin).output().unwrap()
+}
+
+#[test]
+fn a_config_that_the_next_worker_cannot_read_exits_78_and_is_not_every_default() {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(b"http.listen = [\"127.0.0.1:0\"]\nadmin.listen = []\n").unwrap();
+    let (pipe, mut writer) = std::io::pipe().unwrap();
+    writer.write_all(b"http.listen = [\"127.0.0.1:0\"]\nadmin.listen = []\n").unwrap();
+    drop(writer);
+    for (stdin, why) in [
+        (Stdio::from(file), "cannot read /dev/stdin: it is no file, and nothing is in it"),
+        (
+            pipe.into(),
+            "cannot read /dev/stdin: a pipe can be read once, and the config is read again for each worker",
+        ),
+    ] {
+        let output = run_by_stdin(stdin);
+        assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+        assert!(stderr(&output).contains(why), "{}", stderr(&output));
+        assert!(stderr(&output).contains("name a file with --config"), "{}", stderr(&output));
+    }
 }
 
 #[test]
