@@ -127,6 +127,12 @@ impl Link {
         let _ = self.channel().send(&format!("{}={what}", key::SINGLETONS), &[]);
     }
 
+    /// Says that this worker accepts no client any more.
+    pub(super) fn retired(&self) {
+        // Best effort: it waits for that only so long.
+        let _ = self.channel().send(&format!("{}=1", key::RETIRED), &[]);
+    }
+
     /// Says why this worker cannot serve.
     pub(super) fn decline(&self, reason: &str) {
         // Best effort: the main process may have ended.

@@ -357,6 +357,7 @@ impl Daemon {
             link,
             go: CancellationToken::new(),
             alone: CancellationToken::new(),
+            retired: CancellationToken::new(),
             told: CancellationToken::new(),
         };
 

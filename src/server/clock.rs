@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::sweep::STEP;
+
 /// A moment of a [`Clock`], in microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Tick(u64);
@@ -27,6 +29,10 @@ impl Tick {
     }
 }
 
+/// The time between two looks above which the whole process stood still: it was stopped, its cgroup frozen, its
+/// machine paused.
+const STANDSTILL: Duration = Duration::from_secs(2);
+
 /// The time that counts against clients: it stops while the process is frozen, or the machine paused, and nothing that
 /// they send is read.
 #[derive(Debug)]
@@ -34,26 +40,59 @@ pub(crate) struct Clock {
     start: Instant,
     /// The time that the process stood still in all, in microseconds. Written by the sweep alone.
     stood_still: AtomicU64,
+    /// The moment of the last look; [`Self::NEVER`] if nobody is looked at. Written by the sweep alone.
+    looked: AtomicU64,
 }
 
+// `Relaxed`: what the sweep writes changes what others read by no more than a step, but after a freeze, and a value that is
+// a little old does no harm.
 impl Clock {
     /// The first moment, 35 years after zero: a connection that is taken over has been idle since before the start.
     const START: u64 = 1 << 50;
 
+    /// Later than every moment: no time has passed since.
+    const NEVER: u64 = u64::MAX;
+
     pub(crate) fn new() -> Self {
-        Self { start: Instant::now(), stood_still: AtomicU64::new(0) }
+        Self { start: Instant::now(), stood_still: AtomicU64::new(0), looked: AtomicU64::new(Self::NEVER) }
     }
 
+    /// This moment. It may count a standstill that the sweep has not seen yet.
     pub(crate) fn now(&self) -> Tick {
-        // `Relaxed`: it changes only after a freeze, and a value that is a little old does no harm.
         let stood_still = self.stood_still.load(Relaxed);
         Tick((Self::START + micros(self.start.elapsed())).saturating_sub(stood_still))
     }
 
-    /// Leaves out a time in which the process stood still.
-    pub(crate) fn skip(&self, standstill: Duration) {
-        self.stood_still.fetch_add(micros(standstill), Relaxed);
+    /// The time that a client has been idle since that moment, without any standstill.
+    pub(crate) fn idle(&self, since: Tick) -> Duration {
+        let now = self.now();
+        let unseen = standstill(now.since(self.looked()));
+        now.since(since).saturating_sub(unseen)
     }
+
+    /// The time since the last look of the sweep, which looks now. No client could have been served while the process stood
+    /// still, so that counts against none.
+    pub(super) fn look(&self) -> Duration {
+        let passed = self.now().since(self.looked());
+        let standstill = standstill(passed);
+        self.stood_still.fetch_add(micros(standstill), Relaxed);
+        self.looked.store(self.now().0, Relaxed);
+        passed.saturating_sub(standstill)
+    }
+
+    /// The sweep has nobody to look at: what passes until its next look is no standstill.
+    pub(super) fn rest(&self) {
+        self.looked.store(Self::NEVER, Relaxed);
+    }
+
+    fn looked(&self) -> Tick {
+        Tick(self.looked.load(Relaxed))
+    }
+}
+
+/// The part of the time since the last look in which the process stood still.
+fn standstill(since_look: Duration) -> Duration {
+    if since_look > STANDSTILL { since_look.saturating_sub(STEP) } else { Duration::ZERO }
 }
 
 fn micros(duration: Duration) -> u64 {

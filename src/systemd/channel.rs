@@ -53,6 +53,8 @@ pub(crate) mod key {
     pub(crate) const BESIDE: &str = "beside";
     /// When to hand over: once another main process says so, for this one leaves.
     pub(crate) const LEFT: &str = "left";
+    /// From a worker that hands over: it accepts no client any more.
+    pub(crate) const RETIRED: &str = "X_STEADFAST_RETIRED";
     /// To a worker: nothing is left for a next process; the value is [`LAST_PROCESS`] or [`NO_STORE`].
     pub(crate) const NOBODY_FOLLOWS: &str = "X_STEADFAST_NOBODY_FOLLOWS";
     /// The reason of [`NOBODY_FOLLOWS`]: there is no next process.

@@ -277,6 +277,43 @@ async fn each_byte_of_a_client_is_counted_once() {
     assert_eq!(received.iter().sum::<u64>(), stream.len() as u64, "{received:?}");
 }
 
+/// A connection that has had an answer, after which the process stood still; the sweep has not looked at it since.
+async fn idle_over_a_standstill() -> (Side, UnixStream) {
+    let side = Side::new();
+    let (mut client, theirs) = UnixStream::pair().expect("a pair of sockets");
+    side.server.serve_one(theirs);
+    let served = async {
+        client.write_all(REQUEST).await.expect("the server reads");
+        answer(&mut client).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    };
+    tokio::select! {
+        () = side.server.serve() => unreachable!("it never ends"),
+        () = served => {}
+    }
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    (side, client)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_in_which_the_process_stood_still_does_not_travel_as_idleness() {
+    let (side, _client) = idle_over_a_standstill().await;
+    let Parcel::Connection(_, note) = side.departed().await else { panic!("it is between two requests") };
+    assert!((1000..2000).contains(&note.idle_ms), "{} ms", note.idle_ms);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_right_after_a_standstill_leaves_a_client_the_time_to_ask_once_more() {
+    let (side, mut client) = idle_over_a_standstill().await;
+    let ask_once_more = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        client.write_all(REQUEST).await.expect("the server reads");
+        answer(&mut client).await
+    };
+    let (answer, ()) = tokio::join!(ask_once_more, side.server.drain(Duration::from_secs(10)));
+    assert!(answer.contains("200 OK") && answer.contains("connection: close"), "{answer}");
+}
+
 #[tokio::test]
 async fn what_the_mailbox_refuses_may_ask_once_more_and_is_counted() {
     let mailbox = Mailbox::new().expect("a mailbox");
@@ -339,7 +376,7 @@ async fn a_connection_changes_hands_within_the_largest_head_that_the_config_allo
     assert_eq!(moves, 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn one_that_is_too_large_to_travel_gets_its_last_answer_and_the_others_are_carried() {
     let release = Arc::new(tokio::sync::Notify::new());
     let router = Router::new().fallback({
