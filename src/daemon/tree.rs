@@ -10,13 +10,13 @@ use sd_notify::NotifyState;
 use tokio::sync::oneshot;
 use tokio::time::Duration;
 use tokio_graceful_shutdown::{SubsystemHandle, Toplevel};
+use tokio_util::sync::CancellationToken;
 
 use super::child::{BoundChild, Context, Kind, UserChild};
 use super::http::Http;
 use super::link::Link;
 use super::phase::{Cause, Phase};
 use super::shutdown::{Stop, Stoppable};
-use super::supervisor::Supervisor;
 use crate::Exit;
 use crate::event;
 use crate::main_process::Settings;
@@ -60,9 +60,13 @@ pub(super) struct Tree {
 impl Tree {
     /// Whatever listens, with the child that it belongs to.
     pub(super) fn servers(&self) -> impl Iterator<Item = (&str, &Server)> {
+        self.children().flat_map(|child| child.servers().into_iter().map(|server| (child.name(), server)))
+    }
+
+    /// The daemon's own children.
+    fn children(&self) -> impl Iterator<Item = &dyn BoundChild> {
         let http: &dyn BoundChild = &self.http;
-        let children = std::iter::once(http).chain(self.others.iter().map(|child| &**child));
-        children.flat_map(|child| child.servers().into_iter().map(|server| (child.name(), server)))
+        std::iter::once(http).chain(self.others.iter().map(|child| &**child))
     }
 
     /// Runs until all of it has stopped. The lifecycle's token is the tree's own, so a stop that is asked for and
@@ -131,15 +135,24 @@ impl Tree {
                 singleton.subsystem.initiate_shutdown();
             }
         }
+        let listening: Vec<_> = self
+            .children()
+            .filter_map(|child| {
+                let mut running = others.iter().chain([&http]);
+                Some((running.find(|running| &*running.name == child.name())?, child.closed()?))
+            })
+            .collect();
         let is_followed = || self.daemon.handover.keeps_listeners();
-        let told = self.daemon.told.clone().drop_guard();
+        let [retired, told] =
+            [&self.daemon.retired, &self.daemon.told].map(|token| token.clone().drop_guard());
         let tell = async {
             // Also if it is cut short, or before it begins.
             let _told = told;
+            let _retired = retired;
             // Without a main process `admin` answers to the end, and its counts with it: they are told then.
             let tells = self.daemon.link.is_some() && is_followed();
             if hands_over || tells {
-                leave_listeners(&self.others, &others, &supervisor).await;
+                retire(&self.daemon, &listening).await;
             }
             if tells {
                 // From here on this worker's own scrapes stand still at what it has told (`Ledger::shown`): whoever
@@ -325,19 +338,21 @@ async fn release(link: Option<&Link>, singletons: &[Stoppable]) -> Infallible {
     std::future::pending().await
 }
 
-/// Stops the children that listen, and returns when they accept no client any more: the successor's do.
-async fn leave_listeners(children: &[Arc<dyn BoundChild>], running: &[Stoppable], supervisor: &Supervisor) {
-    for child in children.iter().filter(|child| !child.servers().is_empty()) {
-        if let Some(stoppable) = running.iter().find(|running| &*running.name == child.name()) {
-            stoppable.subsystem.initiate_shutdown();
+/// Stops the children that listen, and says so once they accept no client any more: the successor's do.
+async fn retire(daemon: &Context, listening: &[(&Stoppable, &CancellationToken)]) {
+    for (child, _) in listening {
+        child.subsystem.initiate_shutdown();
+    }
+    for (child, closed) in listening {
+        tokio::select! {
+            () = closed.cancelled() => {}
+            // One that does not run accepts nothing.
+            () = daemon.observer.supervisor.until_inactive(&child.name) => {}
+            () = tokio::time::sleep(LAST_CHILDREN) => {}
         }
-        if let Some(closed) = child.closed() {
-            tokio::select! {
-                () = closed.cancelled() => {}
-                // One that does not run accepts nothing.
-                () = supervisor.until_inactive(child.name()) => {}
-                () = tokio::time::sleep(LAST_CHILDREN) => {}
-            }
-        }
+    }
+    daemon.retired.cancel();
+    if let Some(link) = &daemon.link {
+        link.retired();
     }
 }

@@ -208,6 +208,8 @@ struct MainProcess {
     last_look: Instant,
     /// The time at which the current worker is told of its predecessors, if there is news of them.
     news_at: Option<Instant>,
+    /// True from the time at which a worker takes over until systemd is told so.
+    is_unannounced: bool,
     /// True once the current worker is of another program than this process.
     is_upgraded: bool,
     events: mpsc::Receiver<Event>,
@@ -246,6 +248,7 @@ impl MainProcess {
             next_tick: Instant::now(),
             last_look: Instant::now(),
             news_at: None,
+            is_unannounced: false,
             is_upgraded: false,
             events,
             heard,
@@ -295,7 +298,11 @@ impl MainProcess {
             self.start_worker();
         }
         while self.exit.is_none() {
-            if self.is_upgraded && self.candidate().is_none() && self.events.is_empty() {
+            if self.is_upgraded
+                && !self.is_unannounced
+                && self.candidate().is_none()
+                && self.events.is_empty()
+            {
                 self.follow_upgrade().await;
             }
             let alarm = self.alarm();
@@ -338,11 +345,12 @@ impl MainProcess {
             Event::Alarm => {}
         }
         self.act_on_time(now);
+        self.announce();
     }
 
     /// The time of the next thing to do.
     fn alarm(&self) -> Instant {
-        let kills = self.workers.iter().filter_map(|worker| worker.kill_at);
+        let kills = self.workers.iter().flat_map(|worker| [worker.kill_at, worker.retires_by]).flatten();
         let tick = self.ticks().then_some(self.next_tick);
         let look = self.last_look + look();
         kills.chain(self.start_at).chain(self.news_at).chain(tick).min().map_or(look, |at| at.min(look))
@@ -362,6 +370,7 @@ impl MainProcess {
             for worker in &mut self.workers {
                 worker.beat = worker.beat.map(|_| now);
                 worker.kill_at = worker.kill_at.and_then(|at| at.checked_add(standstill));
+                worker.retires_by = worker.retires_by.and_then(|at| at.checked_add(standstill));
             }
         }
         self.last_look = now;
@@ -376,6 +385,15 @@ impl MainProcess {
             self.news_at = None;
             self.tell_predecessors();
             self.tell_what_is_left();
+        }
+        for worker in &mut self.workers {
+            if worker.retires_by.take_if(|at| *at <= now).is_some() {
+                tracing::warn!(
+                    worker = worker.pid,
+                    "worker {} reacts late: it may still answer new clients beside its successor",
+                    worker.pid
+                );
+            }
         }
         self.replace_stuck(now);
         self.kill_late(now);
@@ -405,8 +423,9 @@ impl MainProcess {
             self.replace_unasked(pid, &format!("is stuck: no heartbeat for {patience:?}"));
             if let Some(worker) = self.worker(pid) {
                 worker.kill_at = Some(now + GRACE);
-                // What it has counted is lost: nobody is to wait for it.
+                // What it has counted is lost: nobody is to wait for it, nor until it accepts nobody any more.
                 worker.has_heir = true;
+                worker.retires_by = None;
             }
         }
     }

@@ -117,8 +117,8 @@ impl MainProcess {
             if self.phase == Phase::Starting {
                 self.phase = Phase::Serving;
                 // They have served until now, for an earlier main process.
-                for predecessor in self.predecessors() {
-                    predecessor.tell(&assign(key::HAND_OVER, key::BESIDE));
+                for worker in self.workers.iter_mut().filter(|worker| worker.part == Part::Predecessor) {
+                    worker.hand_over();
                 }
             }
             // All that it had to leave has come before. Its successor comes beside it.
@@ -140,6 +140,11 @@ impl MainProcess {
         // A predecessor that was stopped is sent SIGHUP by the kernel once its main process has ended: no wish of anyone.
         if is_current && let Some(number) = message.value(key::RELOAD) {
             self.reload((number != key::NOBODY).then(|| (pid, number.to_owned())));
+        }
+        if message.has(key::RETIRED)
+            && let Some(worker) = self.worker(pid)
+        {
+            worker.retires_by = None;
         }
         if message.has(key::LAST) {
             self.nobody_follows(key::LAST_PROCESS);
@@ -190,8 +195,8 @@ impl MainProcess {
     /// Passes on to systemd what the current worker says of the service.
     fn pass_on(&self, message: &Message) {
         let mut states = Vec::new();
-        // While another worker is about to take over it would end that reload: this process says when it has ended.
-        if message.has("READY") && self.candidate().is_none() {
+        // While another worker takes over, or is about to, it would end that reload: this process says when it has ended.
+        if message.has("READY") && self.candidate().is_none() && !self.is_unannounced {
             states.push(NotifyState::Ready);
         }
         if message.has("STOPPING") && self.is_stopping() {
@@ -225,7 +230,6 @@ impl MainProcess {
         self.settings = worker.settings.clone();
         self.answer_reloaded(pid);
         if let Some(old) = old {
-            self.systemd.tell(&[NotifyState::Ready]);
             let old_pid = self.workers[old].pid;
             tracing::info!(
                 message_id = event::WORKER_REPLACED,
@@ -248,7 +252,17 @@ impl MainProcess {
             worker.tell(&go);
         }
         self.note_upgrade(old.is_some() && self.program.is_another());
-        self.go_on_reloading();
+        self.is_unannounced = true;
+    }
+
+    /// Tells systemd that the service is ready, or its reload over, once no other worker accepts clients any more.
+    pub(super) fn announce(&mut self) {
+        let is_alone = self.workers.iter().all(|worker| worker.retires_by.is_none());
+        if self.is_unannounced && is_alone && self.phase == Phase::Serving {
+            self.is_unannounced = false;
+            self.systemd.tell(&[NotifyState::Ready]);
+            self.go_on_reloading();
+        }
     }
 
     /// Answers those who asked for the reload that has brought this worker.
@@ -264,7 +278,7 @@ impl MainProcess {
         let old = &mut self.workers[index];
         old.becomes(Part::Predecessor);
         old.finishes_within(old.settings.deadline);
-        old.tell(&assign(key::HAND_OVER, key::BESIDE));
+        old.hand_over();
     }
 
     /// Cuts the oldest predecessors, if there are too many.

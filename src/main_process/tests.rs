@@ -31,6 +31,13 @@ impl StandIn {
         main.events.recv().await.expect("it is heard")
     }
 
+    /// Says this much, which the main process handles.
+    async fn says(&self, main: &mut MainProcess, what: &str) {
+        self.channel.send(&assign(what, "1"), &[]).expect("it is sent");
+        let said = main.events.recv().await.expect("it is heard");
+        main.handle(said);
+    }
+
     /// Everything that it was told since the last look.
     fn told(&self) -> Vec<Message> {
         std::iter::from_fn(|| self.channel.receive_now()).collect()
@@ -134,6 +141,65 @@ async fn a_candidate_has_all_of_its_time_although_the_whole_service_stood_still(
     let bound = candidate.is_bound(&mut main).await;
     main.handle(bound);
     assert_eq!(main.current().map(|worker| worker.pid), Some(candidate.pid()));
+}
+
+/// What systemd, or whoever is in its place, hears from a main process.
+fn systemd(main: &mut MainProcess) -> impl FnMut() -> usize + use<> {
+    let (ours, theirs) = Channel::pair().expect("a pair");
+    let theirs = Channel::adopt(theirs).expect("the same kind");
+    main.systemd = Manager::main_process(std::sync::Arc::new(ours));
+    // The number of times that it has heard READY since it was asked last.
+    move || std::iter::from_fn(|| theirs.receive_now()).filter(|message| message.has("READY")).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_is_over_once_its_predecessor_accepts_nobody_any_more() {
+    for hangs in [false, true] {
+        let (mut main, old) = serving();
+        let mut ready = systemd(&mut main);
+        let candidate = reloading(&mut main);
+        let bound = candidate.is_bound(&mut main).await;
+        main.handle(bound);
+        assert!(old.told().iter().any(|message| message.has(key::HAND_OVER)));
+        // Its own word tells nothing of the other.
+        candidate.says(&mut main, "READY").await;
+        main.handle(Event::Hangup);
+        pass(&mut main, Duration::from_millis(900)).await;
+        assert_eq!((ready(), main.waiting.len()), (0, 1));
+        if hangs {
+            pass(&mut main, Duration::from_millis(100)).await;
+        } else {
+            old.says(&mut main, key::RETIRED).await;
+        }
+        assert_eq!((ready(), main.waiting.len()), (1, 0), "hangs: {hangs}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_is_over_once_the_worker_of_the_main_process_before_accepts_nobody_any_more() {
+    for ends in [false, true] {
+        let mut main = MainProcess::new();
+        let mut ready = systemd(&mut main);
+        let mut old = StandIn::join(&mut main, Part::Predecessor);
+        let worker = StandIn::join(&mut main, Part::Candidate);
+        let bound = worker.is_bound(&mut main).await;
+        main.handle(bound);
+        pass(&mut main, Duration::from_secs(10)).await;
+        assert!(!old.told().iter().any(|message| message.has(key::HAND_OVER)));
+        worker.says(&mut main, "READY").await;
+        assert!(old.told().iter().any(|message| message.has(key::HAND_OVER)));
+        assert_eq!(ready(), 0);
+        if ends {
+            old.end();
+            while ready() == 0 {
+                let event = main.events.recv().await.expect("it ends");
+                main.handle(event);
+            }
+        } else {
+            old.says(&mut main, key::RETIRED).await;
+            assert_eq!(ready(), 1);
+        }
+    }
 }
 
 #[test]

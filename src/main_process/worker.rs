@@ -13,11 +13,11 @@ use tokio::time::Instant;
 
 use super::program::{self, Program};
 use super::store::Store;
-use super::{DrainProgress, GRACE, Settings};
+use super::{DrainProgress, GRACE, Settings, assign};
 use crate::event;
 use crate::printable::{ending_of, printable};
 use crate::systemd::activation::{ALONE, BESIDE, CHANNEL, LAST_GOOD, STDERR, WORKER};
-use crate::systemd::channel::{self, Channel, Message};
+use crate::systemd::channel::{self, Channel, Message, key};
 use crate::systemd::process::Process;
 
 /// The beginning of the names under which the channels to workers are in systemd's store.
@@ -33,6 +33,10 @@ const ALLOCATOR: (&str, &str) =
 /// The most that is told of a worker's output, in bytes. A message of the channel may have it twice, in JSON, which makes
 /// it twice as long at worst.
 const LAST_WORDS: usize = channel::LONGEST / 5;
+
+/// The longest that a worker which hands over is waited for until it accepts no client any more. It takes milliseconds, but
+/// for one that hangs.
+const RETIREMENT: Duration = Duration::from_secs(1);
 
 /// The process of the worker whose channel has this name.
 pub(super) fn pid_of(name: &str) -> Option<u32> {
@@ -69,6 +73,8 @@ pub(super) struct Worker {
     pub(super) beat: Option<Instant>,
     /// The time at which it is killed, if it has not ended by then.
     pub(super) kill_at: Option<Instant>,
+    /// The time until which it is waited for, for it may still accept clients while another serves; none once it does not.
+    pub(super) retires_by: Option<Instant>,
     /// True if it may run singletons.
     pub(super) holds_singletons: bool,
     /// True if it wants to.
@@ -161,6 +167,7 @@ impl Worker {
             failed: None,
             beat: None,
             kill_at: None,
+            retires_by: None,
             // One of an earlier main process may: it says so if it does not.
             holds_singletons: part != Part::Candidate,
             wants_singletons: false,
@@ -201,6 +208,12 @@ impl Worker {
     /// Sets the end of the time that a predecessor has, and some more to end by itself.
     pub(super) fn finishes_within(&mut self, deadline: Option<Duration>) {
         self.kill_at = deadline.and_then(|limit| self.since.checked_add(limit + GRACE));
+    }
+
+    /// Has it hand over to the one that serves.
+    pub(super) fn hand_over(&mut self) {
+        self.retires_by = Some(Instant::now() + RETIREMENT);
+        self.tell(&assign(key::HAND_OVER, key::BESIDE));
     }
 
     /// How far a predecessor is, for people to read. What it said while it served is true no more.

@@ -52,3 +52,25 @@ fn a_request_in_flight_finishes_over_a_reload_while_others_are_answered_at_once(
     // By now it has followed the others.
     assert_eq!(client.get("/").unwrap().status, 200);
 }
+
+#[test]
+fn whoever_comes_after_a_reload_or_a_restart_has_returned_is_answered_by_the_new_worker() {
+    const EACH: usize = 5;
+    let Some(service) = Service::start(file!(), "") else {
+        return;
+    };
+    for (what, next) in [("reload", Service::reload as fn(&Service) -> _), ("restart", Service::restart)] {
+        service.reset_failed();
+        for number in 0..EACH {
+            let body = format!("{what} {number}");
+            service.configure(&format!("[[route]]\npath = \"/body\"\nrespond = \"{body}\"\n"));
+            next(&service);
+            assert_eq!(service.connect().get("/body").unwrap().text(), body);
+            let status = service.admin("/status").text();
+            assert!(status.contains(r#""phase":"serving""#), "after {body}: {status}");
+        }
+    }
+    // That could be so by luck.
+    let late = service.journal(UNIT, &[]).matches("reacts late").count();
+    assert!(late < EACH, "{late} of {} were not waited for", 2 * EACH);
+}

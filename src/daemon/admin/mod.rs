@@ -221,13 +221,8 @@ async fn announce_stop(State(context): State<Arc<Context>>) -> StatusCode {
 async fn reload(State(context): State<Arc<Context>>) -> impl IntoResponse {
     match context.daemon.reloads.ask().await {
         Outcome::Reloaded(pid) => {
-            // The client may ask for the next reload at once, which has to reach the successor: so this process first
-            // stops accepting.
-            tokio::select! {
-                () = context.closed.cancelled() => {}
-                // An inactive child never cancels `closed`, but accepts nothing either.
-                () = context.daemon.observer.supervisor.until_inactive(NAME) => {}
-            }
+            // Whoever comes from now on is answered by the successor, also one who asks for the next reload.
+            context.daemon.retired.cancelled().await;
             (StatusCode::OK, format!("process {pid} has taken over\n"))
         }
         // The reason may be another program's, such as a broken successor's.

@@ -12,6 +12,8 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 use self::https::{Resumption, Tls};
 use self::routes::edge::{Edge, HTTPS_PORT};
 use self::routes::{Route, Routes};
@@ -123,6 +125,7 @@ pub(super) struct Http {
     resumption: Option<Resumption>,
     daemon: Context,
     linger: Duration,
+    closed: CancellationToken,
 }
 
 impl Http {
@@ -164,7 +167,7 @@ impl Http {
             .trusting(config.trusted_proxies.clone())
             .with_hsts(hsts)
             .with_departures(Departures::new(Arc::clone(&daemon.handover)));
-        Ok(Self { server, resumption, daemon: daemon.clone(), linger })
+        Ok(Self { server, resumption, daemon: daemon.clone(), linger, closed: CancellationToken::new() })
     }
 
     /// Its accept loops and connections.
@@ -215,6 +218,7 @@ impl Http {
     /// on from there: the connections are not the child's.
     pub(super) async fn finish(&self) {
         self.server.close(self.daemon.handover.keeps_listeners()).await;
+        self.closed.cancel();
         self.daemon.told.cancelled().await;
         if let Some(resumption) = self.resumption.as_ref().filter(|_| self.daemon.handover.keeps_listeners())
         {
@@ -266,5 +270,9 @@ impl BoundChild for Http {
 
     fn servers(&self) -> Vec<&Server> {
         vec![&self.server]
+    }
+
+    fn closed(&self) -> Option<&CancellationToken> {
+        Some(&self.closed)
     }
 }

@@ -117,7 +117,8 @@ impl Signals {
     }
 
     fn obey(&self, command: Command, interim: &mut Option<(Instant, Cause)>) {
-        let Context { observer, metrics, manager, handover, reloads, go, alone, link, .. } = &self.daemon;
+        let Context { observer, metrics, manager, handover, reloads, go, alone, link, retired, .. } =
+            &self.daemon;
         let lifecycle = &observer.lifecycle;
         match command {
             Command::Go { succeeds } => {
@@ -136,6 +137,9 @@ impl Signals {
                 reloads.moved();
                 if let Some(link) = link {
                     link.confirm_singletons();
+                    if retired.is_cancelled() {
+                        link.retired();
+                    }
                 }
                 lifecycle.stop(interim.take().map_or(Cause::Reload, |(_, cause)| cause));
             }

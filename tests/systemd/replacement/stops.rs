@@ -18,8 +18,6 @@ fn a_stop_reaches_predecessors_of_two_earlier_main_processes_and_leaves_nothing(
     let (mut answered, exchange) = service.in_flight(&upstream, "/app/answered");
     let first = service.worker();
     service.restart();
-    // Until then it may take a connection.
-    service.wait_for_predecessors(1);
     let (mut cut, _unanswered) = service.in_flight(&upstream, "/app/cut");
     let second = service.worker();
     service.restart();
