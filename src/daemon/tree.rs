@@ -6,6 +6,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use sd_notify::NotifyState;
 use tokio::sync::oneshot;
 use tokio::time::Duration;
@@ -27,6 +28,10 @@ use crate::systemd::memfd::sealed;
 
 /// The time that each of the last children may take to stop, and the tree to end after them.
 const LAST_CHILDREN: Duration = Duration::from_secs(2);
+
+/// The longest that children may take to stop accepting before this goes on without them: less than `admin` has for its last
+/// answers, of which one says that a reload is over.
+const RETIREMENT: Duration = Duration::from_millis(500);
 
 /// The longest that it may take to tell the successor what was counted: connections follow, or the end of the process.
 const TELL_FIRST: Duration = Duration::from_secs(2);
@@ -135,20 +140,16 @@ impl Tree {
                 singleton.subsystem.initiate_shutdown();
             }
         }
-        let listening: Vec<_> = self
-            .children()
-            .filter_map(|child| {
-                let mut running = others.iter().chain([&http]);
-                Some((running.find(|running| &*running.name == child.name())?, child.closed()?))
-            })
-            .collect();
+        let listening: Vec<_> = {
+            let closed = |running: &Stoppable| self.children().find(|c| c.name() == &*running.name)?.closed();
+            let running = others.iter().chain([&http]);
+            running.filter_map(|running| Some((running, closed(running)?))).collect()
+        };
         let is_followed = || self.daemon.handover.keeps_listeners();
-        let [retired, told] =
-            [&self.daemon.retired, &self.daemon.told].map(|token| token.clone().drop_guard());
+        let told = self.daemon.told.clone().drop_guard();
         let tell = async {
             // Also if it is cut short, or before it begins.
             let _told = told;
-            let _retired = retired;
             // Without a main process `admin` answers to the end, and its counts with it: they are told then.
             let tells = self.daemon.link.is_some() && is_followed();
             if hands_over || tells {
@@ -343,16 +344,17 @@ async fn retire(daemon: &Context, listening: &[(&Stoppable, &CancellationToken)]
     for (child, _) in listening {
         child.subsystem.initiate_shutdown();
     }
-    for (child, closed) in listening {
+    let closed = join_all(listening.iter().map(async |(child, closed)| {
         tokio::select! {
             () = closed.cancelled() => {}
             // One that does not run accepts nothing.
             () = daemon.observer.supervisor.until_inactive(&child.name) => {}
-            () = tokio::time::sleep(LAST_CHILDREN) => {}
         }
-    }
-    daemon.retired.cancel();
-    if let Some(link) = &daemon.link {
-        link.retired();
+    }));
+    if tokio::time::timeout(RETIREMENT, closed).await.is_ok() {
+        daemon.retired.cancel();
+        if let Some(link) = &daemon.link {
+            link.retired();
+        }
     }
 }

@@ -298,11 +298,7 @@ impl MainProcess {
             self.start_worker();
         }
         while self.exit.is_none() {
-            if self.is_upgraded
-                && !self.is_unannounced
-                && self.candidate().is_none()
-                && self.events.is_empty()
-            {
+            if self.may_follow_upgrade() {
                 self.follow_upgrade().await;
             }
             let alarm = self.alarm();
@@ -350,10 +346,10 @@ impl MainProcess {
 
     /// The time of the next thing to do.
     fn alarm(&self) -> Instant {
-        let kills = self.workers.iter().flat_map(|worker| [worker.kill_at, worker.retires_by]).flatten();
+        let workers = self.workers.iter().flat_map(|worker| [worker.kill_at, worker.retires_by]).flatten();
         let tick = self.ticks().then_some(self.next_tick);
         let look = self.last_look + look();
-        kills.chain(self.start_at).chain(self.news_at).chain(tick).min().map_or(look, |at| at.min(look))
+        workers.chain(self.start_at).chain(self.news_at).chain(tick).min().map_or(look, |at| at.min(look))
     }
 
     /// True if systemd expects to hear of this process again and again.
@@ -390,7 +386,7 @@ impl MainProcess {
             if worker.retires_by.take_if(|at| *at <= now).is_some() {
                 tracing::warn!(
                     worker = worker.pid,
-                    "worker {} reacts late: it may still answer new clients beside its successor",
+                    "worker {} has not said that it accepts no client any more: it may still answer new ones",
                     worker.pid
                 );
             }

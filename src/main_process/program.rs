@@ -47,6 +47,12 @@ impl Program {
         Self { path, arguments: arguments.collect() }
     }
 
+    /// The one at this path, without arguments.
+    #[cfg(test)]
+    pub(super) fn at(path: &str) -> Self {
+        Self { path: path.into(), arguments: Vec::new() }
+    }
+
     /// Its path.
     pub(super) fn path(&self) -> &Path {
         &self.path

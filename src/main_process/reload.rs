@@ -20,7 +20,7 @@ impl MainProcess {
                 self.tell_reloading(None);
                 self.systemd.tell(&[NotifyState::Ready]);
             }
-        } else if self.candidate().is_some() || self.is_unannounced {
+        } else if self.candidate().is_some() || self.is_being_announced() {
             self.waiting.push_back(asked);
         } else {
             tracing::info!(message_id = event::RELOAD_BEGUN, "reloading");

@@ -98,6 +98,9 @@ impl MainProcess {
         if let Some(drain) = message.value(key::DRAIN).and_then(|json| serde_json::from_str(json).ok()) {
             worker.drain = Some((drain, Instant::now()));
         }
+        if message.has(key::RETIRED) {
+            worker.retires_by = None;
+        }
         match message.value("WATCHDOG") {
             Some("1") => worker.beat = Some(Instant::now()),
             Some("trigger") => {
@@ -140,11 +143,6 @@ impl MainProcess {
         // A predecessor that was stopped is sent SIGHUP by the kernel once its main process has ended: no wish of anyone.
         if is_current && let Some(number) = message.value(key::RELOAD) {
             self.reload((number != key::NOBODY).then(|| (pid, number.to_owned())));
-        }
-        if message.has(key::RETIRED)
-            && let Some(worker) = self.worker(pid)
-        {
-            worker.retires_by = None;
         }
         if message.has(key::LAST) {
             self.nobody_follows(key::LAST_PROCESS);
@@ -255,10 +253,18 @@ impl MainProcess {
         self.is_unannounced = true;
     }
 
-    /// Tells systemd that the service is ready, or its reload over, once no other worker accepts clients any more.
+    /// True while a worker that has taken over is not the only one yet that accepts clients. Before the first is ready it may
+    /// be replaced by another at any time.
+    pub(super) fn is_being_announced(&self) -> bool {
+        self.is_unannounced && self.phase == Phase::Serving && self.exit.is_none()
+    }
+
+    /// Tells systemd that the service is ready, or its reload over, once the current worker is ready and no other accepts
+    /// clients any more.
     pub(super) fn announce(&mut self) {
+        let is_ready = self.current().is_some_and(|worker| worker.beat.is_some());
         let is_alone = self.workers.iter().all(|worker| worker.retires_by.is_none());
-        if self.is_unannounced && is_alone && self.phase == Phase::Serving {
+        if self.is_being_announced() && is_ready && is_alone {
             self.is_unannounced = false;
             self.systemd.tell(&[NotifyState::Ready]);
             self.go_on_reloading();

@@ -163,6 +163,7 @@ async fn a_reload_is_over_once_its_predecessor_accepts_nobody_any_more() {
         assert!(old.told().iter().any(|message| message.has(key::HAND_OVER)));
         // Its own word tells nothing of the other.
         candidate.says(&mut main, "READY").await;
+        main.program = Program::at("/bin/false");
         main.handle(Event::Hangup);
         pass(&mut main, Duration::from_millis(900)).await;
         assert_eq!((ready(), main.waiting.len()), (0, 1));
@@ -173,6 +174,32 @@ async fn a_reload_is_over_once_its_predecessor_accepts_nobody_any_more() {
         }
         assert_eq!((ready(), main.waiting.len()), (1, 0), "hangs: {hangs}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_is_not_ready_yet_is_replaced_by_a_reload_at_once() {
+    let mut main = MainProcess::new();
+    let worker = StandIn::join(&mut main, Part::Candidate);
+    let bound = worker.is_bound(&mut main).await;
+    main.handle(bound);
+    main.program = Program::at("/bin/false");
+    main.handle(Event::Hangup);
+    assert!(main.candidate().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_main_process_becomes_no_other_program_amid_a_takeover_nor_a_stop() {
+    let (mut main, old) = serving();
+    let candidate = reloading(&mut main);
+    let bound = candidate.is_bound(&mut main).await;
+    main.handle(bound);
+    main.is_upgraded = true;
+    candidate.says(&mut main, "READY").await;
+    assert!(!main.may_follow_upgrade());
+    old.says(&mut main, key::RETIRED).await;
+    assert!(main.may_follow_upgrade());
+    main.handle(Event::Stop("SIGINT"));
+    assert!(!main.may_follow_upgrade());
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::program::{self, Program};
 use super::worker::STORED;
-use super::{MainProcess, Settings};
+use super::{MainProcess, Phase, Settings};
 use crate::event;
 use crate::logging;
 use crate::systemd::activation::Inherited;
@@ -42,6 +42,12 @@ impl MainProcess {
                 self.program.path().display()
             );
         }
+    }
+
+    /// True if this process is to become another program, and nothing is under way that this would lose.
+    pub(super) fn may_follow_upgrade(&self) -> bool {
+        let is_settled = self.phase == Phase::Serving && !self.is_unannounced && self.candidate().is_none();
+        self.is_upgraded && is_settled && self.events.is_empty()
     }
 
     /// Takes the code of the program that is at the path now, as the same process with all that it keeps; not yet if

@@ -73,7 +73,7 @@ pub(super) struct Worker {
     pub(super) beat: Option<Instant>,
     /// The time at which it is killed, if it has not ended by then.
     pub(super) kill_at: Option<Instant>,
-    /// The time until which it is waited for, for it may still accept clients while another serves; none once it does not.
+    /// The time until which it is waited for, while it may still accept clients although another serves.
     pub(super) retires_by: Option<Instant>,
     /// True if it may run singletons.
     pub(super) holds_singletons: bool,

@@ -40,7 +40,8 @@ pub(crate) struct Clock {
     start: Instant,
     /// The time that the process stood still in all, in microseconds. Written by the sweep alone.
     stood_still: AtomicU64,
-    /// The moment of the last look; [`Self::NEVER`] if nobody is looked at. Written by the sweep alone.
+    /// The moment of the sweep's last look; [`Self::NEVER`] if it has nobody to look at. Where no sweep looks, as for a moment
+    /// between serving and draining, that counts as a standstill, too. Written by the sweep alone.
     looked: AtomicU64,
 }
 
@@ -57,27 +58,21 @@ impl Clock {
         Self { start: Instant::now(), stood_still: AtomicU64::new(0), looked: AtomicU64::new(Self::NEVER) }
     }
 
-    /// This moment. It may count a standstill that the sweep has not seen yet.
+    /// This moment.
     pub(crate) fn now(&self) -> Tick {
-        let stood_still = self.stood_still.load(Relaxed);
-        Tick((Self::START + micros(self.start.elapsed())).saturating_sub(stood_still))
-    }
-
-    /// The time that a client has been idle since that moment, without any standstill.
-    pub(crate) fn idle(&self, since: Tick) -> Duration {
-        let now = self.now();
-        let unseen = standstill(now.since(self.looked()));
-        now.since(since).saturating_sub(unseen)
+        let ticked = self.ticked();
+        ticked.before(standstill(ticked.since(self.looked())))
     }
 
     /// The time since the last look of the sweep, which looks now. No client could have been served while the process stood
     /// still, so that counts against none.
     pub(super) fn look(&self) -> Duration {
-        let passed = self.now().since(self.looked());
-        let standstill = standstill(passed);
+        let looked = self.looked();
+        let standstill = standstill(self.ticked().since(looked));
         self.stood_still.fetch_add(micros(standstill), Relaxed);
-        self.looked.store(self.now().0, Relaxed);
-        passed.saturating_sub(standstill)
+        let now = self.ticked();
+        self.looked.store(now.0, Relaxed);
+        now.since(looked)
     }
 
     /// The sweep has nobody to look at: what passes until its next look is no standstill.
@@ -87,6 +82,12 @@ impl Clock {
 
     fn looked(&self) -> Tick {
         Tick(self.looked.load(Relaxed))
+    }
+
+    /// This moment, if the process has not stood still since the last look.
+    fn ticked(&self) -> Tick {
+        let stood_still = self.stood_still.load(Relaxed);
+        Tick((Self::START + micros(self.start.elapsed())).saturating_sub(stood_still))
     }
 }
 

@@ -222,7 +222,11 @@ async fn reload(State(context): State<Arc<Context>>) -> impl IntoResponse {
     match context.daemon.reloads.ask().await {
         Outcome::Reloaded(pid) => {
             // Whoever comes from now on is answered by the successor, also one who asks for the next reload.
-            context.daemon.retired.cancelled().await;
+            tokio::select! {
+                () = context.daemon.retired.cancelled() => {}
+                // A child hangs, and may accept nobody either.
+                () = context.daemon.told.cancelled() => {}
+            }
             (StatusCode::OK, format!("process {pid} has taken over\n"))
         }
         // The reason may be another program's, such as a broken successor's.

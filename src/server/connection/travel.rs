@@ -80,7 +80,7 @@ impl Connection {
     pub(in crate::server) fn note(&self, read_ahead: Bytes, tls: Option<TlsNote>) -> ConnectionNote {
         let idle = match *self.machine() {
             Machine::Parked { since } | Machine::Reading { idle: since, .. } => {
-                self.registry.clock().idle(since)
+                self.registry.clock().now().since(since)
             }
             _ => Duration::ZERO,
         };

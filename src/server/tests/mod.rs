@@ -302,6 +302,28 @@ async fn the_time_in_which_the_process_stood_still_does_not_travel_as_idleness()
     assert!((1000..2000).contains(&note.idle_ms), "{} ms", note.idle_ms);
 }
 
+/// What comes first after a standstill is heard of before the sweep looks.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_heard_right_after_a_standstill_has_no_more_time_than_any_other() {
+    let (side, mut client) = idle_over_a_standstill().await;
+    let limits = Limits::default();
+    client.write_all(b"GET / HTTP/1.1\r\n").await.expect("the server reads");
+    while side.registry.connections()[0].state() != State::Reading {
+        tokio::task::yield_now().await;
+    }
+    let gone = async {
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.expect("no error");
+        answer
+    };
+    tokio::select! {
+        () = side.server.serve() => unreachable!("it never ends"),
+        gone = tokio::time::timeout(limits.header_timeout * 2, gone) => {
+            assert!(gone.expect("its time has passed").starts_with("HTTP/1.1 408"));
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_stop_right_after_a_standstill_leaves_a_client_the_time_to_ask_once_more() {
     let (side, mut client) = idle_over_a_standstill().await;
