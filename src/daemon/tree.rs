@@ -3,10 +3,9 @@
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 
-use futures_util::future::join_all;
 use sd_notify::NotifyState;
 use tokio::sync::oneshot;
 use tokio::time::Duration;
@@ -29,8 +28,8 @@ use crate::systemd::memfd::sealed;
 /// The time that each of the last children may take to stop, and the tree to end after them.
 const LAST_CHILDREN: Duration = Duration::from_secs(2);
 
-/// The longest that children may take to stop accepting before this goes on without them: less than `admin` has for its last
-/// answers, of which one says that a reload is over.
+/// The time after which those that still accept clients are not waited for before the successor is told what was counted:
+/// less than `admin` has for its last answers, of which one says that a reload is over.
 const RETIREMENT: Duration = Duration::from_millis(500);
 
 /// The longest that it may take to tell the successor what was counted: connections follow, or the end of the process.
@@ -149,16 +148,23 @@ impl Tree {
         let told = self.daemon.told.clone().drop_guard();
         let tell = async {
             // Also if it is cut short, or before it begins.
-            let _told = told;
+            let told = told;
             // Without a main process `admin` answers to the end, and its counts with it: they are told then.
             let tells = self.daemon.link.is_some() && is_followed();
-            if hands_over || tells {
-                retire(&self.daemon, &listening).await;
-            }
+            let mut retiring = pin!(retire(&self.daemon, &listening));
+            let is_retired = if hands_over || tells {
+                tokio::time::timeout(RETIREMENT, &mut retiring).await.is_ok()
+            } else {
+                true
+            };
             if tells {
                 // From here on this worker's own scrapes stand still at what it has told (`Ledger::shown`): whoever
                 // comes now is to be answered by the successor.
                 self.daemon.tell_successor(TELL_FIRST).await;
+            }
+            drop(told);
+            if !is_retired {
+                retiring.await;
             }
         };
         if self.daemon.handover.refuses(false).is_some() {
@@ -344,17 +350,15 @@ async fn retire(daemon: &Context, listening: &[(&Stoppable, &CancellationToken)]
     for (child, _) in listening {
         child.subsystem.initiate_shutdown();
     }
-    let closed = join_all(listening.iter().map(async |(child, closed)| {
+    for (child, closed) in listening {
         tokio::select! {
             () = closed.cancelled() => {}
             // One that does not run accepts nothing.
             () = daemon.observer.supervisor.until_inactive(&child.name) => {}
         }
-    }));
-    if tokio::time::timeout(RETIREMENT, closed).await.is_ok() {
-        daemon.retired.cancel();
-        if let Some(link) = &daemon.link {
-            link.retired();
-        }
+    }
+    daemon.retired.cancel();
+    if let Some(link) = &daemon.link {
+        link.retired();
     }
 }

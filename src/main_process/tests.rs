@@ -165,7 +165,7 @@ async fn a_reload_is_over_once_its_predecessor_accepts_nobody_any_more() {
         candidate.says(&mut main, "READY").await;
         main.program = Program::at("/bin/false");
         main.handle(Event::Hangup);
-        pass(&mut main, Duration::from_millis(900)).await;
+        pass(&mut main, Duration::from_millis(1900)).await;
         assert_eq!((ready(), main.waiting.len()), (0, 1));
         if hangs {
             pass(&mut main, Duration::from_millis(100)).await;

@@ -36,7 +36,7 @@ const LAST_WORDS: usize = channel::LONGEST / 5;
 
 /// The longest that a worker which hands over is waited for until it accepts no client any more. It takes milliseconds, but
 /// for one that hangs.
-const RETIREMENT: Duration = Duration::from_secs(1);
+const RETIREMENT: Duration = Duration::from_secs(2);
 
 /// The process of the worker whose channel has this name.
 pub(super) fn pid_of(name: &str) -> Option<u32> {

@@ -97,7 +97,7 @@ fn a_drain_says_stopping_and_extends_its_time_at_once_and_each_second() {
 
 #[test]
 fn the_watchdog_is_fed_at_least_twice_in_its_period() {
-    let period = Duration::from_secs(4);
+    let period = Duration::from_secs(6);
     let daemon = troubled("", |command| {
         command.env("WATCHDOG_USEC", period.as_micros().to_string());
     });
@@ -130,25 +130,25 @@ fn a_child_that_blocks_its_thread_is_named_and_its_worker_replaced() {
 #[test]
 fn a_worker_that_stands_still_is_replaced_although_no_watchdog_is_fed_from_it() {
     let daemon = troubled("", |command| {
-        command.env("WATCHDOG_USEC", "4000000");
+        command.env("WATCHDOG_USEC", "6000000");
     });
     wait_for_ready(&daemon);
     let stuck = daemon.worker();
     daemon.signal_worker(Signal::STOP);
-    let named = format!("worker {stuck} is stuck: no heartbeat for 4s");
+    let named = format!("worker {stuck} is stuck: no heartbeat for 6s");
     daemon.wait_for_line(&named, |line| line.contains("ERROR") && line.contains(&named));
     daemon.wait_for_line("another", |line| line.contains(&format!("worker {stuck} was ended by signal")));
     wait_until("another worker", || (daemon.workers() != [stuck]).then_some(()));
     assert_eq!(connect(&daemon, "http").get("/").unwrap().status, 200);
     let pings = daemon.notifications().into_iter().filter(|n| n.text.contains("WATCHDOG=1"));
     for pair in pings.collect::<Vec<_>>().windows(2) {
-        assert!(pair[1].at - pair[0].at < Duration::from_secs(3), "the main process goes on");
+        assert!(pair[1].at - pair[0].at < Duration::from_millis(4500), "the main process goes on");
     }
 }
 
 #[test]
 fn a_daemon_that_stood_still_as_a_whole_is_not_stuck() {
-    let period = Duration::from_secs(4);
+    let period = Duration::from_secs(6);
     let daemon = troubled("", |command| {
         command.env("WATCHDOG_USEC", period.as_micros().to_string());
     });

@@ -264,7 +264,8 @@ fn a_stop_that_comes_while_the_main_process_becomes_another_program_is_heard() {
         ["program", "stderr", "http.sock", "config.toml"].map(|name| folder.path().join(name));
     let put_the_program = || {
         let new = program.with_extension("new");
-        fs::copy(BINARY, &new).unwrap();
+        // By another process: what this one writes to may be open in a child of another test when it is to be run.
+        assert!(Command::new("cp").arg(BINARY).arg(&new).status().unwrap().success());
         fs::rename(new, &program).unwrap();
     };
     put_the_program();

@@ -20,8 +20,8 @@ const SOON: Duration = Duration::from_secs(15);
 
 const LIMITS: &str = r#"
     max_connections = 20
-    header_timeout = "1s"
-    read_timeout = "1s"
+    header_timeout = "3s"
+    read_timeout = "3s"
     header_limit = "8KiB"
     body_limit = "1KiB"
 "#;

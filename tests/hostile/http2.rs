@@ -63,7 +63,8 @@ fn serving(limits: &str) -> (Site, (TempDir, Recorder)) {
     let recorder = Recorder::start();
     let tables = respond("/hello", "hello")
         + &files("/files/*", folder.path())
-        + &proxy("/app/*", recorder.address, "");
+        // Some tests open thousands of connections to it at once.
+        + &proxy("/app/*", recorder.address, ", connect_timeout = \"60s\"");
     (Site::start(limits, &tables), (folder, recorder))
 }
 
@@ -284,7 +285,7 @@ fn heads_and_bodies_that_take_their_time() {
         thread::scope(|scope| {
             let reader = stream.try_clone().unwrap();
             scope.spawn(move || drain(&reader));
-            for byte in get(1, "/hello") {
+            for byte in get(1, &format!("/hello?{}", "x".repeat(200))) {
                 if stream.write_all(&[byte]).is_err() {
                     return;
                 }

@@ -15,9 +15,9 @@ pub(crate) const PACKAGING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packagi
 
 /// Timeouts that let every connection of a test come to its end soon.
 pub(crate) const IMPATIENT: &str = r#"
-    header_timeout = "1s"
+    header_timeout = "3s"
     keepalive_timeout = "1s"
-    read_timeout = "1s"
+    read_timeout = "3s"
     write_timeout = "1s"
 "#;
 

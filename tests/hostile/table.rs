@@ -26,9 +26,9 @@ const NOT_HERE: u16 = 0;
 
 /// Timeouts and limits that some rows go beyond.
 const LIMITS: &str = r#"
-    header_timeout = "1s"
-    keepalive_timeout = "10s"
-    read_timeout = "1s"
+    header_timeout = "3s"
+    keepalive_timeout = "30s"
+    read_timeout = "3s"
     header_limit = "8KiB"
     body_limit = "1MiB"
 "#;

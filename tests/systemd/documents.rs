@@ -126,7 +126,9 @@ fn type_in(service: &Service, command: &str) -> (ExitStatus, String) {
 
 /// True if a command changes nothing, and shows what systemd and journald may learn a moment later.
 fn is_look(command: &str) -> bool {
-    ["journalctl ", "systemctl show "].iter().any(|look| command.starts_with(look))
+    ["journalctl ", "steadfast status", "systemctl show ", "systemctl status "]
+        .iter()
+        .any(|look| command.starts_with(look))
 }
 
 #[test]

@@ -13,11 +13,11 @@ use crate::service::{Service, UNIT};
 const API: &str = "127.0.0.1:9091";
 
 /// The time between two scrapes, which is all that one may take.
-const INTERVAL: Duration = Duration::from_secs(3);
+const INTERVAL: Duration = Duration::from_secs(4);
 
 /// The rules are those that are shipped.
 const CONFIG: &str = r#"
-global: { scrape_interval: 3s, scrape_timeout: 3s, evaluation_interval: 2s }
+global: { scrape_interval: 4s, scrape_timeout: 4s, evaluation_interval: 2s }
 rule_files: [/usr/lib/prometheus/steadfast.rules.yml]
 scrape_configs:
   - job_name: steadfast
@@ -150,7 +150,7 @@ fn prometheus_sees_one_series_over_a_restart_and_a_reload_and_is_told_of_a_reque
     print_figure(
         "Prometheus over a restart and two reloads",
         format_args!(
-            "{} scrapes, one every three seconds, at most {longest:.3} s apart; no counter was reset",
+            "{} scrapes, one every four seconds, at most {longest:.3} s apart; no counter was reset",
             times.len()
         ),
     );

@@ -1,6 +1,6 @@
 //! A reload that cannot succeed: it says why, and nothing has changed.
 
-use steadfast_harness::{Client, Output, wait_until};
+use steadfast_harness::{Client, Output, wait_until, wait_with};
 
 use crate::service::{Service, UNIT};
 
@@ -13,7 +13,7 @@ fn a_mistake_in_the_config_fails_the_reload_with_its_place_and_loses_nothing() {
         return;
     };
     let mistake = "[shutdown]\ndeadlin = \"4s\"\n";
-    let failed = fail_under_load(&service, || service.configure(mistake));
+    let failed = fail_under_load(&service, "config.toml:8:1:", || service.configure(mistake));
     let journal = service.journal(UNIT, &[]);
     // The journal has all of it, the status one line.
     for expected in ["config.toml:8:1\n", "8 | deadlin", "the nearest known key is `deadline`"] {
@@ -30,7 +30,9 @@ fn a_mistake_in_the_config_fails_the_reload_with_its_place_and_loses_nothing() {
     assert!(!shell.status.success());
     assert!(shell.stderr.contains("config.toml:8:1\n"), "{}", shell.stderr);
 
-    let two = fail_under_load(&service, || service.configure("[shutdown]\nlinger = 4\ndeadline = 2\n"));
+    let two = fail_under_load(&service, "config.toml:8:10:", || {
+        service.configure("[shutdown]\nlinger = 4\ndeadline = 2\n");
+    });
     let short = "; the last reload failed: config.toml:8:10: \"linger\" is the integer 4; 1 more";
     assert!(two.status.ends_with(short), "{}", two.status);
 
@@ -48,8 +50,8 @@ fn an_address_in_use_fails_the_reload_by_name() {
     };
     let _taken = service.enter_network(|| std::net::TcpListener::bind("127.0.0.1:8081").unwrap());
     let config = "[http]\nlisten = [\"127.0.0.1:8080\", \"127.0.0.1:8081\"]\n[admin]\nlisten = []\n";
-    let failed = fail_under_load(&service, || service.write(crate::service::CONFIG, config));
-    assert!(failed.status.contains("cannot listen on 127.0.0.1:8081"), "{}", failed.status);
+    let why = "cannot listen on 127.0.0.1:8081";
+    fail_under_load(&service, why, || service.write(crate::service::CONFIG, config));
     assert_eq!(service.admin("/livez").status, 200, "what the config would have given up is still there");
 }
 
@@ -86,25 +88,24 @@ fn a_failed_reload_leaves_every_unix_socket_where_it_was() {
 
 #[test]
 fn a_program_that_crashes_hangs_or_is_missing_fails_the_reload() {
-    let Some(service) = Service::start(file!(), "[handover]\nready_timeout = \"1s\"\n") else {
+    let Some(service) = Service::start(file!(), "[handover]\nready_timeout = \"5s\"\n") else {
         return;
     };
     service.ok(["cp", "/usr/bin/steadfast", COPY]);
     service.edit_unit(&format!("ExecReload=\nExecReload={COPY} reload"));
 
-    let failed = fail_under_load(&service, || replace(&service, "#!/bin/sh\necho bad luck >&2\nexit 1\n"));
-    assert!(failed.status.contains("the new process failed: bad luck"), "{}", failed.status);
-
-    let failed = fail_under_load(&service, || replace(&service, "#!/bin/sh\nkill -SEGV $$\n"));
-    assert!(failed.status.contains("was ended by signal 11 without a word"), "{}", failed.status);
-
-    let failed = fail_under_load(&service, || replace(&service, "#!/bin/sh\nexec sleep 1000\n"));
-    assert!(failed.status.contains("was not ready within 1s and was ended"), "{}", failed.status);
+    for (script, why) in [
+        ("echo bad luck >&2\nexit 1", "the new process failed: bad luck"),
+        ("kill -SEGV $$", "was ended by signal 11 without a word"),
+        ("exec sleep 1000", "was not ready within 5s and was ended"),
+    ] {
+        fail_under_load(&service, why, || replace(&service, &format!("#!/bin/sh\n{script}\n")));
+    }
     // What hung is gone.
     service.wait_for_one_worker();
 
-    let failed = fail_under_load(&service, || drop(service.ok(["rm", "/usr/bin/steadfast"])));
-    assert!(failed.status.contains("cannot start /usr/bin/steadfast: No such file"), "{}", failed.status);
+    let why = "cannot start /usr/bin/steadfast: No such file";
+    fail_under_load(&service, why, || drop(service.ok(["rm", "/usr/bin/steadfast"])));
 
     service.ok(["cp", COPY, "/usr/bin/steadfast"]);
     service.reload();
@@ -116,9 +117,9 @@ struct Failed {
     status: String,
 }
 
-/// Breaks something and reloads while clients keep the daemon busy: the reload fails, and neither they nor the
-/// processes that serve them notice.
-fn fail_under_load(service: &Service, act: impl FnOnce()) -> Failed {
+/// Breaks something and reloads while clients keep the daemon busy: the reload fails, the unit's status text says why, and
+/// neither they nor the processes that serve them notice.
+fn fail_under_load(service: &Service, why: &str, act: impl FnOnce()) -> Failed {
     let processes = || [service.main_pid(), service.worker_pid()];
     let before = processes();
     let load = service.load(10);
@@ -127,8 +128,11 @@ fn fail_under_load(service: &Service, act: impl FnOnce()) -> Failed {
     let Output { status: exit, .. } = service.run(["systemctl", "reload", UNIT]);
     assert!(!exit.success(), "{}", service.journal(UNIT, &[]));
     // The worker says it, which hears of it at the same time as the command.
-    let told = || Some(status(service)).filter(|status| status.contains("the last reload failed: "));
-    let failed = Failed { status: wait_until("the status to tell", told) };
+    let told = || {
+        Some(status(service))
+            .filter(|status| status.contains("the last reload failed: ") && status.contains(why))
+    };
+    let failed = Failed { status: wait_with(told, || format!("{why:?} in {:?}", status(service))) };
     load.advance(100);
     let account = load.finish();
     assert_eq!((account.refused, account.dropped, account.closed), (0, 0, 0), "{account}");

@@ -334,9 +334,12 @@ impl Service {
 
     /// A value of the admin listener's metrics.
     pub(crate) fn metric(&self, series: &str) -> u64 {
-        let metrics = self.admin("/metrics").text();
-        let line = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {series} in:\n{metrics}"))
+        // A worker that has not heard yet what the one before has counted leaves the counters out.
+        wait_until(&format!("a value of {series}"), || {
+            let metrics = self.admin("/metrics").text();
+            let value = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
+            Some(value.parse().expect("a number"))
+        })
     }
 
     /// A total of `/status`: of the process that serves.

@@ -78,12 +78,12 @@ fn a_frozen_main_process_is_replaced_by_the_watchdog() {
 
 #[test]
 fn a_frozen_worker_is_replaced_by_the_main_process() {
-    let Some(service) = Service::start_with_unit(file!(), "", "WatchdogSec=4s") else {
+    let Some(service) = Service::start_with_unit(file!(), "", "WatchdogSec=6s") else {
         return;
     };
     let [main, worker] = [service.main_pid(), service.worker_pid()];
     service.ok(["kill", "-STOP", &worker]);
-    service.wait_for_journal(&format!("worker {worker} is stuck: no heartbeat for 4s"), 1);
+    service.wait_for_journal(&format!("worker {worker} is stuck: no heartbeat for 6s"), 1);
     wait_until("the frozen worker to end", || {
         (!service.path(format!("/proc/{worker}")).exists()).then_some(())
     });
@@ -96,7 +96,7 @@ fn a_frozen_worker_is_replaced_by_the_main_process() {
 
 #[test]
 fn a_daemon_that_was_frozen_for_less_than_the_watchdogs_period_lives_on() {
-    let Some(service) = Service::start_with_unit(file!(), "", "WatchdogSec=6s") else {
+    let Some(service) = Service::start_with_unit(file!(), "", "WatchdogSec=12s") else {
         return;
     };
     let processes = || [service.main_pid(), service.worker_pid()];
@@ -114,7 +114,7 @@ fn a_daemon_that_was_frozen_for_less_than_the_watchdogs_period_lives_on() {
         freeze(1);
         // Less than is left after the last ping, and more than a child may go without a heartbeat: time itself is the
         // test.
-        std::thread::sleep(Duration::from_millis(3700));
+        std::thread::sleep(Duration::from_secs(7));
         freeze(0);
         wait_for_ping();
     }
@@ -141,6 +141,8 @@ fn a_graceful_stop_is_no_failure_and_is_not_undone() {
 const HUNG_UP: &str = r#"#!/bin/bash
 if [[ $1 = run && -z ${STEADFAST_WORKER-} && ! -e $RUNTIME_DIRECTORY/hung-up ]]; then
     touch "$RUNTIME_DIRECTORY/hung-up"
+    # systemd has heard of the end of the reload.
+    sleep 1
     kill -HUP $$
 fi
 exec /usr/bin/steadfast.real "$@"

@@ -75,7 +75,7 @@ fn a_crash_of_the_main_process_beside_a_predecessor_leaves_no_orphan_and_loses_n
 
 #[test]
 fn a_worker_that_hangs_is_replaced_by_the_main_process_and_the_service_does_not_restart() {
-    let Some(service) = Service::start_with_unit(file!(), "", "WatchdogSec=4s") else {
+    let Some(service) = Service::start_with_unit(file!(), "", "WatchdogSec=6s") else {
         return;
     };
     let load = service.load(CLIENTS);
@@ -87,7 +87,7 @@ fn a_worker_that_hangs_is_replaced_by_the_main_process_and_the_service_does_not_
     let longest = load.longest_wait();
     let account = load.finish();
     print_figure(
-        "a worker that hangs under load, with a watchdog of 4 s",
+        "a worker that hangs under load, with a watchdog of 6 s",
         format_args!("{account}; longest wait {} ms", longest.as_millis()),
     );
     let errors = service.journal(UNIT, &["-p", "err"]);

@@ -18,12 +18,12 @@ const FAULTS: [(&str, Option<&str>, &str); 6] = [
     ("fails", Some("exit 1"), "exited with code 1"),
     ("fails with words", Some("echo no luck >&2; exit 1"), "no luck"),
     ("refuses its config", Some("echo 'unknown key' >&2; exit 78"), "unknown key"),
-    ("hangs", Some("exec sleep 1000"), "not ready within 2s"),
+    ("hangs", Some("exec sleep 1000"), "not ready within 5s"),
     ("is missing", None, "cannot start /opt/steadfast"),
 ];
 
 fn start(file: &str) -> Option<Service> {
-    let service = Service::install(file, &format!("[handover]\nready_timeout = \"2s\"\n{PROXY}"))?;
+    let service = Service::install(file, &format!("[handover]\nready_timeout = \"5s\"\n{PROXY}"))?;
     mend(&service);
     service.edit_unit(&format!("ExecStart=\nExecStart={PROGRAM} run --config /etc/steadfast/config.toml"));
     service.ok(["systemctl", "start", UNIT]);

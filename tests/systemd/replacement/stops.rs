@@ -11,7 +11,8 @@ const BOUND: Duration = Duration::from_secs(25);
 
 #[test]
 fn a_stop_reaches_predecessors_of_two_earlier_main_processes_and_leaves_nothing() {
-    let Some((service, upstream)) = Service::start_with_upstream(file!(), "[shutdown]\ndeadline = \"4s\"\n")
+    let Some((service, upstream)) =
+        Service::start_with_upstream(file!(), "[shutdown]\ndeadline = \"8s\"\nlinger = \"8s\"\n")
     else {
         return;
     };
@@ -37,8 +38,8 @@ fn a_stop_reaches_predecessors_of_two_earlier_main_processes_and_leaves_nothing(
     let warnings = service.journal(UNIT, &["-p", "warning"]);
     assert!(warnings.contains("cut by the deadline: GET /app/cut"), "{warnings}");
     assert!(!warnings.contains("GET /app/answered"), "{warnings}");
-    print_figure("a stop with two predecessors, one of them cut at 4 s", format_args!("{:?}", stop.took));
-    assert!(stop.took >= Duration::from_secs(3) && stop.took < BOUND, "{:?}", stop.took);
+    print_figure("a stop with two predecessors, one of them cut at 8 s", format_args!("{:?}", stop.took));
+    assert!(stop.took >= Duration::from_secs(7) && stop.took < BOUND, "{:?}", stop.took);
     service.assert_stopped_with(0);
     assert_eq!(service.processes(), [].into());
     assert_eq!(service.show(UNIT, "NFileDescriptorStore"), "0");
@@ -76,7 +77,7 @@ fn assert_killed(service: &Service, busy: &mut Busy) {
 
 #[test]
 fn a_predecessor_that_hangs_after_a_restart_is_killed_at_its_deadline_by_the_next_main_process() {
-    let Some((mut busy, service)) = Busy::start("[handover]\ndeadline = \"2s\"\n") else {
+    let Some((mut busy, service)) = Busy::start("[handover]\ndeadline = \"5s\"\n") else {
         return;
     };
     service.restart();

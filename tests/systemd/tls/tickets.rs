@@ -35,6 +35,8 @@ fn a_session_is_resumed_over_a_restart_and_a_reload_and_not_after_its_keys_were_
         assert!(connect(&edge, version, ["-sess_out", &file]).contains("\nNew, "), "{version}");
         for next in [Service::restart, Service::reload] {
             next(&edge);
+            // The last of what the other had has come.
+            edge.wait_for_one_worker();
             let said = connect(&edge, version, ["-sess_in", &file]);
             assert!(said.contains("\nReused, "), "{version}: {said}");
         }

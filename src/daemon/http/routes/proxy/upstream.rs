@@ -158,6 +158,9 @@ mod tests {
                 assert!(matches!(outcome, Err(ConnectError::TimedOut(_))), "{outcome:?}");
             }
         }
+        while LOOKUPS.load(Relaxed) == 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
         let lookups = LOOKUPS.load(Relaxed);
         MAY_END.store(true, Relaxed);
         assert_eq!(lookups, 1, "lookups for 60 attempts");

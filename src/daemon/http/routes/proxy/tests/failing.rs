@@ -159,7 +159,7 @@ async fn a_backend_that_is_killed_and_started_again_is_not_noticed_by_those_who_
         .collect();
     for _ in 0..5 {
         let backend = tokio::task::spawn_blocking(move || backend(address)).await.expect("a backend");
-        sleep(Duration::from_millis(100)).await;
+        sleep(Duration::from_millis(200)).await;
         let killed = tokio::task::spawn_blocking(move || backend.shutdown_timeout(10 * SECOND));
         killed.await.expect("its sockets to be closed");
         // Nobody listens for a while.
