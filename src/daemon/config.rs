@@ -121,6 +121,19 @@ impl Config {
                 .also("http.listen", "nothing listens without TLS")
                 .help("\"0.0.0.0:80\" is the port that clients ask who know of no TLS; or leave `redirect_to_https` out");
         }
+        if self.http.redirect_to_https
+            && let Some(https) = &self.https
+            && https::redirect_to(&https.listen).is_some_and(|address| address.ip().is_loopback())
+            && self.http.listen.iter().any(|address| !address.is_local())
+        {
+            check
+                .warn(
+                    "http.redirect_to_https",
+                    "clients are sent to a port that only this machine reaches",
+                    "an address in `https.listen` that they reach",
+                )
+                .help("\"0.0.0.0:443\" is the port that clients ask; without `https.listen` it is 127.0.0.1:8443");
+        }
         let mut listening = self.listening();
         listening.extend(self.https.as_ref().map(|https| (HTTPS, &*https.listen)));
         address::check_apart(&listening, &mut check);

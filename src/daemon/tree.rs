@@ -151,19 +151,18 @@ impl Tree {
             let told = told;
             // Without a main process `admin` answers to the end, and its counts with it: they are told then.
             let tells = self.daemon.link.is_some() && is_followed();
+            if !hands_over && !tells {
+                return;
+            }
             let mut retiring = pin!(retire(&self.daemon, &listening));
-            let is_retired = if hands_over || tells {
-                tokio::time::timeout(RETIREMENT, &mut retiring).await.is_ok()
-            } else {
-                true
-            };
+            let retired = tokio::time::timeout(RETIREMENT, &mut retiring).await;
             if tells {
                 // From here on this worker's own scrapes stand still at what it has told (`Ledger::shown`): whoever
                 // comes now is to be answered by the successor.
                 self.daemon.tell_successor(TELL_FIRST).await;
             }
             drop(told);
-            if !is_retired {
+            if retired.is_err() {
                 retiring.await;
             }
         };

@@ -23,14 +23,13 @@ impl Tick {
     }
 
     /// The moment that comes `duration` after this one.
-    #[cfg(test)]
     pub(crate) fn after(self, duration: Duration) -> Self {
-        Self(self.0 + micros(duration))
+        Self(self.0.saturating_add(micros(duration)))
     }
 }
 
-/// The time between two looks above which the whole process stood still: it was stopped, its cgroup frozen, its
-/// machine paused.
+/// The time between two looks above which the whole process stood still: it was stopped, its cgroup frozen, its machine
+/// paused.
 const STANDSTILL: Duration = Duration::from_secs(2);
 
 /// The time that counts against clients: it stops while the process is frozen, or the machine paused, and nothing that
@@ -61,18 +60,17 @@ impl Clock {
     /// This moment.
     pub(crate) fn now(&self) -> Tick {
         let ticked = self.ticked();
-        ticked.before(standstill(ticked.since(self.looked())))
+        Tick(ticked - standstill(ticked, self.looked.load(Relaxed)))
     }
 
     /// The time since the last look of the sweep, which looks now. No client could have been served while the process stood
     /// still, so that counts against none.
     pub(super) fn look(&self) -> Duration {
-        let looked = self.looked();
-        let standstill = standstill(self.ticked().since(looked));
-        self.stood_still.fetch_add(micros(standstill), Relaxed);
+        let looked = self.looked.load(Relaxed);
+        self.stood_still.fetch_add(standstill(self.ticked(), looked), Relaxed);
         let now = self.ticked();
-        self.looked.store(now.0, Relaxed);
-        now.since(looked)
+        self.looked.store(now, Relaxed);
+        Tick(now).since(Tick(looked))
     }
 
     /// The sweep has nobody to look at: what passes until its next look is no standstill.
@@ -80,20 +78,17 @@ impl Clock {
         self.looked.store(Self::NEVER, Relaxed);
     }
 
-    fn looked(&self) -> Tick {
-        Tick(self.looked.load(Relaxed))
-    }
-
     /// This moment, if the process has not stood still since the last look.
-    fn ticked(&self) -> Tick {
+    fn ticked(&self) -> u64 {
         let stood_still = self.stood_still.load(Relaxed);
-        Tick((Self::START + micros(self.start.elapsed())).saturating_sub(stood_still))
+        (Self::START + micros(self.start.elapsed())).saturating_sub(stood_still)
     }
 }
 
-/// The part of the time since the last look in which the process stood still.
-fn standstill(since_look: Duration) -> Duration {
-    if since_look > STANDSTILL { since_look.saturating_sub(STEP) } else { Duration::ZERO }
+/// The part of the time since the last look in which the process stood still, in microseconds.
+fn standstill(now: u64, looked: u64) -> u64 {
+    let passed = now.saturating_sub(looked);
+    if passed > micros(STANDSTILL) { passed - micros(STEP) } else { 0 }
 }
 
 fn micros(duration: Duration) -> u64 {

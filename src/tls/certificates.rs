@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::OFlags;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::{CertifiedKey, SigningKey};
@@ -34,6 +34,11 @@ use crate::rules::Check;
 pub(crate) const CHAIN: &str = "the absolute path of a file of certificates in PEM, the server's own first";
 /// The same of a key.
 pub(crate) const KEY: &str = "the absolute path of a file with one private key in PEM";
+
+/// The beginning of each section of a file in PEM (RFC 7468).
+const BEGIN: &[u8] = b"-----BEGIN ";
+/// The advice where a file in PEM cannot be read.
+const NOT_WHOLE: &str = "is the file whole, and has it kept its line breaks?";
 
 /// The largest file of a chain or a key.
 const LARGEST: u64 = 1 << 20;
@@ -269,15 +274,20 @@ fn load_chain(path: &Path, check: &mut Check) -> Option<Vec<(CertificateDer<'sta
     let pem = read_pem("chain", path, CHAIN, LARGEST, check)?;
     let mut chain = Vec::new();
     for (index, der) in CertificateDer::pem_slice_iter(&pem).enumerate() {
-        let read = der.map_err(|error| error.to_string()).and_then(|der| match X509::from_der(&der) {
-            Ok(x509) => Ok((der, x509)),
-            Err(error) => Err(error.to_string()),
-        });
+        let read = match der {
+            Ok(der) => {
+                X509::from_der(&der).map(|x509| (der, x509)).map_err(|error| (error.to_string(), None))
+            }
+            Err(error) => Err((why_no_pem(&error).to_owned(), Some(NOT_WHOLE))),
+        };
         match read {
             Ok(certificate) => chain.push(certificate),
-            Err(error) => {
-                let what = format!("certificate {} of `chain` cannot be read: {error}", index + 1);
-                check.note("chain", what, CHAIN);
+            Err((why, help)) => {
+                let what = format!("certificate {} of `chain` cannot be read: {why}", index + 1);
+                let violation = check.note("chain", what, CHAIN);
+                if let Some(help) = help {
+                    violation.help(help);
+                }
                 return None;
             }
         }
@@ -324,7 +334,7 @@ fn load_key(path: &Path, check: &mut Check) -> Option<Arc<dyn SigningKey>> {
             format!("`key` has {} private keys", several.len()),
             "leave only that of the certificate in the file",
         ),
-        Err(error) => (format!("`key` cannot be read: {error}"), "is the file whole?"),
+        Err(error) => (format!("`key` cannot be read: {}", why_no_pem(error)), NOT_WHOLE),
     };
     check.note("key", what, KEY).help(help);
     None
@@ -354,6 +364,12 @@ pub(super) fn read_pem(
         if bytes.len() as u64 > largest { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
     });
     let error = match read {
+        Ok(bytes) if has_hidden_section(&bytes) => {
+            check
+                .note(key, format!("`{key}` has a \"-----BEGIN\" that does not begin a line"), expected)
+                .help("a line break is missing before it, or it is blanks or a byte order mark that must go");
+            return None;
+        }
         Ok(bytes) => return Some(bytes),
         Err(error) => error,
     };
@@ -375,6 +391,22 @@ pub(super) fn read_pem(
         violation.help(help);
     }
     None
+}
+
+/// True if a section begins within a line, where the library that reads them passes over it in silence.
+fn has_hidden_section(pem: &[u8]) -> bool {
+    let lines = pem.split(|byte| matches!(byte, b'\r' | b'\n'));
+    lines.filter_map(|line| line.get(1..)).any(|line| line.windows(BEGIN.len()).any(|window| window == BEGIN))
+}
+
+/// What is wrong with a file in PEM, without anything that is in it: it may be a key.
+pub(super) fn why_no_pem(error: &pem::Error) -> &'static str {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => "its last section has no end",
+        pem::Error::IllegalSectionStart { .. } => "the beginning of a section does not end its line",
+        pem::Error::Base64Decode(_) => "its base64 is damaged",
+        _ => "it is not in PEM",
+    }
 }
 
 /// Opens a file to read, whatever it is.

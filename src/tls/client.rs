@@ -1,5 +1,6 @@
 //! Client certificates: by which CAs and lists of revocation they are judged, and their subjects.
 
+use std::cmp::Reverse;
 use std::fmt::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,9 +16,10 @@ use sha2::{Digest, Sha256};
 use x509_cert::certificate::{CertificateInner, Raw, Version};
 use x509_cert::crl::CertificateList;
 use x509_cert::der::Decode;
+use x509_cert::der::asn1::ObjectIdentifier;
 use x509_cert::name::Name;
 
-use super::certificates::{X509, in_words, is_ca, read_pem};
+use super::certificates::{X509, in_words, is_ca, read_pem, why_no_pem};
 use crate::rules::Check;
 
 /// The text of a mistake that says what is expected of the CAs of clients.
@@ -29,6 +31,11 @@ pub(crate) const CRL: &str = "the absolute path of a file of certificate revocat
 const LARGEST: u64 = 16 << 20;
 /// The largest file of lists: a large CA's has megabytes.
 const LARGEST_CRL: u64 = 256 << 20;
+/// The most bytes of names of CAs that a client is sent: the field has 65,535 (RFC 5246, section 7.4.4; RFC 8446, section
+/// 4.2.4), and rustls does not look.
+const MOST_NAMES: usize = 60_000;
+/// The extension of a list that speaks of a part of its issuer's certificates.
+const PART: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.28");
 /// The longest subject that is passed on, in bytes.
 const LONGEST_SUBJECT: usize = 1024;
 
@@ -51,8 +58,13 @@ pub(crate) fn verifier(
         None => Some(Vec::new()),
         Some(crl) => lists(crl, cas.as_ref(), policy, check),
     };
-    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(cas?.roots), Arc::clone(provider));
+    let roots = cas?.roots;
+    // A client chooses by them, and needs none to choose.
+    let are_too_many =
+        roots.subjects().iter().map(|subject| subject.as_ref().len() + 2).sum::<usize>() > MOST_NAMES;
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
     let builder = builder.with_crls(lists?);
+    let builder = if are_too_many { builder.clear_root_hint_subjects() } else { builder };
     let builder = if is_required { builder } else { builder.allow_unauthenticated() };
     match builder.build() {
         Ok(verifier) => Some(verifier),
@@ -81,7 +93,7 @@ fn cas(path: &Path, policy: &mut Sha256, check: &mut Check) -> Option<Cas> {
     add_part(policy, &pem);
     let mut cas = Cas { roots: RootCertStore::empty(), subjects: Vec::new() };
     for (index, der) in CertificateDer::pem_slice_iter(&pem).enumerate() {
-        let read = der.map_err(|error| error.to_string()).and_then(|der| {
+        let read = der.map_err(|error| why_no_pem(&error).to_owned()).and_then(|der| {
             let x509 = X509::from_der(&der).map_err(|error| error.to_string())?;
             cas.roots.add(der).map_err(|error| error.to_string())?;
             Ok(x509)
@@ -137,18 +149,14 @@ fn lists(
 ) -> Option<Vec<CertificateRevocationListDer<'static>>> {
     let pem = read_pem("client_crl", path, CRL, LARGEST_CRL, check)?;
     add_part(policy, &pem);
-    let (mut lists, mut issuers) = (Vec::new(), Vec::new());
+    let mut lists = Vec::new();
     for (index, der) in CertificateRevocationListDer::pem_slice_iter(&pem).enumerate() {
-        let read = der.map_err(|error| error.to_string()).and_then(|der| {
+        let read = der.map_err(|error| why_no_pem(&error).to_owned()).and_then(|der| {
             let list = CertificateList::<Raw>::from_der(&der).map_err(|error| error.to_string())?;
             Ok((list, der))
         });
         match read {
-            Ok((list, der)) => {
-                check_age(&list, check);
-                lists.push(der);
-                issuers.push(list.tbs_cert_list.issuer);
-            }
+            Ok(list) => lists.push(list),
             Err(error) => {
                 let what = format!("list {} of `client_crl` cannot be read: {error}", index + 1);
                 check.note("client_crl", what, CRL);
@@ -160,14 +168,29 @@ fn lists(
         check.note("client_crl", "`client_crl` has no list", CRL);
         return None;
     }
+    // Of those that speak of the same certificates the first counts: that is to be the newest.
+    lists.sort_by_key(|(list, _)| Reverse(list.tbs_cert_list.this_update.to_unix_duration()));
+    for (index, (list, _)) in lists.iter().enumerate() {
+        if lists[..index].iter().all(|(newer, _)| scope(newer) != scope(list)) {
+            check_age(list, check);
+        }
+    }
     let subjects = cas.map_or(&[][..], |cas| &cas.subjects);
-    for subject in subjects.iter().filter(|subject| !issuers.contains(subject)) {
+    let has_list = |ca: &Name| lists.iter().any(|(list, _)| list.tbs_cert_list.issuer == *ca);
+    for subject in subjects.iter().filter(|subject| !has_list(subject)) {
         let what = format!("`client_crl` has no list of the CA {:?}", name(subject));
         check
             .warn("client_crl", what, "a list of each CA")
             .help("add its list, though it be empty: until then nobody is let in with a certificate of it, or of a CA below it");
     }
-    Some(lists)
+    Some(lists.into_iter().map(|(_, der)| der).collect())
+}
+
+/// The certificates that a list speaks of: its issuer's, all of them or a part (RFC 5280, section 5.2.5).
+fn scope(list: &CertificateList<Raw>) -> (&Name, Option<&[u8]>) {
+    let list = &list.tbs_cert_list;
+    let part = list.crl_extensions.iter().flatten().find(|extension| extension.extn_id == PART);
+    (&list.issuer, part.map(|extension| extension.extn_value.as_bytes()))
 }
 
 fn check_age(list: &CertificateList<Raw>, check: &mut Check) {
@@ -279,6 +302,35 @@ mod tests {
         assert!(is_let_in(&[&root, &between]));
         assert!(!is_let_in(&[&between]), "the root's is missing");
         assert!(!is_let_in(&[&root]), "its own CA's is missing");
+    }
+
+    #[test]
+    fn of_several_lists_of_a_ca_the_newest_counts_wherever_it_stands() {
+        let ca = Certificate::of_itself("CA", &[], is_ca);
+        let client = CertificateDer::from(
+            ca.issue("alice", &[], |parameters| {
+                parameters.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+                parameters.serial_number = Some(6.into());
+            })
+            .der(),
+        );
+        let [old, new] = [ca.revoke(&[], 1), ca.revoke(&[6], 7)];
+        for lists in [old.clone() + &new, new + &old] {
+            let (judge, _) = judge(&ca.pem(), Some(&lists));
+            let now = rustls::pki_types::UnixTime::now();
+            assert!(judge.verify_client_cert(&client, &[], now).is_err());
+        }
+    }
+
+    /// The field that has them in a handshake holds no more than 65,535 bytes.
+    #[test]
+    fn the_names_of_many_cas_are_not_sent() {
+        let pem = |count: usize| -> String {
+            (0..count).map(|n| Certificate::of_itself(&format!("{n:01000}"), &[], is_ca).pem()).collect()
+        };
+        let hints = |pem: &str| judge(pem, None).0.root_hint_subjects().len();
+        assert_eq!(hints(&pem(3)), 3);
+        assert_eq!(hints(&pem(64)), 0);
     }
 
     #[test]

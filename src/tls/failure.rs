@@ -79,6 +79,8 @@ impl Reason {
             Error::NoApplicationProtocol => Self::NoApplicationProtocol,
             Error::NoCertificatesPresented
             | Error::InvalidCertificate(_)
+            // A list of revocation is not its CA's.
+            | Error::InvalidCertRevocationList(_)
             | Error::PeerIncompatible(PeerIncompatible::NoCertificateRequestSignatureSchemesInCommon) => {
                 Self::ClientCertificate
             }

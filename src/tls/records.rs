@@ -4,6 +4,7 @@
 //! It is a server's. It sends application data, alerts and KeyUpdates; it takes the same, and refuses whatever else a
 //! client might send, with the alert that rustls would send.
 
+use std::mem::take;
 use std::sync::Arc;
 use std::{fmt, io, iter};
 
@@ -123,7 +124,7 @@ impl Half {
         Ok(Self::new((material, note.seq)))
     }
 
-    fn into_note(self, suite: &Suite) -> HalfNote {
+    fn note(&self, suite: &Suite) -> HalfNote {
         HalfNote { material: self.material.as_bytes(suite).to_vec(), seq: self.seq }
     }
 }
@@ -307,13 +308,14 @@ impl Records {
         self.closed = None;
         // What follows a goodbye is ignored (RFC 8446, section 6.1).
         self.raw = Vec::new();
-        let mut plain = std::mem::take(&mut self.plain);
-        plain.drain(..std::mem::take(&mut self.plain_read));
+        let mut plain = take(&mut self.plain);
+        plain.drain(..take(&mut self.plain_read));
         Some(plain)
     }
 
-    /// All of it, for another process. None if a side has closed.
-    pub(super) fn into_note(mut self) -> Option<TlsNote> {
+    /// All of it, for another process. None if a side has closed. It stays where it is, and is wiped there: who moves a key
+    /// leaves a copy behind that nobody wipes. Nobody may use it from then on.
+    pub(super) fn take_note(&mut self) -> Option<TlsNote> {
         if !self.may_travel(false) {
             return None;
         }
@@ -321,15 +323,15 @@ impl Records {
         self.plain.drain(..self.plain_read);
         self.unsent.drain(..self.unsent_sent);
         Some(TlsNote {
-            session: Arc::unwrap_or_clone(self.session),
-            read: self.read.into_note(self.suite),
-            write: self.write.into_note(self.suite),
+            session: Session::clone(&self.session),
+            read: self.read.note(self.suite),
+            write: self.write.note(self.suite),
             owes_update: self.owes_update,
             counts: self.counts,
             handshake: self.handshake.as_bytes().to_vec(),
-            plain: self.plain,
-            raw: self.raw,
-            unsent: self.unsent,
+            plain: take(&mut self.plain),
+            raw: take(&mut self.raw),
+            unsent: take(&mut self.unsent),
         })
     }
 
@@ -362,7 +364,6 @@ impl Records {
         {
             return Err(NoteError::State);
         }
-        let take = std::mem::take::<Vec<u8>>;
         let mut records = Self::new(
             note.session.clone(),
             suite,
@@ -444,7 +445,7 @@ impl Records {
 
     /// Opens the records that were here already.
     pub(super) fn take_held(&mut self, out: &mut ReadBuf<'_>) {
-        let mut raw = std::mem::take(&mut self.raw);
+        let mut raw = take(&mut self.raw);
         let taken = self.take_records(&mut raw, out);
         raw.drain(..taken);
         self.raw = raw;

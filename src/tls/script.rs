@@ -210,7 +210,7 @@ fn outcome(mut records: Records, mut bytes: &[u8], choices: &mut impl Choices) -
         assert!(records.footprint() < 4 * MAX_READ, "{} bytes", records.footprint());
         assert_eq!(records.has_read_ahead(), closed.is_some());
         if closed.is_none() && choices.below(3) == 0 {
-            let note = records.into_note().expect("it is open");
+            let note = records.take_note().expect("it is open");
             records = Records::from_note(note).expect("it was written by one");
         }
         if choices.below(3) == 0 {

@@ -109,8 +109,8 @@ impl<S> TlsStream<S> {
     /// # Errors
     ///
     /// The socket alone if a side has closed: there is nothing to continue.
-    pub(crate) fn into_note(self) -> Result<(S, TlsNote), S> {
-        match self.records.into_note() {
+    pub(crate) fn into_note(mut self) -> Result<(S, TlsNote), S> {
+        match self.records.take_note() {
             Some(note) => Ok((self.io, note)),
             None => Err(self.io),
         }

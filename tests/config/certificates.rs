@@ -155,6 +155,52 @@ fn files_without_what_they_are_for_are_refused_with_what_to_do() {
     assert!(said.contains("error: `key` cannot be used") && said.contains("2048 bits"), "{said}");
 }
 
+/// As where a variable or a form has taken its line breaks.
+#[test]
+fn a_file_that_is_not_whole_is_refused_and_nothing_of_it_is_shown() {
+    let certificate = server(&["example.org"], |_| {});
+    let (chain, key) = (certificate.pem() + &CA.pem(), certificate.key());
+    let secret = key.lines().nth(1).expect("a line of it");
+    let in_decimal = format!("{:?}", &secret.as_bytes()[..8]);
+    let end = key.rfind("-----END").expect("an end");
+    let broken = [
+        (key.replace('\n', " "), "its last section has no end"),
+        (key.replace('\n', "\\n"), "the beginning of a section does not end its line"),
+        (key[..end].to_owned(), "its last section has no end"),
+        (key.replace(secret, &format!("{secret}!")), "its base64 is damaged"),
+    ];
+    for (broken, why) in broken {
+        for (chain, key, name) in [(&chain, &broken, "`key`"), (&broken, &key, "certificate 1 of `chain`")] {
+            let said = Site::new(&[("chain", chain), ("key", key)]).said(ONE);
+            assert!(!said.contains(&secret[..8]), "{said}");
+            assert!(!said.contains(in_decimal.trim_matches(['[', ']'])), "{said}");
+            assert_said(
+                &said,
+                &format!("error: {name} cannot be read: {why}"),
+                "has it kept its line breaks?",
+            );
+        }
+    }
+}
+
+/// The library that reads them passes over such a section in silence.
+#[test]
+fn a_section_that_begins_within_a_line_is_refused_and_not_passed_over() {
+    let certificate = server(&["example.org"], |_| {});
+    let (chain, key) = (certificate.pem(), certificate.key());
+    let glued = chain.trim_end().to_owned() + &CA.pem();
+    let marked = format!("\u{feff}{chain}");
+    let help = "a line break is missing before it, or it is blanks or a byte order mark that must go";
+    for (chain, key, name) in
+        [(&glued, &key, "chain"), (&marked, &key, "chain"), (&(chain + &CA.pem()), &format!(" {key}"), "key")]
+    {
+        let said = Site::new(&[("chain", chain), ("key", key)]).said(ONE);
+        assert_said(&said, &format!("error: `{name}` has a \"-----BEGIN\" that does not begin a line"), help);
+    }
+    let said = clients(&(ROOT.pem().trim_end().to_owned() + &CA.pem()), &ROOT.revoke(&[], 7));
+    assert!(said.starts_with("error: `client_ca` has a \"-----BEGIN\""), "{said}");
+}
+
 #[test]
 fn what_is_no_file_is_refused_and_holds_up_nobody() {
     let certificate = server(&["example.org"], |_| {});
@@ -203,6 +249,8 @@ fn cas_and_lists_that_are_none_are_refused() {
         said.starts_with("warning: the list of \"CN=Root\" in `client_crl` was to be replaced 3 days ago"),
         "{said}"
     );
+    // One that has been replaced is not asked for again.
+    assert_eq!(clients(&ROOT.pem(), &(ROOT.revoke(&[1], -3) + &list)), "");
 }
 
 /// A certificate that is trusted as if it were a CA's lets in whoever has its key; an intermediate one of a public CA lets
@@ -380,6 +428,10 @@ fn a_redirect_that_nothing_comes_to_is_said() {
     let said = |http: &str| site.said(&format!("{ONE}\n[http]\n{http}"));
     assert_eq!(said("redirect_to_https = true"), "");
     assert_eq!(said("listen = []"), "");
+    let elsewhere = said("listen = [\"0.0.0.0:8080\"]\nredirect_to_https = true");
+    let what = "warning: clients are sent to a port that only this machine reaches\n";
+    assert!(elsewhere.starts_with(what), "{elsewhere}");
+    assert!(elsewhere.contains("config.toml:5:21") && elsewhere.contains("https.listen"), "{elsewhere}");
     let said = said("listen = []\nredirect_to_https = true");
     assert!(said.starts_with("warning: there is nothing to redirect\n"), "{said}");
     assert!(said.contains("config.toml:5:21") && said.contains("nothing listens without TLS"), "{said}");

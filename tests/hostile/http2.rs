@@ -285,7 +285,7 @@ fn heads_and_bodies_that_take_their_time() {
         thread::scope(|scope| {
             let reader = stream.try_clone().unwrap();
             scope.spawn(move || drain(&reader));
-            for byte in get(1, &format!("/hello?{}", "x".repeat(200))) {
+            for byte in get(1, &format!("/hello?{}", "x".repeat(110))) {
                 if stream.write_all(&[byte]).is_err() {
                     return;
                 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -79,6 +79,17 @@ pub enum ClientAuth {
     Required,
     /// A client may show none. One that is not valid is refused all the same.
     Optional,
+}
+
+/// The address that clients which came without TLS are sent to: the first that others than this machine reach, or else the
+/// first.
+pub(in crate::daemon) fn redirect_to(addresses: &[Address]) -> Option<SocketAddr> {
+    let tcp = |address: &Address| match address {
+        Address::Tcp(address) => Some(*address),
+        Address::Unix(_) | Address::Inherited(_) => None,
+    };
+    let mut all = addresses.iter().filter_map(tcp);
+    all.clone().find(|address| !address.ip().is_loopback()).or_else(|| all.next())
 }
 
 impl Config {

@@ -25,7 +25,7 @@ use crate::server::Server;
 use crate::server::address::{self, Address, BindError};
 use crate::server::departures::{Departures, Note};
 use crate::server::limits::{Limits, Trusted};
-use crate::server::listener;
+use crate::server::listener::{self, Listener};
 use crate::server::threads::IoThreads;
 use crate::systemd::activation::Inherited;
 
@@ -47,7 +47,7 @@ pub struct Config {
     pub h2c: bool,
     /// The peers whose `X-Forwarded-*` and `Forwarded` are passed on; none by default.
     pub trusted_proxies: Trusted,
-    /// Sends requests that come without TLS to the same place with it: 308, for all but what is below
+    /// Sends requests that come without TLS to the same place with it: 308, for all but a CA's for a token below
     /// `/.well-known/acme-challenge/` (RFC 8555, section 8.3). Off by default; needs `[https]`.
     pub redirect_to_https: bool,
     /// The routes that answer; none by default.
@@ -149,12 +149,9 @@ impl Http {
                 handshakes.follow(Arc::clone(tls.certificates()));
                 let acceptor = tls.acceptor(resumption);
                 let over_tls = listener::bind_all(&https.listen, inherited)?;
-                let port = over_tls.iter().find_map(|listener| match listener.address() {
-                    Address::Tcp(address) => Some(address.port()),
-                    Address::Unix(_) | Address::Inherited(_) => None,
-                });
+                let addresses: Vec<_> = over_tls.iter().map(Listener::address).collect();
+                let port = https::redirect_to(&addresses).map_or(HTTPS_PORT, |address| address.port());
                 listeners.extend(over_tls.into_iter().map(|listener| listener.secured(acceptor.clone())));
-                let port = port.unwrap_or(HTTPS_PORT);
                 (routes.behind(Edge::new(https, config.redirect_to_https.then_some(port))), Some(acceptor))
             }
         };

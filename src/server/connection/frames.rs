@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -169,7 +170,7 @@ pub(super) struct Flood {
     resets: Allowance,
     /// Requests taken back since the last look.
     taken_back: u64,
-    /// Bytes of answers written until the last look.
+    /// Bytes of answers written, of those that have earned frames.
     written: u64,
 }
 
@@ -197,7 +198,8 @@ impl Allowance {
         let more = millis.saturating_mul(self.a_second) / 1000;
         if more > 0 {
             self.give(more);
-            self.since = now;
+            // What is left of the time earns the next.
+            self.since = self.since.after(Duration::from_millis(more.saturating_mul(1000) / self.a_second));
         }
         let left = self.left.checked_sub(number);
         self.left = left.unwrap_or_default();
@@ -228,8 +230,9 @@ impl Flood {
     pub(super) fn is_too_much(&mut self, written: u64, now: impl Fn() -> Tick) -> bool {
         let Seen { asking, others, bytes, .. } = &*self.seen;
         let [asking, others, _] = [asking, others, bytes].map(|count| count.swap(0, Relaxed));
-        self.frames.give(asking + (written - self.written) / Self::BYTES);
-        self.written = written;
+        let earned = (written - self.written) / Self::BYTES;
+        self.written += earned * Self::BYTES;
+        self.frames.give(asking + earned);
         let taken_back = std::mem::take(&mut self.taken_back);
         (others > 0 || taken_back > 0) && {
             let now = now();
@@ -241,8 +244,6 @@ impl Flood {
 #[cfg(test)]
 mod tests {
     //! What is seen of the frames does not depend on how they arrive; and a client that asks may say much beside.
-
-    use std::time::Duration;
 
     use proptest::prelude::*;
 
@@ -320,6 +321,27 @@ mod tests {
         let too_many = pings(false, 60).expect("a thousand a second are too many");
         assert!((1000..1300).contains(&too_many), "{too_many}");
         assert_eq!(pings(true, 60), None);
+    }
+
+    /// As with messages of a few bytes, each of which is acknowledged and pinged about.
+    #[test]
+    fn what_is_earned_a_little_at_a_time_is_earned() {
+        let start = Clock::new().now();
+        let too_many = |bytes: u64, pings: fn(u64) -> u64| {
+            let (mut frames, mut flood) = Frames::new((), start);
+            frames.reader.left = 0;
+            (0..10_000).find(|look| {
+                for _ in 0..pings(*look) {
+                    frames.reader.read(&frame(PING, 0, 8), &frames.seen);
+                }
+                flood.is_too_much(look * bytes, || start.after(Duration::from_millis(look * 17)))
+            })
+        };
+        // 88 a second, of 100.
+        assert_eq!(too_many(0, |look| 1 + look % 2), None);
+        // With what it is sent for two in three of them.
+        assert_eq!(too_many(29, |_| 2), None);
+        assert!(too_many(0, |_| 2).is_some());
     }
 
     #[test]

@@ -42,8 +42,6 @@ const STREAM_WINDOW: u32 = 128 << 10;
 const CONNECTION_WINDOW: u32 = 256 << 10;
 /// The least bytes of a stream's answer that wait to be written before its body is asked for more.
 const UNWRITTEN: usize = 32 << 10;
-/// The most streams that a client may have reset by its own mistakes before the connection is closed.
-const MISTAKES: usize = 128;
 /// The most fields of a request's head, as with HTTP/1.
 const FIELDS: usize = 100;
 
@@ -100,7 +98,8 @@ impl Http2 {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buf_size(UNWRITTEN)
             .max_pending_accept_reset_streams(RESETS)
-            .max_local_error_reset_streams(MISTAKES);
+            // A request that cannot be one is a request, too: others of the connection may be of other users.
+            .max_local_error_reset_streams(usize::try_from(serving.requests_per_connection).ok());
         let hyper = Box::pin(builder.serve_connection(TokioIo::new(frames), service));
         Self {
             connection,

@@ -451,6 +451,10 @@ impl Machine {
                 if reading.falls_short(reads, progress.sent(), look.passed, &demand) {
                     return Some(Command::Drop);
                 }
+                // While it does not read, nothing of it is read either.
+                if reads && frame.is_some() {
+                    *frame = Some(now);
+                }
                 if frame.is_some_and(|since| now.since(since) >= limits.header_timeout) {
                     return Some(Command::TimeOut);
                 }

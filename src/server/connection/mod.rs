@@ -273,7 +273,7 @@ impl Connection {
         let ended = machine.on(event, || self.registry.clock().now());
         self.state.store(machine.state() as u8, Relaxed);
         let ended = ended?;
-        self.answered.store(self.answered() + 1, Relaxed);
+        self.answered.store(self.answered().saturating_add(1), Relaxed);
         drop(machine);
         if self.is_stream() {
             self.transport().answered.fetch_add(1, Relaxed);

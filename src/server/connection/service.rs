@@ -184,7 +184,7 @@ impl Serving {
         !connection.is_stream()
             && (self.last_answers.load(Relaxed)
                 || connection.commands.strongest() >= Command::Finish
-                || connection.answered() + 1 >= self.requests_per_connection
+                || connection.answered().saturating_add(1) >= self.requests_per_connection
                 || closes(response))
     }
 

@@ -134,6 +134,9 @@ fn a_request_to_a_host_of_other_certificates_than_its_connections_is_misdirected
             // It is not asked for one.
             (open.by(&alice), "admin.example.org", 421),
         ] {
+            // One that names no host means that which the connection was opened to.
+            let nameless = exchange(&mut site.client(&asked).unwrap(), "GET / HTTP/1.0\r\n\r\n").unwrap();
+            assert!(nameless.starts_with("HTTP/1.0 200 "), "{}: {nameless}", asked.name);
             for found in [with_http1(asked, host), with_http2(asked, host)] {
                 let found = found.unwrap_or_else(|error| panic!("{host}: {error}"));
                 assert_eq!(found, expected, "{} {host}", asked.name);
@@ -198,6 +201,9 @@ fn a_host_that_requires_a_certificate_is_not_served_without_tls_but_to_a_ca() {
         // What another reading of the path takes for something else.
         ("admin.example.org", "/x/../.well-known/acme-challenge/x", 403),
         ("admin.example.org", "/.well-known/acme-challenge/../../x", 403),
+        ("admin.example.org", "/.well-known/acme-challenge/..;/..;/x", 403),
+        ("admin.example.org", "/.well-known/acme-challenge/x/y", 403),
+        ("admin.example.org", "/.well-known/acme-challenge/", 403),
         ("admin.example.org", "/../x", 403),
     ] {
         assert_eq!(status(&site, host, path), expected, "{host} {path}");

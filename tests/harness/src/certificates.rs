@@ -92,7 +92,7 @@ impl Certificate {
     #[must_use]
     pub fn revoke(&self, serials: &[u64], next: i32) -> String {
         let mut dates = CertificateParams::default();
-        lasts(&mut dates, -90, next);
+        lasts(&mut dates, next - 97, next);
         let revoked = serials.iter().map(|serial| RevokedCertParams {
             serial_number: SerialNumber::from(*serial),
             revocation_time: dates.not_before,

@@ -81,16 +81,19 @@ impl Edge {
     }
 
     fn is_misdirected(&self, request: &Request, session: &Session) -> bool {
-        matches!(self.asked, Asked::Of(_))
-            && self.asked.has(session.server_name()) != self.asked.has(host::of(request).as_deref())
+        let opened_to = session.server_name();
+        let host = host::of(request);
+        // A request of HTTP/1.0 may name no host: it means that one.
+        let meant = host.as_deref().or(opened_to);
+        matches!(self.asked, Asked::Of(_)) && self.asked.has(opened_to) != self.asked.has(meant)
     }
 }
 
-/// True of a path below that place in every reading: as it is sent, which a caller's `Router` goes by, and as it is compared.
+/// True of a path that a CA asks for: a token below that place, in base64url. An upstream may read any other in its own way,
+/// `..;` as a step up.
 fn is_for_acme(request: &Request) -> bool {
-    let sent = request.uri().path();
-    sent.starts_with(ACME)
-        && path::read(sent).is_ok_and(|reading| reading.compared.starts_with(ACME.as_bytes()))
+    let token = request.uri().path().strip_prefix(ACME).unwrap_or_default();
+    !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
 }
 
 /// The answer that sends a request to the same host and target over TLS. Its method and body are to stay (308).

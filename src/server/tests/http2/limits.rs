@@ -290,6 +290,22 @@ async fn a_client_that_breaks_the_protocol_is_refused_by_its_reason() {
     }
 }
 
+/// A balancer sends those of many users on one connection.
+#[tokio::test]
+async fn a_request_that_cannot_be_one_is_reset_and_takes_no_other_with_it_however_many_come() {
+    let service = Service::new();
+    let mut raw = Raw::connect(&service, 65_535).await;
+    raw.get(1, "/wait").await;
+    for stream in (3..1000).step_by(2) {
+        raw.get(stream, "/<script>").await;
+        raw.until(RST_STREAM, stream).await;
+    }
+    raw.get(1001, "/").await;
+    raw.until(DATA, 1001).await;
+    service.go.notify_one();
+    raw.until(HEADERS, 1).await;
+}
+
 #[tokio::test]
 async fn as_many_requests_as_may_be_taken_back_at_once_may_be_taken_back_unseen() {
     let service = Service::new();
