@@ -208,7 +208,7 @@ pub(super) struct Context {
     pub(super) go: CancellationToken,
     /// Is cancelled when this daemon may run its singletons.
     pub(super) alone: CancellationToken,
-    /// Is cancelled when no child accepts clients any more, for they are the successor's; never without one.
+    /// Is cancelled when no child accepts clients any more: they are the successor's, if there is one.
     pub(super) retired: CancellationToken,
     /// Is cancelled when the successor, if there is one, has been told what was counted: connections may follow.
     pub(super) told: CancellationToken,

@@ -124,6 +124,8 @@ impl Config {
         if self.http.redirect_to_https
             && let Some(https) = &self.https
             && https::redirect_to(&https.listen).is_some_and(|address| address.ip().is_loopback())
+            // Its unit alone knows where that is.
+            && !https.listen.iter().any(|address| matches!(address, Address::Inherited(_)))
             && self.http.listen.iter().any(|address| !address.is_local())
         {
             check

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 
 use sd_notify::NotifyState;
@@ -148,22 +148,20 @@ impl Tree {
         let told = self.daemon.told.clone().drop_guard();
         let tell = async {
             // Also if it is cut short, or before it begins.
-            let told = told;
+            let _told = told;
             // Without a main process `admin` answers to the end, and its counts with it: they are told then.
             let tells = self.daemon.link.is_some() && is_followed();
-            if !hands_over && !tells {
-                return;
+            if hands_over || tells {
+                for (child, _) in &listening {
+                    child.subsystem.initiate_shutdown();
+                }
+                // One that hangs is not waited for.
+                let _ = tokio::time::timeout(RETIREMENT, self.daemon.retired.cancelled()).await;
             }
-            let mut retiring = pin!(retire(&self.daemon, &listening));
-            let retired = tokio::time::timeout(RETIREMENT, &mut retiring).await;
             if tells {
                 // From here on this worker's own scrapes stand still at what it has told (`Ledger::shown`): whoever
                 // comes now is to be answered by the successor.
                 self.daemon.tell_successor(TELL_FIRST).await;
-            }
-            drop(told);
-            if retired.is_err() {
-                retiring.await;
             }
         };
         if self.daemon.handover.refuses(false).is_some() {
@@ -183,6 +181,7 @@ impl Tree {
         let report = tokio::select! {
             report = stop.run(tell) => report,
             never = release(self.daemon.link.as_ref(), &user_children[singletons]) => match never {},
+            never = retire(&self.daemon, &listening) => match never {},
         };
 
         self.daemon.observer.stopped(report);
@@ -344,11 +343,8 @@ async fn release(link: Option<&Link>, singletons: &[Stoppable]) -> Infallible {
     std::future::pending().await
 }
 
-/// Stops the children that listen, and says so once they accept no client any more: the successor's do.
-async fn retire(daemon: &Context, listening: &[(&Stoppable, &CancellationToken)]) {
-    for (child, _) in listening {
-        child.subsystem.initiate_shutdown();
-    }
+/// Tells the main process once the children that listen, which are told to stop, accept no client any more.
+async fn retire(daemon: &Context, listening: &[(&Stoppable, &CancellationToken)]) -> Infallible {
     for (child, closed) in listening {
         tokio::select! {
             () = closed.cancelled() => {}
@@ -360,4 +356,5 @@ async fn retire(daemon: &Context, listening: &[(&Stoppable, &CancellationToken)]
     if let Some(link) = &daemon.link {
         link.retired();
     }
+    std::future::pending().await
 }

@@ -393,10 +393,16 @@ pub(super) fn read_pem(
     None
 }
 
-/// True if a section begins within a line, where the library that reads them passes over it in silence.
+/// True if a section begins within a line, where the library that reads them passes over it in silence: behind another's
+/// last line, blanks or a byte order mark. One behind other text is left out as somebody wants it.
 fn has_hidden_section(pem: &[u8]) -> bool {
-    let lines = pem.split(|byte| matches!(byte, b'\r' | b'\n'));
-    lines.filter_map(|line| line.get(1..)).any(|line| line.windows(BEGIN.len()).any(|window| window == BEGIN))
+    let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=');
+    pem.split(|byte| matches!(byte, b'\r' | b'\n')).any(|line| {
+        let begin = line.windows(BEGIN.len()).position(|window| window == BEGIN);
+        let before = &line[..begin.unwrap_or_default()];
+        let text = before.strip_prefix("\u{feff}".as_bytes()).unwrap_or(before).trim_ascii();
+        !before.is_empty() && (text.ends_with(b"-") || text.iter().all(is_base64))
+    })
 }
 
 /// What is wrong with a file in PEM, without anything that is in it: it may be a key.

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::fmt::Write;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
@@ -34,8 +34,9 @@ const LARGEST_CRL: u64 = 256 << 20;
 /// The most bytes of names of CAs that a client is sent: the field has 65,535 (RFC 5246, section 7.4.4; RFC 8446, section
 /// 4.2.4), and rustls does not look.
 const MOST_NAMES: usize = 60_000;
-/// The extension of a list that speaks of a part of its issuer's certificates.
-const PART: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.28");
+/// The extensions of a list that say which certificates it speaks of.
+const AUTHORITY_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.35");
+const ISSUING_POINT: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.28");
 /// The longest subject that is passed on, in bytes.
 const LONGEST_SUBJECT: usize = 1024;
 
@@ -151,12 +152,14 @@ fn lists(
     add_part(policy, &pem);
     let mut lists = Vec::new();
     for (index, der) in CertificateRevocationListDer::pem_slice_iter(&pem).enumerate() {
-        let read = der.map_err(|error| why_no_pem(&error).to_owned()).and_then(|der| {
-            let list = CertificateList::<Raw>::from_der(&der).map_err(|error| error.to_string())?;
-            Ok((list, der))
-        });
+        let read = der
+            .map_err(|error| why_no_pem(&error).to_owned())
+            .and_then(|der| List::read(der).map_err(|error| error.to_string()));
         match read {
-            Ok(list) => lists.push(list),
+            Ok(list) => {
+                let place = lists.iter().find(|(_, other): &&(_, List)| other.scope == list.scope);
+                lists.push((place.map_or(index, |(place, _)| *place), list));
+            }
             Err(error) => {
                 let what = format!("list {} of `client_crl` cannot be read: {error}", index + 1);
                 check.note("client_crl", what, CRL);
@@ -168,40 +171,66 @@ fn lists(
         check.note("client_crl", "`client_crl` has no list", CRL);
         return None;
     }
-    // Of those that speak of the same certificates the first counts: that is to be the newest.
-    lists.sort_by_key(|(list, _)| Reverse(list.tbs_cert_list.this_update.to_unix_duration()));
-    for (index, (list, _)) in lists.iter().enumerate() {
-        if lists[..index].iter().all(|(newer, _)| scope(newer) != scope(list)) {
-            check_age(list, check);
+    // Of those that speak of the same certificates the first counts: that is to be the newest. Others stay where they are.
+    lists.sort_by_key(|(place, list)| (*place, Reverse(list.since)));
+    let mut last = None;
+    for (place, list) in &lists {
+        if last.replace(place) != Some(place) {
+            list.check_age(check);
         }
     }
     let subjects = cas.map_or(&[][..], |cas| &cas.subjects);
-    let has_list = |ca: &Name| lists.iter().any(|(list, _)| list.tbs_cert_list.issuer == *ca);
+    let has_list = |ca: &Name| lists.iter().any(|(_, list)| list.scope.issuer == *ca);
     for subject in subjects.iter().filter(|subject| !has_list(subject)) {
         let what = format!("`client_crl` has no list of the CA {:?}", name(subject));
         check
             .warn("client_crl", what, "a list of each CA")
             .help("add its list, though it be empty: until then nobody is let in with a certificate of it, or of a CA below it");
     }
-    Some(lists.into_iter().map(|(_, der)| der).collect())
+    Some(lists.into_iter().map(|(_, list)| list.der).collect())
 }
 
-/// The certificates that a list speaks of: its issuer's, all of them or a part (RFC 5280, section 5.2.5).
-fn scope(list: &CertificateList<Raw>) -> (&Name, Option<&[u8]>) {
-    let list = &list.tbs_cert_list;
-    let part = list.crl_extensions.iter().flatten().find(|extension| extension.extn_id == PART);
-    (&list.issuer, part.map(|extension| extension.extn_value.as_bytes()))
+/// A list of revocation.
+struct List {
+    scope: Scope,
+    since: Duration,
+    /// The time by which there is to be a newer one.
+    next: Option<SystemTime>,
+    der: CertificateRevocationListDer<'static>,
 }
 
-fn check_age(list: &CertificateList<Raw>, check: &mut Check) {
-    let next = list.tbs_cert_list.next_update.map(|next| next.to_system_time());
-    if let Some(since) = next.and_then(|next| SystemTime::now().duration_since(next).ok()) {
-        let issuer = name(&list.tbs_cert_list.issuer);
-        let what =
-            format!("the list of {issuer:?} in `client_crl` was to be replaced {} ago", in_words(since));
-        check
-            .warn("client_crl", what, "the latest list")
-            .help("fetch the new one, and reload: a certificate revoked since is still believed");
+/// The certificates that a list speaks of.
+#[derive(PartialEq)]
+struct Scope {
+    issuer: Name,
+    /// The key of that name (RFC 5280, section 5.2.1), and a part of what it has issued (section 5.2.5): each as it is written.
+    extensions: [Option<Vec<u8>>; 2],
+}
+
+impl List {
+    fn read(der: CertificateRevocationListDer<'static>) -> Result<Self, x509_cert::der::Error> {
+        let list = CertificateList::<Raw>::from_der(&der)?.tbs_cert_list;
+        let extensions = [AUTHORITY_KEY, ISSUING_POINT].map(|id| {
+            let found = list.crl_extensions.iter().flatten().find(|extension| extension.extn_id == id)?;
+            Some(found.extn_value.as_bytes().to_vec())
+        });
+        Ok(Self {
+            since: list.this_update.to_unix_duration(),
+            next: list.next_update.map(|next| next.to_system_time()),
+            scope: Scope { issuer: list.issuer, extensions },
+            der,
+        })
+    }
+
+    fn check_age(&self, check: &mut Check) {
+        if let Some(since) = self.next.and_then(|next| SystemTime::now().duration_since(next).ok()) {
+            let issuer = name(&self.scope.issuer);
+            let what =
+                format!("the list of {issuer:?} in `client_crl` was to be replaced {} ago", in_words(since));
+            check
+                .warn("client_crl", what, "the latest list")
+                .help("fetch the new one, and reload: a certificate revoked since is still believed");
+        }
     }
 }
 

@@ -197,6 +197,10 @@ fn a_section_that_begins_within_a_line_is_refused_and_not_passed_over() {
         let said = Site::new(&[("chain", chain), ("key", key)]).said(ONE);
         assert_said(&said, &format!("error: `{name}` has a \"-----BEGIN\" that does not begin a line"), help);
     }
+    let left_out = CA.pem().replace("-----", "# -----")
+        + "as below, from -----BEGIN CERTIFICATE----- on:\n"
+        + &ROOT.pem();
+    assert_eq!(clients(&left_out, &ROOT.revoke(&[], 7)), "");
     let said = clients(&(ROOT.pem().trim_end().to_owned() + &CA.pem()), &ROOT.revoke(&[], 7));
     assert!(said.starts_with("error: `client_ca` has a \"-----BEGIN\""), "{said}");
 }

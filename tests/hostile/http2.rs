@@ -321,9 +321,9 @@ fn heads_and_bodies_that_take_their_time() {
 
 #[test]
 fn streams_beyond_the_limit() {
-    endures_flood("a thousand streams", WITH_ANSWERS, |mut stream| {
+    endures_flood("two thousand streams", WITH_ANSWERS, |mut stream| {
         stream.write_all(&hello(0)).unwrap();
-        let _ = stream.write_all(&streams(1000).flat_map(|n| get(n, "/files/large")).collect::<Vec<_>>());
+        let _ = stream.write_all(&streams(2000).flat_map(|n| get(n, "/files/large")).collect::<Vec<_>>());
         drain(&stream);
     });
 }

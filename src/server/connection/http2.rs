@@ -5,6 +5,7 @@
 
 use std::error::Error as _;
 use std::future::{Future, Ready, ready};
+use std::ops::RangeInclusive;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,6 +43,10 @@ const STREAM_WINDOW: u32 = 128 << 10;
 const CONNECTION_WINDOW: u32 = 256 << 10;
 /// The least bytes of a stream's answer that wait to be written before its body is asked for more.
 const UNWRITTEN: usize = 32 << 10;
+/// The most streams that a client may have reset by its own mistakes before the connection is closed: as many as it may have
+/// requests, within these bounds. As many as the lower one it may begin before it has heard of `STREAMS`; the upper one is
+/// hyper's own.
+const MISTAKES: RangeInclusive<usize> = 128..=1024;
 /// The most fields of a request's head, as with HTTP/1.
 const FIELDS: usize = 100;
 
@@ -90,6 +95,9 @@ impl Http2 {
             serving: Arc::clone(serving),
             begun: begun.clone(),
         };
+        // A request that cannot be one is a request, too: others of the connection may be of other users.
+        let mistakes = usize::try_from(serving.requests_per_connection).unwrap_or(usize::MAX);
+        let mistakes = mistakes.clamp(*MISTAKES.start(), *MISTAKES.end());
         let mut builder = Builder::new(begun.clone());
         builder
             .max_concurrent_streams(STREAMS)
@@ -98,8 +106,7 @@ impl Http2 {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buf_size(UNWRITTEN)
             .max_pending_accept_reset_streams(RESETS)
-            // A request that cannot be one is a request, too: others of the connection may be of other users.
-            .max_local_error_reset_streams(usize::try_from(serving.requests_per_connection).ok());
+            .max_local_error_reset_streams(mistakes);
         let hyper = Box::pin(builder.serve_connection(TokioIo::new(frames), service));
         Self {
             connection,

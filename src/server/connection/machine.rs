@@ -451,7 +451,7 @@ impl Machine {
                 if reading.falls_short(reads, progress.sent(), look.passed, &demand) {
                     return Some(Command::Drop);
                 }
-                // While it does not read, nothing of it is read either.
+                // While it does not read, it may not be read from either.
                 if reads && frame.is_some() {
                     *frame = Some(now);
                 }
